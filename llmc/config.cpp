@@ -1,0 +1,199 @@
+// The two recipes, their rules and their accounting.
+#include "llmc/config.h"
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <utility>
+#include "llmc/error.h"
+#include "llmc/tensors.h"
+#include "llmc/value_embedding.h"
+
+using nlohmann::json;
+
+template <class Enum>
+using Names = std::vector<std::pair<const char*, Enum>>;
+
+static const Names<Recipe> RECIPES{{"speedrun", Recipe::speedrun}, {"nanochat", Recipe::nanochat}};
+static const Names<Norm> NORMS{{"none", Norm::none}, {"rms_norm", Norm::rms_norm}, {"layer_norm", Norm::layer_norm}};
+static const Names<Activation> ACTIVATIONS{{"gelu", Activation::gelu}, {"relu2", Activation::relu2}};
+
+template <class Enum>
+static const char* name_in(const Names<Enum>& names, Enum value) {
+    for (auto& [name, entry] : names)
+        if (entry == value) return name;
+    return "?";
+}
+
+template <class Enum>
+static Enum value_in(const Names<Enum>& names, const char* what, const std::string& wanted) {
+    std::string all;
+    for (auto& [name, entry] : names) {
+        if (wanted == name) return entry;
+        all += concat(all.empty() ? "" : ", ", name);
+    }
+    fail(what, " is '", wanted, "', but must be one of: ", all);
+}
+
+const char* name_of(Recipe recipe) { return name_in(RECIPES, recipe); }
+const char* name_of(Norm norm) { return name_in(NORMS, norm); }
+const char* name_of(Activation activation) { return name_in(ACTIVATIONS, activation); }
+Recipe recipe_named(const std::string& name) { return value_in(RECIPES, "recipe", name); }
+Norm norm_named(const std::string& name) { return value_in(NORMS, "norm", name); }
+Activation activation_named(const std::string& name) { return value_in(ACTIVATIONS, "activation", name); }
+
+float norm_eps(const GPTConfig& config, Norm kind) {
+    return static_cast<float>(kind == Norm::layer_norm ? LAYER_NORM_EPS : config.norm_eps);
+}
+
+std::vector<int> window_sizes(int n_layer, int seq_len, const std::string& pattern) {
+    require(!pattern.empty() && pattern.find_first_not_of("SL") == std::string::npos, "window pattern is '", pattern,
+            "', but must be letters S (half of seq_len) and L (all), like SSSL");
+    std::vector<int> windows;
+    for (int l = 0; l < n_layer; l++) {
+        bool all = l == n_layer - 1 || pattern[l % pattern.size()] == 'L';
+        windows.push_back(all ? seq_len : seq_len / 2);
+    }
+    return windows;
+}
+
+bool has_value_embed(int l, int n_layer) { return l % 2 == (n_layer - 1) % 2; }
+
+static GPTConfig sized(Recipe recipe, int n_layer, int n_head, int n_embd, int vocab_size, int seq_len, const std::string& pattern) {
+    require(n_layer >= 1 && n_layer <= 100000, "depth is ", n_layer, ", but must be 1 to 100000 layers");
+    GPTConfig c;
+    c.recipe = recipe;
+    c.n_layer = n_layer;
+    c.n_head = c.n_kv_head = n_head;
+    c.n_embd = n_embd;
+    c.vocab_size = vocab_size;
+    c.seq_len = seq_len;
+    c.window_pattern = pattern;
+    c.windows = window_sizes(n_layer, seq_len, pattern);
+    c.norm_before.assign(n_layer, Norm::none);
+    return c;
+}
+
+GPTConfig speedrun_config(int n_layer, int n_head, int n_embd, int vocab_size, int seq_len) {
+    GPTConfig c = sized(Recipe::speedrun, n_layer, n_head, n_embd, vocab_size, seq_len, "L");
+    c.activation = Activation::gelu;
+    c.tied = true;
+    c.norm_eps = 1e-6;
+    c.attn_scale.assign(n_layer, 1 / std::sqrt(2.0 * n_layer));
+    c.value_embeds.assign(n_layer, false);
+    return c;
+}
+
+GPTConfig nanochat_config(int n_layer, int n_head, int n_embd, int vocab_size, int seq_len, const std::string& window_pattern) {
+    GPTConfig c = sized(Recipe::nanochat, n_layer, n_head, n_embd, vocab_size, seq_len, window_pattern);
+    c.activation = Activation::relu2;
+    c.qk_norm = true;
+    c.softcap = 15;
+    c.norm_wte = Norm::rms_norm;
+    c.norm_eps = 0x1p-23;
+    c.lambdas = true;
+    c.attn_scale.assign(n_layer, 1);
+    for (int l = 0; l < n_layer; l++) c.value_embeds.push_back(has_value_embed(l, n_layer));
+    return c;
+}
+
+void validate(const GPTConfig& c) {
+    require(c.n_layer >= 1 && c.n_layer <= 100000, "depth is ", c.n_layer, ", but must be 1 to 100000 layers");
+    require(c.n_embd >= 8 && c.n_embd <= (1 << 20) && c.n_embd % 8 == 0, "width is ", c.n_embd, ", but must be a multiple of 8, 8 to 1048576");
+    require(c.n_head >= 1 && c.n_embd % c.n_head == 0, "width (", c.n_embd, ") must be a multiple of heads (", c.n_head, ")");
+    require(c.head_size() % 8 == 0, "head size, width / heads = ", c.n_embd, " / ", c.n_head, " = ", c.head_size(),
+            ", must be a multiple of 8; choose other --heads");
+    require(c.n_kv_head >= 1 && c.n_head % c.n_kv_head == 0, "heads (", c.n_head, ") must be a multiple of key/value heads (", c.n_kv_head, ")");
+    require(c.vocab_size >= 8 && c.vocab_size % 8 == 0 && c.vocab_size <= 65536, "vocabulary is ", c.vocab_size,
+            ", but must be a multiple of 8 up to 65536 (tokens are 16 bits); round up, as 50257 to 50304");
+    require(c.seq_len >= 1 && c.seq_len <= (1 << 24), "sequence length is ", c.seq_len, ", but must be 1 to 16777216 tokens");
+    require(c.softcap >= 0 && std::isfinite(c.softcap), "softcap is ", c.softcap, ", but must be 0 (none) or above");
+    require(c.norm_eps > 0 && c.norm_eps < 1, "norm_eps is ", c.norm_eps, ", but must be above 0 and below 1");
+    size_t L = static_cast<size_t>(c.n_layer);
+    require(c.attn_scale.size() == L && c.windows.size() == L && c.value_embeds.size() == L && c.norm_before.size() == L,
+            "attn_scale, windows, value_embeds and norm_before must have an entry for each of the ", L, " layers, but have ",
+            c.attn_scale.size(), ", ", c.windows.size(), ", ", c.value_embeds.size(), " and ", c.norm_before.size());
+    for (size_t l = 0; l < L; l++) {
+        require(std::isfinite(c.attn_scale[l]), "attn_scale of layer ", l, " is not a finite number");
+        require(c.windows[l] >= 0, "window of layer ", l, " is ", c.windows[l], ", but must be 0 or more tokens");
+    }
+    bool any_ve = std::find(c.value_embeds.begin(), c.value_embeds.end(), true) != c.value_embeds.end();
+    require(!any_ve || c.n_embd >= VE_GATE_CHANNELS, "width is ", c.n_embd, ", but value embeddings need ", VE_GATE_CHANNELS, " channels or more");
+    window_sizes(1, c.seq_len, c.window_pattern);
+}
+
+json to_json(const GPTConfig& c) {
+    json norm_before = json::array();
+    for (Norm norm : c.norm_before) norm_before.push_back(name_of(norm));
+    return {{"recipe", name_of(c.recipe)},
+            {"n_layer", c.n_layer},
+            {"n_head", c.n_head},
+            {"n_kv_head", c.n_kv_head},
+            {"n_embd", c.n_embd},
+            {"vocab_size", c.vocab_size},
+            {"seq_len", c.seq_len},
+            {"activation", name_of(c.activation)},
+            {"tied", c.tied},
+            {"qk_norm", c.qk_norm},
+            {"softcap", c.softcap},
+            {"norm_wte", name_of(c.norm_wte)},
+            {"norm_lm_head", name_of(c.norm_lm_head)},
+            {"norm_eps", c.norm_eps},
+            {"attn_scale", c.attn_scale},
+            {"window_pattern", c.window_pattern},
+            {"windows", c.windows},
+            {"value_embeds", c.value_embeds},
+            {"lambdas", c.lambdas},
+            {"norm_before", norm_before}};
+}
+
+GPTConfig config_from_json(const json& j, const std::string& where) {
+    require(j.is_object(), where, ": config is not a JSON object");
+    GPTConfig c;
+    try {
+        c.recipe = recipe_named(j.at("recipe"));
+        c.n_layer = j.at("n_layer");
+        c.n_head = j.at("n_head");
+        c.n_kv_head = j.at("n_kv_head");
+        c.n_embd = j.at("n_embd");
+        c.vocab_size = j.at("vocab_size");
+        c.seq_len = j.at("seq_len");
+        c.activation = activation_named(j.at("activation"));
+        c.tied = j.at("tied");
+        c.qk_norm = j.at("qk_norm");
+        c.softcap = j.at("softcap");
+        c.norm_wte = norm_named(j.at("norm_wte"));
+        c.norm_lm_head = norm_named(j.at("norm_lm_head"));
+        c.norm_eps = j.at("norm_eps");
+        c.attn_scale = j.at("attn_scale").get<std::vector<double>>();
+        c.window_pattern = j.at("window_pattern");
+        c.windows = j.at("windows").get<std::vector<int>>();
+        c.value_embeds = j.at("value_embeds").get<std::vector<bool>>();
+        c.lambdas = j.at("lambdas");
+        for (const json& norm : j.at("norm_before")) c.norm_before.push_back(norm_named(norm));
+        validate(c);
+    } catch (const std::exception& error) {
+        fail(where, ": config: ", error.what());
+    }
+    json known = to_json(c);
+    for (auto& [key, value] : j.items())
+        require(known.contains(key), where, ": config: '", key, "' is not a property this version knows; it was written by a newer one");
+    return c;
+}
+
+int64_t matmul_params(const GPTConfig& c) {
+    int64_t C = c.n_embd, CK = c.kv_width();
+    int64_t gates = std::count(c.value_embeds.begin(), c.value_embeds.end(), true);
+    return c.n_layer * (2 * C * C + 2 * C * CK + 8 * C * C) + gates * VE_GATE_CHANNELS * c.n_kv_head + int64_t{c.vocab_size} * C;
+}
+
+int64_t total_params(const GPTConfig& config) {
+    int64_t total = 0;
+    for (const Tensor& tensor : tensor_table(config)) total += tensor.numel;
+    return total;
+}
+
+int64_t flops_per_token(const GPTConfig& c) {
+    int64_t flops = 6 * matmul_params(c);
+    for (int window : c.windows) flops += int64_t{12} * c.n_embd * std::min(window, c.seq_len);
+    return flops;
+}

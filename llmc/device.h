@@ -1,0 +1,23 @@
+// Memory and the clock of the device the ops run on. On the CPU it is the host itself.
+#pragma once
+#include <cstddef>
+#include <string>
+#include "llmc/types.h"
+
+/// Zeroed memory, 4096-aligned, every page touched. Throws std::bad_alloc when there is not enough.
+void* device_alloc(size_t bytes);
+void device_free(void* memory);
+void device_zero(void* memory, size_t bytes, Stream stream);
+/// Copies wait: when they return, the data is there.
+void copy_to_device(void* device, const void* host, size_t bytes, Stream stream);
+void copy_to_host(void* host, const void* device, size_t bytes, Stream stream);
+void copy_on_device(void* to, const void* from, size_t bytes, Stream stream);
+/// Waits until everything on the stream is done.
+void device_wait(Stream stream);
+
+/// One line for people: processor, threads, instruction set; or the GPU's name.
+std::string device_name();
+/// Bytes that device_alloc could still give.
+size_t device_free_bytes();
+/// Dense matrix-product peak in floatX, FLOP/s: measured on the CPU (matmul_peak_flops), from the data sheet on a GPU; 0 if unknown.
+double device_peak_flops();

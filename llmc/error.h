@@ -1,0 +1,46 @@
+// Errors: every refusal is one line that names the thing, the rule, the value and the way out.
+#pragma once
+#include <exception>
+#include <iostream>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+/// The pieces, printed one after another, as one string.
+template <class... Pieces>
+std::string concat(const Pieces&... pieces) {
+    std::ostringstream text;
+    (text << ... << pieces);
+    return text.str();
+}
+
+/// Throws std::invalid_argument with the pieces as its text.
+template <class... Pieces>
+[[noreturn]] void fail(const Pieces&... pieces) {
+    throw std::invalid_argument(concat(pieces...));
+}
+
+/// Unless `holds`, throws std::invalid_argument with the pieces as its text.
+template <class... Pieces>
+void require(bool holds, const Pieces&... pieces) {
+    if (!holds) fail(pieces...);
+}
+
+/// What main() of every program does: runs `body`, and turns what it throws into one line on stderr
+/// (`name: text`) and exit code 2. A line break inside a text (a user's path) is printed as a space.
+template <class Body>
+int run_program(const char* name, Body body) {
+    try {
+        return body();
+    } catch (const std::bad_alloc&) {
+        std::cout.flush();
+        std::cerr << name << ": out of memory; use a smaller --device-batch or model (--plan tells the need)" << std::endl;
+    } catch (const std::exception& error) {
+        std::string text = error.what();
+        for (char& c : text)
+            if (c == '\n' || c == '\r') c = ' ';
+        std::cout.flush();
+        std::cerr << name << ": " << text << std::endl;
+    }
+    return 2;
+}

@@ -1,0 +1,30 @@
+// Matrix products: oneDNN on the CPU, cuBLASLt on CUDA. Row-major; weights are (out, in): y = x W^T.
+#pragma once
+#include "llmc/types.h"
+
+/// out  (N, OC)  =  x W^T
+/// x    (N, IC)
+/// w    (OC, IC)
+/// Throws std::invalid_argument when a dimension is below 1.
+void matmul_forward(floatX* out, const floatX* x, const floatX* w, int64_t N, int64_t IC, int64_t OC, Stream stream);
+
+/// dx   (N, IC)  =  dout W
+/// dout (N, OC)
+void matmul_backward_input(floatX* dx, const floatX* dout, const floatX* w, int64_t N, int64_t IC, int64_t OC, Stream stream);
+
+/// dw   (OC, IC)  +=  dout^T x, fp32
+void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int64_t N, int64_t IC, int64_t OC, Stream stream);
+
+/// The general product, for the optimizer: `batch` products that lie one after another,
+///     out = alpha * op(a) op(b) + beta * out,    op(m) = m or, when its flag is set, m^T
+///
+/// out (batch, M, N)
+/// a   (batch, M, K), or (batch, K, M) when transpose_a
+/// b   (batch, K, N), or (batch, N, K) when transpose_b
+/// With beta = 0, out is written without being read.
+void matmul(floatX* out, const floatX* a, const floatX* b, int64_t M, int64_t N, int64_t K, bool transpose_a, bool transpose_b,
+            float alpha, float beta, int64_t batch, Stream stream);
+
+/// FLOP/s of the best of three products of floatX, (2048 x 768 x 3072), (2048 x 3072 x 768), (2048 x 768 x 32768) as
+/// rows x out x in, each the fastest of `repeats` runs: the peak that mfu and the benchmarks divide by on the CPU.
+double matmul_peak_flops(int repeats);

@@ -1,0 +1,33 @@
+// Muon (Jordan et al. 2024): momentum, then the nearest orthogonal matrix, by a few matrix products.
+#pragma once
+#include <cstddef>
+#include "llmc/types.h"
+
+/// speedrun: summed momentum, 5 Newton-Schulz steps, update scaled by sqrt(max(rows, cols)).
+/// nanochat: averaged momentum, 5 steps of Polar Express (Amsel et al. 2025), NorMuon's second moment per row or column
+///           (Li et al. 2025) with the update's norm kept, lr scaled by sqrt(max(1, rows/cols)), cautious weight decay.
+enum class MuonKind { speedrun, nanochat };
+
+/// One matrix (rows, cols), row-major.
+struct MuonTensor {
+    float* master;       ///< weights, fp32, updated
+    floatX* weight;      ///< what the model reads: master rounded to floatX; null where the model reads master itself
+    const float* grad;
+    float* momentum;     ///< (rows, cols), 0 at start
+    float* second;       ///< nanochat: (rows) when rows >= cols, else (cols), 0 at start; speedrun: null
+};
+
+struct MuonHyper {
+    MuonKind kind;
+    float lr, momentum, beta2, weight_decay;   ///< beta2 and weight_decay: nanochat only
+};
+
+/// One update of `count` matrices of one shape. The mathematics: muon_speedrun and muon_nanochat of the reference;
+///     x = u / (|u| * safety + eps), transposed when rows > cols; five times: s = x x^T, x = a x + (b s + c s s) x
+///
+/// tensors (count)               on the host
+/// scratch (muon_scratch bytes)
+void muon_update(const MuonTensor* tensors, int count, int rows, int cols, const MuonHyper& hyper, void* scratch, Stream stream);
+
+/// Bytes of scratch for `count` matrices of a shape.
+size_t muon_scratch(int count, int rows, int cols);

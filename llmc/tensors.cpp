@@ -1,0 +1,94 @@
+// The tensors of a model: shapes from the table's letters, and their initial values.
+#include "llmc/tensors.h"
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <random>
+#include "llmc/error.h"
+#include "llmc/value_embedding.h"
+
+static int64_t size_of(Dim dim, const GPTConfig& config) {
+    switch (dim) {
+        case Dim::V: return config.vocab_size;
+        case Dim::C: return config.n_embd;
+        case Dim::CK: return config.kv_width();
+        case Dim::C4: return 4 * config.n_embd;
+        case Dim::HK: return config.n_kv_head;
+        case Dim::GATE: return VE_GATE_CHANNELS;
+        case Dim::L: return config.n_layer;
+    }
+    fail("tensors: unknown dimension");
+}
+
+static bool has(const TensorSpec& spec, const GPTConfig& config, int layer) {
+    switch (spec.has) {
+        case Has::always: return true;
+        case Has::untied: return !config.tied;
+        case Has::value_embeds: return config.value_embeds[layer];
+        case Has::lambdas: return config.lambdas;
+    }
+    fail("tensors: unknown condition");
+}
+
+std::vector<Tensor> tensor_table(const GPTConfig& config) {
+    std::vector<Tensor> tensors;
+    int64_t offset = 0;
+    auto add = [&](const TensorSpec& spec, int layer) {
+        if (!has(spec, config, layer)) return;
+        std::vector<int64_t> shape{size_of(spec.rows, config)};
+        if (!spec.vector) shape.push_back(size_of(spec.cols, config));
+        int64_t numel = spec.vector ? shape[0] : shape[0] * shape[1];
+        std::string name = layer < 0 ? spec.name : concat("h.", layer, ".", spec.name);
+        tensors.push_back({name, &spec, layer, shape, numel, offset});
+        offset += (numel + TENSOR_ALIGNMENT - 1) / TENSOR_ALIGNMENT * TENSOR_ALIGNMENT;
+    };
+    const TensorSpec* first = std::begin(TENSORS);
+    const TensorSpec* end = std::end(TENSORS);
+    const TensorSpec* layers = std::find_if(first, end, [](const TensorSpec& spec) { return spec.per_layer; });
+    const TensorSpec* after = std::find_if(layers, end, [](const TensorSpec& spec) { return !spec.per_layer; });
+    for (const TensorSpec* spec = first; spec < layers; spec++) add(*spec, -1);
+    for (int l = 0; l < config.n_layer; l++)
+        for (const TensorSpec* spec = layers; spec < after; spec++) add(*spec, l);
+    for (const TensorSpec* spec = after; spec < end; spec++) add(*spec, -1);
+    return tensors;
+}
+
+int64_t block_size(const std::vector<Tensor>& tensors) {
+    if (tensors.empty()) return 0;
+    const Tensor& last = tensors.back();
+    return last.offset + (last.numel + TENSOR_ALIGNMENT - 1) / TENSOR_ALIGNMENT * TENSOR_ALIGNMENT;
+}
+
+// The standard fixes what mt19937_64 gives, but not what its distributions make of it; these do.
+static double uniform(std::mt19937_64& generator) { return static_cast<double>(generator() >> 11) * 0x1p-53; }
+
+static void fill_uniform(float* values, int64_t n, double bound, std::mt19937_64& generator) {
+    for (int64_t i = 0; i < n; i++) values[i] = static_cast<float>((2 * uniform(generator) - 1) * bound);
+}
+
+/// Box & Muller (1958).
+static void fill_normal(float* values, int64_t n, double deviation, std::mt19937_64& generator) {
+    for (int64_t i = 0; i < n; i += 2) {
+        double radius = deviation * std::sqrt(-2 * std::log(1 - uniform(generator)));
+        double angle = 2 * std::numbers::pi * uniform(generator);
+        values[i] = static_cast<float>(radius * std::cos(angle));
+        if (i + 1 < n) values[i + 1] = static_cast<float>(radius * std::sin(angle));
+    }
+}
+
+void initialize(float* values, const Tensor& tensor, const GPTConfig& config, uint64_t seed) {
+    std::vector<uint32_t> words{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+    words.insert(words.end(), tensor.name.begin(), tensor.name.end());
+    std::seed_seq sequence(words.begin(), words.end());
+    std::mt19937_64 generator(sequence);
+    int64_t n = tensor.numel;
+    switch (config.recipe == Recipe::speedrun ? tensor.spec->speedrun : tensor.spec->nanochat) {
+        case Init::uniform_fan_in: return fill_uniform(values, n, 1 / std::sqrt(static_cast<double>(tensor.shape.back())), generator);
+        case Init::uniform_width: return fill_uniform(values, n, std::sqrt(3.0 / config.n_embd), generator);
+        case Init::normal_1: return fill_normal(values, n, 1, generator);
+        case Init::normal_0_001: return fill_normal(values, n, 0.001, generator);
+        case Init::zero: std::fill_n(values, n, 0.0f); return;
+        case Init::one: std::fill_n(values, n, 1.0f); return;
+        case Init::tenth: std::fill_n(values, n, 0.1f); return;
+    }
+}
