@@ -1,0 +1,123 @@
+// The loader: shards of tokens -> micro-batches of inputs and targets, read ahead in a thread.
+#pragma once
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+/// How rows of tokens are cut out of the shards.
+///
+/// stream       A micro-batch is B x T + 1 consecutive tokens (inputs, and targets one on), then the position moves by
+///              B x T x processes; process r starts r x B x T in. A shard's tail that cannot fill one for all processes is
+///              skipped. (The stacking study's order, and llm.c's.)
+/// bos_bestfit  A row is T + 1 tokens and starts with bos. From a buffer of 1000 documents (a document is bos and what
+///              follows it, up to the next bos or the shard's end) the largest that fits the room left is taken until none
+///              fits, then the shortest is cropped to fill the row; what is cropped away is not seen. Of equally long
+///              documents the one read first is taken. Tokens before a shard's first bos are skipped. Of the one sequence of
+///              rows, process r takes rows r, r + processes, ... (The growth study's order, nanochat's.)
+///
+/// After the last shard either goes on with the first.
+enum class Packing { stream, bos_bestfit };
+const char* name_of(Packing packing);                    ///< stream, bos-bestfit
+Packing packing_named(const std::string& name);          ///< throws std::invalid_argument with the names that exist
+
+struct LoaderOptions {
+    std::string pattern;                                 ///< a path, or a pattern of them (glob(7)): corpus/train_*.bin
+    int B = 0, T = 0;                                    ///< rows of a micro-batch, tokens of a row
+    int vocab_size = 0;                                  ///< a token of this id or above is an error
+    int process = 0, processes = 1;                      ///< which of how many read the same shards together
+    Packing packing = Packing::stream;
+    std::optional<uint64_t> shuffle_seed;                ///< shuffles the shards' order, once; without it they are read sorted
+    int bos = -1;                                        ///< of bos_bestfit; -1: the first token of the first (sorted) shard
+};
+
+/// Reads micro-batches. Two are kept read ahead by a thread of its own; what goes wrong in it is thrown by next() and
+/// peek_targets(). One caller at a time. Once the reading has begun, a micro-batch of stream packing allocates nothing.
+///
+/// Errors (std::invalid_argument) name the file, the position and the way out: no match, a bad header (all are checked
+/// at construction), shards too small, a token beyond the vocabulary, a shard that was cut short or removed meanwhile.
+class DataLoader {
+public:
+    explicit DataLoader(LoaderOptions options);
+    ~DataLoader();
+    DataLoader(const DataLoader&) = delete;
+    DataLoader& operator=(const DataLoader&) = delete;
+
+    /// The next micro-batch.
+    /// inputs  (B, T)  =
+    /// targets (B, T)  =   the token after each input
+    void next(int* inputs, int* targets);
+
+    /// targets (B, T) of the micro-batch that next() will give. Valid until any other member is called.
+    const int* peek_targets();
+
+    /// The place of the micro-batch that next() will give, whatever has been read ahead, and what data it is a place in.
+    /// It does not depend on B, T or processes, and is the same on every process.
+    nlohmann::json position() const;
+
+    /// Goes to a position(). With the same B, T and processes the micro-batches are those that would have followed; with
+    /// others, reading goes on from the same token. Throws std::invalid_argument, and stays where it is, when the position
+    /// is of other data (fingerprint), packing, shuffle_seed or bos, or is not a position.
+    void restore(const nlohmann::json& position);
+
+    /// Goes to the first token of the first shard.
+    void rewind();
+
+    int64_t total_tokens() const;                        ///< of all shards
+    int shards() const;
+    std::string first_shard() const;                     ///< path of the first shard in sorted order
+    std::string fingerprint() const;                     ///< of the data: 16 digits that stand for every shard's file name and count
+
+    /// Micro-batches (of one process) in one pass over the data, 1 at least. For bos_bestfit: those that are packed from no more
+    /// documents than the shards hold; to count them, every shard is read once.
+    int64_t batches_per_epoch() const;
+
+private:
+    struct Shard {
+        std::string path;
+        int64_t tokens;
+    };
+    /// A document of bos_bestfit: where its bos lies, and its tokens with it.
+    struct Document {
+        int shard;
+        int64_t start, length;
+    };
+    /// All that decides which tokens come next.
+    struct Place {
+        int64_t epoch = 0;                               ///< passes completed
+        int turn = 0;                                    ///< the shard being read is order[turn]
+        int64_t token = 0;                               ///< of that shard, the next to be read
+        std::vector<Document> buffer;                    ///< bos_bestfit: read, but not yet packed
+    };
+    /// A micro-batch read ahead.
+    struct Batch {
+        std::vector<int> inputs, targets;
+        Place after;                                     ///< the place of the one that follows
+        std::exception_ptr error;                        ///< why there is none
+    };
+    class Reader;
+
+    void start();
+    void stop();
+    void read_ahead(Place place);
+    Batch& front();
+
+    LoaderOptions options;
+    std::vector<Shard> files;                            ///< sorted by path
+    std::vector<int> order;                              ///< of the files, in which they are read
+    Place here;                                          ///< of the micro-batch that next() will give
+    std::unique_ptr<Reader> reader;                      ///< the thread's while it runs
+
+    Batch batches[2];                                    ///< a ring of two; the fields below, and who owns which, under `mutex`
+    int first = 0, filled = 0;                           ///< batches[first] is the next, `filled` are ready
+    bool stopping = false;
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::thread thread;
+};
