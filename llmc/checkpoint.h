@@ -1,0 +1,118 @@
+// A model in a file: configuration, weights, state of the training, and where it all came from.
+//
+// One file, little-endian:
+//
+//     byte 0    magic        8 bytes     "DEEPEN\r\n" (a transfer that rewrites line ends shows)
+//          8    version      uint32      1
+//         12    reserved     uint32      0
+//         16    json_bytes   uint64
+//         24    json_xxh3    uint64      XXH3-64 of the JSON text
+//         32    JSON header  json_bytes bytes of UTF-8
+//               tensors, each at a multiple of 4096 bytes; all bytes between, and up to the file's end, are zero
+//
+// The JSON header:
+//
+//     config    the model (llmc/config.h)
+//     progress  {step, tokens, flops} of this run; zeros in a file that grow or stack made
+//     training  what --resume needs, the trainer's own; absent when the file cannot be resumed
+//     data      position of the loader, the trainer's own; may be there without training
+//     lineage   {operation, detail, parents: [{hash, step, tokens, flops, operation, detail, parents: [...]}, ...]}
+//               operation: train, grow, stack, convert; hash: content_hash() of the parent. A file that is met
+//               a second time in a family tree is listed without its parents.
+//     tensors   [{name, dtype, shape, offset, bytes, xxh3}, ...] in the order they lie in the file, without gaps but for the
+//               alignment; dtype F32 or U8; offset from the start of the file; xxh3 in 16 hexadecimal digits
+//
+// Order of the tensors: the weights as tensor_table() lists them (so a layer's lie together), then the optimizer's state,
+// named after its weight (h.3.fc/momentum), then `tokenizer` (U8, the tokenizer's own file), if any. There is no time, path or
+// machine in a file: two equal runs give equal bytes.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+#include "llmc/config.h"
+#include "llmc/file.h"
+
+struct TensorEntry {
+    std::string name;
+    std::string dtype;               ///< F32 or U8
+    std::vector<int64_t> shape;
+    int64_t offset = 0, bytes = 0;   ///< in the file
+    uint64_t xxh3 = 0;               ///< XXH3-64 of the bytes
+
+    int64_t numel() const { return dtype == "F32" ? bytes / 4 : bytes; }
+};
+
+/// A checkpoint that is open for reading. It stays the file it was, whatever is renamed to its path meanwhile.
+struct Checkpoint {
+    std::string path;
+    nlohmann::json header;
+    GPTConfig config;
+    std::vector<TensorEntry> tensors;
+    std::shared_ptr<const File> file;
+
+    /// Null when there is no such tensor.
+    const TensorEntry* find(const std::string& name) const;
+    /// The same, but throws std::invalid_argument.
+    const TensorEntry& at(const std::string& name) const;
+    bool can_resume() const { return header.contains("training"); }
+    /// XXH3-128 of configuration and weights (names, shapes, hashes), 32 hexadecimal digits: equal models, equal hash,
+    /// whatever the state of their training.
+    std::string content_hash() const;
+};
+
+/// Opens a checkpoint and checks everything but the tensors' bytes: magic, version, hash of the header, every type in it, that
+/// the tensors are those of the configuration, at their places, the file's exact length, zeros between.
+/// Throws std::invalid_argument, whatever the file holds, with the file, what is wrong, where, and what to do.
+Checkpoint open_checkpoint(const std::string& path);
+
+/// True when the file starts with a checkpoint's magic.
+bool is_checkpoint(const std::string& path);
+
+/// Reads every tensor and compares its hash. Throws std::invalid_argument for the first that differs.
+void verify_tensors(const Checkpoint& checkpoint);
+
+/// Reads a tensor into host memory of entry.bytes bytes; throws std::invalid_argument when its hash differs.
+void read_tensor(const Checkpoint& checkpoint, const TensorEntry& entry, void* dst);
+
+/// The same in pieces of at most FILE_CHUNK bytes, in order, as for memory of a device: take(src, offset in the tensor, bytes).
+/// The hash can only be compared after the last piece: when this throws, what was taken is not to be used.
+using TakeBytes = std::function<void(const void* src, int64_t offset, int64_t bytes)>;
+void read_tensor(const Checkpoint& checkpoint, const TensorEntry& entry, const TakeBytes& take);
+
+/// Where the bytes of a tensor to be written come from.
+struct TensorSource {
+    std::string name;
+    std::string dtype;               ///< F32 or U8
+    std::vector<int64_t> shape;
+
+    /// Puts bytes [offset, offset + bytes) of the tensor at dst; called in order, for at most FILE_CHUNK bytes at a time.
+    std::function<void(void* dst, int64_t offset, int64_t bytes)> fill;
+
+    /// Or, without fill: a tensor of another checkpoint, moved as it is. Its bytes are not read: verify_tensors() first.
+    std::shared_ptr<const File> file;
+    int64_t offset = 0;              ///< in that file
+    uint64_t xxh3 = 0;
+};
+
+/// Sources for what lies in host memory (until write_checkpoint() returns) and in another checkpoint.
+TensorSource source_from_memory(const std::string& name, const std::vector<int64_t>& shape, const float* values);
+TensorSource source_from_bytes(const std::string& name, std::string bytes);
+TensorSource source_from_checkpoint(const std::string& name, const Checkpoint& checkpoint, const TensorEntry& entry);
+
+/// Writes a checkpoint: all of it appears under `path` at once, synced, or nothing changes there (llmc/file.h).
+/// header: config, progress, lineage, and training and data if any; `tensors` is added. sources: in the file's order.
+/// Throws std::invalid_argument when open_checkpoint() would refuse the result, or it cannot be written.
+/// Needs about FILE_CHUNK bytes of memory.
+void write_checkpoint(const std::string& path, nlohmann::json header, const std::vector<TensorSource>& sources);
+
+/// Bytes that the file of write_checkpoint() has.
+int64_t checkpoint_bytes(const nlohmann::json& header, const std::vector<TensorSource>& sources);
+
+/// The `lineage` of a file made from these; for a training run from scratch there are none.
+nlohmann::json make_lineage(const std::string& operation, const std::string& detail, const std::vector<const Checkpoint*>& parents);
+
+/// progress of a file at its start.
+nlohmann::json no_progress();
