@@ -4,7 +4,7 @@
 #include <span>
 #include <string>
 
-#include "llmc/atomic_file.h"
+#include "llmc/file.h"
 
 /// A shard is this header, then `tokens` token ids of 16 bits each. Little-endian, as every machine this runs on.
 struct ShardHeader {
@@ -25,15 +25,15 @@ int64_t read_shard_header(const std::string& path);
 /// Writes one shard. Nothing is there under `path` before finish(), and the whole shard is after it.
 /// Throws std::invalid_argument where the disk refuses, or above 2^31 - 1 tokens.
 class ShardWriter {
-  public:
+public:
     explicit ShardWriter(const std::string& path);
     void write(std::span<const uint16_t> tokens);
-    /// Throws when no token was written.
+    /// Throws std::invalid_argument when no token was written.
     void finish();
     int64_t tokens() const { return tokens_; }
 
-  private:
+private:
     std::string path_;
-    AtomicFile file_;
+    NewFile file_;
     int64_t tokens_ = 0;
 };
