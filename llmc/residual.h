@@ -2,6 +2,9 @@
 #pragma once
 #include "llmc/types.h"
 
+/// x      (n)  +=  branch (n). Throws std::invalid_argument when n is not a positive multiple of 8.
+void residual_add(floatX* x, const floatX* branch, int64_t n, Stream stream);
+
 /// x += scale * branch, then h = rms_norm(x).
 ///
 /// h      (N, C)  =

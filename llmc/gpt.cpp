@@ -1,0 +1,414 @@
+// The model. forward() and backward() are the pages to read; everything above them lays out memory.
+#include "llmc/gpt.h"
+#include <algorithm>
+#include <cmath>
+#include "llmc/attention.h"
+#include "llmc/cross_entropy.h"
+#include "llmc/device.h"
+#include "llmc/embedding.h"
+#include "llmc/error.h"
+#include "llmc/matmul.h"
+#include "llmc/reduce.h"
+#include "llmc/residual.h"
+#include "llmc/rotary.h"
+#include "llmc/value_embedding.h"
+
+static constexpr int64_t LOGITS_BYTES = int64_t{128} << 20;   // of the piece of the logits that is held at once
+
+/// Rows of logits held at once: never a whole batch's, and pieces of one size.
+static int64_t logits_rows(int64_t N, int64_t V) {
+    int64_t bytes = N * V * static_cast<int64_t>(sizeof(floatX));
+    int64_t pieces = std::max<int64_t>(2, (bytes + LOGITS_BYTES - 1) / LOGITS_BYTES);
+    return (N + pieces - 1) / pieces;
+}
+
+KVCache::KVCache(const GPTConfig& config) : layers(config.n_layer) {
+    for (Layer& layer : layers) {
+        arena.add(layer.k, int64_t{config.seq_len} * config.kv_width());
+        arena.add(layer.v, int64_t{config.seq_len} * config.kv_width());
+    }
+    arena.allocate();
+}
+
+/// What a model whose arena pieces are added needs to be sound.
+static const GPTConfig& checked(const GPTConfig& config, int B) {
+    validate(config);
+    require(B >= 1, "gpt: batch is ", B, ", but must be 1 or more");
+    require(int64_t{B} * config.seq_len <= (int64_t{1} << 30), "gpt: a micro-batch of ", B, " x ", config.seq_len,
+            " tokens is too large; use a smaller --device-batch");
+    return config;
+}
+
+GPT::GPT(const GPTConfig& c, int batch, Mode mode_, bool frozen_embedding_)
+    : config(checked(c, batch)), B(batch), T(c.seq_len), tensors(tensor_table(c)), mode(mode_), frozen_embedding(frozen_embedding_),
+      N(int64_t{batch} * c.seq_len), chunk(logits_rows(N, c.vocab_size)), layers(c.n_layer) {
+    const int64_t C = c.n_embd, V = c.vocab_size, H = c.n_head, HK = c.n_kv_head, D = c.head_size(), QKV = c.qkv_width();
+
+    parameters.add(masters, block_size(tensors));
+    if (sizeof(floatX) < sizeof(float)) parameters.add(rounded, block_size(tensors));
+
+    for (const Tensor& tensor : tensors) {
+        bool wanted = mode == Mode::train && !frozen(tensor);
+        gradient_offset.push_back(wanted ? gradients_size : -1);
+        if (wanted) gradients_size += (tensor.numel + TENSOR_ALIGNMENT - 1) / TENSOR_ALIGNMENT * TENSOR_ALIGNMENT;
+    }
+    gradients.add(gradient_values, gradients_size);
+
+    activations.add(inputs, N);
+    activations.add(targets, N);
+    activations.add(x0, N * C);
+    activations.add(x0_rstd, N);
+    activations.add(x, N * C);
+    activations.add(latents, N * C);
+    activations.add(latents_rstd, N);
+    activations.add(losses, N);
+    activations.add(rotary, T * D);
+    for (int l = 0; l < c.n_layer; l++) {
+        LayerActivations& a = layers[l];
+        if (c.norm_before[l] != Norm::none) {
+            activations.add(a.seam, N * C);
+            activations.add(a.seam_rstd, N);
+        }
+        if (c.lambdas) activations.add(a.prev, N * C);
+        activations.add(a.h1, N * C);
+        activations.add(a.rstd1, N);
+        activations.add(a.qkv, N * QKV);
+        if (c.qk_norm) activations.add(a.qk_rstd, N * (H + HK));
+        if (c.value_embeds[l]) activations.add(a.gate, N * HK);
+        activations.add(a.y, N * C);
+        activations.add(a.lse, N * H);
+        activations.add(a.h2, N * C);
+        activations.add(a.rstd2, N);
+        activations.add(a.f, N * 4 * C);
+        activations.add(a.a, N * 4 * C);
+    }
+
+    scratch.add(branch, N * C);
+    scratch.add(logits, chunk * V);
+    scratch.add(attention, static_cast<int64_t>(attention_scratch(B, T, H, HK, D)));
+    if (mode == Mode::train) {
+        scratch.add(order, N);
+        scratch.add(order_scratch, V + 1);
+        scratch.add(dx, N * C);
+        if (c.lambdas) scratch.add(dx0, N * C);
+        scratch.add(dh, N * C);
+        scratch.add(dy, N * C);
+        scratch.add(dqkv, N * QKV);
+        scratch.add(df, N * 4 * C);
+        scratch.add(sums, N * std::max<int64_t>(2, HK));
+    }
+    host_losses.resize(N);
+}
+
+/// Points the members of `weights` at the tensors; `at` gives a tensor's address by its index in the table.
+template <class Element, class At>
+static void bind(Weights<Element>& weights, const GPTConfig& config, const std::vector<Tensor>& tensors, At at) {
+    using Layer = typename Weights<Element>::Layer;
+    weights.layers.assign(config.n_layer, Layer{});
+    for (size_t i = 0; i < tensors.size(); i++) {
+        const Tensor& tensor = tensors[i];
+        std::string name = tensor.spec->name;
+        Element* address = at(i);
+        if (name == "wte") weights.wte = address;
+        if (name == "lm_head" || (name == "wte" && config.tied)) weights.head = address;
+        if (name == "resid_lambdas") weights.resid_lambdas = address;
+        if (name == "x0_lambdas") weights.x0_lambdas = address;
+        if (tensor.layer < 0) continue;
+        Layer& layer = weights.layers[tensor.layer];
+        if (name == "q") layer.qkv = address;
+        if (name == "proj") layer.proj = address;
+        if (name == "fc") layer.fc = address;
+        if (name == "fc_proj") layer.fc_proj = address;
+        if (name == "ve") layer.ve = address;
+        if (name == "ve_gate") layer.ve_gate = address;
+    }
+}
+
+void GPT::allocate() {
+    parameters.allocate();
+    gradients.allocate();
+    activations.allocate();
+    scratch.allocate();
+
+    floatX* read = sizeof(floatX) < sizeof(float) ? rounded : reinterpret_cast<floatX*>(masters);
+    bind(w, config, tensors, [&](size_t i) { return read + tensors[i].offset; });
+    bind(lambdas, config, tensors, [&](size_t i) { return masters + tensors[i].offset; });
+    bind(g, config, tensors, [&](size_t i) { return gradient_offset[i] < 0 ? nullptr : gradient_values + gradient_offset[i]; });
+
+    std::vector<float> table(static_cast<size_t>(T) * config.head_size());
+    rotary_table(table.data(), T, config.head_size());
+    copy_to_device(rotary, table.data(), table.size() * sizeof(float), stream);
+}
+
+void GPT::initialize_weights(uint64_t seed) {
+    std::vector<float> values;
+    for (const Tensor& tensor : tensors) {
+        values.resize(tensor.numel);
+        initialize(values.data(), tensor, config, seed);
+        set_tensor(tensor, values.data());
+    }
+}
+
+void GPT::set_tensor(const Tensor& tensor, const float* values) {
+    copy_to_device(master(tensor), values, tensor.numel * sizeof(float), stream);
+    if (rounded) cast(rounded + tensor.offset, master(tensor), tensor.numel, stream);
+}
+
+void GPT::get_tensor(float* values, const Tensor& tensor) const {
+    copy_to_host(values, master(tensor), tensor.numel * sizeof(float), stream);
+}
+
+floatX* GPT::weight(const Tensor& tensor) const { return rounded ? rounded + tensor.offset : nullptr; }
+
+float* GPT::gradient(const Tensor& tensor) const {
+    int64_t offset = gradient_offset[&tensor - tensors.data()];
+    return offset < 0 ? nullptr : gradient_values + offset;
+}
+
+void GPT::zero_gradients() { device_zero(gradient_values, gradients_size * sizeof(float), stream); }
+
+void GPT::upload(const int* host_inputs, const int* host_targets) {
+    copy_to_device(inputs, host_inputs, N * sizeof(int), stream);
+    copy_to_device(targets, host_targets, N * sizeof(int), stream);
+}
+
+// ------------------------------------------------------------------------------------------------------ forward
+
+/// The input of the first layer: token embeddings, or the latents of the pass before; normed.
+void GPT::embed(Input input, int64_t n) {
+    const int C = config.n_embd;
+    if (input == Input::tokens)
+        embedding_forward(x0, inputs, w.wte, n, C, stream);
+    else
+        copy_on_device(x0, latents, n * C * sizeof(floatX), stream);
+    norm_forward(x0, x0_rstd, x0, config.norm_wte, n, C, norm_eps(config, config.norm_wte), stream);
+    copy_on_device(x, x0, n * C * sizeof(floatX), stream);
+}
+
+/// What the layer before gave joins the residual stream, and the layer's first norm reads it.
+void GPT::begin_layer(int l, const floatX* from_before, int64_t n) {
+    const int C = config.n_embd;
+    const float eps = norm_eps(config, Norm::rms_norm);
+    LayerActivations& a = layers[l];
+    if (a.seam) {
+        if (from_before) residual_add(x, from_before, n * C, stream);
+        from_before = nullptr;
+        norm_forward(a.seam, a.seam_rstd, x, config.norm_before[l], n, C, norm_eps(config, config.norm_before[l]), stream);
+        copy_on_device(x, a.seam, n * C * sizeof(floatX), stream);
+    }
+    if (config.lambdas)
+        mix_norm_forward(a.h1, a.rstd1, a.prev, x, from_before, x0, lambdas.resid_lambdas + l, lambdas.x0_lambdas + l, n, C, eps, stream);
+    else
+        add_norm_forward(a.h1, a.rstd1, x, from_before, 1, n, C, eps, stream);
+}
+
+/// From the attention's output a.y to what the layer gives the next one, in `branch`.
+void GPT::mlp(int l, int64_t n) {
+    const int C = config.n_embd;
+    LayerActivations& a = layers[l];
+    matmul_forward(branch, a.y, w.layers[l].proj, n, C, C, stream);
+    add_norm_forward(a.h2, a.rstd2, x, branch, static_cast<float>(config.attn_scale[l]), n, C, norm_eps(config, Norm::rms_norm), stream);
+    matmul_forward(a.f, a.h2, w.layers[l].fc, n, C, 4 * C, stream);
+    activation_forward(a.a, a.f, config.activation, n * 4 * C, stream);
+    matmul_forward(branch, a.a, w.layers[l].fc_proj, n, 4 * C, C, stream);
+}
+
+void GPT::forward(Input input) {
+    const int C = config.n_embd, H = config.n_head, HK = config.n_kv_head, D = config.head_size();
+    const float eps = norm_eps(config, Norm::rms_norm);
+    embed(input, N);
+    for (int l = 0; l < config.n_layer; l++) {
+        LayerActivations& a = layers[l];
+        auto& weights = w.layers[l];
+        begin_layer(l, l == 0 ? nullptr : branch, N);
+        matmul_forward(a.qkv, a.h1, weights.qkv, N, C, config.qkv_width(), stream);
+        if (weights.ve) value_embedding_forward(a.qkv, a.gate, a.h1, inputs, weights.ve, weights.ve_gate, N, C, H, HK, D, stream);
+        rotary_forward(a.qkv, a.qk_rstd, rotary, 0, B, T, H, HK, D, config.qk_norm, eps, stream);
+        attention_forward(a.y, a.lse, attention, a.qkv, B, T, H, HK, D, config.windows[l], stream);
+        mlp(l, N);
+    }
+    residual_add(x, branch, N * C, stream);
+    norm_forward(latents, latents_rstd, x, config.norm_lm_head, N, C, norm_eps(config, config.norm_lm_head), stream);
+}
+
+/// Losses of all rows, a piece of the logits at a time; when dloss is not 0, also the gradient of the latents in dx, and of
+/// the head.
+void GPT::head(float dloss) {
+    const int C = config.n_embd, V = config.vocab_size;
+    for (int64_t row = 0; row < N; row += chunk) {
+        int64_t n = std::min(chunk, N - row);
+        matmul_forward(logits, latents + row * C, w.head, n, C, V, stream);
+        cross_entropy(losses + row, logits, targets + row, dloss, static_cast<float>(config.softcap), n, V, stream);
+        if (dloss == 0) continue;
+        matmul_backward_input(dx + row * C, logits, w.head, n, C, V, stream);
+        if (g.head) matmul_backward_weight(g.head, logits, latents + row * C, n, C, V, stream);
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------- backward
+
+/// From the gradient of the latents in dx to that of every weight.
+void GPT::backward(Input input) {
+    const int C = config.n_embd, H = config.n_head, HK = config.n_kv_head, D = config.head_size(), QKV = config.qkv_width();
+    norm_backward(dx, dx, latents, latents_rstd, config.norm_lm_head, N, C, stream);
+    if (config.lambdas) device_zero(dx0, N * C * sizeof(floatX), stream);
+    for (int l = config.n_layer - 1; l >= 0; l--) {
+        LayerActivations& a = layers[l];
+        auto& weights = w.layers[l];
+        auto& grads = g.layers[l];
+        // MLP: dx is the gradient of the residual stream after it, and so of what it gave.
+        matmul_backward_weight(grads.fc_proj, dx, a.a, N, 4 * C, C, stream);
+        matmul_backward_input(df, dx, weights.fc_proj, N, 4 * C, C, stream);
+        activation_backward(df, df, a.f, config.activation, N * 4 * C, stream);
+        matmul_backward_weight(grads.fc, df, a.h2, N, C, 4 * C, stream);
+        matmul_backward_input(dh, df, weights.fc, N, C, 4 * C, stream);
+        const float scale = static_cast<float>(config.attn_scale[l]);
+        add_norm_backward(dx, scale == 1 ? nullptr : branch, dh, a.h2, a.rstd2, scale, N, C, stream);
+        // Attention.
+        const floatX* dproj = scale == 1 ? dx : branch;
+        matmul_backward_weight(grads.proj, dproj, a.y, N, C, C, stream);
+        matmul_backward_input(dy, dproj, weights.proj, N, C, C, stream);
+        attention_backward(dqkv, attention, dy, a.y, a.lse, a.qkv, B, T, H, HK, D, config.windows[l], stream);
+        rotary_backward(dqkv, a.qkv, a.qk_rstd, rotary, B, T, H, HK, D, config.qk_norm, stream);
+        matmul_backward_weight(grads.qkv, dqkv, a.h1, N, C, QKV, stream);
+        matmul_backward_input(dh, dqkv, weights.qkv, N, C, QKV, stream);
+        if (weights.ve)
+            value_embedding_backward(grads.ve, grads.ve_gate, dh, sums, dqkv, a.gate, a.h1, inputs, order, weights.ve, weights.ve_gate,
+                                     N, C, H, HK, D, stream);
+        // The beginning of the layer.
+        if (config.lambdas)
+            mix_norm_backward(dx, dx0, g.resid_lambdas + l, g.x0_lambdas + l, sums, dh, a.h1, a.rstd1, a.prev, x0,
+                              lambdas.resid_lambdas + l, lambdas.x0_lambdas + l, N, C, stream);
+        else
+            add_norm_backward(dx, nullptr, dh, a.h1, a.rstd1, 1, N, C, stream);
+        if (a.seam) norm_backward(dx, dx, a.seam, a.seam_rstd, config.norm_before[l], N, C, stream);
+    }
+    if (input == Input::latents || !g.wte) return;   // latents are detached; a frozen embedding wants no gradient
+    if (config.lambdas) residual_add(dx, dx0, N * C, stream);
+    norm_backward(dx, dx, x0, x0_rstd, config.norm_wte, N, C, stream);
+    embedding_backward(g.wte, dx, inputs, order, N, C, stream);
+}
+
+// ------------------------------------------------------------------------------------------------ what callers use
+
+double GPT::sum_losses() {
+    copy_to_host(host_losses.data(), losses, N * sizeof(float), stream);
+    double sum = 0;
+    for (float loss : host_losses) sum += loss;
+    return sum;
+}
+
+double GPT::train_micro_batch(const int* host_inputs, const int* host_targets, double share, bool loop) {
+    int64_t valid = N - std::count(host_targets, host_targets + N, -1);
+    if (valid == 0) return 0;
+    upload(host_inputs, host_targets);
+    if (!loop) token_order(order, order_scratch, inputs, N, config.vocab_size, stream);
+    Input input = loop ? Input::latents : Input::tokens;
+    forward(input);
+    head(static_cast<float>(share / static_cast<double>(valid)));
+    backward(input);
+    return sum_losses() / static_cast<double>(valid);
+}
+
+void GPT::evaluate_micro_batch(float* host_out, const int* host_inputs, const int* host_targets) {
+    upload(host_inputs, host_targets);
+    forward(Input::tokens);
+    head(0);
+    copy_to_host(host_out, losses, N * sizeof(float), stream);
+}
+
+void GPT::extend(KVCache& cache, const int* tokens, int count) {
+    require(count >= 1 && cache.length + count <= config.seq_len, "gpt: a sequence of ", cache.length, " tokens cannot grow by ", count,
+            ": the model sees ", config.seq_len);
+    for (int done = 0; done < count;) {
+        int n = static_cast<int>(std::min<int64_t>(count - done, N));
+        copy_to_device(inputs, tokens + done, n * sizeof(int), stream);
+        extend_chunk(cache, n);
+        done += n;
+    }
+}
+
+/// forward() for one sequence whose beginning is in the cache.
+void GPT::extend_chunk(KVCache& cache, int n) {
+    const int C = config.n_embd, H = config.n_head, HK = config.n_kv_head, D = config.head_size();
+    const float eps = norm_eps(config, Norm::rms_norm);
+    embed(Input::tokens, n);
+    for (int l = 0; l < config.n_layer; l++) {
+        LayerActivations& a = layers[l];
+        auto& weights = w.layers[l];
+        begin_layer(l, l == 0 ? nullptr : branch, n);
+        matmul_forward(a.qkv, a.h1, weights.qkv, n, C, config.qkv_width(), stream);
+        if (weights.ve) value_embedding_forward(a.qkv, a.gate, a.h1, inputs, weights.ve, weights.ve_gate, n, C, H, HK, D, stream);
+        rotary_forward(a.qkv, a.qk_rstd, rotary, cache.length, 1, n, H, HK, D, config.qk_norm, eps, stream);
+        attention_cached(a.y, cache.layers[l].k, cache.layers[l].v, a.qkv, n, cache.length, T, H, HK, D, config.windows[l], stream);
+        mlp(l, n);
+    }
+    residual_add(x, branch, int64_t{n} * C, stream);
+    norm_forward(latents, latents_rstd, x, config.norm_lm_head, n, C, norm_eps(config, config.norm_lm_head), stream);
+    cache.length += n;
+    last_row = n - 1;
+}
+
+void GPT::row_logits(float* out, int64_t row) {
+    const int C = config.n_embd, V = config.vocab_size;
+    matmul_forward(logits, latents + row * C, w.head, 1, C, V, stream);
+    std::vector<floatX> host(V);
+    copy_to_host(host.data(), logits, V * sizeof(floatX), stream);
+    const float cap = static_cast<float>(config.softcap);
+    for (int v = 0; v < V; v++) {
+        float z = to_float(host[v]);
+        out[v] = cap > 0 ? cap * std::tanh(z / cap) : z;
+    }
+}
+
+void GPT::next_logits(float* out) { row_logits(out, last_row); }
+
+// --------------------------------------------------------------------------------------------------- diagnosis
+
+std::string GPT::find_nonfinite(const int* host_inputs, const int* host_targets, bool loop) {
+    upload(host_inputs, host_targets);
+    forward(Input::tokens);
+    std::string found = nonfinite_weight_or_activation();
+    if (found.empty() && loop) {
+        forward(Input::latents);
+        found = nonfinite_weight_or_activation();
+    }
+    if (!found.empty()) return found;
+    head(0);
+    if (first_nonfinite(losses, N, stream) >= 0) return "the logits, after the last layer";
+    for (auto tensor = tensors.rbegin(); tensor != tensors.rend(); ++tensor)
+        if (gradient(*tensor) && first_nonfinite(gradient(*tensor), tensor->numel, stream) >= 0)
+            return concat("the gradient of ", tensor->name, tensor->layer < 0 ? "" : concat(" (layer ", tensor->layer, ")"));
+    return "";
+}
+
+std::string GPT::nonfinite_weight_or_activation() const {
+    const int64_t C = config.n_embd;
+    auto bad_weights = [&](int layer, const char* except) -> std::string {
+        for (const Tensor& tensor : tensors)
+            if (tensor.layer == layer && tensor.name != except && first_nonfinite(master(tensor), tensor.numel, stream) >= 0)
+                return concat("the weights ", tensor.name, layer < 0 ? "" : concat(" (layer ", layer, ")"));
+        return "";
+    };
+    std::string found = bad_weights(-1, "lm_head");
+    if (!found.empty()) return found;
+    if (first_nonfinite(x0, N * C, stream) >= 0) return "the embedded tokens, before layer 0";
+    for (int l = 0; l < config.n_layer; l++) {
+        found = bad_weights(l, "");
+        if (!found.empty()) return found;
+        const LayerActivations& a = layers[l];
+        struct { const char* name; const floatX* values; int64_t n; } kept[] = {
+            {"seam (the norm before the layer)", a.seam, N * C},
+            {"prev (the residual stream before the layer)", a.prev, N * C},
+            {"h1 (the attention's input)", a.h1, N * C},
+            {"qkv (queries, keys and values)", a.qkv, N * config.qkv_width()},
+            {"y (the attention's output)", a.y, N * C},
+            {"h2 (the MLP's input)", a.h2, N * C},
+            {"f (the MLP before its activation)", a.f, N * 4 * C},
+            {"a (the MLP after its activation)", a.a, N * 4 * C}};
+        for (auto& [name, values, n] : kept)
+            if (values && first_nonfinite(values, n, stream) >= 0) return concat("the activations ", name, " of layer ", l);
+    }
+    if (first_nonfinite(latents, N * C, stream) >= 0) return "the latents, after the last layer";
+    return bad_weights(-1, "");
+}

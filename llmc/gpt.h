@@ -1,0 +1,173 @@
+// The model: its memory, its forward and backward pass. Written only in terms of the ops' contracts.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+#include "llmc/config.h"
+#include "llmc/memory.h"
+#include "llmc/tensors.h"
+#include "llmc/types.h"
+
+/// One pointer a tensor: T is floatX for the weights that the passes read, float for master weights and gradients.
+template <class T>
+struct Weights {
+    struct Layer {
+        T* qkv = nullptr;        ///< (C + 2 CK, C): q, k, v lie gapless
+        T* proj = nullptr;       ///< (C, C)
+        T* fc = nullptr;         ///< (4C, C)
+        T* fc_proj = nullptr;    ///< (C, 4C)
+        T* ve = nullptr;         ///< (V, CK), null in layers without
+        T* ve_gate = nullptr;    ///< (HK, 32), null in layers without
+    };
+    T* wte = nullptr;            ///< (V, C)
+    T* head = nullptr;           ///< (V, C): lm_head, or wte when tied
+    T* resid_lambdas = nullptr;  ///< (L)
+    T* x0_lambdas = nullptr;     ///< (L)
+    std::vector<Layer> layers;
+};
+
+/// What the forward pass keeps of a layer for the backward pass. N = B T; QKV = C + 2 CK.
+struct LayerActivations {
+    floatX* seam = nullptr;      ///< (N, C) the residual stream after norm_before, where a stack has one
+    float* seam_rstd = nullptr;  ///< (N)
+    floatX* prev = nullptr;      ///< (N, C) the residual stream before the lambdas, where there are lambdas
+    floatX* h1 = nullptr;        ///< (N, C) input of the attention
+    float* rstd1 = nullptr;      ///< (N)
+    floatX* qkv = nullptr;       ///< (N, QKV) after value embedding, rotary and QK norm
+    float* qk_rstd = nullptr;    ///< (N, H + HK)
+    float* gate = nullptr;       ///< (N, HK)
+    floatX* y = nullptr;         ///< (N, C) output of the attention
+    float* lse = nullptr;        ///< (B, H, T)
+    floatX* h2 = nullptr;        ///< (N, C) input of the MLP
+    float* rstd2 = nullptr;      ///< (N)
+    floatX* f = nullptr;         ///< (N, 4C) before the activation
+    floatX* a = nullptr;         ///< (N, 4C) after it
+};
+
+/// Keys and values of one growing sequence, for sampling.
+struct KVCache {
+    explicit KVCache(const GPTConfig& config);
+
+    Arena arena{"key/value cache"};
+    struct Layer {
+        floatX* k = nullptr;     ///< (seq_len, CK)
+        floatX* v = nullptr;     ///< (seq_len, CK)
+    };
+    std::vector<Layer> layers;
+    int length = 0;              ///< tokens seen
+};
+
+/// Forward only, or forward and backward.
+enum class Mode { evaluate, train };
+
+class GPT {
+public:
+    /// Lays out the memory for micro-batches of B x T tokens, and allocates nothing: the sizes are the plan.
+    /// frozen_embedding: wte gets no gradient. Throws std::invalid_argument for what validate() refuses, or B < 1.
+    GPT(const GPTConfig& config, int B, Mode mode, bool frozen_embedding = false);
+    GPT(const GPT&) = delete;
+    GPT& operator=(const GPT&) = delete;
+
+    /// Allocates. Weights are zero until set_tensor() or initialize_weights().
+    void allocate();
+    void initialize_weights(uint64_t seed);
+
+    /// Host copies of one tensor's master weights. values (numel)
+    void set_tensor(const Tensor& tensor, const float* values);
+    void get_tensor(float* values, const Tensor& tensor) const;
+    float* master(const Tensor& tensor) const { return masters + tensor.offset; }
+    /// What the passes read; null where they read the master weights themselves (fp32 build, lambdas).
+    floatX* weight(const Tensor& tensor) const;
+    /// Null for a frozen tensor, and in Mode::evaluate.
+    float* gradient(const Tensor& tensor) const;
+    bool frozen(const Tensor& tensor) const { return frozen_embedding && tensor.name == "wte"; }
+
+    void zero_gradients();
+
+    /// One micro-batch forward and backward; gradients are added up. Returns the mean loss in nats over the targets that are
+    /// not -1. `share`: of the step's loss that this micro-batch is, 1 / number of micro-batches.
+    ///
+    /// inputs, targets (B, T) on the host
+    /// loop: after an ordinary pass, a second one on its latents in place of token embeddings (the looping of the stacking
+    ///       study, gpt_reference.py loss_with_looping); inputs are those of the ordinary pass.
+    double train_micro_batch(const int* inputs, const int* targets, double share, bool loop = false);
+
+    /// Losses in nats of one micro-batch, forward only. losses, inputs, targets (B, T) on the host.
+    void evaluate_micro_batch(float* losses, const int* inputs, const int* targets);
+
+    /// Appends up to B T tokens to the cache's sequence. The last one's logits are then next_logits().
+    void extend(KVCache& cache, const int* tokens, int count);
+    /// logits (V) on the host, softcap applied: of the last token that extend() saw.
+    void next_logits(float* logits);
+    /// The same of one row of the last evaluate_micro_batch().
+    void row_logits(float* logits, int64_t row);
+
+    /// After a step whose loss or gradients were not finite: the first tensor, in the order of the passes, that holds NaN or
+    /// Inf, with its layer, or an empty string. Runs the forward pass of this micro-batch again.
+    std::string find_nonfinite(const int* inputs, const int* targets, bool loop);
+
+    const GPTConfig config;
+    const int B, T;
+    const std::vector<Tensor> tensors;
+    std::vector<const Arena*> arenas() const { return {&parameters, &gradients, &activations, &scratch}; }
+    float* gradient_block() const { return gradient_values; }
+    int64_t gradient_count() const { return gradients_size; }
+
+private:
+    enum class Input { tokens, latents };
+    void embed(Input input, int64_t n);
+    void forward(Input input);
+    void extend_chunk(KVCache& cache, int count);
+    void begin_layer(int l, const floatX* branch, int64_t n);
+    void mlp(int l, int64_t n);
+    void head(float dloss);
+    void backward(Input input);
+    std::string nonfinite_weight_or_activation() const;
+    void upload(const int* host_inputs, const int* host_targets);
+    double sum_losses();
+
+    const Mode mode;
+    const bool frozen_embedding;
+    const int64_t N;                         // tokens of a micro-batch
+    const int64_t chunk;                     // rows of logits held at once
+    const Stream stream = nullptr;
+    int64_t gradients_size = 0;
+    std::vector<int64_t> gradient_offset;    // by tensor; -1: none
+
+    Arena parameters{"parameters"}, gradients{"gradients"}, activations{"activations"}, scratch{"scratch"};
+
+    float* masters = nullptr;
+    floatX* rounded = nullptr;               // the weights in floatX; null in the fp32 build
+    float* gradient_values = nullptr;
+    Weights<floatX> w;
+    Weights<float> lambdas;                  // read in fp32
+    Weights<float> g;
+
+    // Activations.
+    int* inputs = nullptr;                   // (N)
+    int* targets = nullptr;                  // (N)
+    int* order = nullptr;                    // (N) positions sorted by token
+    floatX* x0 = nullptr;                    // (N, C) the normed embedding
+    float* x0_rstd = nullptr;                // (N)
+    floatX* x = nullptr;                     // (N, C) the residual stream
+    floatX* latents = nullptr;               // (N, C) what the head is applied to
+    float* latents_rstd = nullptr;           // (N)
+    float* losses = nullptr;                 // (N)
+    float* rotary = nullptr;                 // (T, D)
+    std::vector<LayerActivations> layers;
+
+    // Scratch.
+    floatX* branch = nullptr;                // (N, C) what a branch gives to the residual stream; its gradient
+    floatX* logits = nullptr;                // (chunk, V)
+    char* attention = nullptr;               // (attention_scratch bytes)
+    int* order_scratch = nullptr;            // (V + 1)
+    floatX* dx = nullptr;                    // (N, C) gradient of the latents, then of the residual stream
+    floatX* dx0 = nullptr;                   // (N, C) gradient of x0 through the lambdas
+    floatX* dh = nullptr;                    // (N, C) gradient of h1 or h2
+    floatX* dy = nullptr;                    // (N, C)
+    floatX* dqkv = nullptr;                  // (N, QKV)
+    floatX* df = nullptr;                    // (N, 4C)
+    float* sums = nullptr;                   // (2, N), (N, HK)
+    std::vector<float> host_losses;          // (N)
+    int64_t last_row = 0;                    // of the latents: the last token that extend() saw
+};
