@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 #include "llmc/error.h"
+#include "llmc/json.h"
 #include "llmc/tensors.h"
 #include "llmc/value_embedding.h"
 
@@ -59,7 +60,7 @@ std::vector<int> window_sizes(int n_layer, int seq_len, const std::string& patte
 bool has_value_embed(int l, int n_layer) { return l % 2 == (n_layer - 1) % 2; }
 
 static GPTConfig sized(Recipe recipe, int n_layer, int n_head, int n_embd, int vocab_size, int seq_len, const std::string& pattern) {
-    require(n_layer >= 1 && n_layer <= 100000, "depth is ", n_layer, ", but must be 1 to 100000 layers");
+    require(n_layer >= 1 && n_layer <= MAX_LAYERS, "depth is ", n_layer, ", but must be 1 to ", MAX_LAYERS, " layers");
     GPTConfig c;
     c.recipe = recipe;
     c.n_layer = n_layer;
@@ -97,7 +98,7 @@ GPTConfig nanochat_config(int n_layer, int n_head, int n_embd, int vocab_size, i
 }
 
 void validate(const GPTConfig& c) {
-    require(c.n_layer >= 1 && c.n_layer <= 100000, "depth is ", c.n_layer, ", but must be 1 to 100000 layers");
+    require(c.n_layer >= 1 && c.n_layer <= MAX_LAYERS, "depth is ", c.n_layer, ", but must be 1 to ", MAX_LAYERS, " layers");
     require(c.n_embd >= 8 && c.n_embd <= (1 << 20) && c.n_embd % 8 == 0, "width is ", c.n_embd, ", but must be a multiple of 8, 8 to 1048576");
     require(c.n_head >= 1 && c.n_embd % c.n_head == 0, "width (", c.n_embd, ") must be a multiple of heads (", c.n_head, ")");
     require(c.head_size() % 8 == 0, "head size, width / heads = ", c.n_embd, " / ", c.n_head, " = ", c.head_size(),
@@ -146,38 +147,43 @@ json to_json(const GPTConfig& c) {
             {"norm_before", norm_before}};
 }
 
-GPTConfig config_from_json(const json& j, const std::string& where) {
-    require(j.is_object(), where, ": config is not a JSON object");
+GPTConfig config_from_json(const json& j, const std::string& where) try {
+    auto value = [&](const char* key) -> const json& { return json_member(j, key, "its JSON"); };
+    auto integer = [&](const char* key) { return static_cast<int>(json_integer(value(key), 0, INT32_MAX, key)); };
+    auto number = [&](const char* key) { return json_number(value(key), key); };
+    auto flag = [&](const char* key) { return json_bool(value(key), key); };
+    auto string = [&](const char* key) -> const std::string& { return json_string(value(key), key); };
+    auto list = [&](const char* key) -> const json& { return json_array(value(key), key); };
+
     GPTConfig c;
-    try {
-        c.recipe = recipe_named(j.at("recipe"));
-        c.n_layer = j.at("n_layer");
-        c.n_head = j.at("n_head");
-        c.n_kv_head = j.at("n_kv_head");
-        c.n_embd = j.at("n_embd");
-        c.vocab_size = j.at("vocab_size");
-        c.seq_len = j.at("seq_len");
-        c.activation = activation_named(j.at("activation"));
-        c.tied = j.at("tied");
-        c.qk_norm = j.at("qk_norm");
-        c.softcap = j.at("softcap");
-        c.norm_wte = norm_named(j.at("norm_wte"));
-        c.norm_lm_head = norm_named(j.at("norm_lm_head"));
-        c.norm_eps = j.at("norm_eps");
-        c.attn_scale = j.at("attn_scale").get<std::vector<double>>();
-        c.window_pattern = j.at("window_pattern");
-        c.windows = j.at("windows").get<std::vector<int>>();
-        c.value_embeds = j.at("value_embeds").get<std::vector<bool>>();
-        c.lambdas = j.at("lambdas");
-        for (const json& norm : j.at("norm_before")) c.norm_before.push_back(norm_named(norm));
-        validate(c);
-    } catch (const std::exception& error) {
-        fail(where, ": config: ", error.what());
-    }
+    c.recipe = recipe_named(string("recipe"));
+    c.n_layer = integer("n_layer");
+    c.n_head = integer("n_head");
+    c.n_kv_head = integer("n_kv_head");
+    c.n_embd = integer("n_embd");
+    c.vocab_size = integer("vocab_size");
+    c.seq_len = integer("seq_len");
+    c.activation = activation_named(string("activation"));
+    c.tied = flag("tied");
+    c.qk_norm = flag("qk_norm");
+    c.softcap = number("softcap");
+    c.norm_wte = norm_named(string("norm_wte"));
+    c.norm_lm_head = norm_named(string("norm_lm_head"));
+    c.norm_eps = number("norm_eps");
+    for (const json& scale : list("attn_scale")) c.attn_scale.push_back(json_number(scale, "attn_scale"));
+    c.window_pattern = string("window_pattern");
+    for (const json& window : list("windows")) c.windows.push_back(static_cast<int>(json_integer(window, 0, INT32_MAX, "windows")));
+    for (const json& has : list("value_embeds")) c.value_embeds.push_back(json_bool(has, "value_embeds"));
+    c.lambdas = flag("lambdas");
+    for (const json& norm : list("norm_before")) c.norm_before.push_back(norm_named(json_string(norm, "norm_before")));
+
     json known = to_json(c);
-    for (auto& [key, value] : j.items())
-        require(known.contains(key), where, ": config: '", key, "' is not a property this version knows; it was written by a newer one");
+    for (auto& [key, ignored] : j.items())
+        require(known.contains(key), "'", key, "' is not a property this version knows; it was written by a newer one");
+    validate(c);
     return c;
+} catch (const std::invalid_argument& error) {
+    fail(where, ": config: ", error.what());
 }
 
 int64_t matmul_params(const GPTConfig& c) {

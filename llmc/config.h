@@ -47,6 +47,8 @@ struct GPTConfig {
 };
 
 inline constexpr double LAYER_NORM_EPS = 1e-6;
+/// With the other limits of validate(): parameters, bytes and FLOPs a token of any model fit 63 bits.
+inline constexpr int MAX_LAYERS = 10000;
 /// The eps of a norm of this model.
 float norm_eps(const GPTConfig& config, Norm kind);
 
