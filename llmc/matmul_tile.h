@@ -1,0 +1,24 @@
+// One product through oneDNN, for the CPU files of other ops. matmul.h is made of it, and so are the tiles of attention.
+#pragma once
+#include <cstdint>
+#include "llmc/types.h"
+
+/// out = alpha * op(a) op(b) + beta * out, row-major. op(a) is (M, K), op(b) is (K, N); a matrix is stored transposed where
+/// its flag is set. `lda`, `ldb`, `ldout` are elements from one stored row to the next; `batch` products lie one after
+/// another without gaps.
+struct Product {
+    int64_t M, N, K;
+    int64_t lda, ldb, ldout;
+    bool transpose_a = false, transpose_b = false;
+    float alpha = 1, beta = 0;
+    int64_t batch = 1;
+
+    bool operator==(const Product&) const = default;
+};
+
+/// Runs on all threads, or on the calling one inside a parallel region. Each thread keeps the primitive of every product
+/// it has seen: the first call of a shape compiles it, the next allocate nothing.
+void multiply(float* out, const floatX* a, const floatX* b, const Product& product);
+#ifndef PRECISION_FP32
+void multiply(floatX* out, const floatX* a, const floatX* b, const Product& product);
+#endif
