@@ -1,0 +1,96 @@
+// The CPU as a device: memory is the host's own, and every op is done when it returns.
+#include "llmc/device.h"
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <limits>
+#include <new>
+#include <omp.h>
+#include <sys/mman.h>
+#include "llmc/error.h"
+#include "llmc/matmul.h"
+
+static constexpr size_t PAGE = 4096, HUGE_PAGE = size_t{2} << 20;
+
+void* device_alloc(size_t bytes) {
+    if (bytes > device_free_bytes()) throw std::bad_alloc();    // the kernel promises more than it has, and kills later
+    size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : PAGE;
+    size_t rounded = (std::max(bytes, size_t{1}) + alignment - 1) / alignment * alignment;
+    void* memory = std::aligned_alloc(alignment, rounded);
+    if (!memory) throw std::bad_alloc();
+    if (alignment == HUGE_PAGE) madvise(memory, rounded, MADV_HUGEPAGE);
+    device_zero(memory, rounded, nullptr);
+    return memory;
+}
+
+void device_free(void* memory) { std::free(memory); }
+
+// Bytes are cut in pieces, so that all threads work on one call.
+static constexpr size_t PIECE = size_t{1} << 18;
+
+void device_zero(void* memory, size_t bytes, Stream) {
+#pragma omp parallel for
+    for (size_t begin = 0; begin < bytes; begin += PIECE)
+        std::memset(static_cast<char*>(memory) + begin, 0, std::min(PIECE, bytes - begin));
+}
+
+void copy_on_device(void* to, const void* from, size_t bytes, Stream) {
+#pragma omp parallel for
+    for (size_t begin = 0; begin < bytes; begin += PIECE)
+        std::memcpy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin, std::min(PIECE, bytes - begin));
+}
+
+void copy_to_device(void* device, const void* host, size_t bytes, Stream stream) { copy_on_device(device, host, bytes, stream); }
+void copy_to_host(void* host, const void* device, size_t bytes, Stream stream) { copy_on_device(host, device, bytes, stream); }
+void device_wait(Stream) {}
+
+// What follows `name` and the colon in a file of /proc, or an empty string.
+static std::string proc_value(const char* path, const std::string& name) {
+    std::ifstream file(path);
+    for (std::string line; std::getline(file, line);) {
+        size_t colon = line.find(':');
+        if (line.compare(0, name.size(), name) != 0 || colon == std::string::npos) continue;
+        size_t value = line.find_first_not_of(" \t", colon + 1);
+        return value == std::string::npos ? "" : line.substr(value);
+    }
+    return "";
+}
+
+std::string device_name() {
+    std::string model = proc_value("/proc/cpuinfo", "model name");
+    std::string flags = concat(" ", proc_value("/proc/cpuinfo", "flags"), " ");
+    const char* instructions = "no AVX2";
+    for (auto [flag, name] : {std::pair{"avx2", "AVX2"}, {"avx512f", "AVX-512"}, {"avx512_bf16", "AVX-512 BF16"}, {"amx_bf16", "AMX BF16"}})
+        if (flags.find(concat(" ", flag, " ")) != std::string::npos) instructions = name;
+    int threads = omp_get_max_threads();
+    return concat(model.empty() ? "CPU" : model, ", ", threads, threads == 1 ? " thread, " : " threads, ", instructions);
+}
+
+// The one number in a file, or `otherwise` ("max" and no file mean no limit).
+static size_t number_in(const char* path, size_t otherwise) {
+    std::ifstream file(path);
+    size_t number;
+    return file >> number ? number : otherwise;
+}
+
+// Memory that a container may use: version 2 of cgroups, then version 1.
+static size_t container_free_bytes() {
+    constexpr size_t none = std::numeric_limits<size_t>::max();
+    size_t limit = number_in("/sys/fs/cgroup/memory.max", none), used = number_in("/sys/fs/cgroup/memory.current", 0);
+    if (limit == none) {
+        limit = number_in("/sys/fs/cgroup/memory/memory.limit_in_bytes", none);
+        used = number_in("/sys/fs/cgroup/memory/memory.usage_in_bytes", 0);
+    }
+    return limit == none ? none : limit - std::min(limit, used);
+}
+
+size_t device_free_bytes() {
+    std::string kib = proc_value("/proc/meminfo", "MemAvailable");
+    size_t host = kib.empty() ? std::numeric_limits<size_t>::max() : std::strtoull(kib.c_str(), nullptr, 10) << 10;
+    return std::min(host, container_free_bytes());
+}
+
+double device_peak_flops() {
+    static const double peak = matmul_peak_flops(5);
+    return peak;
+}
