@@ -1,0 +1,254 @@
+// Attention on the CPU: tiles of queries against tiles of keys, each product by oneDNN on one thread, the softmax between
+// them on the fly. A task is a tile of queries of one head (forward) or all of one key/value head (backward), so every sum
+// is made by one thread in a fixed order.
+#include "llmc/attention.h"
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <omp.h>
+#include <vector>
+#include "llmc/error.h"
+#include "llmc/matmul_tile.h"
+#include "llmc/vector_math.h"
+
+// A tile of scores, (128, 512) in fp32, stays in the second cache.
+static constexpr int QUERIES = 128, KEYS = 512;
+
+static void require_dims(const char* op, int B, int T, int H, int HK, int D, int window) {
+    require(B >= 1, op, ": B must be at least 1, not ", B);
+    require(T >= 1, op, ": T must be at least 1, not ", T);
+    require(D >= 8 && D % 8 == 0, op, ": D must be a positive multiple of 8, not ", D);
+    require(H >= 1 && HK >= 1 && H % HK == 0, op, ": HK must divide H, not ", HK, " and ", H);
+    require(window >= 0, op, ": window must not be negative: ", window);
+}
+
+// What one thread works on.
+struct Workspace {
+    float *scores, *dscores;        // (QUERIES, KEYS)
+    floatX *p, *ds;                 // (QUERIES, KEYS) the softmax and the gradient of the scores, as inputs of products
+    float *out;                     // (QUERIES, D)    y, or dq in the backward pass
+    float *dk, *dv;                 // (T, D)
+};
+
+static size_t aligned(size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+
+// Cuts the thread's share of `scratch` into a workspace; returns its size.
+static size_t workspace_bytes(int T, int D, void* scratch, Workspace* w) {
+    size_t at = static_cast<size_t>(omp_get_thread_num()), size = 0;
+    const size_t tile = aligned(QUERIES * KEYS * sizeof(float)), ptile = aligned(QUERIES * KEYS * sizeof(floatX));
+    const size_t out = aligned(QUERIES * D * sizeof(float)), keys = aligned(static_cast<size_t>(T) * D * sizeof(float));
+    const size_t total = 2 * tile + 2 * ptile + out + 2 * keys;
+    if (!w) return total;
+    char* base = static_cast<char*>(scratch) + at * total;
+    auto take = [&](size_t bytes) { size += bytes; return base + size - bytes; };
+    w->scores = reinterpret_cast<float*>(take(tile));
+    w->dscores = reinterpret_cast<float*>(take(tile));
+    w->p = reinterpret_cast<floatX*>(take(ptile));
+    w->ds = reinterpret_cast<floatX*>(take(ptile));
+    w->out = reinterpret_cast<float*>(take(out));
+    w->dk = reinterpret_cast<float*>(take(keys));
+    w->dv = reinterpret_cast<float*>(take(keys));
+    return total;
+}
+
+size_t attention_scratch(int B, int T, int H, int HK, int D) {
+    require_dims("attention_scratch", B, T, H, HK, D, 0);
+    return omp_get_max_threads() * workspace_bytes(T, D, nullptr, nullptr);
+}
+
+// The keys [begin, end) of a tile that query t sees, as columns of the tile that begins at key k0 and has n columns.
+struct Seen { int begin, end; };
+static Seen seen(int t, int window, int k0, int n) {
+    int begin = std::clamp(t - std::min(t, window) - k0, 0, n);
+    return {begin, std::clamp(t + 1 - k0, begin, n)};
+}
+
+static float greatest(const float* x, Seen s) {
+    float m = -INFINITY;
+#pragma omp simd reduction(max : m)
+    for (int j = s.begin; j < s.end; j++) m = std::max(m, x[j]);
+    return m;
+}
+
+// p = exp(scale * x - shift) where seen, else 0; returns the sum
+static float exponentials(floatX* p, const float* x, float scale, float shift, Seen s, int n) {
+    float sum = 0;
+    std::fill(p, p + s.begin, to_floatX(0));
+#pragma omp simd reduction(+ : sum)
+    for (int j = s.begin; j < s.end; j++) {
+        float e = expf(scale * x[j] - shift);
+        sum += e;
+        p[j] = to_floatX(e);
+    }
+    std::fill(p + s.end, p + n, to_floatX(0));
+    return sum;
+}
+
+void attention_forward(floatX* y, float* lse, void* scratch, const floatX* qkv, int B, int T, int H, int HK, int D, int window,
+                       Stream) {
+    require_dims("attention_forward", B, T, H, HK, D, window);
+    const int64_t width = static_cast<int64_t>(H + 2 * HK) * D, C = static_cast<int64_t>(H) * D;
+    const int tiles = (T + QUERIES - 1) / QUERIES;
+    const float scale = 1 / std::sqrt(static_cast<float>(D));
+
+#pragma omp parallel for collapse(3) schedule(dynamic)
+    for (int b = 0; b < B; b++)
+    for (int h = 0; h < H; h++)
+    for (int tile = 0; tile < tiles; tile++) {
+        Workspace w;
+        workspace_bytes(T, D, scratch, &w);
+        const int q0 = tile * QUERIES, rows = std::min(QUERIES, T - q0), g = h / (H / HK);
+        const floatX* q = qkv + (static_cast<int64_t>(b) * T + q0) * width + h * D;
+        const floatX* k = qkv + static_cast<int64_t>(b) * T * width + (H + g) * D;
+        const floatX* v = k + HK * D;
+        float m[QUERIES], sum[QUERIES];
+        std::fill(m, m + rows, -INFINITY);
+        std::fill(sum, sum + rows, 0.0f);
+        std::fill(w.out, w.out + rows * D, 0.0f);
+
+        const int first = q0 - std::min(q0, window), last = q0 + rows;
+        for (int k0 = first; k0 < last; k0 += KEYS) {
+            const int n = std::min(KEYS, last - k0);
+            multiply(w.scores, q, k + k0 * width, {.M = rows, .N = n, .K = D, .lda = width, .ldb = width, .ldout = n, .transpose_b = true});
+            for (int r = 0; r < rows; r++) {
+                Seen s = seen(q0 + r, window, k0, n);
+                float* score = w.scores + r * n;
+                // A new greatest score rescales what was summed so far.
+                float before = m[r];
+                m[r] = std::max(before, greatest(score, s) * scale);
+                float part = s.begin < s.end ? exponentials(w.p + r * n, score, scale, m[r], s, n) : 0;
+                if (s.begin >= s.end) std::fill(w.p + r * n, w.p + (r + 1) * n, to_floatX(0));
+                if (m[r] > before && before > -INFINITY) {
+                    float shrink = std::exp(before - m[r]);
+                    sum[r] *= shrink;
+                    for (int d = 0; d < D; d++) w.out[r * D + d] *= shrink;
+                }
+                sum[r] += part;
+            }
+            multiply(w.out, w.p, v + k0 * width, {.M = rows, .N = D, .K = n, .lda = n, .ldb = width, .ldout = D, .beta = 1});
+        }
+
+        for (int r = 0; r < rows; r++) {
+            floatX* row = y + (static_cast<int64_t>(b) * T + q0 + r) * C + h * D;
+            const float inverse = 1 / sum[r];
+            for (int d = 0; d < D; d++) row[d] = to_floatX(w.out[r * D + d] * inverse);
+            lse[(static_cast<int64_t>(b) * H + h) * T + q0 + r] = m[r] + std::log(sum[r]);
+        }
+    }
+}
+
+void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv, int B,
+                        int T, int H, int HK, int D, int window, Stream) {
+    require_dims("attention_backward", B, T, H, HK, D, window);
+    const int64_t width = static_cast<int64_t>(H + 2 * HK) * D, C = static_cast<int64_t>(H) * D;
+    const int group = H / HK;
+    const float scale = 1 / std::sqrt(static_cast<float>(D));
+
+#pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int b = 0; b < B; b++)
+    for (int g = 0; g < HK; g++) {
+        Workspace w;
+        workspace_bytes(T, D, scratch, &w);
+        const int64_t at = static_cast<int64_t>(b) * T * width + (H + g) * D;
+        const floatX *k = qkv + at, *v = k + HK * D;
+        std::fill(w.dk, w.dk + static_cast<int64_t>(T) * D, 0.0f);
+        std::fill(w.dv, w.dv + static_cast<int64_t>(T) * D, 0.0f);
+
+        for (int h = g * group; h < (g + 1) * group; h++)
+        for (int q0 = 0; q0 < T; q0 += QUERIES) {
+            const int rows = std::min(QUERIES, T - q0);
+            const int64_t token = static_cast<int64_t>(b) * T + q0;
+            const floatX* q = qkv + token * width + h * D;
+            const floatX *dout = dy + token * C + h * D, *out = y + token * C + h * D;
+            const float* row_lse = lse + (static_cast<int64_t>(b) * H + h) * T + q0;
+
+            float delta[QUERIES];                               // dy . y = sum_s p dp, the softmax's own gradient
+            for (int r = 0; r < rows; r++) {
+                float dot = 0;
+#pragma omp simd reduction(+ : dot)
+                for (int d = 0; d < D; d++) dot += to_float(dout[r * C + d]) * to_float(out[r * C + d]);
+                delta[r] = dot;
+            }
+
+            const int first = q0 - std::min(q0, window), last = q0 + rows;
+            for (int k0 = first; k0 < last; k0 += KEYS) {
+                const int n = std::min(KEYS, last - k0);
+                const Product against_keys{.M = rows, .N = n, .K = D, .lda = width, .ldb = width, .ldout = n, .transpose_b = true};
+                Product against_values = against_keys;
+                against_values.lda = C;
+                multiply(w.scores, q, k + k0 * width, against_keys);
+                multiply(w.dscores, dout, v + k0 * width, against_values);
+                for (int r = 0; r < rows; r++) {
+                    Seen s = seen(q0 + r, window, k0, n);
+                    floatX *p = w.p + r * n, *ds = w.ds + r * n;
+                    const float *score = w.scores + r * n, *dp = w.dscores + r * n, shift = row_lse[r], dot = delta[r];
+                    std::fill(p, p + s.begin, to_floatX(0));
+                    std::fill(ds, ds + s.begin, to_floatX(0));
+#pragma omp simd
+                    for (int j = s.begin; j < s.end; j++) {
+                        float e = expf(scale * score[j] - shift);
+                        p[j] = to_floatX(e);
+                        ds[j] = to_floatX(e * (dp[j] - dot) * scale);
+                    }
+                    std::fill(p + s.end, p + n, to_floatX(0));
+                    std::fill(ds + s.end, ds + n, to_floatX(0));
+                }
+                multiply(w.dv + k0 * D, w.p, dout, {.M = n, .N = D, .K = rows, .lda = n, .ldb = C, .ldout = D, .transpose_a = true, .beta = 1});
+                multiply(w.dk + k0 * D, w.ds, q, {.M = n, .N = D, .K = rows, .lda = n, .ldb = width, .ldout = D, .transpose_a = true, .beta = 1});
+                multiply(w.out, w.ds, k + k0 * width,
+                         {.M = rows, .N = D, .K = n, .lda = n, .ldb = width, .ldout = D, .beta = k0 == first ? 0.0f : 1.0f});
+            }
+            floatX* dq = dqkv + token * width + h * D;
+            for (int r = 0; r < rows; r++)
+                for (int d = 0; d < D; d++) dq[r * width + d] = to_floatX(w.out[r * D + d]);
+        }
+
+        for (int64_t t = 0; t < T; t++)
+            for (int d = 0; d < D; d++) {
+                dqkv[at + t * width + d] = to_floatX(w.dk[t * D + d]);
+                dqkv[at + HK * D + t * width + d] = to_floatX(w.dv[t * D + d]);
+            }
+    }
+}
+
+void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int T, int past, int capacity, int H, int HK,
+                      int D, int window, Stream) {
+    require_dims("attention_cached", 1, T, H, HK, D, window);
+    require(past >= 0, "attention_cached: past must not be negative: ", past);
+    require(T <= capacity - past, "attention_cached: past + T (", past, " + ", T, ") must not exceed the capacity, ", capacity);
+    const int64_t width = static_cast<int64_t>(H + 2 * HK) * D, CK = static_cast<int64_t>(HK) * D;
+    const float scale = 1 / std::sqrt(static_cast<float>(D));
+    for (int t = 0; t < T; t++) {
+        std::memcpy(kcache + (past + t) * CK, qkv + t * width + static_cast<int64_t>(H) * D, CK * sizeof(floatX));
+        std::memcpy(vcache + (past + t) * CK, qkv + t * width + static_cast<int64_t>(H + HK) * D, CK * sizeof(floatX));
+    }
+
+#pragma omp parallel for collapse(2)
+    for (int t = 0; t < T; t++)
+    for (int h = 0; h < H; h++) {
+        const int last = past + t, first = last - std::min(last, window), g = h / (H / HK);
+        thread_local std::vector<float> memory;
+        memory.resize(last - first + 1 + D);
+        float *p = memory.data(), *out = p + (last - first + 1);
+        const floatX* q = qkv + t * width + h * D;
+        float m = -INFINITY, sum = 0;
+        for (int s = first; s <= last; s++) {
+            const floatX* k = kcache + s * CK + g * D;
+            float dot = 0;
+#pragma omp simd reduction(+ : dot)
+            for (int d = 0; d < D; d++) dot += to_float(q[d]) * to_float(k[d]);
+            p[s - first] = dot * scale;
+            m = std::max(m, dot * scale);
+        }
+        std::fill(out, out + D, 0.0f);
+        for (int s = first; s <= last; s++) {
+            const floatX* v = vcache + s * CK + g * D;
+            const float e = std::exp(p[s - first] - m);
+            sum += e;
+#pragma omp simd
+            for (int d = 0; d < D; d++) out[d] += e * to_float(v[d]);
+        }
+        floatX* row = y + (static_cast<int64_t>(t) * H + h) * D;
+        for (int d = 0; d < D; d++) row[d] = to_floatX(out[d] / sum);
+    }
+}
