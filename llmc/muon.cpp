@@ -1,0 +1,183 @@
+// Muon on the CPU: one matrix after another, all its work in a few matrix products.
+#include "llmc/muon.h"
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include "llmc/device.h"
+#include "llmc/error.h"
+#include "llmc/matmul.h"
+#include "llmc/reduce.h"
+
+// A step of the iteration: the singular values of x go through a s + b s^3 + c s^5, which drives them to 1.
+struct Step { float a, b, c; };
+
+static constexpr Step NEWTON_SCHULZ[] = {{3.4445f, -4.7750f, 2.0315f},
+                                         {3.4445f, -4.7750f, 2.0315f},
+                                         {3.4445f, -4.7750f, 2.0315f},
+                                         {3.4445f, -4.7750f, 2.0315f},
+                                         {3.4445f, -4.7750f, 2.0315f}};
+static constexpr Step POLAR_EXPRESS[] = {{8.156554524902461f, -22.48329292557795f, 15.878769915207462f},
+                                         {4.042929935166739f, -2.808917465908714f, 0.5000178451051316f},
+                                         {3.8916678022926607f, -2.772484153217685f, 0.5060648178503393f},
+                                         {3.285753657755655f, -2.3681294933425376f, 0.46449024233003106f},
+                                         {2.3465413258596377f, -1.7097828382687081f, 0.42323551169305323f}};
+
+struct Workspace {
+    floatX *x, *next;           // (rows, cols)
+    floatX *gram, *polynomial;  // (m, m), m = min(rows, cols)
+    float* sums;                // (max(rows, cols)) a sum of squares for each row, or each column
+};
+
+// Cuts `scratch` into a workspace; returns its size.
+static size_t cut(int rows, int cols, void* scratch, Workspace* w) {
+    const size_t n = static_cast<size_t>(rows) * cols, m = static_cast<size_t>(std::min(rows, cols));
+    size_t size = 0;
+    auto take = [&](size_t bytes) {
+        void* piece = scratch ? static_cast<char*>(scratch) + size : nullptr;
+        size += (bytes + 4095) / 4096 * 4096;
+        return piece;
+    };
+    w->x = static_cast<floatX*>(take(n * sizeof(floatX)));
+    w->next = static_cast<floatX*>(take(n * sizeof(floatX)));
+    w->gram = static_cast<floatX*>(take(m * m * sizeof(floatX)));
+    w->polynomial = static_cast<floatX*>(take(m * m * sizeof(floatX)));
+    w->sums = static_cast<float*>(take(std::max(rows, cols) * sizeof(float)));
+    return size;
+}
+
+static void require_dims(const char* op, int count, int rows, int cols) {
+    require(count >= 1, op, ": count must be at least 1, not ", count);
+    require(rows >= 1, op, ": rows must be at least 1, not ", rows);
+    require(cols >= 1, op, ": cols must be at least 1, not ", cols);
+}
+
+size_t muon_scratch(int count, int rows, int cols) {
+    require_dims("muon_scratch", count, rows, cols);
+    Workspace w;
+    return cut(rows, cols, nullptr, &w);
+}
+
+static double total(const float* x, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += x[i];
+    return sum;
+}
+
+// Momentum with Nesterov's look ahead: m = mu m + k g, x = (k g + mu m) / (its norm * safety + eps), with k = 1 for a summed
+// momentum and 1 - mu for an averaged one.
+static void momentum(const MuonTensor& t, int rows, int cols, float mu, float k, float safety, float eps, const Workspace& w) {
+#pragma omp parallel for
+    for (int64_t r = 0; r < rows; r++) {
+        const float* g = t.grad + r * cols;
+        float *m = t.momentum + r * cols, squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (int c = 0; c < cols; c++) {
+            m[c] = mu * m[c] + k * g[c];
+            float u = k * g[c] + mu * m[c];
+            squares += u * u;
+        }
+        w.sums[r] = squares;
+    }
+    const float scale = static_cast<float>(1 / (std::sqrt(total(w.sums, rows)) * safety + eps));
+#pragma omp parallel for simd
+    for (int64_t i = 0; i < static_cast<int64_t>(rows) * cols; i++)
+        w.x[i] = to_floatX((k * t.grad[i] + mu * t.momentum[i]) * scale);
+}
+
+// x = a x + (b s + c s s) x with s = x x^T; for a tall x the same from the other side, with s = x^T x.
+static void orthogonalize(Workspace& w, int rows, int cols, const Step* steps, int count) {
+    const bool tall = rows > cols;
+    const int64_t m = std::min(rows, cols);
+    for (int i = 0; i < count; i++) {
+        const Step& step = steps[i];
+        matmul(w.gram, w.x, w.x, m, m, tall ? rows : cols, tall, !tall, 1, 0, 1, nullptr);
+        copy_on_device(w.polynomial, w.gram, m * m * sizeof(floatX), nullptr);
+        matmul(w.polynomial, w.gram, w.gram, m, m, m, false, false, step.c, step.b, 1, nullptr);
+        copy_on_device(w.next, w.x, static_cast<size_t>(rows) * cols * sizeof(floatX), nullptr);
+        matmul(w.next, tall ? w.x : w.polynomial, tall ? w.polynomial : w.x, rows, cols, m, false, false, 1, step.a, 1, nullptr);
+        std::swap(w.x, w.next);
+    }
+}
+
+static void update_speedrun(const MuonTensor& t, int rows, int cols, const MuonHyper& hyper, Workspace& w) {
+    momentum(t, rows, cols, hyper.momentum, 1, 1, 1e-7f, w);
+    orthogonalize(w, rows, cols, NEWTON_SCHULZ, 5);
+    const float lr = hyper.lr * std::sqrt(static_cast<float>(std::max(rows, cols)));
+#pragma omp parallel for simd
+    for (int64_t i = 0; i < static_cast<int64_t>(rows) * cols; i++) t.master[i] -= lr * to_float(w.x[i]);
+}
+
+// sums = the sum of x^2 over each row
+static void row_squares(float* sums, const floatX* x, int rows, int cols) {
+#pragma omp parallel for
+    for (int64_t r = 0; r < rows; r++) {
+        float squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (int c = 0; c < cols; c++) squares += to_float(x[r * cols + c]) * to_float(x[r * cols + c]);
+        sums[r] = squares;
+    }
+}
+
+// sums = the sum of x^2 over each column
+static void column_squares(float* sums, const floatX* x, int rows, int cols) {
+    constexpr int block = 64;
+#pragma omp parallel for
+    for (int begin = 0; begin < cols; begin += block) {
+        const int end = std::min(cols, begin + block);
+        std::fill(sums + begin, sums + end, 0.0f);
+        for (int64_t r = 0; r < rows; r++)
+#pragma omp simd
+            for (int c = begin; c < end; c++) sums[c] += to_float(x[r * cols + c]) * to_float(x[r * cols + c]);
+    }
+}
+
+// NorMuon: each row (column of a wide matrix) is divided by the root of its second moment, and the whole keeps its norm.
+// Leaves the factors in w.sums.
+static void second_moment(float* second, int rows, int cols, float beta2, Workspace& w) {
+    const bool by_row = rows >= cols;
+    const int lines = by_row ? rows : cols, length = by_row ? cols : rows;
+    if (by_row) row_squares(w.sums, w.x, rows, cols);
+    else column_squares(w.sums, w.x, rows, cols);
+    double before = 0, after = 0;
+    for (int i = 0; i < lines; i++) {
+        second[i] = beta2 * second[i] + (1 - beta2) * (w.sums[i] / length);
+        float factor = 1 / std::sqrt(std::max(second[i], 1e-10f));
+        before += w.sums[i];
+        after += static_cast<double>(w.sums[i]) * factor * factor;
+        w.sums[i] = factor;
+    }
+    const float keep = static_cast<float>(std::sqrt(before) / std::max(std::sqrt(after), 1e-10));
+    for (int i = 0; i < lines; i++) w.sums[i] *= keep;
+}
+
+static void update_nanochat(const MuonTensor& t, int rows, int cols, const MuonHyper& hyper, Workspace& w) {
+    momentum(t, rows, cols, hyper.momentum, 1 - hyper.momentum, 1.02f, 1e-6f, w);
+    orthogonalize(w, rows, cols, POLAR_EXPRESS, 5);
+    second_moment(t.second, rows, cols, hyper.beta2, w);
+    const bool by_row = rows >= cols;
+    const float lr = hyper.lr * std::sqrt(std::max(1.0f, static_cast<float>(rows) / static_cast<float>(cols)));
+    const float decay = lr * hyper.weight_decay;
+#pragma omp parallel for
+    for (int64_t r = 0; r < rows; r++) {
+        float* p = t.master + r * cols;
+        const floatX* x = w.x + r * cols;
+#pragma omp simd
+        for (int c = 0; c < cols; c++) {
+            float u = to_float(x[c]) * w.sums[by_row ? r : c];
+            p[c] -= lr * u + (u * p[c] >= 0 ? decay * p[c] : 0);    // cautious: decay only where the update shrinks too
+        }
+    }
+}
+
+void muon_update(const MuonTensor* tensors, int count, int rows, int cols, const MuonHyper& hyper, void* scratch, Stream stream) {
+    require_dims("muon_update", count, rows, cols);
+    for (int i = 0; i < count; i++) {
+        const MuonTensor& t = tensors[i];
+        require(hyper.kind == MuonKind::speedrun || t.second, "muon_update: nanochat needs a second moment, and tensor ", i, " has none");
+        Workspace w;
+        cut(rows, cols, scratch, &w);
+        if (hyper.kind == MuonKind::speedrun) update_speedrun(t, rows, cols, hyper, w);
+        else update_nanochat(t, rows, cols, hyper, w);
+        if (t.weight) cast(t.weight, t.master, static_cast<int64_t>(rows) * cols, stream);
+    }
+}
