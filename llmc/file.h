@@ -7,7 +7,7 @@
 /// Pieces in which big files are read and written: memory stays small whatever the size of a file.
 inline constexpr int64_t FILE_CHUNK = int64_t{4} << 20;
 
-/// A regular file, open for reading. What is wrong throws std::invalid_argument, a fault of the disk too.
+/// A regular file, open for reading. What goes wrong throws std::invalid_argument, a fault of the disk too.
 class File {
 public:
     explicit File(const std::string& path);
@@ -33,7 +33,7 @@ private:
 /// A full disk, a quota, a fault of the disk or a folder that cannot be written throw std::invalid_argument.
 class NewFile {
 public:
-    /// `bytes`: the size it will have; refused when the disk has less free.
+    /// `bytes`: the size it will have, or a part of it; refused when the disk has less free.
     NewFile(const std::string& path, int64_t bytes);
     ~NewFile();
     NewFile(const NewFile&) = delete;
@@ -53,3 +53,6 @@ private:
 /// Throws std::invalid_argument unless `out` can be written without loss: it is none of `inputs` (by a link neither), it is
 /// not there yet or `overwrite` is set, and it is no folder or device.
 void check_output(const std::string& out, const std::vector<std::string>& inputs, bool overwrite);
+
+/// 1234567 as "1.2 MB".
+std::string human_bytes(int64_t bytes);
