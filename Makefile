@@ -11,7 +11,9 @@ endif
 BUILD := build/cpu-$(PRECISION)
 
 CXX ?= g++
-CXXFLAGS := -std=c++20 -O3 -march=native -fopenmp -fno-math-errno -Wall -Wextra -Wshadow -MMD -MP -I. \
+# g++ 12 warns of its own vector headers (GCC bug 105593).
+GCC12 := -Wno-uninitialized -Wno-maybe-uninitialized
+CXXFLAGS := -std=c++20 -O3 -march=native -fopenmp -fno-math-errno -Wall -Wextra -Wshadow $(GCC12) -MMD -MP -I. \
             $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32) $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY)) $(EXTRA_CXXFLAGS)
 LDLIBS := -ldnnl -lpcre2-8 -pthread
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)

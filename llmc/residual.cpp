@@ -27,6 +27,12 @@ static float mean_product(const floatX* dh, const floatX* h, int C) {
     return sum / C;
 }
 
+void residual_add(floatX* x, const floatX* branch, int64_t n, Stream) {
+    require(n >= 8 && n % 8 == 0, "residual_add: n must be a positive multiple of 8, not ", n);
+#pragma omp parallel for simd
+    for (int64_t i = 0; i < n; i++) x[i] = to_floatX(to_float(x[i]) + to_float(branch[i]));
+}
+
 void add_norm_forward(floatX* h, float* rstd, floatX* x, const floatX* branch, float scale, int64_t N, int C, float eps, Stream) {
     require_dims("add_norm_forward", N, C);
 #pragma omp parallel for
