@@ -3,7 +3,6 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
-#include <memory>
 #include <mutex>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
@@ -75,7 +74,7 @@ public:
     std::string fingerprint() const;                     ///< of the data: 16 digits that stand for every shard's file name and count
 
     /// Micro-batches (of one process) in one pass over the data, 1 at least. For bos_bestfit: those that are packed from no more
-    /// documents than the shards hold; to count them, every shard is read once.
+    /// documents than the shards hold; to count them, every shard is read through twice.
     int64_t batches_per_epoch() const;
 
 private:
@@ -103,6 +102,7 @@ private:
     };
     class Reader;
 
+    Place place_of(const nlohmann::json& position) const;
     void start();
     void stop();
     void read_ahead(Place place);
@@ -112,10 +112,9 @@ private:
     std::vector<Shard> files;                            ///< sorted by path
     std::vector<int> order;                              ///< of the files, in which they are read
     Place here;                                          ///< of the micro-batch that next() will give
-    std::unique_ptr<Reader> reader;                      ///< the thread's while it runs
 
-    Batch batches[2];                                    ///< a ring of two; the fields below, and who owns which, under `mutex`
-    int first = 0, filled = 0;                           ///< batches[first] is the next, `filled` are ready
+    Batch batches[2];                                    ///< a ring: `filled` are the caller's, the others the thread's
+    int first = 0, filled = 0;                           ///< batches[first] is the next; these and `stopping` under `mutex`
     bool stopping = false;
     std::mutex mutex;
     std::condition_variable changed;
