@@ -1,0 +1,127 @@
+// One table of flags: it drives the parser, the help, the start-up table, the log's header and what a checkpoint keeps.
+#pragma once
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+#include "llmc/error.h"
+
+/// What a flag belongs to. model: fixed once weights exist. training: kept in checkpoints, so that --resume goes on with it.
+/// run: of this call alone.
+enum class FlagKind { model, training, run };
+
+class Flags {
+public:
+    Flags(const std::string& program, const std::string& description) : name(program), app(description, program) {
+        app.option_defaults()->always_capture_default(false);
+        app.get_formatter()->column_width(34);
+    }
+
+    /// A number within [low, high].
+    template <class Number>
+    void number(const std::string& flag, Number& value, Number low, Number high, FlagKind kind, const std::string& group, const std::string& help) {
+        add(flag, value, kind, group, help);
+        checks.push_back([this, flag, &value, low, high] {
+            require(!given(flag) || (value >= low && value <= high), flag, " is ", value, ", but must be ", low, " to ", high);
+        });
+    }
+    template <class Number>
+    void at_least(const std::string& flag, Number& value, Number low, FlagKind kind, const std::string& group, const std::string& help) {
+        number(flag, value, low, std::numeric_limits<Number>::max(), kind, group, help);
+    }
+    void text(const std::string& flag, std::string& value, FlagKind kind, const std::string& group, const std::string& help) {
+        add(flag, value, kind, group, help);
+    }
+    void choice(const std::string& flag, std::string& value, const std::vector<std::string>& choices, FlagKind kind, const std::string& group,
+                const std::string& help) {
+        add(flag, value, kind, group, help + ": " + CLI::detail::join(choices, "|"));
+        checks.push_back([this, flag, &value, choices] {
+            bool known = std::find(choices.begin(), choices.end(), value) != choices.end();
+            require(!given(flag) || known, flag, " is '", value, "', but must be one of: ", CLI::detail::join(choices, ", "));
+        });
+    }
+    /// Present or not.
+    void toggle(const std::string& flag, bool& value, FlagKind kind, const std::string& group, const std::string& help) {
+        CLI::Option* option = app.add_flag(flag, value, help)->group(group);
+        table.push_back({flag, kind, option, [&value] { return nlohmann::json(value); }, [&value](const nlohmann::json& j) { value = j; }});
+    }
+
+    /// False when help was asked for, and printed. Throws std::invalid_argument for anything that cannot be.
+    bool parse(int argc, char** argv) {
+        try {
+            app.parse(argc, argv);
+        } catch (const CLI::CallForHelp&) {
+            std::cout << app.help();
+            return false;
+        } catch (const CLI::ParseError& error) {
+            fail(error.what(), "; see ", name, " --help");
+        }
+        for (auto& check : checks) check();
+        return true;
+    }
+
+    bool given(const std::string& flag) const { return find(flag).option->count() > 0; }
+    /// The first of the flags that was given, or an empty string.
+    std::string first_given(const std::vector<std::string>& flags) const {
+        for (const std::string& flag : flags)
+            if (given(flag)) return flag;
+        return "";
+    }
+
+    /// Values of all flags of a kind, by name without the dashes.
+    nlohmann::json values(FlagKind kind) const {
+        nlohmann::json json = nlohmann::json::object();
+        for (const Entry& entry : table)
+            if (entry.kind == kind) json[entry.flag.substr(2)] = entry.get();
+        return json;
+    }
+    /// Sets the flags of a kind that were not given, and are not in `except`, to what values() once gave. Returns a line for
+    /// each that was given and differs.
+    std::vector<std::string> restore(FlagKind kind, const nlohmann::json& json, const std::vector<std::string>& except = {}) {
+        std::vector<std::string> differing;
+        for (Entry& entry : table) {
+            std::string key = entry.flag.substr(2);
+            if (entry.kind != kind || !json.contains(key)) continue;
+            if (entry.option->count() == 0) {
+                if (std::find(except.begin(), except.end(), entry.flag) == except.end()) entry.set(json[key]);
+            } else if (entry.get() != json[key]) {
+                differing.push_back(concat(entry.flag, " ", json[key].dump(), " -> ", entry.get().dump()));
+            }
+        }
+        return differing;
+    }
+    std::vector<std::string> names(FlagKind kind) const {
+        std::vector<std::string> all;
+        for (const Entry& entry : table)
+            if (entry.kind == kind) all.push_back(entry.flag);
+        return all;
+    }
+    void footer(const std::string& text) { app.footer(text); }
+
+private:
+    struct Entry {
+        std::string flag;
+        FlagKind kind;
+        CLI::Option* option;
+        std::function<nlohmann::json()> get;
+        std::function<void(const nlohmann::json&)> set;
+    };
+
+    template <class Value>
+    void add(const std::string& flag, Value& value, FlagKind kind, const std::string& group, const std::string& help) {
+        CLI::Option* option = app.add_option(flag, value, help)->group(group);
+        table.push_back({flag, kind, option, [&value] { return nlohmann::json(value); }, [&value](const nlohmann::json& j) { value = j.get<Value>(); }});
+    }
+    const Entry& find(const std::string& flag) const {
+        for (const Entry& entry : table)
+            if (entry.flag == flag) return entry;
+        throw std::logic_error("no such flag: " + flag);
+    }
+
+    std::string name;
+    CLI::App app;
+    std::vector<Entry> table;
+    std::vector<std::function<void()>> checks;
+};
