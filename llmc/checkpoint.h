@@ -63,6 +63,8 @@ struct Checkpoint {
     std::string content_hash() const;
 };
 
+std::string content_hash(const GPTConfig& config, const std::vector<TensorEntry>& tensors);
+
 /// Opens a checkpoint and checks everything but the tensors' bytes: magic, version, hash of the header, every type in it, that
 /// the tensors are those of the configuration, at their places, the file's exact length, zeros between.
 /// Throws std::invalid_argument, whatever the file holds, with the file, what is wrong, where, and what to do.

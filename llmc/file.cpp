@@ -60,23 +60,23 @@ static std::string folder_of(const std::string& path) {
 static void remove_leftovers(const std::string& path) {
     std::string prefix = fs::path(path).filename().string() + ".", suffix = ".tmp";
     std::error_code ignored;
-    for (const fs::directory_entry& entry : fs::directory_iterator(folder_of(path), ignored)) {
-        std::string name = entry.path().filename().string();
+    for (fs::directory_iterator entry(folder_of(path), ignored), end; !ignored && entry != end; entry.increment(ignored)) {
+        std::string name = entry->path().filename().string();
         if (name.size() <= prefix.size() + suffix.size() || !name.starts_with(prefix) || !name.ends_with(suffix)) continue;
         std::string process = name.substr(prefix.size(), name.size() - prefix.size() - suffix.size());
         if (process.find_first_not_of("0123456789-") != std::string::npos) continue;
-        int fd = open(entry.path().c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+        int fd = open(entry->path().c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
         if (fd < 0) continue;
-        if (flock(fd, LOCK_EX | LOCK_NB) == 0) unlink(entry.path().c_str());
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0) unlink(entry->path().c_str());
         close(fd);
     }
 }
 
-/// Creates and locks `name`; -1 when it is there already. Another writer may take it for a leftover before it is locked:
+/// Creates and locks `name`; -1 when there is such a file. Another writer may take it for a leftover before it is locked:
 /// then it has no name any more, and the next try gets a new one.
 static int create_locked(const std::string& name) {
     int fd = open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    require(fd >= 0 || errno == EEXIST, name, ": cannot be written: ", std::strerror(errno));
+    require(fd >= 0 || errno == EEXIST, name, ": cannot be made: ", std::strerror(errno));
     if (fd < 0) return -1;
     flock(fd, LOCK_EX);   // where a file system has no locks, leftovers stay
     struct stat info;

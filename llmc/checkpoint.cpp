@@ -1,0 +1,349 @@
+// Reading, checking and writing of checkpoints. The format is in checkpoint.h.
+#include "llmc/checkpoint.h"
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <iterator>
+#include <set>
+#include <string_view>
+#include <vector>
+#include "llmc/error.h"
+#include "llmc/hash.h"
+#include "llmc/json.h"
+#include "llmc/tensors.h"
+
+using nlohmann::json;
+
+static constexpr char MAGIC[8] = {'D', 'E', 'E', 'P', 'E', 'N', '\r', '\n'};
+static constexpr uint32_t VERSION = 1;
+static constexpr int64_t PAGE = 4096;                          // tensors start at multiples of it
+static constexpr int64_t MAX_JSON_BYTES = int64_t{64} << 20;
+static const char* const DAMAGED = "; the file was cut short, changed or damaged: restore it from a copy";
+
+struct Preamble {
+    char magic[8];
+    uint32_t version, reserved;
+    uint64_t json_bytes, json_xxh3;
+};
+static_assert(sizeof(Preamble) == 32 && std::endian::native == std::endian::little);
+
+static int64_t round_up(int64_t bytes) { return (bytes + PAGE - 1) / PAGE * PAGE; }
+
+static uint64_t from_hex(const std::string& digits, const std::string& where) {
+    bool valid = digits.size() == 16 && digits.find_first_not_of("0123456789abcdef") == std::string::npos;
+    require(valid, where, ": is '", digits.substr(0, 40), "', but must be 16 hexadecimal digits");
+    return std::stoull(digits, nullptr, 16);
+}
+
+static std::string shape_text(const std::vector<int64_t>& shape) {
+    std::string text;
+    for (int64_t size : shape) text += concat(text.empty() ? "" : " x ", size);
+    return text;
+}
+
+// -------------------------------------------------------------------------------------------------------------- header
+
+static const std::pair<const char*, int64_t> DTYPES[] = {{"F32", 4}, {"U8", 1}};
+
+static int64_t dtype_bytes(const std::string& dtype, const std::string& where) {
+    for (auto& [name, bytes] : DTYPES)
+        if (dtype == name) return bytes;
+    fail(where, ": dtype is '", dtype.substr(0, 40), "', but must be F32 or U8");
+}
+
+/// Bytes of a tensor of that shape. No product can overflow: they stay below 2^60.
+static int64_t tensor_bytes(const std::string& dtype, const std::vector<int64_t>& shape, const std::string& where) {
+    int64_t bytes = dtype_bytes(dtype, where);
+    for (int64_t size : shape) {
+        require(size >= 1 && size <= (int64_t{1} << 60) / bytes, where, ": shape ", shape_text(shape), " is no tensor that fits a disk");
+        bytes *= size;
+    }
+    return bytes;
+}
+
+static TensorEntry entry_from_json(const json& j, const std::string& where) {
+    TensorEntry entry;
+    entry.name = json_string(json_member(j, "name", where), where + ": name");
+    std::string tensor = concat(where, ": ", entry.name.substr(0, 100));
+    entry.dtype = json_string(json_member(j, "dtype", tensor), tensor + ": dtype");
+    for (const json& size : json_array(json_member(j, "shape", tensor), tensor + ": shape"))
+        entry.shape.push_back(json_integer(size, 1, int64_t{1} << 60, tensor + ": shape"));
+    entry.bytes = tensor_bytes(entry.dtype, entry.shape, tensor);
+    json_integer(json_member(j, "bytes", tensor), entry.bytes, entry.bytes, tensor + ": bytes");
+    entry.offset = json_integer(json_member(j, "offset", tensor), 0, int64_t{1} << 60, tensor + ": offset");
+    entry.xxh3 = from_hex(json_string(json_member(j, "xxh3", tensor), tensor + ": xxh3"), tensor + ": xxh3");
+    return entry;
+}
+
+static json to_json(const TensorEntry& entry) {
+    return {{"name", entry.name},     {"dtype", entry.dtype}, {"shape", entry.shape},
+            {"offset", entry.offset}, {"bytes", entry.bytes}, {"xxh3", hex_digits(entry.xxh3)}};
+}
+
+/// The weights are those of the configuration, in its order; what follows belongs to one of them, or is the tokenizer.
+static void check_names(const std::vector<TensorEntry>& tensors, const GPTConfig& config, const std::string& path) {
+    std::vector<Tensor> weights = tensor_table(config);
+    std::set<std::string> names;
+    for (const Tensor& weight : weights) names.insert(weight.name);
+    for (size_t i = 0; i < weights.size(); i++) {
+        require(i < tensors.size(), path, ": has no tensor ", weights[i].name, ", which its configuration needs");
+        const TensorEntry& entry = tensors[i];
+        require(entry.name == weights[i].name, path, ": tensor ", i, " is ", entry.name.substr(0, 100),
+                ", but its configuration has ", weights[i].name, " there");
+        require(entry.dtype == "F32" && entry.shape == weights[i].shape, path, ": tensor ", entry.name, " is ", entry.dtype, " ",
+                shape_text(entry.shape), ", but its configuration says F32 ", shape_text(weights[i].shape));
+    }
+    std::set<std::string> seen;
+    for (size_t i = weights.size(); i < tensors.size(); i++) {
+        const std::string& name = tensors[i].name;
+        size_t slash = name.find('/');
+        bool state = slash != std::string::npos && slash + 1 < name.size() && names.contains(name.substr(0, slash)) && tensors[i].dtype == "F32";
+        bool tokenizer = name == "tokenizer" && tensors[i].dtype == "U8";
+        require(state || tokenizer, path, ": tensor ", name.substr(0, 100), " (", tensors[i].dtype,
+                ") is no weight of its configuration, no state of one, and no tokenizer");
+        require(seen.insert(name).second, path, ": has tensor ", name.substr(0, 100), " twice");
+    }
+}
+
+static void check_progress(const json& progress, const std::string& where) {
+    json_integer(json_member(progress, "step", where), 0, INT64_MAX, where + ": step");
+    json_integer(json_member(progress, "tokens", where), 0, INT64_MAX, where + ": tokens");
+    double flops = json_number(json_member(progress, "flops", where), where + ": flops");
+    require(flops >= 0, where, ": flops is ", flops, ", but must be 0 or above");
+}
+
+static void check_parents(const json& lineage, const std::string& where) {
+    json_string(json_member(lineage, "operation", where), where + ": operation");
+    json_string(json_member(lineage, "detail", where), where + ": detail");
+    if (!lineage.contains("parents")) return;
+    for (const json& parent : json_array(lineage["parents"], where + ": parents")) {
+        json_string(json_member(parent, "hash", where), where + ": hash");
+        check_progress(parent, where);
+        check_parents(parent, where);
+    }
+}
+
+/// Everything that can be said of a header without its file. `header_end`: where the first tensor must start.
+static void take_header(Checkpoint& c, int64_t header_end) {
+    json_object(c.header, c.path + ": header");
+    c.config = config_from_json(json_member(c.header, "config", c.path), c.path);
+    check_progress(json_member(c.header, "progress", c.path), c.path + ": progress");
+    check_parents(json_member(c.header, "lineage", c.path), c.path + ": lineage");
+    json_member(c.header["lineage"], "parents", c.path + ": lineage");
+    int64_t end = header_end;
+    for (const json& j : json_array(json_member(c.header, "tensors", c.path), c.path + ": tensors")) {
+        TensorEntry entry = entry_from_json(j, c.path + ": tensors");
+        require(entry.offset == end, c.path, ": tensor ", entry.name.substr(0, 100), " starts at byte ", entry.offset,
+                ", but the one before leads to ", end);
+        require(entry.bytes <= (int64_t{1} << 60) - end, c.path, ": tensors are bigger than any disk");
+        end = round_up(entry.offset + entry.bytes);
+        c.tensors.push_back(std::move(entry));
+    }
+    check_names(c.tensors, c.config, c.path);
+}
+
+static int64_t end_of(const std::vector<TensorEntry>& tensors) { return round_up(tensors.back().offset + tensors.back().bytes); }
+
+// ------------------------------------------------------------------------------------------------------------- reading
+
+static void require_zeros(const File& file, int64_t begin, int64_t end) {
+    char bytes[PAGE];
+    file.read(bytes, end - begin, begin);
+    const char* other = std::find_if(bytes, bytes + (end - begin), [](char byte) { return byte != 0; });
+    require(other == bytes + (end - begin), file.path(), ": byte ", begin + (other - bytes), " is padding, but not zero", DAMAGED);
+}
+
+bool is_checkpoint(const std::string& path) {
+    File file(path);
+    char magic[sizeof MAGIC] = {};
+    if (file.size() >= static_cast<int64_t>(sizeof magic)) file.read(magic, sizeof magic, 0);
+    return std::memcmp(magic, MAGIC, sizeof MAGIC) == 0;
+}
+
+static Preamble read_preamble(const File& file) {
+    const std::string& path = file.path();
+    Preamble p;
+    int64_t size = file.size();
+    require(size >= static_cast<int64_t>(sizeof p), path, ": has ", size, " bytes, too few for a checkpoint", DAMAGED);
+    file.read(&p, sizeof p, 0);
+    require(std::memcmp(p.magic, MAGIC, sizeof MAGIC) == 0, path,
+            ": is not a checkpoint: its first 8 bytes are not the magic; ./convert makes checkpoints of safetensors");
+    require(p.version == VERSION, path, ": is a checkpoint of version ", p.version, ", but this program reads version ", VERSION,
+            "; use the program that wrote it, or restore it from a copy if it is damaged");
+    require(p.reserved == 0, path, ": bytes 12 to 15 are not zero", DAMAGED);
+    bool fits = p.json_bytes >= 2 && p.json_bytes <= MAX_JSON_BYTES && static_cast<int64_t>(p.json_bytes) <= size - 32;
+    require(fits, path, ": its header says it is ", p.json_bytes, " bytes long, but the file has ", size, DAMAGED);
+    return p;
+}
+
+Checkpoint open_checkpoint(const std::string& path) {
+    Checkpoint c;
+    c.path = path;
+    c.file = std::make_shared<const File>(path);
+    Preamble preamble = read_preamble(*c.file);
+    int64_t json_end = static_cast<int64_t>(sizeof preamble + preamble.json_bytes);
+    std::string text(preamble.json_bytes, '\0');
+    c.file->read(text.data(), static_cast<int64_t>(text.size()), sizeof preamble);
+    require(xxh3_64(text) == preamble.json_xxh3, path, ": the header does not match its hash", DAMAGED);
+    c.header = parse_json(text, path + ": header");
+    take_header(c, round_up(json_end));
+
+    require(c.file->size() == end_of(c.tensors), path, ": has ", c.file->size(), " bytes, but its header says ", end_of(c.tensors), DAMAGED);
+    require_zeros(*c.file, json_end, round_up(json_end));
+    for (const TensorEntry& entry : c.tensors) require_zeros(*c.file, entry.offset + entry.bytes, round_up(entry.offset + entry.bytes));
+    return c;
+}
+
+const TensorEntry* Checkpoint::find(const std::string& name) const {
+    auto found = std::find_if(tensors.begin(), tensors.end(), [&](const TensorEntry& entry) { return entry.name == name; });
+    return found == tensors.end() ? nullptr : &*found;
+}
+
+const TensorEntry& Checkpoint::at(const std::string& name) const {
+    const TensorEntry* entry = find(name);
+    require(entry, path, ": has no tensor ", name);
+    return *entry;
+}
+
+std::string content_hash(const GPTConfig& config, const std::vector<TensorEntry>& tensors) {
+    std::string text = dump_json(to_json(config));
+    size_t weights = tensor_table(config).size();
+    for (size_t i = 0; i < weights; i++)
+        text += concat("\n", tensors[i].name, " ", tensors[i].dtype, " ", shape_text(tensors[i].shape), " ", hex_digits(tensors[i].xxh3));
+    return xxh3_128(text);
+}
+
+std::string Checkpoint::content_hash() const { return ::content_hash(config, tensors); }
+
+void read_tensor(const Checkpoint& checkpoint, const TensorEntry& entry, const TakeBytes& take) {
+    auto buffer = std::make_unique_for_overwrite<char[]>(static_cast<size_t>(std::min(entry.bytes, FILE_CHUNK)));
+    Xxh3 hasher;
+    for (int64_t at = 0; at < entry.bytes; at += FILE_CHUNK) {
+        int64_t piece = std::min(FILE_CHUNK, entry.bytes - at);
+        checkpoint.file->read(buffer.get(), piece, entry.offset + at);
+        hasher.add(buffer.get(), piece);
+        take(buffer.get(), at, piece);
+    }
+    require(hasher.value() == entry.xxh3, checkpoint.path, ": tensor ", entry.name, " (bytes ", entry.offset, " to ",
+            entry.offset + entry.bytes - 1, ") does not match its hash: XXH3 is ", hex_digits(hasher.value()), ", the header says ",
+            hex_digits(entry.xxh3), DAMAGED);
+}
+
+void read_tensor(const Checkpoint& checkpoint, const TensorEntry& entry, void* dst) {
+    read_tensor(checkpoint, entry, [dst](const void* src, int64_t offset, int64_t bytes) {
+        std::memcpy(static_cast<char*>(dst) + offset, src, static_cast<size_t>(bytes));
+    });
+}
+
+void verify_tensors(const Checkpoint& checkpoint) {
+    for (const TensorEntry& entry : checkpoint.tensors) read_tensor(checkpoint, entry, [](const void*, int64_t, int64_t) {});
+}
+
+// ------------------------------------------------------------------------------------------------------------- writing
+
+TensorSource source_from_memory(const std::string& name, const std::vector<int64_t>& shape, const float* values) {
+    auto fill = [values](void* dst, int64_t offset, int64_t bytes) {
+        std::memcpy(dst, reinterpret_cast<const char*>(values) + offset, static_cast<size_t>(bytes));
+    };
+    return {name, "F32", shape, fill, nullptr, 0, 0};
+}
+
+TensorSource source_from_bytes(const std::string& name, std::string bytes) {
+    int64_t size = static_cast<int64_t>(bytes.size());
+    auto fill = [bytes = std::move(bytes)](void* dst, int64_t offset, int64_t count) {
+        std::memcpy(dst, bytes.data() + offset, static_cast<size_t>(count));
+    };
+    return {name, "U8", {size}, fill, nullptr, 0, 0};
+}
+
+TensorSource source_from_checkpoint(const std::string& name, const Checkpoint& checkpoint, const TensorEntry& entry) {
+    return {name, entry.dtype, entry.shape, nullptr, checkpoint.file, entry.offset, entry.xxh3};
+}
+
+/// Completes `header` with the tensors laid out one after another behind it. Offsets are part of the header and depend on its
+/// length: they move back until it fits before them.
+static Checkpoint lay_out(const std::string& path, json header, const std::vector<TensorSource>& sources) {
+    for (int64_t header_end = PAGE;;) {
+        header["tensors"] = json::array();
+        int64_t offset = header_end;
+        for (const TensorSource& source : sources) {
+            int64_t bytes = tensor_bytes(source.dtype, source.shape, concat(path, ": ", source.name));
+            header["tensors"].push_back(to_json(TensorEntry{source.name, source.dtype, source.shape, offset, bytes, source.xxh3}));
+            require(bytes < (int64_t{1} << 60) - offset, path, ": tensors are bigger than any disk");
+            offset = round_up(offset + bytes);
+        }
+        std::string text = dump_json(header);
+        int64_t needed = round_up(static_cast<int64_t>(sizeof(Preamble) + text.size()));
+        if (needed > header_end) {
+            header_end = needed;
+            continue;
+        }
+        require(needed <= MAX_JSON_BYTES, path, ": its header would have ", needed, " bytes, but may have ", MAX_JSON_BYTES);
+        Checkpoint c;
+        c.path = path;
+        c.header = parse_json(text, path + ": header");
+        take_header(c, header_end);
+        return c;
+    }
+}
+
+int64_t checkpoint_bytes(const json& header, const std::vector<TensorSource>& sources) {
+    return end_of(lay_out("checkpoint", header, sources).tensors);
+}
+
+static uint64_t write_tensor(NewFile& file, const TensorEntry& entry, const TensorSource& source, std::vector<char>& buffer) {
+    if (source.file) {
+        // With its padding (which is zero), in whole pages: file systems that can share pages between files then do.
+        file.copy(*source.file, source.offset, round_up(entry.bytes), entry.offset);
+        return source.xxh3;
+    }
+    Xxh3 hasher;
+    for (int64_t at = 0; at < entry.bytes; at += FILE_CHUNK) {
+        int64_t piece = std::min(FILE_CHUNK, entry.bytes - at);
+        source.fill(buffer.data(), at, piece);
+        hasher.add(buffer.data(), piece);
+        file.write(buffer.data(), piece, entry.offset + at);
+    }
+    return hasher.value();
+}
+
+void write_checkpoint(const std::string& path, json header, const std::vector<TensorSource>& sources) {
+    Checkpoint c = lay_out(path, std::move(header), sources);
+    NewFile file(path, end_of(c.tensors));
+    std::vector<char> buffer(static_cast<size_t>(FILE_CHUNK));
+    for (size_t i = 0; i < sources.size(); i++) {
+        c.tensors[i].xxh3 = write_tensor(file, c.tensors[i], sources[i], buffer);
+        c.header["tensors"][i]["xxh3"] = hex_digits(c.tensors[i].xxh3);   // as many digits as before: the header keeps its length
+    }
+    std::string text = dump_json(c.header);
+    Preamble preamble{{}, VERSION, 0, text.size(), xxh3_64(text)};
+    std::memcpy(preamble.magic, MAGIC, sizeof MAGIC);
+    file.write(&preamble, sizeof preamble, 0);
+    file.write(text.data(), static_cast<int64_t>(text.size()), sizeof preamble);
+    file.commit(end_of(c.tensors));
+}
+
+// ------------------------------------------------------------------------------------------------------------- lineage
+
+/// Drops the parents of every file that was met before, so that a model stacked on itself again and again has a small tree.
+static void list_parents_once(json& lineage, std::set<std::string>& seen) {
+    for (json& parent : lineage["parents"]) {
+        if (!seen.insert(parent["hash"].get<std::string>()).second) parent.erase("parents");
+        if (parent.contains("parents")) list_parents_once(parent, seen);
+    }
+}
+
+json make_lineage(const std::string& operation, const std::string& detail, const std::vector<const Checkpoint*>& parents) {
+    json lineage{{"operation", operation}, {"detail", detail}, {"parents", json::array()}};
+    for (const Checkpoint* parent : parents) {
+        json entry = parent->header["lineage"];
+        for (const char* key : {"step", "tokens", "flops"}) entry[key] = parent->header["progress"][key];
+        entry["hash"] = parent->content_hash();
+        lineage["parents"].push_back(std::move(entry));
+    }
+    std::set<std::string> seen;
+    list_parents_once(lineage, seen);
+    return lineage;
+}
+
+json no_progress() { return {{"step", 0}, {"tokens", 0}, {"flops", 0}}; }
