@@ -88,13 +88,20 @@ static nlohmann::json common_properties(const GPTConfig& config) {
     return common;
 }
 
+static void require_equal(const std::string& key, const nlohmann::json& first, const nlohmann::json& other, const std::string& first_name,
+                          const std::string& other_name) {
+    require(first.at(key) == other.at(key), "models of a stack must agree in ", key, ", but it is ", first.at(key).dump(), " in ", first_name, " and ",
+            other.at(key).dump(), " in ", other_name);
+}
+
 LayerMap stack_map(const std::vector<GPTConfig>& models, const std::vector<std::string>& names, const StackOptions& options) {
     require(models.size() >= 2, "a stack needs two models or more; the same file may be given twice");
     nlohmann::json first = common_properties(models[0]);
-    for (size_t m = 1; m < models.size(); m++)
-        for (auto& [key, value] : common_properties(models[m]).items())
-            require(value == first[key], "models of a stack must agree in ", key, ", but it is ", first[key].dump(), " in ", names[0], " and ",
-                    value.dump(), " in ", names[m]);
+    for (size_t m = 1; m < models.size(); m++) {
+        nlohmann::json other = common_properties(models[m]);
+        require_equal("recipe", first, other, names[0], names[m]);   // where it differs, most others do
+        for (auto& [key, ignored] : first.items()) require_equal(key, first, other, names[0], names[m]);
+    }
 
     LayerMap map = without_layers(models[0]);
     map.config.norm_wte = options.norm_wte;
