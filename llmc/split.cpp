@@ -43,6 +43,7 @@ static std::string pcre2_message(int error) {
 struct Splitter::Pattern {
     pcre2_code* code;
     pcre2_match_data* match;
+    pcre2_match_context* context;
 
     explicit Pattern(SplitKind kind) {
         int error;
@@ -55,9 +56,12 @@ struct Splitter::Pattern {
         require(error == 0, "split: PCRE2 cannot compile to machine code on this machine (", pcre2_message(error),
                 "); install a libpcre2-8 with JIT, where programs may make memory executable");
         match = pcre2_match_data_create(1, nullptr);
-        if (!match) throw std::bad_alloc();
+        context = pcre2_match_context_create(nullptr);
+        if (!match || !context) throw std::bad_alloc();
+        pcre2_set_match_limit(context, UINT32_MAX);  // a piece of a million spaces takes a million steps back
     }
     ~Pattern() {
+        pcre2_match_context_free(context);
         pcre2_match_data_free(match);
         pcre2_code_free(code);
     }
@@ -103,7 +107,7 @@ void Splitter::split(std::string_view text, const std::function<void(std::string
     const size_t* match = pcre2_get_ovector_pointer(pattern_->match);
     for (size_t begin = 0; begin < text.size(); begin = match[1]) {
         int found = pcre2_jit_match(pattern_->code, reinterpret_cast<PCRE2_SPTR>(subject.data()), subject.size(), begin, 0,
-                                    pattern_->match, nullptr);
+                                    pattern_->match, pattern_->context);
         require(found > 0, "split: PCRE2 failed: ", pcre2_message(found));
         take(text.substr(begin, match[1] - begin));
     }
