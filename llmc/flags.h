@@ -77,15 +77,16 @@ public:
             if (entry.kind == kind) json[entry.flag.substr(2)] = entry.get();
         return json;
     }
-    /// Sets the flags of a kind that were not given, and are not in `except`, to what values() once gave. Returns a line for
-    /// each that was given and differs.
+    /// Sets the flags of a kind that were not given, and are not in `except`, to what values() once gave; null leaves them.
+    /// Returns a line for each that was given and differs.
     std::vector<std::string> restore(FlagKind kind, const nlohmann::json& json, const std::vector<std::string>& except = {}) {
         std::vector<std::string> differing;
         for (Entry& entry : table) {
             std::string key = entry.flag.substr(2);
             if (entry.kind != kind || !json.contains(key)) continue;
             if (entry.option->count() == 0) {
-                if (std::find(except.begin(), except.end(), entry.flag) == except.end()) entry.set(json[key]);
+                bool wanted = std::find(except.begin(), except.end(), entry.flag) == except.end();
+                if (wanted && !json[key].is_null()) entry.set(json[key]);
             } else if (entry.get() != json[key]) {
                 differing.push_back(concat(entry.flag, " ", json[key].dump(), " -> ", entry.get().dump()));
             }

@@ -96,6 +96,7 @@ GPT::GPT(const GPTConfig& c, int batch, Mode mode_, bool frozen_embedding_)
         scratch.add(dqkv, N * QKV);
         scratch.add(df, N * 4 * C);
         scratch.add(sums, N * std::max<int64_t>(2, HK));
+        scratch.add(squares, 1 + REDUCE_PARTS);
     }
     host_losses.resize(N);
 }
@@ -151,6 +152,10 @@ void GPT::initialize_weights(uint64_t seed) {
 
 void GPT::set_tensor(const Tensor& tensor, const float* values) {
     copy_to_device(master(tensor), values, tensor.numel * sizeof(float), stream);
+    round_weights(tensor);
+}
+
+void GPT::round_weights(const Tensor& tensor) {
     if (rounded) cast(rounded + tensor.offset, master(tensor), tensor.numel, stream);
 }
 
@@ -166,6 +171,14 @@ float* GPT::gradient(const Tensor& tensor) const {
 }
 
 void GPT::zero_gradients() { device_zero(gradient_values, gradients_size * sizeof(float), stream); }
+
+double GPT::gradient_norm() {
+    require(mode == Mode::train, "gpt: there are no gradients in a model that only evaluates");
+    sum_of_squares(squares, squares + 1, gradient_values, gradients_size, stream);
+    float sum = 0;
+    copy_to_host(&sum, squares, sizeof sum, stream);
+    return std::sqrt(double{sum});
+}
 
 void GPT::upload(const int* host_inputs, const int* host_targets) {
     copy_to_device(inputs, host_inputs, N * sizeof(int), stream);

@@ -74,6 +74,8 @@ public:
 
     /// Host copies of one tensor's master weights. values (numel)
     void set_tensor(const Tensor& tensor, const float* values);
+    /// After the master weights were written: what the passes read follows.
+    void round_weights(const Tensor& tensor);
     void get_tensor(float* values, const Tensor& tensor) const;
     float* master(const Tensor& tensor) const { return masters + tensor.offset; }
     /// What the passes read; null where they read the master weights themselves (fp32 build, lambdas).
@@ -83,6 +85,8 @@ public:
     bool frozen(const Tensor& tensor) const { return frozen_embedding && tensor.name == "wte"; }
 
     void zero_gradients();
+    /// |g| over all tensors that have a gradient. Throws std::invalid_argument in Mode::evaluate.
+    double gradient_norm();
 
     /// One micro-batch forward and backward; gradients are added up. Returns the mean loss in nats over the targets that are
     /// not -1. `share`: of the step's loss that this micro-batch is, 1 / number of micro-batches.
@@ -110,8 +114,6 @@ public:
     const int B, T;
     const std::vector<Tensor> tensors;
     std::vector<const Arena*> arenas() const { return {&parameters, &gradients, &activations, &scratch}; }
-    float* gradient_block() const { return gradient_values; }
-    int64_t gradient_count() const { return gradients_size; }
 
 private:
     enum class Input { tokens, latents };
@@ -168,6 +170,7 @@ private:
     floatX* dqkv = nullptr;                  // (N, QKV)
     floatX* df = nullptr;                    // (N, 4C)
     float* sums = nullptr;                   // (2, N), (N, HK)
+    float* squares = nullptr;                // (1 + REDUCE_PARTS) of the gradients
     std::vector<float> host_losses;          // (N)
     int64_t last_row = 0;                    // of the latents: the last token that extend() saw
 };

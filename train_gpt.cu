@@ -1,0 +1,950 @@
+// The trainer: flags, plan, loop, evaluation, sampling, saving. One file, read top to bottom.
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <unistd.h>
+#include <algorithm>
+#include <chrono>
+#include <cerrno>
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <thread>
+#include "llmc/checkpoint.h"
+#include "llmc/dataloader.h"
+#include "llmc/device.h"
+#include "llmc/flags.h"
+#include "llmc/gpt.h"
+#include "llmc/optimizer.h"
+#include "llmc/plan.h"
+#include "llmc/reduce.h"
+#include "llmc/sampler.h"
+#include "llmc/schedule.h"
+#include "llmc/shard.h"
+#include "llmc/tokenizer.h"
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+// ------------------------------------------------------------------------------------------------------- settings
+
+/// Every flag's value. Empty texts, and 0 where the help says so, stand for the recipe's own.
+struct Settings {
+    // model
+    std::string recipe = "nanochat";
+    int depth = 12, width = 0, heads = 0, kv_heads = 0, seq_len = 0, vocab_size = 0;
+    std::string window_pattern, activation, tied, qk_norm, value_embeds, lambdas, norm_wte, norm_lm_head;
+    double softcap = 0, attn_scale = 0;
+    // data
+    std::string data, val_data, tokenizer, packing = "stream";
+    int64_t data_seed = -1;                                  // -1: shards are read sorted
+    // horizon
+    int64_t steps = 0, batch_tokens = 0;
+    double total_flops = 0, param_data_ratio = 0;
+    int device_batch = 0;
+    // learning rates and schedule; -1: the recipe's own
+    double embedding_lr = -1, unembedding_lr = -1, matrix_lr = -1, scalar_lr = -1, weight_decay = -1, warmdown_ratio = -1;
+    int64_t warmup_steps = 0, warmdown_steps = -1;
+    bool no_scaling = false;
+    // looping and shared embeddings
+    int64_t coconut_every = 0;
+    std::string coconut_targets = "same", embeddings_from;
+    // this call
+    std::string init, resume, out, sample;
+    bool overwrite = false, plan = false, eval = false;
+    int64_t save_every = 0, eval_every = 250, eval_tokens = 10485760, sample_every = 0, keep = 0;
+    uint64_t seed = 42;
+    int sample_tokens = 128, top_k = 50;
+    double temperature = 0.8;
+};
+
+static void declare(Flags& flags, Settings& s) {
+    using K = FlagKind;
+    const int max_int = std::numeric_limits<int>::max();
+    const std::string model = "Model (0 or empty: the recipe's own; with --init and --resume the file's)";
+    flags.choice("--recipe", s.recipe, {"nanochat", "speedrun"}, K::model, model, "which of the two studies' models and optimizers");
+    flags.number("--depth", s.depth, 1, 100000, K::model, model, "layers (12)");
+    flags.number("--width", s.width, 8, 1 << 20, K::model, model, "channels (64 x depth; nanochat: rounded up to whole heads of 128)");
+    flags.number("--heads", s.heads, 1, 1 << 17, K::model, model, "heads (of size 128 in nanochat, 64 in speedrun)");
+    flags.number("--kv-heads", s.kv_heads, 1, 1 << 17, K::model, model, "key/value heads, a divisor of heads (heads)");
+    flags.number("--seq-len", s.seq_len, 1, 1 << 24, K::model, model, "tokens of a row (nanochat 2048, speedrun 1024)");
+    flags.number("--vocab-size", s.vocab_size, 8, 65536, K::model, model, "a multiple of 8 (nanochat 32768, speedrun 50304)");
+    flags.text("--window-pattern", s.window_pattern, K::model, model, "S (half of seq-len) and L (all), repeated; the last layer sees all (nanochat SSSL, speedrun L)");
+    flags.choice("--activation", s.activation, {"gelu", "relu2"}, K::model, model, "of the MLP");
+    flags.choice("--tied", s.tied, {"yes", "no"}, K::model, model, "the head is the embedding");
+    flags.choice("--qk-norm", s.qk_norm, {"yes", "no"}, K::model, model, "RMSNorm of queries and keys");
+    flags.choice("--value-embeds", s.value_embeds, {"pattern", "none"}, K::model, model, "value embeddings in every second layer");
+    flags.choice("--lambdas", s.lambdas, {"yes", "no"}, K::model, model, "resid_lambdas and x0_lambdas");
+    flags.choice("--norm-wte", s.norm_wte, {"none", "rms_norm", "layer_norm"}, K::model, model, "after the embedding");
+    flags.choice("--norm-lm-head", s.norm_lm_head, {"none", "rms_norm", "layer_norm"}, K::model, model, "before the head");
+    flags.number("--softcap", s.softcap, 0.0, 1e6, K::model, model, "of the logits, 0: none (nanochat 15, speedrun none)");
+    flags.number("--attn-scale", s.attn_scale, -1e6, 1e6, K::model, model, "of every layer's attention branch (nanochat 1, speedrun 1/sqrt(2 depth))");
+
+    const std::string data = "Data";
+    flags.text("--data", s.data, K::run, data, "shards to train on: a path or 'pattern*.bin'");
+    flags.text("--val-data", s.val_data, K::run, data, "shards to evaluate on");
+    flags.text("--tokenizer", s.tokenizer, K::run, data, "tokenizer file, or GPT-2's vocab.bpe (the one beside the shards, else the checkpoint's)");
+    flags.choice("--packing", s.packing, {"stream", "bos-bestfit"}, K::training, data, "how rows are cut out of the shards (stream)");
+    flags.at_least("--data-seed", s.data_seed, int64_t{0}, K::training, data, "shuffles the order of the shards; without it they are read sorted");
+
+    const std::string horizon = "Horizon: one of the first three (nanochat: ratio 10.5, speedrun: 6200 steps)";
+    flags.at_least("--steps", s.steps, int64_t{1}, K::training, horizon, "updates");
+    flags.number("--total-flops", s.total_flops, 1.0, 1e30, K::training, horizon, "train for this many FLOPs");
+    flags.number("--param-data-ratio", s.param_data_ratio, 1e-9, 1e9, K::training, horizon, "tokens per scaling parameter (block matrices, gates and head)");
+    flags.at_least("--batch-tokens", s.batch_tokens, int64_t{1}, K::training, horizon, "tokens of a step (nanochat: by its scaling rule, speedrun 524288)");
+    flags.number("--device-batch", s.device_batch, 1, max_int, K::training, horizon, "rows of a micro-batch (the largest up to 8 that divides the batch)");
+
+    const std::string rates = "Learning rates and schedule";
+    flags.number("--embedding-lr", s.embedding_lr, 0.0, 1e30, K::training, rates, "AdamW, embedding and value embeddings (nanochat 0.3, speedrun 0.0036)");
+    flags.number("--unembedding-lr", s.unembedding_lr, 0.0, 1e30, K::training, rates, "AdamW, head where it is not tied (nanochat 0.004)");
+    flags.number("--matrix-lr", s.matrix_lr, 0.0, 1e30, K::training, rates, "Muon, matrices of the blocks (nanochat 0.02, speedrun 0.00036)");
+    flags.number("--scalar-lr", s.scalar_lr, 0.0, 1e30, K::training, rates, "AdamW, x0_lambdas; resid_lambdas get 0.01 of it (nanochat 0.5)");
+    flags.number("--weight-decay", s.weight_decay, 0.0, 1e6, K::training, rates, "nanochat: Muon, falling to 0 (0.2); speedrun: AdamW (0)");
+    flags.at_least("--warmup-steps", s.warmup_steps, int64_t{0}, K::training, rates, "steps of linear warmup (0)");
+    flags.number("--warmdown-ratio", s.warmdown_ratio, 0.0, 10.0, K::training, rates,
+                 "part of the steps over which the rate falls to 0; above 1 it starts at 1/ratio, 0: never decays (nanochat 0.5, speedrun 9/31)");
+    flags.at_least("--warmdown-steps", s.warmdown_steps, int64_t{0}, K::training, rates, "the same in steps");
+    flags.toggle("--no-scaling", s.no_scaling, K::training, rates, "turns nanochat's scaling rules for batch, learning rates and decay off (speedrun has none)");
+
+    const std::string stacking = "Looping and shared embeddings (the stacking study)";
+    flags.at_least("--coconut-every", s.coconut_every, int64_t{0}, K::training, stacking, "every n-th step, the first too, adds a pass on the latents; 0: never");
+    flags.choice("--coconut-targets", s.coconut_targets, {"same", "next"}, K::training, stacking, "whose targets that pass gets: this micro-batch's or the next one's");
+    flags.text("--embeddings-from", s.embeddings_from, K::run, stacking, "takes wte from this checkpoint and freezes it");
+
+    const std::string run = "Run (0 in --save-every, --eval-every, --sample-every: never)";
+    flags.text("--out", s.out, K::run, run, "folder for checkpoints and log.jsonl (with --resume: the checkpoint's own)");
+    flags.toggle("--overwrite", s.overwrite, K::run, run, "removes the run that --out already holds");
+    flags.text("--resume", s.resume, K::run, run, "goes on exactly where this checkpoint's run stopped, with its settings");
+    flags.text("--init", s.init, K::run, run, "starts from this checkpoint's weights: data goes on, optimizer and schedules start again");
+    flags.at_least("--seed", s.seed, uint64_t{0}, K::training, run, "of initial weights and samples (42)");
+    flags.at_least("--save-every", s.save_every, int64_t{0}, K::run, run, "steps between checkpoints; there is always one at the end (0)");
+    flags.at_least("--keep", s.keep, int64_t{0}, K::run, run, "keeps only the last n checkpoints; 0: all (0)");
+    flags.at_least("--eval-every", s.eval_every, int64_t{0}, K::run, run, "steps between evaluations; also at start and end (250)");
+    flags.at_least("--eval-tokens", s.eval_tokens, int64_t{1}, K::run, run, "tokens of an evaluation, at most one pass (10485760)");
+    flags.at_least("--sample-every", s.sample_every, int64_t{0}, K::run, run, "steps between samples of text; also at the end (0)");
+    flags.text("--sample", s.sample, K::run, run, "beginning of the samples; without --data: print one and exit");
+    flags.number("--sample-tokens", s.sample_tokens, 1, 1 << 24, K::run, run, "length of a sample (128)");
+    flags.number("--temperature", s.temperature, 0.0, 1e6, K::run, run, "of sampling; 0 takes the likeliest token (0.8)");
+    flags.number("--top-k", s.top_k, 0, 65536, K::run, run, "sample among the k likeliest tokens; 0: among all (50)");
+    flags.toggle("--plan", s.plan, K::run, run, "prints sizes, FLOPs, steps and memory, and does nothing else");
+    flags.toggle("--eval", s.eval, K::run, run, "prints loss and bits per byte of --init on --val-data, and does nothing else");
+    flags.footer("Examples:\n"
+                 "  ./train_gpt --depth 4 --width 256 --seq-len 256 --vocab-size 4096 --data 'corpus/train_*.bin'\n"
+                 "      --val-data corpus/val_000000.bin --steps 500 --batch-tokens 8192 --out out/d4\n"
+                 "  ./train_gpt --resume out/d4/step_0000250.bin --data 'corpus/train_*.bin'\n"
+                 "  ./train_gpt --init out/d4/step_0000500.bin --sample 'int main('\n");
+}
+
+// ---------------------------------------------------------------------------------------------------------- model
+
+static int or_default(int value, int otherwise) { return value ? value : otherwise; }
+static bool switched(const std::string& text, bool otherwise) { return text.empty() ? otherwise : text == "yes"; }
+
+/// The model that the flags describe.
+static GPTConfig config_from(const Settings& s, const Flags& flags) {
+    const bool nanochat = s.recipe == "nanochat";
+    int head_size = nanochat ? 128 : 64;
+    int64_t wide = int64_t{64} * s.depth;
+    if (nanochat) wide = (wide + head_size - 1) / head_size * head_size;
+    require(s.width || wide <= (1 << 20), "--depth ", s.depth, " gives a width of ", wide, ", too large; give --width");
+    int width = or_default(s.width, static_cast<int>(wide));
+    int heads = or_default(s.heads, std::max(1, width / head_size));
+    int vocab_size = or_default(s.vocab_size, nanochat ? 32768 : 50304);
+    int seq_len = or_default(s.seq_len, nanochat ? 2048 : 1024);
+    std::string pattern = !s.window_pattern.empty() ? s.window_pattern : nanochat ? "SSSL" : "L";
+
+    GPTConfig c = nanochat ? nanochat_config(s.depth, heads, width, vocab_size, seq_len, pattern)
+                           : speedrun_config(s.depth, heads, width, vocab_size, seq_len);
+    c.window_pattern = pattern;
+    c.windows = window_sizes(s.depth, seq_len, pattern);
+    c.n_kv_head = or_default(s.kv_heads, heads);
+    if (!s.activation.empty()) c.activation = activation_named(s.activation);
+    if (!s.norm_wte.empty()) c.norm_wte = norm_named(s.norm_wte);
+    if (!s.norm_lm_head.empty()) c.norm_lm_head = norm_named(s.norm_lm_head);
+    c.tied = switched(s.tied, c.tied);
+    c.qk_norm = switched(s.qk_norm, c.qk_norm);
+    c.lambdas = switched(s.lambdas, c.lambdas);
+    if (flags.given("--softcap")) c.softcap = s.softcap;
+    if (flags.given("--attn-scale")) c.attn_scale.assign(s.depth, s.attn_scale);
+    if (!s.value_embeds.empty())
+        for (int l = 0; l < s.depth; l++) c.value_embeds[l] = s.value_embeds == "pattern" && has_value_embed(l, s.depth);
+    validate(c);
+    return c;
+}
+
+/// The flags that describe a model; null where no single value does (a stack of models with scales of their own, say).
+static json model_flags(const GPTConfig& c) {
+    auto yes = [](bool on) { return on ? "yes" : "no"; };
+    bool one_scale = std::all_of(c.attn_scale.begin(), c.attn_scale.end(), [&](double scale) { return scale == c.attn_scale[0]; });
+    bool no_ve = std::none_of(c.value_embeds.begin(), c.value_embeds.end(), [](bool has) { return has; });
+    bool pattern_ve = true;
+    for (int l = 0; l < c.n_layer; l++) pattern_ve = pattern_ve && c.value_embeds[l] == has_value_embed(l, c.n_layer);
+    bool pattern_windows = c.windows == window_sizes(c.n_layer, c.seq_len, c.window_pattern);
+    return {{"recipe", name_of(c.recipe)},
+            {"depth", c.n_layer},
+            {"width", c.n_embd},
+            {"heads", c.n_head},
+            {"kv-heads", c.n_kv_head},
+            {"seq-len", c.seq_len},
+            {"vocab-size", c.vocab_size},
+            {"window-pattern", pattern_windows ? json(c.window_pattern) : json()},
+            {"activation", name_of(c.activation)},
+            {"tied", yes(c.tied)},
+            {"qk-norm", yes(c.qk_norm)},
+            {"value-embeds", no_ve ? json("none") : pattern_ve ? json("pattern") : json()},
+            {"lambdas", yes(c.lambdas)},
+            {"norm-wte", name_of(c.norm_wte)},
+            {"norm-lm-head", name_of(c.norm_lm_head)},
+            {"softcap", c.softcap},
+            {"attn-scale", one_scale ? json(c.attn_scale[0]) : json()}};
+}
+
+/// The model of this call: the file's, or else the flags'. Flags that were left open get its values.
+static GPTConfig resolve_model(Settings& s, Flags& flags, const std::optional<Checkpoint>& from) {
+    GPTConfig config = from ? from->config : config_from(s, flags);
+    std::vector<std::string> differing = flags.restore(FlagKind::model, model_flags(config));
+    require(differing.empty(), from ? from->path : "", ": the model is the file's, and a flag contradicts it (file -> flag): ",
+            differing.empty() ? "" : differing[0], "; leave the flag out");
+    return config;
+}
+
+// ----------------------------------------------------------------------------------------------------------- plan
+
+/// Fills what the flags left to the recipe, and gives the horizon.
+static Plan resolve_plan(Settings& s, const GPTConfig& config) {
+    const bool nanochat = config.recipe == Recipe::nanochat;
+    OptimizerOptions own = default_optimizer_options(config.recipe);
+    auto fill = [](double& value, double recipe) {
+        if (value < 0) value = recipe;
+    };
+    fill(s.embedding_lr, own.embedding_lr);
+    fill(s.unembedding_lr, own.unembedding_lr);
+    fill(s.matrix_lr, own.matrix_lr);
+    fill(s.scalar_lr, own.scalar_lr);
+    fill(s.weight_decay, own.weight_decay);
+
+    int horizons = (s.steps > 0) + (s.total_flops > 0) + (s.param_data_ratio > 0);
+    require(horizons <= 1, "--steps, --total-flops and --param-data-ratio each set the horizon: give one of them");
+    if (horizons == 0 && nanochat) s.param_data_ratio = 10.5;
+    if (horizons == 0 && !nanochat) s.steps = 6200;
+
+    PlanInput input;
+    input.matmul_params = matmul_params(config);
+    input.reference_params = reference_params(config);
+    input.flops_per_token = flops_per_token(config);
+    if (s.steps > 0) input.steps = s.steps;
+    if (s.total_flops > 0) input.total_flops = s.total_flops;
+    if (s.param_data_ratio > 0) input.param_data_ratio = s.param_data_ratio;
+    if (s.batch_tokens > 0) input.batch_tokens = s.batch_tokens;
+    input.scaling = nanochat && !s.no_scaling;
+    input.seq_len = config.seq_len;
+    input.coconut_every = s.coconut_every;
+    input.device_batch = s.device_batch;
+    if (s.device_batch == 0) {   // the largest up to 8 that divides the batch; where none does, make_plan says so for 1
+        input.device_batch = 1;
+        Plan plan = make_plan(input);
+        for (int rows = 2; rows <= 8; rows++)
+            if (plan.micro_batches % rows == 0) input.device_batch = rows;
+    }
+    Plan plan = make_plan(input);
+    s.device_batch = static_cast<int>(input.device_batch);
+    s.batch_tokens = plan.batch_tokens;
+
+    require(s.warmdown_ratio < 0 || s.warmdown_steps < 0, "--warmdown-ratio and --warmdown-steps say the same: give one of them");
+    if (s.warmdown_ratio < 0 && s.warmdown_steps < 0) s.warmdown_ratio = nanochat ? 0.5 : 1800.0 / 6200.0;
+    return plan;
+}
+
+static Schedule make_schedule(const Settings& s, const Plan& plan) {
+    int64_t down = s.warmdown_steps >= 0 ? s.warmdown_steps : warmdown_steps(s.warmdown_ratio, plan.steps);
+    return {.steps = plan.steps, .warmup_steps = s.warmup_steps, .warmdown_steps = down};
+}
+
+static OptimizerOptions scaled_rates(const Settings& s, const Plan& plan) {
+    return {.embedding_lr = s.embedding_lr * plan.lr_scale,
+            .unembedding_lr = s.unembedding_lr * plan.lr_scale,
+            .matrix_lr = s.matrix_lr * plan.lr_scale,
+            .scalar_lr = s.scalar_lr * plan.lr_scale,
+            .weight_decay = s.weight_decay * plan.weight_decay_scale};
+}
+
+static size_t process_bytes(const char* field) {
+    std::ifstream status("/proc/self/status");
+    for (std::string line; std::getline(status, line);)
+        if (line.rfind(field, 0) == 0) return std::stoull(line.substr(std::string(field).size() + 1)) * 1024;
+    return 0;
+}
+
+/// Memory by lifetime. Laying a model out allocates nothing.
+struct MemoryPlan {
+    std::vector<std::pair<std::string, size_t>> parts;
+    size_t total = 0;
+
+    MemoryPlan(const GPTConfig& config, const Settings& s, bool frozen_embedding) {
+        GPT model(config, s.device_batch, Mode::train, frozen_embedding);
+        Optimizer optimizer(model);
+        for (const Arena* arena : model.arenas()) parts.emplace_back(arena->name(), arena->bytes());
+        for (const Arena* arena : optimizer.arenas()) parts.emplace_back(arena->name(), arena->bytes());
+        if (!s.sample.empty() || s.sample_every > 0)
+            parts.emplace_back("key/value cache", size_t{2} * config.n_layer * config.seq_len * config.kv_width() * sizeof(floatX));
+        // The program and its libraries as they stand, and what oneDNN compiles and the loader reads ahead (measured: LOG.md).
+        const size_t libraries = size_t{16} << 20;
+        parts.emplace_back("process", process_bytes("VmRSS:") + libraries + size_t{40} * s.device_batch * config.seq_len);
+        for (auto& [name, bytes] : parts) total += bytes;
+    }
+};
+
+/// Rows of the largest micro-batch whose plan is within `bytes`; 0 when not even one row is.
+static int64_t largest_device_batch(const GPTConfig& config, const Settings& s, bool frozen_embedding, size_t bytes) {
+    auto total = [&](int rows) {
+        Settings other = s;
+        other.device_batch = rows;
+        return static_cast<double>(MemoryPlan(config, other, frozen_embedding).total);
+    };
+    double one = total(1), row = total(2) - one;
+    double rows = 1 + (static_cast<double>(bytes) - one) / row;
+    return rows < 1 ? 0 : static_cast<int64_t>(rows);
+}
+
+static void print_plan(const GPTConfig& config, const Plan& plan, const MemoryPlan& memory) {
+    std::printf("matmul_params: %lld\n", static_cast<long long>(matmul_params(config)));
+    std::printf("total_params: %lld\n", static_cast<long long>(total_params(config)));
+    std::printf("flops_per_token: %lld\n", static_cast<long long>(flops_per_token(config)));
+    std::printf("batch_tokens: %lld\n", static_cast<long long>(plan.batch_tokens));
+    std::printf("steps: %lld\n", static_cast<long long>(plan.steps));
+    std::printf("tokens: %lld\n", static_cast<long long>(plan.tokens));
+    std::printf("memory_bytes: %zu\n", memory.total);
+    std::printf("total_flops: %.4e\n", plan.total_flops);
+}
+
+// ---------------------------------------------------------------------------------------------- what is printed
+
+template <class... Pieces>
+static void warn(const Pieces&... pieces) {
+    std::cout.flush();
+    std::cerr << "train_gpt: warning: " << concat(pieces...) << std::endl;
+}
+
+/// The progress bar's line, which the next line of output takes the place of.
+class ProgressBar {
+public:
+    void show(int64_t step, int64_t steps, double seconds_left) {
+        if (!terminal) return;
+        const int width = 40;
+        int filled = static_cast<int>(width * step / std::max<int64_t>(steps, 1));
+        std::printf("[%s%s] %lld/%lld  %s left\r", std::string(filled, '#').c_str(), std::string(width - filled, '.').c_str(),
+                    static_cast<long long>(step), static_cast<long long>(steps), clock(seconds_left).c_str());
+        std::fflush(stdout);
+    }
+    void clear() {
+        if (terminal) std::printf("\r\033[K");
+    }
+    static std::string clock(double seconds) {
+        char text[32];
+        long long s = seconds < 1e9 ? static_cast<long long>(seconds + 0.5) : 999999999;
+        std::snprintf(text, sizeof text, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
+        return text;
+    }
+
+private:
+    const bool terminal = isatty(STDOUT_FILENO);
+};
+
+/// <out>/log.jsonl: one JSON object a line.
+class Log {
+public:
+    /// Appends; a line that a killed process left half-written is closed first.
+    explicit Log(const std::string& file) : path(file), stream(std::fopen(file.c_str(), "a+")) {
+        require(stream, path, ": cannot be written: ", std::strerror(errno));
+        if (std::fseek(stream, -1, SEEK_END) == 0 && std::fgetc(stream) != '\n') std::fputc('\n', stream);
+    }
+    ~Log() { std::fclose(stream); }
+    Log(const Log&) = delete;
+    Log& operator=(const Log&) = delete;
+
+    void write(const json& line) {
+        std::string text = line.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
+        bool written = std::fwrite(text.data(), 1, text.size(), stream) == text.size() && std::fflush(stream) == 0;
+        require(written, path, ": cannot be written: ", std::strerror(errno), "; make room and --resume from the last checkpoint");
+    }
+
+private:
+    std::string path;
+    FILE* stream;
+};
+
+/// JSON has no NaN or Inf.
+static json or_null(double x) { return std::isfinite(x) ? json(x) : json(); }
+
+// ------------------------------------------------------------------------------------------- files of a run
+
+/// step_NNNNNNN.bin
+static std::string checkpoint_name(int64_t step) {
+    char name[32];
+    std::snprintf(name, sizeof name, "step_%07lld.bin", static_cast<long long>(step));
+    return name;
+}
+
+/// Checkpoints in a run's folder, oldest step first.
+static std::vector<fs::path> checkpoints_in(const std::string& folder) {
+    std::vector<std::pair<int64_t, fs::path>> found;
+    if (fs::is_directory(folder))
+        for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+            std::string name = entry.path().filename();
+            long long step = 0;
+            if (std::sscanf(name.c_str(), "step_%lld.bin", &step) == 1 && name == checkpoint_name(step)) found.emplace_back(step, entry.path());
+        }
+    std::sort(found.begin(), found.end());
+    std::vector<fs::path> paths;
+    for (auto& [step, path] : found) paths.push_back(path);
+    return paths;
+}
+
+static fs::path log_path(const std::string& folder) { return fs::path(folder) / "log.jsonl"; }
+
+/// Makes the folder ready for this run, or throws and leaves it as it is.
+static void prepare_folder(const Settings& s) {
+    require(!s.out.empty(), "--out is missing: the folder for checkpoints and log");
+    std::error_code error;
+    bool continues = !s.resume.empty() && fs::equivalent(fs::absolute(s.resume).parent_path(), s.out, error) && !error;
+    bool holds_run = !checkpoints_in(s.out).empty() || fs::exists(log_path(s.out));
+    require(!s.overwrite || !continues, "--overwrite would remove the run that --resume continues; leave one of them out");
+    require(!holds_run || s.overwrite || continues, s.out, " already holds a run; choose another --out, --resume one of its checkpoints, or say --overwrite");
+    fs::create_directories(s.out, error);
+    require(!error && fs::is_directory(s.out), s.out, ": cannot be made a folder: ", error ? error.message() : "it is a file");
+    std::string probe = (fs::path(s.out) / concat("probe.", getpid(), ".tmp")).string();
+    int fd = open(probe.c_str(), O_CREAT | O_EXCL | O_WRONLY, 0600);
+    require(fd >= 0, s.out, ": cannot be written to: ", std::strerror(errno), "; choose another --out");
+    close(fd);
+    unlink(probe.c_str());
+    if (!s.overwrite) return;
+    for (const fs::path& path : checkpoints_in(s.out)) {
+        bool parent = !s.init.empty() && fs::equivalent(path, s.init, error);
+        require(!parent, "--overwrite would remove ", s.init, ", which --init starts from; choose another --out");
+    }
+    for (const fs::path& path : checkpoints_in(s.out)) fs::remove(path);
+    fs::remove(log_path(s.out));
+}
+
+// --------------------------------------------------------------------------------------------------- the run
+
+static volatile std::sig_atomic_t stop_asked = 0;
+static void ask_to_stop(int) { stop_asked = 1; }
+
+struct Evaluation {
+    double loss = 0;
+    std::optional<double> bpb;     ///< nothing when bytes per token are not known
+};
+
+/// All that a training run, an evaluation or a sample works on.
+class Run {
+public:
+    Run(Settings& settings, Flags& flag_table, int argc, char** argv) : s(settings), flags(flag_table), arguments(argv, argv + argc) {}
+    int main();
+
+private:
+    void open_parent();
+    void find_tokenizer();
+    void print_start();
+    void build_model(Mode mode);
+    void load_weights(const Checkpoint& checkpoint);
+    void take_embedding();
+    void resume_state();
+    void start_data();
+    int plan_only();
+    int evaluate_only();
+    int sample_only();
+    int train();
+    bool step_once();
+    void diagnose(double loss, double norm, const json& place);
+    void save();
+    Evaluation evaluate(DataLoader& loader);
+    void report_evaluation();
+    double sample();
+    bool due(int64_t every) const { return every > 0 && (step % every == 0 || step == plan.steps); }
+
+    Settings& s;
+    Flags& flags;
+    std::vector<std::string> arguments;
+
+    std::optional<Checkpoint> parent;      // --init or --resume
+    std::optional<Checkpoint> embedding;   // --embeddings-from
+    std::optional<Tokenizer> tokenizer;
+    GPTConfig config;
+    Plan plan{};
+    Schedule schedule{};
+    bool frozen_embedding = false;
+
+    std::unique_ptr<GPT> model;
+    std::unique_ptr<Optimizer> optimizer;
+    std::unique_ptr<DataLoader> data, val;
+    std::unique_ptr<KVCache> cache;
+    std::unique_ptr<Sampler> sampler;
+    std::unique_ptr<Log> log;
+    ProgressBar bar;
+
+    int64_t step = 0, tokens = 0;          // updates done, tokens seen in them
+    double flops = 0;                      // spent on them
+    double smooth = 0;                     // running mean of the last micro-batch's loss, not yet debiased
+    double peak_flops = 0;
+    double step_seconds = 0;               // running mean
+    json origin;                           // lineage of this run's checkpoints
+    std::vector<int> inputs, targets;
+};
+
+/// FLOPs of everything a file came from; a file met twice was trained once.
+static double ancestors_flops(const json& lineage, std::vector<std::string>& seen) {
+    double sum = 0;
+    for (const json& parent : lineage["parents"]) {
+        std::string id = concat(parent["hash"], parent["step"], parent["flops"]);
+        if (std::find(seen.begin(), seen.end(), id) != seen.end()) continue;
+        seen.push_back(id);
+        sum += parent["flops"].get<double>() + ancestors_flops(parent, seen);
+    }
+    return sum;
+}
+
+// -------------------------------------------------------------------------------------------- starting a run
+
+void Run::open_parent() {
+    require(s.init.empty() || s.resume.empty(), "--init and --resume both name a checkpoint: --resume goes on exactly, --init takes the weights alone");
+    const std::string& path = s.resume.empty() ? s.init : s.resume;
+    if (!path.empty()) parent = open_checkpoint(path);
+    if (s.resume.empty()) return;
+
+    require(parent->can_resume(), path, ": holds no state of a training (it was grown, stacked or converted): start from its weights with --init");
+    const json& training = parent->header["training"];
+    std::vector<std::string> given_instead;   // one horizon replaces another, one warmdown the other
+    if (!flags.first_given({"--steps", "--total-flops", "--param-data-ratio"}).empty())
+        given_instead = {"--steps", "--total-flops", "--param-data-ratio"};
+    if (!flags.first_given({"--warmdown-ratio", "--warmdown-steps"}).empty())
+        given_instead.insert(given_instead.end(), {"--warmdown-ratio", "--warmdown-steps"});
+    for (const std::string& change : flags.restore(FlagKind::training, training["flags"], given_instead))
+        warn("--resume goes on with another setting: ", change);
+    frozen_embedding = training["frozen_embedding"];
+    require(s.embeddings_from.empty(), "--embeddings-from is for the start of a run; --resume keeps a frozen embedding frozen");
+    if (training["precision"] != PRECISION_NAME)
+        warn("the run was trained in ", training["precision"].get<std::string>(), ", this program is built for ", PRECISION_NAME, ": not bit for bit the same");
+    if (training["device"] != device_name()) warn("the run was trained on ", training["device"], ", this is ", device_name(), ": it may not be bit for bit the same");
+}
+
+/// The one that was named, else the one beside the shards, else the checkpoint's.
+void Run::find_tokenizer() {
+    auto beside = [](const std::unique_ptr<DataLoader>& loader) { return loader ? tokenizer_beside(loader->first_shard()).string() : std::string(); };
+    for (const std::string& path : {s.tokenizer, beside(data), beside(val)}) {
+        if (path.empty() || (path != s.tokenizer && !fs::exists(path))) continue;
+        tokenizer = Tokenizer::load(path);
+        break;
+    }
+    const TensorEntry* kept = parent ? parent->find("tokenizer") : nullptr;
+    if (kept) {
+        std::string bytes(kept->bytes, '\0');
+        read_tensor(*parent, *kept, bytes.data());
+        if (!tokenizer)
+            tokenizer = Tokenizer::parse(bytes, parent->path + ": tokenizer");
+        else if (tokenizer->serialize() != bytes)
+            warn("the tokenizer of the data is not the one that ", parent->path, " was trained with");
+    }
+    if (tokenizer)
+        require(tokenizer->vocab_size() <= config.vocab_size, "the tokenizer has ", tokenizer->vocab_size(), " tokens, but --vocab-size is ",
+                config.vocab_size, ": give one that is at least as large, or another --tokenizer");
+}
+
+void Run::build_model(Mode mode) {
+    model = std::make_unique<GPT>(config, s.device_batch, mode, frozen_embedding);
+    if (mode == Mode::train) optimizer = std::make_unique<Optimizer>(*model);
+    model->allocate();
+    if (parent)
+        load_weights(*parent);
+    else
+        model->initialize_weights(s.seed);
+    if (embedding) take_embedding();
+    if (optimizer) optimizer->allocate();
+}
+
+/// Reads tensors of a checkpoint straight into the device's memory.
+static void read_to_device(const Checkpoint& checkpoint, const std::string& name, float* destination) {
+    read_tensor(checkpoint, checkpoint.at(name), [&](const void* bytes, int64_t offset, int64_t count) {
+        copy_to_device(reinterpret_cast<char*>(destination) + offset, bytes, count, nullptr);
+    });
+}
+
+void Run::load_weights(const Checkpoint& checkpoint) {
+    for (const Tensor& tensor : model->tensors) {
+        read_to_device(checkpoint, tensor.name, model->master(tensor));
+        model->round_weights(tensor);
+    }
+}
+
+void Run::take_embedding() {
+    const Tensor& wte = model->tensors.front();
+    require(embedding->config.vocab_size == config.vocab_size && embedding->config.n_embd == config.n_embd, embedding->path,
+            ": its embedding is ", embedding->config.vocab_size, " x ", embedding->config.n_embd, ", but the model's is ", config.vocab_size,
+            " x ", config.n_embd, " (vocabulary x width)");
+    read_to_device(*embedding, wte.name, model->master(wte));
+    model->round_weights(wte);
+}
+
+void Run::resume_state() {
+    for (const Optimizer::State& state : optimizer->states()) read_to_device(*parent, state.name, state.values);
+    const json& progress = parent->header["progress"];
+    const json& training = parent->header["training"];
+    step = progress["step"];
+    tokens = progress["tokens"];
+    flops = progress["flops"];
+    smooth = training["smooth"];
+    sampler->restore(training["sampler"]);
+    require(step < plan.steps, s.resume, ": the run is done: it is at step ", step, " of ", plan.steps, "; give more --steps to go on");
+}
+
+void Run::start_data() {
+    LoaderOptions options;
+    options.B = s.device_batch;
+    options.T = config.seq_len;
+    options.vocab_size = config.vocab_size;
+    if (!s.val_data.empty()) {
+        options.pattern = s.val_data;
+        val = std::make_unique<DataLoader>(options);
+    }
+    if (s.data.empty()) return find_tokenizer();
+    options.pattern = s.data;
+    options.packing = packing_named(s.packing);
+    if (s.data_seed >= 0) options.shuffle_seed = static_cast<uint64_t>(s.data_seed);
+    data = std::make_unique<DataLoader>(options);
+    find_tokenizer();
+    if (options.packing == Packing::bos_bestfit && tokenizer) {
+        options.bos = tokenizer->bos();
+        data = std::make_unique<DataLoader>(options);
+    }
+    if (val && val->fingerprint() == data->fingerprint()) warn("--data and --val-data are the same tokens: val loss will not tell of new text");
+    if (!parent || !parent->header.contains("data")) return;
+    try {
+        data->restore(parent->header["data"]);
+    } catch (const std::invalid_argument& error) {
+        if (!s.resume.empty()) throw;
+        warn("the data starts at its first token: ", error.what());
+    }
+}
+
+static std::string text_of(const json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
+
+void Run::print_start() {
+    std::cout << "deepen train_gpt " << DEEPEN_COMMIT << ", " << PRECISION_NAME << ", " << device_name() << "\n";
+    for (FlagKind kind : {FlagKind::model, FlagKind::training, FlagKind::run})
+        for (auto& [name, value] : flags.values(kind).items())
+            if (!(value.is_string() && value == "")) std::printf("  %-18s %s\n", name.c_str(), text_of(value).c_str());
+    if (parent) std::cout << "from " << parent->path << ", " << parent->header["lineage"]["operation"].get<std::string>() << ", step " << parent->header["progress"]["step"] << "\n";
+    std::printf("data: %lld tokens in %d shards%s%s; tokenizer: %s\n", static_cast<long long>(data->total_tokens()), data->shards(), val ? "; validation: " : "",
+                val ? concat(val->total_tokens(), " tokens").c_str() : "", tokenizer ? concat(tokenizer->vocab_size(), " tokens").c_str() : "unknown");
+    MemoryPlan memory(config, s, frozen_embedding);
+    for (auto& [name, bytes] : memory.parts) std::printf("memory: %-18s %10.1f MiB\n", name.c_str(), static_cast<double>(bytes) / (1 << 20));
+    size_t available = device_free_bytes();
+    int64_t largest = largest_device_batch(config, s, frozen_embedding, available);
+    std::printf("memory: %-18s %10.1f MiB of %.1f free; the largest --device-batch that would fit: %lld\n", "all",
+                static_cast<double>(memory.total) / (1 << 20), static_cast<double>(available) / (1 << 20), static_cast<long long>(largest));
+    print_plan(config, plan, memory);
+    std::fflush(stdout);
+    require(memory.total <= available, "the run needs ", memory.total >> 20, " MiB, but ", available >> 20, " MiB are free; ",
+            largest > 0 ? concat("--device-batch ", largest, " would fit") : "use a smaller model");
+}
+
+// ------------------------------------------------------------------------------------- evaluation and samples
+
+/// Mean loss over the first --eval-tokens of the validation data, and bits per byte of their text.
+Evaluation Run::evaluate(DataLoader& loader) {
+    int64_t size = static_cast<int64_t>(s.device_batch) * config.seq_len;
+    int64_t wanted = std::max<int64_t>(1, s.eval_tokens / size);
+    int64_t batches = std::min(wanted, loader.batches_per_epoch());
+    if (batches < wanted && step == 0) std::printf("note: --eval-tokens %lld is capped at one pass: %lld tokens\n", static_cast<long long>(s.eval_tokens), static_cast<long long>(batches * size));
+    std::vector<float> losses(size);
+    std::vector<int> x(size), y(size);
+    double nats = 0, text_nats = 0;
+    int64_t bytes = 0;
+    loader.rewind();
+    for (int64_t i = 0; i < batches && !stop_asked; i++) {
+        loader.next(x.data(), y.data());
+        model->evaluate_micro_batch(losses.data(), x.data(), y.data());
+        for (int64_t n = 0; n < size; n++) {
+            nats += losses[n];
+            int length = tokenizer && y[n] < tokenizer->vocab_size() ? tokenizer->token_bytes(y[n]) : 0;
+            if (length > 0) text_nats += losses[n], bytes += length;
+        }
+    }
+    Evaluation result;
+    result.loss = nats / static_cast<double>(batches * size);
+    if (bytes > 0) result.bpb = text_nats / (std::log(2.0) * static_cast<double>(bytes));
+    return result;
+}
+
+static std::string bpb_text(const std::optional<double>& bpb) {
+    if (!bpb) return "unknown";
+    char text[32];
+    std::snprintf(text, sizeof text, "%.6f", *bpb);
+    return text;
+}
+
+void Run::report_evaluation() {
+    Evaluation result = evaluate(*val);
+    if (stop_asked) return;
+    bar.clear();
+    std::printf("eval step %lld val_loss %.6f val_bpb %s\n", static_cast<long long>(step), result.loss, bpb_text(result.bpb).c_str());
+    std::fflush(stdout);
+    std::vector<std::string> seen;
+    log->write({{"event", "eval"}, {"step", step}, {"val_loss", or_null(result.loss)}, {"val_bpb", result.bpb ? or_null(*result.bpb) : json()},
+                {"tokens", tokens}, {"flops", flops}, {"total_flops", flops + ancestors_flops(origin, seen)}});
+}
+
+/// Prints --sample and what the model makes of it. Returns tokens a second.
+double Run::sample() {
+    std::vector<int> sequence{tokenizer->bos()};
+    for (uint16_t token : tokenizer->encode(s.sample)) sequence.push_back(token);
+    Utf8Printer printer(std::cout);
+    printer.print(s.sample);
+    std::vector<float> logits(config.vocab_size);
+    auto start = std::chrono::steady_clock::now();
+    size_t fed = 0;
+    cache->length = 0;
+    int drawn = 0;
+    for (; drawn < s.sample_tokens && !stop_asked; drawn++) {
+        // Where the model sees no further, it goes on from the last half of what it has seen.
+        if (cache->length + static_cast<int64_t>(sequence.size() - fed) > config.seq_len) {
+            size_t kept = std::max(config.seq_len / 2, 1);
+            fed = sequence.size() - std::min(kept, sequence.size());
+            cache->length = 0;
+        }
+        model->extend(*cache, sequence.data() + fed, static_cast<int>(sequence.size() - fed));
+        fed = sequence.size();
+        model->next_logits(logits.data());
+        int token = sampler->pick(logits.data(), tokenizer->vocab_size());
+        if (token == tokenizer->bos()) break;   // the document ends here
+        sequence.push_back(token);
+        uint16_t id = static_cast<uint16_t>(token);
+        printer.print(tokenizer->decode({&id, 1}));
+        std::cout.flush();
+    }
+    printer.finish();
+    std::cout << std::endl;
+    double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return std::max(drawn, 1) / seconds;
+}
+
+// ------------------------------------------------------------------------------------------------- training
+
+/// One update. False when it was asked to stop in the middle: the weights are those of before, and so is the data's position.
+bool Run::step_once() {
+    auto start = std::chrono::steady_clock::now();
+    json place = data->position();
+    bool loops = s.coconut_every > 0 && step % s.coconut_every == 0;
+    double loss = 0, loop_loss = 0, last = 0;
+    const double share = 1.0 / static_cast<double>(plan.micro_batches);
+    model->zero_gradients();
+    for (int64_t i = 0; i < plan.micro_batches; i++) {
+        if (stop_asked) {
+            data->restore(place);
+            return false;
+        }
+        try {
+            data->next(inputs.data(), targets.data());
+        } catch (const std::invalid_argument&) {   // a bad token, a shard cut short: what was trained is kept
+            data->restore(place);
+            if (step > 0) save();
+            throw;
+        }
+        last = model->train_micro_batch(inputs.data(), targets.data(), share);
+        loss += last * share;
+        if (!loops) continue;
+        const int* loop_targets = s.coconut_targets == "next" ? data->peek_targets() : targets.data();
+        loop_loss += model->train_micro_batch(inputs.data(), loop_targets, share, true) * share;
+    }
+    double norm = model->gradient_norm();
+    if (!std::isfinite(loss + loop_loss + norm)) diagnose(loss + loop_loss, norm, place);
+
+    StepSchedule now{.lr_multiplier = lr_multiplier(schedule, step), .momentum = muon_momentum(config.recipe, step)};
+    OptimizerOptions rates = scaled_rates(s, plan);
+    now.weight_decay = rates.weight_decay * weight_decay_multiplier(config.recipe, step, plan.steps);
+    optimizer->update(rates, now, step + 1);
+    device_wait(nullptr);
+
+    step++;
+    tokens += plan.batch_tokens;
+    flops += static_cast<double>(plan.batch_tokens) * static_cast<double>(flops_per_token(config)) * (loops ? 2 : 1);
+    smooth = 0.9 * smooth + 0.1 * last;
+    double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    step_seconds = step_seconds == 0 ? seconds : 0.9 * step_seconds + 0.1 * seconds;
+    double rate = static_cast<double>(plan.batch_tokens) / seconds;
+    double mfu = peak_flops > 0 ? 100 * rate * (loops ? 2 : 1) * static_cast<double>(flops_per_token(config)) / peak_flops : 0;
+    double left = step_seconds * static_cast<double>(plan.steps - step), lr = rates.matrix_lr * now.lr_multiplier;
+
+    bar.clear();
+    std::printf("step %lld/%lld loss %.6f lr %.3e norm %.4f ms %.1f tok/s %.0f mfu %.1f%% eta %s%s\n", static_cast<long long>(step), static_cast<long long>(plan.steps),
+                loss, lr, norm, seconds * 1e3, rate, mfu, ProgressBar::clock(left).c_str(), loops ? concat(" loop_loss ", loop_loss).c_str() : "");
+    bar.show(step, plan.steps, left);
+    std::fflush(stdout);
+    std::vector<std::string> seen;
+    json line{{"event", "step"}, {"step", step}, {"loss", loss}, {"smooth_loss", smooth / (1 - std::pow(0.9, static_cast<double>(step)))}, {"lr", lr}, {"norm", norm},
+              {"ms", seconds * 1e3}, {"tok_s", rate}, {"mfu", mfu}, {"tokens", tokens}, {"flops", flops}, {"total_flops", flops + ancestors_flops(origin, seen)}};
+    if (loops) line["loop_loss"] = loop_loss;
+    log->write(line);
+    return true;
+}
+
+/// Says where NaN or Inf came from, and ends the run: the weights are not updated, the last checkpoint stays the last.
+void Run::diagnose(double loss, double norm, const json& place) {
+    bool loops = s.coconut_every > 0 && step % s.coconut_every == 0;
+    std::string found;
+    data->restore(place);
+    for (int64_t i = 0; i < plan.micro_batches && found.empty(); i++) {
+        data->next(inputs.data(), targets.data());
+        found = model->find_nonfinite(inputs.data(), targets.data(), loops);
+    }
+    std::vector<fs::path> saved = checkpoints_in(s.out);
+    log->write({{"event", "nonfinite"}, {"step", step + 1}, {"found", found}});
+    fail("step ", step + 1, ": loss is ", loss, ", gradient norm ", norm, ": first NaN or Inf in ", found.empty() ? "no tensor, only in their sum of squares" : found,
+         "; lower the learning rates; last good checkpoint: ", saved.empty() ? "none was saved yet" : saved.back().string());
+}
+
+void Run::save() {
+    json header{{"config", to_json(config)},
+                {"progress", {{"step", step}, {"tokens", tokens}, {"flops", flops}}},
+                {"training", {{"flags", flags.values(FlagKind::training)}, {"frozen_embedding", frozen_embedding}, {"smooth", smooth}, {"sampler", sampler->state()},
+                              {"precision", PRECISION_NAME}, {"device", device_name()}}},
+                {"data", data->position()},
+                {"lineage", origin}};
+    std::vector<TensorSource> sources;
+    auto from_device = [](const float* values) {
+        return [values](void* dst, int64_t offset, int64_t bytes) { copy_to_host(dst, reinterpret_cast<const char*>(values) + offset, bytes, nullptr); };
+    };
+    for (const Tensor& tensor : model->tensors) sources.push_back({tensor.name, "F32", tensor.shape, from_device(model->master(tensor)), nullptr, 0, 0});
+    for (const Optimizer::State& state : optimizer->states()) sources.push_back({state.name, "F32", state.shape, from_device(state.values), nullptr, 0, 0});
+    if (tokenizer) sources.push_back(source_from_bytes("tokenizer", tokenizer->serialize()));
+    std::string path = (fs::path(s.out) / checkpoint_name(step)).string();
+    write_checkpoint(path, header, sources);
+    bar.clear();
+    std::cout << "saved " << path << std::endl;
+    log->write({{"event", "save"}, {"step", step}, {"path", path}});
+    if (s.keep == 0) return;
+    std::vector<fs::path> all = checkpoints_in(s.out);
+    auto newest = std::find(all.begin(), all.end(), fs::path(path));
+    for (auto old = all.begin(); newest - old >= s.keep; ++old) fs::remove(*old);
+}
+
+int Run::train() {
+    std::signal(SIGINT, ask_to_stop);
+    std::signal(SIGTERM, ask_to_stop);
+    inputs.resize(static_cast<size_t>(s.device_batch) * config.seq_len);
+    targets.resize(inputs.size());
+    peak_flops = device_peak_flops();
+    std::printf("peak of matrix products: %.1f GFLOP/s\n", peak_flops * 1e-9);
+    int64_t saved_at = -1;
+    auto save_once = [&] {
+        if (saved_at != step) save();
+        saved_at = step;
+    };
+    if (s.resume.empty() && s.eval_every > 0 && val) report_evaluation();
+    while (step < plan.steps && !stop_asked) {
+        if (!step_once()) break;
+        if (due(s.save_every) || step == plan.steps) save_once();
+        if (due(s.eval_every) && val) report_evaluation();
+        if (tokenizer && due(s.sample_every)) {
+            bar.clear();
+            std::cout << "sample at step " << step << ": ";
+            sample();
+        }
+    }
+    bar.clear();
+    if (step < plan.steps) {
+        save_once();
+        std::printf("stopped at step %lld of %lld; go on with --resume %s\n", static_cast<long long>(step), static_cast<long long>(plan.steps),
+                    (fs::path(s.out) / checkpoint_name(step)).string().c_str());
+    }
+    std::printf("memory: peak of the process %.1f MiB\n", static_cast<double>(process_bytes("VmHWM:")) / (1 << 20));
+    return 0;
+}
+
+// ---------------------------------------------------------------------------------------------- what a call does
+
+int Run::plan_only() {
+    std::string loose = flags.first_given({"--resume"});
+    require(loose.empty() || parent, "--plan: ", loose, " names no checkpoint");
+    print_plan(config, plan, MemoryPlan(config, s, frozen_embedding));
+    return 0;
+}
+
+int Run::evaluate_only() {
+    require(parent && s.resume.empty() && !s.val_data.empty(), "--eval needs --init (the checkpoint) and --val-data (the shards)");
+    if (s.device_batch == 0) s.device_batch = 1;
+    start_data();
+    build_model(Mode::evaluate);
+    Evaluation result = evaluate(*val);
+    std::printf("val_loss: %.7f\nval_bpb: %s\n", result.loss, bpb_text(result.bpb).c_str());
+    return 0;
+}
+
+int Run::sample_only() {
+    require(parent.has_value(), "--sample without --data needs --init: the checkpoint to sample from");
+    s.device_batch = 1;
+    find_tokenizer();
+    require(tokenizer.has_value(), parent->path, ": no tokenizer in it: give --tokenizer");
+    build_model(Mode::evaluate);
+    cache = std::make_unique<KVCache>(config);
+    sampler = std::make_unique<Sampler>(s.temperature, s.top_k, s.seed);
+    double rate = sample();
+    std::printf("%.1f tok/s\n", rate);
+    return 0;
+}
+
+int Run::main() {
+    open_parent();
+    config = resolve_model(s, flags, parent);
+    if (s.eval) return evaluate_only();
+    if (!s.plan && s.data.empty() && flags.given("--sample")) return sample_only();
+    if (!s.embeddings_from.empty()) {
+        embedding = open_checkpoint(s.embeddings_from);
+        frozen_embedding = true;
+    }
+    plan = resolve_plan(s, config);
+    schedule = make_schedule(s, plan);
+    if (s.plan) return plan_only();
+
+    require(!s.data.empty(), "--data is missing: the shards to train on (or --plan, --eval, --sample)");
+    if (s.out.empty() && !s.resume.empty()) s.out = fs::absolute(s.resume).parent_path().string();
+    start_data();
+    bool samples = s.sample_every > 0 || flags.given("--sample");
+    require(!samples || tokenizer, "samples need a tokenizer: none lies beside the shards or in the checkpoint; give --tokenizer, or --sample-every 0");
+    if (samples && s.sample_every == 0) s.sample_every = plan.steps;
+    prepare_folder(s);
+    print_start();
+
+    sampler = std::make_unique<Sampler>(s.temperature, s.top_k, s.seed);
+    build_model(Mode::train);
+    if (samples) cache = std::make_unique<KVCache>(config);
+    if (!s.resume.empty()) {
+        resume_state();
+        origin = parent->header["lineage"];
+    } else {
+        std::vector<const Checkpoint*> parents;
+        if (parent) parents.push_back(&*parent);
+        origin = make_lineage("train", embedding ? concat("frozen wte of ", embedding->content_hash()) : "", parents);
+    }
+    log = std::make_unique<Log>(log_path(s.out).string());
+    json all = flags.values(FlagKind::model);
+    for (FlagKind kind : {FlagKind::training, FlagKind::run}) all.update(flags.values(kind));
+    if (!s.resume.empty()) log->write({{"event", "resume"}, {"step", step}});
+    log->write({{"event", "start"}, {"argv", arguments}, {"flags", all}, {"config", to_json(config)}, {"machine", device_name()},
+                {"build", {{"commit", DEEPEN_COMMIT}, {"precision", PRECISION_NAME}}}, {"steps", plan.steps}, {"flops_per_token", flops_per_token(config)}});
+    return train();
+}
+
+int main(int argc, char** argv) {
+    return run_program("train_gpt", [&] {
+        Settings settings;
+        Flags flags("train_gpt", "Trains a GPT of one of two recipes, evaluates it, samples from it.");
+        declare(flags, settings);
+        if (!flags.parse(argc, argv)) return 0;
+        return Run(settings, flags, argc, argv).main();
+    });
+}
