@@ -25,17 +25,17 @@ void* device_alloc(size_t bytes) {
 
 void device_free(void* memory) { std::free(memory); }
 
-// Bytes are cut in pieces, so that all threads work on one call.
+// Long calls are cut in pieces, which all threads share.
 static constexpr size_t PIECE = size_t{1} << 18;
 
 void device_zero(void* memory, size_t bytes, Stream) {
-#pragma omp parallel for
+#pragma omp parallel for if (bytes > PIECE)
     for (size_t begin = 0; begin < bytes; begin += PIECE)
         std::memset(static_cast<char*>(memory) + begin, 0, std::min(PIECE, bytes - begin));
 }
 
 void copy_on_device(void* to, const void* from, size_t bytes, Stream) {
-#pragma omp parallel for
+#pragma omp parallel for if (bytes > PIECE)
     for (size_t begin = 0; begin < bytes; begin += PIECE)
         std::memcpy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin, std::min(PIECE, bytes - begin));
 }

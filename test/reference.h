@@ -1,0 +1,186 @@
+// What the op tests share: guarded device memory, comparison with float64, and gradients by finite differences.
+// The tests see a device only through the contracts, so the same files check the CPU's ops and CUDA's.
+#pragma once
+#include <cmath>
+#include <cstring>
+#include <doctest/doctest.h>
+#include <functional>
+#include <omp.h>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+#include "llmc/device.h"
+#include "llmc/types.h"
+
+namespace {   // every test file has its own, so that no name here meets one of another file
+
+using Values = std::vector<double>;
+
+/// Greatest relative error of rounding once to the storage type, and to fp32 (which sums are made in).
+constexpr double FP32_ROUND = 1.0 / (1 << 24);
+constexpr double ROUND = sizeof(floatX) == 4 ? FP32_ROUND : 1.0 / (1 << 8);
+constexpr bool FP32 = sizeof(floatX) == 4;
+
+/// Device memory of `size` elements between two guards. Memory and guards start as a NaN pattern (-3801147 as an int), so an
+/// element that is not written, or one read beyond the ends, shows in the result; a write beyond the ends changes a guard.
+template <class Number>
+class Guarded {
+public:
+    explicit Guarded(size_t count) : size(count), memory(static_cast<char*>(device_alloc(GUARD + bytes() + GUARD))) {
+        std::vector<char> poison(GUARD + bytes() + GUARD);
+        for (size_t i = 0; i < poison.size(); i++) poison[i] = pattern(i);
+        copy_to_device(memory, poison.data(), poison.size(), nullptr);
+    }
+    /// Holds the values, rounded to Number.
+    explicit Guarded(const Values& values) : Guarded(values.size()) { write(values); }
+    Guarded(const Guarded&) = delete;
+    Guarded& operator=(const Guarded&) = delete;
+    ~Guarded() { device_free(memory); }
+
+    operator Number*() { return reinterpret_cast<Number*>(memory + GUARD); }
+    Number* data() { return *this; }
+
+    void write(const Values& values) {
+        REQUIRE(values.size() == size);
+        std::vector<Number> host(size);
+        for (size_t i = 0; i < size; i++) host[i] = convert(values[i]);
+        copy_to_device(memory + GUARD, host.data(), bytes(), nullptr);
+    }
+
+    /// What is there now, after checking the guards.
+    std::vector<Number> read() const {
+        device_wait(nullptr);
+        std::vector<char> all(GUARD + bytes() + GUARD);
+        copy_to_host(all.data(), memory, all.size(), nullptr);
+        bool before = true, after = true;
+        for (size_t i = 0; i < GUARD; i++) {
+            before = before && all[i] == pattern(i);
+            after = after && all[GUARD + bytes() + i] == pattern(GUARD + bytes() + i);
+        }
+        CHECK_MESSAGE(before, "something was written before the beginning of a tensor");
+        CHECK_MESSAGE(after, "something was written beyond the end of a tensor");
+        std::vector<Number> host(size);
+        std::memcpy(host.data(), all.data() + GUARD, bytes());
+        return host;
+    }
+
+    Values values() const {
+        Values out(size);
+        std::vector<Number> host = read();
+        for (size_t i = 0; i < size; i++) {
+            if constexpr (std::is_same_v<Number, int>) out[i] = host[i];
+            else out[i] = to_float(host[i]);
+        }
+        return out;
+    }
+
+    /// The same bytes as another's: for what must be exact, and for inputs that must not change.
+    bool same_bytes(const Guarded& other) const {
+        std::vector<Number> mine = read(), theirs = other.read();
+        return mine.size() == theirs.size() && std::memcmp(mine.data(), theirs.data(), bytes()) == 0;
+    }
+
+    const size_t size;
+
+private:
+    static constexpr size_t GUARD = 4096;
+
+    static char pattern(size_t i) { return static_cast<char>(i % 2 == 0 ? 0xc5 : 0xff); }
+    static Number convert(double value) {
+        if constexpr (std::is_same_v<Number, int>) return static_cast<int>(value);
+        else if constexpr (std::is_same_v<Number, bf16>) return to_bf16(static_cast<float>(value));
+        else return static_cast<float>(value);
+    }
+    size_t bytes() const { return size * sizeof(Number); }
+
+    char* memory;
+};
+
+using Floats = Guarded<float>;
+using FloatXs = Guarded<floatX>;
+using Ints = Guarded<int>;
+
+/// The same stream of numbers at every run.
+class Random {
+public:
+    explicit Random(unsigned seed) : generator(seed) {}
+    double normal() { return std::normal_distribution<double>()(generator); }
+    int below(int n) { return static_cast<int>(generator() % static_cast<unsigned>(n)); }
+
+    /// Normal values times `scale`, rounded to fp32.
+    Values floats(size_t n, double scale = 1) {
+        Values x(n);
+        for (double& v : x) v = static_cast<float>(normal() * scale);
+        return x;
+    }
+    /// The same, rounded to the storage type: what an op and its reference both start from.
+    Values floatXs(size_t n, double scale = 1) {
+        Values x(n);
+        for (double& v : x) v = to_float(to_floatX(static_cast<float>(normal() * scale)));
+        return x;
+    }
+    Values ints(size_t n, int end) {
+        Values x(n);
+        for (double& v : x) v = below(end);
+        return x;
+    }
+
+private:
+    std::mt19937 generator;
+};
+
+/// Checks |got - want| <= relative * |want| + absolute, element by element; names the worst.
+inline void check_close(const std::string& what, const Values& got, const Values& want, double relative, double absolute) {
+    REQUIRE(got.size() == want.size());
+    double worst = 0;
+    size_t at = 0;
+    for (size_t i = 0; i < got.size(); i++) {
+        double excess = std::abs(got[i] - want[i]) / (relative * std::abs(want[i]) + absolute + 1e-300);
+        if (excess > worst || std::isnan(excess)) {
+            worst = excess;
+            at = i;
+            if (std::isnan(excess)) break;
+        }
+    }
+    CHECK_MESSAGE(worst <= 1, what, "[", at, "] is ", got[at], ", should be ", want[at], ": ", worst, " times the tolerance");
+}
+
+inline double dot(const Values& a, const Values& b) {
+    double sum = 0;
+    for (size_t i = 0; i < a.size(); i++) sum += a[i] * b[i];
+    return sum;
+}
+
+/// Checks a gradient against central differences of `loss` along a few random directions, each of which every element of the
+/// gradient takes part in. `tolerance` is relative to the gradient's norm (a random direction has a slope of about that).
+inline void check_gradient(const std::string& what, const Values& x, const Values& gradient, double h, double tolerance,
+                           const std::function<double(const Values&)>& loss) {
+    Random random(7);
+    double norm = std::sqrt(dot(gradient, gradient));
+    for (int i = 0; i < 3; i++) {
+        Values direction(x.size()), up = x, down = x;
+        for (size_t j = 0; j < x.size(); j++) {
+            direction[j] = random.normal();
+            up[j] = static_cast<float>(x[j] + h * direction[j]);
+            down[j] = static_cast<float>(x[j] - h * direction[j]);
+            direction[j] = (up[j] - down[j]) / (2 * h);
+        }
+        double slope = (loss(up) - loss(down)) / (2 * h), predicted = dot(gradient, direction);
+        CHECK_MESSAGE(std::abs(slope - predicted) <= tolerance * norm, what, ": slope ", slope, ", gradient says ", predicted);
+    }
+}
+
+/// Runs `body` with another number of threads; what an op promises not to depend on it must come out the same.
+inline void with_threads(int threads, const std::function<void()>& body) {
+    int before = omp_get_max_threads();
+    omp_set_num_threads(threads);
+    body();
+    omp_set_num_threads(before);
+}
+
+}  // namespace
+
+/// The call is refused with a text that begins with the op's name and a colon.
+#define CHECK_REFUSED(op, ...) CHECK_THROWS_WITH_AS(__VA_ARGS__, doctest::Contains(op ": "), std::invalid_argument)
