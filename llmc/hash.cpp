@@ -1,9 +1,6 @@
 // xxHash, compiled in for this processor's vectors: 512-bit ones hash faster than memory is read.
 #include "llmc/hash.h"
 #include <cstdio>
-// g++ 12 takes _mm512_undefined_epi32(), in its own header, for a mistake.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 

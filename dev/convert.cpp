@@ -1,0 +1,150 @@
+// Safetensors <-> checkpoint, so that a model goes to Python and comes back bit for bit.
+#include <algorithm>
+#include <map>
+#include <set>
+#include "llmc/checkpoint.h"
+#include "llmc/command_line.h"
+#include "llmc/hash.h"
+#include "llmc/json.h"
+#include "llmc/safetensors.h"
+#include "llmc/tensors.h"
+
+using nlohmann::json;
+
+// What a checkpoint's header holds beside config and tensors; each travels as JSON text in __metadata__.
+static const char* const TRAVELLING[] = {"progress", "training", "data", "lineage"};
+
+// ------------------------------------------------------------------------------------------- checkpoint -> safetensors
+
+static void to_safetensors(const std::string& in, const std::string& out) {
+    Checkpoint model = open_checkpoint(in);
+    verify_tensors(model);
+    std::map<std::string, std::string> metadata{{"format", "pt"}, {"config", dump_json(model.header["config"])}, {"hash", model.content_hash()}};
+    for (const char* key : TRAVELLING)
+        if (model.header.contains(key)) metadata[key] = dump_json(model.header[key]);
+    std::vector<TensorSource> sources;
+    for (const TensorEntry& entry : model.tensors) sources.push_back(source_from_checkpoint(entry.name, model, entry));
+    write_safetensors(out, metadata, sources);
+    std::cout << "wrote " << out << ": safetensors, " << sources.size() << " tensors, " << total_params(model.config) << " parameters" << std::endl;
+}
+
+// ------------------------------------------------------------------------------------------- safetensors -> checkpoint
+
+/// A tensor of the file as fp32 (or bytes), read when it is written.
+static TensorSource source_of(const Safetensors& file, const SafetensorsEntry& entry) {
+    bool bytes = entry.dtype == "U8";
+    auto fill = [&file, &entry, bytes](void* dst, int64_t offset, int64_t count) {
+        if (bytes) file.file->read(dst, count, entry.offset + offset);
+        else read_floats(file, entry, static_cast<float*>(dst), offset / 4, count / 4);
+    };
+    return {entry.name, bytes ? "U8" : "F32", entry.shape, fill, nullptr, 0, 0};
+}
+
+static std::string names_of(const std::vector<std::string>& names) {
+    std::string text;
+    for (const std::string& name : names) text += concat(text.empty() ? "" : ", ", name.substr(0, 100));
+    return text;
+}
+
+static std::string shape_of(const std::vector<int64_t>& shape) { return json(shape).dump(); }
+
+/// All that is wrong with the names and shapes, at once.
+static void require_tensors(const Safetensors& file, const std::vector<Tensor>& weights) {
+    std::set<std::string> known;
+    std::vector<std::string> missing, extra, misshapen;
+    for (const Tensor& weight : weights) {
+        known.insert(weight.name);
+        const SafetensorsEntry* entry = file.find(weight.name);
+        if (!entry) missing.push_back(weight.name);
+        else if (entry->shape != weight.shape || entry->dtype == "U8")
+            misshapen.push_back(concat(weight.name, " (", entry->dtype, " ", shape_of(entry->shape), ", not ", shape_of(weight.shape), ")"));
+    }
+    for (const SafetensorsEntry& entry : file.tensors)
+        if (!known.contains(entry.name) && !known.contains(entry.name.substr(0, entry.name.find('/'))) && entry.name != "tokenizer")
+            extra.push_back(entry.name);
+    require(missing.empty() && extra.empty() && misshapen.empty(), file.path, ": its tensors are not those of its configuration",
+            missing.empty() ? "" : "; missing: " + names_of(missing), extra.empty() ? "" : "; unknown: " + names_of(extra),
+            misshapen.empty() ? "" : "; of another shape: " + names_of(misshapen));
+}
+
+/// Weights in table order, then the rest as it lies in the file.
+static std::vector<TensorSource> sources_of(const Safetensors& file, const std::vector<Tensor>& weights) {
+    std::vector<TensorSource> sources;
+    std::set<std::string> done;
+    for (const Tensor& weight : weights) {
+        sources.push_back(source_of(file, *file.find(weight.name)));
+        done.insert(weight.name);
+    }
+    for (const SafetensorsEntry& entry : file.tensors)
+        if (!done.contains(entry.name)) sources.push_back(source_of(file, entry));
+    return sources;
+}
+
+static std::string content_hash_of(const GPTConfig& config, const std::vector<TensorSource>& sources) {
+    std::vector<TensorEntry> entries;
+    std::vector<char> buffer(static_cast<size_t>(FILE_CHUNK));
+    for (const Tensor& weight : tensor_table(config)) {
+        Xxh3 hasher;
+        for (int64_t at = 0; at < 4 * weight.numel; at += FILE_CHUNK) {
+            int64_t piece = std::min(FILE_CHUNK, 4 * weight.numel - at);
+            sources[entries.size()].fill(buffer.data(), at, piece);
+            hasher.add(buffer.data(), piece);
+        }
+        entries.push_back({weight.name, "F32", weight.shape, 0, 4 * weight.numel, hasher.value()});
+    }
+    return content_hash(config, entries);
+}
+
+/// The file's own lineage when its weights are still those that were converted from a checkpoint; else one that says so.
+static json lineage_of(const Safetensors& file, const json& header, const std::string& hash) {
+    json lineage{{"operation", "convert"}, {"detail", "from safetensors"}, {"parents", json::array()}};
+    if (!header.contains("lineage") || !file.metadata.contains("hash")) return lineage;
+    if (file.metadata.at("hash") == hash) return header["lineage"];
+    json parent = json_object(header["lineage"], file.path + ": __metadata__: lineage");
+    for (const char* key : {"step", "tokens", "flops"}) parent[key] = json_member(header["progress"], key, file.path + ": __metadata__: progress");
+    parent["hash"] = file.metadata.at("hash");
+    lineage["detail"] = "from safetensors, with other weights than its parent's";
+    lineage["parents"].push_back(parent);
+    return lineage;
+}
+
+static void to_checkpoint(const std::string& in, const std::string& out) {
+    Safetensors file = open_safetensors(in);
+    require(file.metadata.contains("config"), in, ": has no 'config' in __metadata__; save it there as JSON text (the keys: README.md), ",
+            "or give a checkpoint");
+    json header{{"progress", no_progress()}};
+    header["config"] = parse_json(file.metadata.at("config"), in + ": __metadata__: config");
+    GPTConfig config = config_from_json(header["config"], in + ": __metadata__");
+    for (const char* key : TRAVELLING)
+        if (file.metadata.contains(key)) header[key] = parse_json(file.metadata.at(key), concat(in, ": __metadata__: ", key));
+
+    std::vector<Tensor> weights = tensor_table(config);
+    require_tensors(file, weights);
+    std::vector<TensorSource> sources = sources_of(file, weights);
+    header["lineage"] = lineage_of(file, header, content_hash_of(config, sources));
+    write_checkpoint(out, header, sources);
+    std::cout << "wrote " << out << ": checkpoint, " << sources.size() << " tensors, " << total_params(config) << " parameters" << std::endl;
+}
+
+static int convert(int argc, char** argv) {
+    std::string in, out;
+    bool overwrite = false;
+    CLI::App app("Safetensors to a checkpoint, or a checkpoint to safetensors: what IN holds decides. Of safetensors, F64 (rounded), F32 and BF16\n"
+                 "are read, named as in a checkpoint (wte, h.0.q), with the configuration as JSON in `config` of __metadata__. A checkpoint\n"
+                 "keeps all it holds: the way there and back gives the same bytes. Exit code 0, or 2 when something given was wrong.", "convert");
+    app.add_option("IN", in, "a safetensors file or a checkpoint")->required();
+    app.add_option("OUT", out, "the file to write, of the other kind")->required();
+    app.add_flag("--overwrite", overwrite, "replace OUT if it is there");
+    if (!parse_command_line(app, argc, argv)) return 0;
+
+    check_output(out, {in}, overwrite);
+    bool checkpoint = is_checkpoint(in);
+    std::cout << in << ": " << (checkpoint ? "a checkpoint" : "not a checkpoint (it lacks the magic); taken as safetensors") << std::endl;
+    if (checkpoint) to_safetensors(in, out);
+    else to_checkpoint(in, out);
+    return 0;
+}
+
+int main(int argc, char** argv) {
+    return run_program("convert", [&] { return convert(argc, argv); });
+}

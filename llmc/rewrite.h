@@ -1,0 +1,18 @@
+// What grow and stack share: a new checkpoint whose layers are bytes of others. No model is built.
+#pragma once
+#include <string>
+#include <vector>
+#include "llmc/checkpoint.h"
+#include "llmc/layers.h"
+
+/// The layer map, a line a layer with all that is the layer's own; then parameters and bytes.
+void print_map(const LayerMap& map, const std::vector<const Checkpoint*>& models);
+
+/// The weights of a mapped model: layers and lambdas as the map says, the embedding of the first model, the head of `head`
+/// (its embedding where that is tied), and the first tokenizer that a model has.
+/// Throws std::invalid_argument when two tokenizers differ.
+std::vector<TensorSource> mapped_tensors(const LayerMap& map, const std::vector<const Checkpoint*>& models, const Checkpoint& head);
+
+/// Verifies every tensor of every model, then writes, and prints bytes, time and memory.
+void verify_and_write(const std::string& out, const nlohmann::json& header, const std::vector<TensorSource>& sources,
+                      const std::vector<const Checkpoint*>& models);

@@ -1,0 +1,79 @@
+// Blocks of several checkpoints on each other -> one checkpoint (studies/README.md, cross-model stacking).
+#include <algorithm>
+#include <deque>
+#include "llmc/command_line.h"
+#include "llmc/rewrite.h"
+
+struct Arguments {
+    std::vector<std::string> inputs;
+    std::string out, norm_inter_model = "none", norm_wte, norm_lm_head, head;
+    bool use_first_layer = false, use_last_layer = false, dry_run = false, overwrite = false;
+};
+
+static bool parse(Arguments& a, int argc, char** argv) {
+    CLI::App app("The layers of several models, in the order given, as one model. Without more flags every model but the last loses its last\n"
+                 "layer, and every model but the first its first. The embedding is the first model's. What is a layer's own (windows, scale,\n"
+                 "value embedding, lambdas) goes with it. The same file may be given twice. The files are verified whole before anything\n"
+                 "is written. Exit code 0, or 2 when something given was wrong.", "stack");
+    auto kind = CLI::IsMember({"none", "rms_norm", "layer_norm"});
+    app.add_option("MODELS", a.inputs, "two checkpoints or more")->required()->expected(2, 1000);
+    app.add_option("--out", a.out, "the checkpoint to write")->required();
+    app.add_flag("--use-first-layer", a.use_first_layer, "keep the first layer of every model but the first too");
+    app.add_flag("--use-last-layer", a.use_last_layer, "keep the last layer of every model but the last too");
+    app.add_option("--norm-inter-model", a.norm_inter_model, "norm at each seam: none (default), rms_norm or layer_norm")->check(kind);
+    app.add_option("--norm-wte", a.norm_wte, "norm after the embedding (default: the first model's)")->check(kind);
+    app.add_option("--norm-lm-head", a.norm_lm_head, "norm before the head (default: the first model's)")->check(kind);
+    app.add_option("--head", a.head, "first|last: whose head it is (default: first where heads are equal, else last). The head of a tied\n"
+                   "model is its embedding: where the last's differs from the first's, the stack with the last's is no longer tied")
+        ->check(CLI::IsMember({"first", "last"}));
+    app.add_flag("--dry-run", a.dry_run, "print the layer map, check all but the tensors' bytes, write nothing");
+    app.add_flag("--overwrite", a.overwrite, "replace the file to write if it is there");
+    return parse_command_line(app, argc, argv);
+}
+
+static const TensorEntry& head_of(const Checkpoint& model) { return model.at(model.config.tied ? "wte" : "lm_head"); }
+
+static std::string detail_of(const Arguments& a, const LayerMap& map, const std::string& head) {
+    return concat(a.use_first_layer ? "--use-first-layer " : "", a.use_last_layer ? "--use-last-layer " : "", "--norm-inter-model ",
+                  a.norm_inter_model, " --norm-wte ", name_of(map.config.norm_wte), " --norm-lm-head ", name_of(map.config.norm_lm_head),
+                  " --head ", head);
+}
+
+static int stack(int argc, char** argv) {
+    Arguments a;
+    if (!parse(a, argc, argv)) return 0;
+    check_output(a.out, a.inputs, a.overwrite);
+
+    std::deque<Checkpoint> files;   // each opened, and later verified, once
+    std::vector<const Checkpoint*> models;
+    for (const std::string& path : a.inputs) {
+        auto same = std::find_if(files.begin(), files.end(), [&](const Checkpoint& file) { return file.path == path; });
+        models.push_back(same != files.end() ? &*same : &files.emplace_back(open_checkpoint(path)));
+    }
+    const Checkpoint &first = *models.front(), &last = *models.back();
+
+    StackOptions options{a.use_first_layer, a.use_last_layer, norm_named(a.norm_inter_model),
+                         a.norm_wte.empty() ? first.config.norm_wte : norm_named(a.norm_wte),
+                         a.norm_lm_head.empty() ? first.config.norm_lm_head : norm_named(a.norm_lm_head)};
+    std::vector<GPTConfig> configs;
+    for (const Checkpoint* model : models) configs.push_back(model->config);
+    LayerMap map = stack_map(configs, a.inputs, options);
+
+    bool equal_heads = head_of(first).xxh3 == head_of(last).xxh3;
+    std::string head = !a.head.empty() ? a.head : equal_heads ? "first" : "last";
+    bool untie = map.config.tied && head == "last" && !equal_heads;
+    if (untie) map.config.tied = false;
+
+    print_map(map, models);
+    std::cout << "embedding of " << first.path << ", head of " << (head == "first" ? first : last).path
+              << (untie ? ": its embedding, which is another, so that the stack is not tied" : "") << "\n";
+    nlohmann::json header{{"config", to_json(map.config)}, {"progress", no_progress()}, {"lineage", make_lineage("stack", detail_of(a, map, head), models)}};
+    std::vector<TensorSource> sources = mapped_tensors(map, models, head == "first" ? first : last);
+    std::cout << "bytes: " << checkpoint_bytes(header, sources) << std::endl;
+    if (!a.dry_run) verify_and_write(a.out, header, sources, models);
+    return 0;
+}
+
+int main(int argc, char** argv) {
+    return run_program("stack", [&] { return stack(argc, argv); });
+}
