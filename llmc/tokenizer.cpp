@@ -179,8 +179,9 @@ struct Lines {
     }
 };
 
-/// The number that is all of `text`, or -1.
+/// The number that is all of `text`, without zeros before it, or -1.
 static int parse_number(std::string_view text) {
+    if (text.size() > 1 && text[0] == '0') return -1;
     int number = -1;
     auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
     return error == std::errc() && end == text.data() + text.size() ? number : -1;
