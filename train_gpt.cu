@@ -634,9 +634,11 @@ static std::string text_of(const json& value) { return value.is_string() ? value
 
 void Run::print_start() {
     std::cout << "deepen train_gpt " << DEEPEN_COMMIT << ", " << PRECISION_NAME << ", " << device_name() << "\n";
-    for (FlagKind kind : {FlagKind::model, FlagKind::training, FlagKind::run})
-        for (auto& [name, value] : flags.values(kind).items())
+    for (FlagKind kind : {FlagKind::model, FlagKind::training, FlagKind::run}) {
+        const json values = flags.values(kind);
+        for (auto& [name, value] : values.items())
             if (!(value.is_string() && value == "")) std::printf("  %-18s %s\n", name.c_str(), text_of(value).c_str());
+    }
     if (parent) std::cout << "from " << parent->path << ", " << parent->header["lineage"]["operation"].get<std::string>() << ", step " << parent->header["progress"]["step"] << "\n";
     std::printf("data: %lld tokens in %d shards%s%s; tokenizer: %s\n", static_cast<long long>(data->total_tokens()), data->shards(), val ? "; validation: " : "",
                 val ? concat(val->total_tokens(), " tokens").c_str() : "", tokenizer ? concat(tokenizer->vocab_size(), " tokens").c_str() : "unknown");
