@@ -1,0 +1,78 @@
+// Schedules against values worked out by hand from the two studies' rules.
+#include "llmc/schedule.h"
+#include <doctest/doctest.h>
+#include <cmath>
+#include <stdexcept>
+#include <vector>
+
+// The rules are a division or two: a few ulp of double.
+static doctest::Approx close(double value) { return doctest::Approx(value).epsilon(1e-14); }
+
+static std::vector<double> multipliers(const Schedule& schedule) {
+    std::vector<double> all;
+    for (int64_t step = 0; step < schedule.steps; step++) all.push_back(lr_multiplier(schedule, step));
+    return all;
+}
+
+TEST_CASE("learning rate: constant") {
+    CHECK(multipliers({.steps = 4}) == std::vector<double>{1, 1, 1, 1});
+}
+
+TEST_CASE("learning rate: warmup, stable, decay") {
+    CHECK(multipliers({.steps = 10, .warmup_steps = 4, .warmdown_steps = 4}) == std::vector<double>{0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75, 0.5, 0.25});
+}
+
+TEST_CASE("learning rate: the speedrun's 6200 steps, the last 1800 linear to 0") {
+    Schedule schedule{.steps = 6200, .warmup_steps = 0, .warmdown_steps = 1800};
+    CHECK(lr_multiplier(schedule, 0) == 1);
+    CHECK(lr_multiplier(schedule, 4400) == 1);
+    CHECK(lr_multiplier(schedule, 4401) == close(1799.0 / 1800));
+    CHECK(lr_multiplier(schedule, 5300) == close(0.5));
+    CHECK(lr_multiplier(schedule, 6199) == close(1.0 / 1800));
+    CHECK(lr_multiplier(schedule, 6200) == 0);
+    CHECK(lr_multiplier(schedule, 6300) == 0);
+}
+
+TEST_CASE("learning rate: a warmdown longer than the run starts below 1") {
+    // The growth study's sweep: at ratio 2 the rate starts at 1/2.
+    Schedule schedule{.steps = 500, .warmdown_steps = warmdown_steps(2.0, 500)};
+    CHECK(lr_multiplier(schedule, 0) == close(0.5));
+    CHECK(lr_multiplier(schedule, 250) == close(0.25));
+    CHECK(lr_multiplier(schedule, 499) == close(0.001));
+    // Ratio 1 falls from the first step on.
+    schedule.warmdown_steps = warmdown_steps(1.0, 500);
+    CHECK(lr_multiplier(schedule, 0) == 1);
+    CHECK(lr_multiplier(schedule, 1) == close(0.998));
+}
+
+TEST_CASE("learning rate: warmup into a warmdown has no jump") {
+    CHECK(multipliers({.steps = 5, .warmup_steps = 5, .warmdown_steps = 5}) == std::vector<double>{0.2, 0.4, 0.6, 0.4, 0.2});
+}
+
+TEST_CASE("warmdown steps round as nanochat's do, and 0 never decays") {
+    CHECK(warmdown_steps(0.5, 2205) == 1102);        // 1102.5, to even
+    CHECK(warmdown_steps(0.5, 2207) == 1104);        // 1103.5
+    CHECK(warmdown_steps(0.2, 6) == 1);
+    CHECK(warmdown_steps(10, 7) == 70);
+    CHECK(warmdown_steps(0, 1000) == 0);
+    CHECK(multipliers({.steps = 3, .warmdown_steps = warmdown_steps(0, 3)}) == std::vector<double>{1, 1, 1});
+    CHECK_THROWS_AS(warmdown_steps(-0.1, 10), std::invalid_argument);
+    CHECK_THROWS_AS(warmdown_steps(10.1, 10), std::invalid_argument);
+    CHECK_THROWS_AS(warmdown_steps(std::nan(""), 10), std::invalid_argument);
+}
+
+TEST_CASE("Muon's momentum") {
+    CHECK(muon_momentum(Recipe::nanochat, 0) == close(0.85));
+    CHECK(muon_momentum(Recipe::nanochat, 150) == close(0.90));
+    CHECK(muon_momentum(Recipe::nanochat, 300) == close(0.95));
+    CHECK(muon_momentum(Recipe::nanochat, 5000) == close(0.95));
+    CHECK(muon_momentum(Recipe::speedrun, 0) == 0.95);
+    CHECK(muon_momentum(Recipe::speedrun, 5000) == 0.95);
+}
+
+TEST_CASE("weight decay") {
+    CHECK(weight_decay_multiplier(Recipe::nanochat, 0, 2205) == 1);
+    CHECK(weight_decay_multiplier(Recipe::nanochat, 441, 2205) == close(0.8));
+    CHECK(weight_decay_multiplier(Recipe::nanochat, 2204, 2205) == doctest::Approx(1.0 / 2205).epsilon(1e-12));   // 1 - x cancels
+    CHECK(weight_decay_multiplier(Recipe::speedrun, 2204, 2205) == 1);
+}
