@@ -1,0 +1,265 @@
+// ./tokenize: files and folders to shards.
+#include <doctest/doctest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+#include "llmc/shard.h"
+#include "llmc/tokenizer.h"
+#include "test/program.h"
+
+namespace fs = std::filesystem;
+
+using Names = std::vector<std::string>;
+
+static Names names_in(const std::string& folder) {
+    Names names;
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename());
+    std::sort(names.begin(), names.end());
+    return names;
+}
+
+static std::vector<uint16_t> tokens_in(const std::string& path) {
+    std::vector<uint16_t> tokens(static_cast<size_t>(read_shard_header(path)));
+    std::memcpy(tokens.data(), read_file(path).data() + sizeof(ShardHeader), tokens.size() * sizeof tokens[0]);
+    return tokens;
+}
+
+/// The texts of a shard's documents: what stands between one bos and the next.
+static Names documents_in(const std::string& path) {
+    Tokenizer tokenizer = Tokenizer::load(tokenizer_beside(path));
+    std::vector<uint16_t> tokens = tokens_in(path);
+    REQUIRE(tokens[0] == tokenizer.bos());
+    Names documents;
+    for (uint16_t token : tokens)
+        if (token == tokenizer.bos()) documents.emplace_back();
+        else documents.back() += tokenizer.decode({&token, 1});
+    return documents;
+}
+
+static bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+static bool one_line(const std::string& text) { return std::count(text.begin(), text.end(), '\n') == 1; }
+
+TEST_CASE("tokenize: every file is a document, in the order of the paths, begun by bos") {
+    TempDir dir;
+    fs::create_directories(dir / "in/b/c");
+    write_file(dir / "in/z.txt", "last\r\n");
+    write_file(dir / "in/b/c/deep.txt", "deep \xff \U0001F600");
+    write_file(dir / "in/b.txt", "<|bos|> is text");
+    write_file(dir / "in/empty.txt", "");
+    write_file(dir / "in/binary", std::string("a\0b", 3));
+    mkfifo((dir / "in/pipe").c_str(), 0600);
+    fs::create_directory_symlink("..", dir / "in/b/up");  // leads back up
+    fs::create_symlink("z.txt", dir / "in/a.txt");        // another name of z.txt: the first one counts
+    fs::create_symlink("nowhere", dir / "in/broken");
+
+    Result result = run("./tokenize " + dir / "in" + " " + dir / "in/z.txt" + " --out " + dir / "out --train-tokenizer 257");
+    REQUIRE_MESSAGE(result.code == 0, result.err);
+    CHECK(names_in(dir / "out") == Names{"tokenizer.txt", "train_000000.bin"});
+    CHECK(documents_in(dir / "out/train_000000.bin") == Names{"last\r\n", "<|bos|> is text", "deep \xff \U0001F600"});
+    CHECK(contains(result.out, "train: 3 documents, 32 bytes, 35 tokens, 1.000 bytes/token, 1 shard"));
+    CHECK(contains(result.out, "val: none, there are only 3 documents"));
+    for (std::string reason : {"empty: ", "binary (a NUL in the first 8 KiB): ", "not a file: ", "a link that leads nowhere: "})
+        CHECK_MESSAGE(contains(result.err, "skipped 1 file: " + reason), result.err);
+}
+
+TEST_CASE("tokenize: the same input gives the same bytes, and a learned vocabulary shortens them") {
+    TempDir dir;
+    for (std::string out : {"a", "b"}) REQUIRE(run("./tokenize /usr/include/asm-generic --train-tokenizer 600 --out " + dir / out).code == 0);
+    CHECK(names_in(dir / "a") == Names{"tokenizer.txt", "train_000000.bin", "val_000000.bin"});
+    for (const std::string& name : names_in(dir / "a")) CHECK(read_file(dir / ("a/" + name)) == read_file(dir / ("b/" + name)));
+    Tokenizer tokenizer = Tokenizer::load(dir / "a/tokenizer.txt");
+    CHECK(tokenizer.vocab_size() == 600);
+    size_t bytes = 0, documents = 0;
+    for (const std::string& text : documents_in(dir / "a/train_000000.bin")) bytes += text.size(), documents++;
+    CHECK(2 * (tokens_in(dir / "a/train_000000.bin").size() - documents) < bytes);
+}
+
+TEST_CASE("tokenize: validation is every n-th document, or what --val names") {
+    TempDir dir;
+    fs::create_directory(dir / "in");
+    for (std::string name : {"0", "1", "2", "3", "4", "5", "6"}) write_file(dir / ("in/" + name), "text " + name);
+    std::string command = "./tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "out ", train = dir / "out/train_000000.bin",
+                val = dir / "out/val_000000.bin";
+    SUBCASE("every third") {
+        REQUIRE(run(command + "--val-every 3").code == 0);
+        CHECK(documents_in(train) == Names{"text 0", "text 1", "text 3", "text 4", "text 6"});
+        CHECK(documents_in(val) == Names{"text 2", "text 5"});
+    }
+    SUBCASE("none") {
+        REQUIRE(run(command + "--val-every 0").code == 0);
+        CHECK(documents_in(train).size() == 7);
+        CHECK(!fs::exists(val));
+    }
+    SUBCASE("a file that both name is validation only") {
+        write_file(dir / "other", "other");
+        REQUIRE(run(command + "--val " + dir / "other --val " + dir / "in/4").code == 0);
+        CHECK(documents_in(train) == Names{"text 0", "text 1", "text 2", "text 3", "text 5", "text 6"});
+        CHECK(documents_in(val) == Names{"text 4", "other"});
+    }
+}
+
+TEST_CASE("tokenize: shards are full but for the last, and together they are the tokens") {
+    TempDir dir;
+    std::string text;
+    for (int i = 0; i < 3000; i++) text += std::to_string(i * 7919 % 10007) + (i % 10 ? " word" : "\n");
+    write_file(dir / "in", text);
+    REQUIRE(run("./tokenize " + dir / "in --tokenizer data/gpt2_vocab.bpe --shard-tokens 4000 --out " + dir / "out").code == 0);
+    Tokenizer gpt2 = Tokenizer::load("data/gpt2_vocab.bpe");
+    std::vector<uint16_t> expected = gpt2.encode(text), got;
+    expected.insert(expected.begin(), 50256);
+    size_t shards = (expected.size() + 3999) / 4000;
+    REQUIRE(shards == 3);
+    for (size_t i = 0; i < shards; i++) {
+        std::vector<uint16_t> tokens = tokens_in(dir / ("out/train_00000" + std::to_string(i) + ".bin"));
+        CHECK(tokens.size() == std::min<size_t>(4000, expected.size() - i * 4000));
+        got.insert(got.end(), tokens.begin(), tokens.end());
+    }
+    CHECK(got == expected);
+    CHECK(read_file(dir / "out/tokenizer.txt") == gpt2.serialize());
+}
+
+TEST_CASE("tokenize: a document that is encoded in parts gives the tokens of the whole") {
+    TempDir dir;
+    std::string text, line = "It's  encoded \t in parts,\n\n  of 8 MiB; \u4f60\u597d\u3002\r\n";
+    while (text.size() < 20'000'000) text += line + std::to_string(text.size());
+    write_file(dir / "in", text);
+    REQUIRE(run("./tokenize " + dir / "in --tokenizer data/gpt2_vocab.bpe --out " + dir / "out").code == 0);
+    std::vector<uint16_t> expected = Tokenizer::load("data/gpt2_vocab.bpe").encode(text);
+    expected.insert(expected.begin(), 50256);
+    bool same = tokens_in(dir / "out/train_000000.bin") == expected;
+    CHECK(same);
+}
+
+TEST_CASE("tokenize: shards that are there are replaced only when asked for, and then all of them") {
+    TempDir dir;
+    write_file(dir / "in", "one two three");
+    write_file(dir / "in2", "four");
+    std::string out = " --train-tokenizer 257 --out " + dir / "out";
+    REQUIRE(run("./tokenize " + dir / "in" + out + " --shard-tokens 4").code == 0);
+    write_file(dir / "out/notes.txt", "mine");
+    Names before = names_in(dir / "out");
+    CHECK(before == Names{"notes.txt", "tokenizer.txt", "train_000000.bin", "train_000001.bin", "train_000002.bin", "train_000003.bin"});
+
+    Result refused = run("./tokenize " + dir / "in2" + out);
+    CHECK(refused.code == 2);
+    CHECK(one_line(refused.err));
+    CHECK(contains(refused.err, "already holds"));
+    CHECK(names_in(dir / "out") == before);
+    CHECK(tokens_in(dir / "out/train_000003.bin").size() == 2);
+
+    REQUIRE(run("./tokenize " + dir / "in2" + out + " --overwrite").code == 0);
+    CHECK(names_in(dir / "out") == Names{"notes.txt", "tokenizer.txt", "train_000000.bin"});
+    CHECK(documents_in(dir / "out/train_000000.bin") == Names{"four"});
+}
+
+TEST_CASE("tokenize: what cannot be is one line and code 2, and changes nothing") {
+    TempDir dir;
+    write_file(dir / "in", "some text");
+    write_file(dir / "empty", "");
+    write_file(dir / "bad.txt", "deepen tokenizer 1\nsplit nanochat\nmerges 1\n1 999\nbos <|bos|>\n");
+    std::string in = dir / "in", out = " --out " + dir / "out";
+    Names before = names_in(dir.path);
+    struct {
+        std::string arguments, found;
+    } cases[] = {
+        {in + out, "give one of --train-tokenizer and --tokenizer"},
+        {in + out + " --train-tokenizer 300 --tokenizer data/gpt2_vocab.bpe", "give one of"},
+        {in + out + " --train-tokenizer 256", "256 is not in 257 to 65536"},
+        {in + out + " --train-tokenizer 65537", "65537 is not in 257 to 65536"},
+        {in + out + " --train-tokenizer many", "many"},
+        {in + out + " --train-tokenizer 300", "has pairs for a vocabulary of"},
+        {in + out + " --train-tokenizer 257 --shard-tokens 0", "--shard-tokens 0"},
+        {in + out + " --train-tokenizer 257 --shard-tokens 2147483648", "--shard-tokens 2147483648"},
+        {in + out + " --train-tokenizer 257 --val-every 1", "--val-every 1"},
+        {in + out + " --train-tokenizer 257 --val-every -5", "--val-every -5"},
+        {in + out + " --train-tokenizer 257 --val-every 5 --val " + in, "--val"},
+        {in + out + " --train-tokenizer 257 --val " + dir / "empty", "which --val names"},
+        {in + out + " --train-tokenizer 257 --frobnicate", "--frobnicate"},
+        {in + " --train-tokenizer 257", "--out"},
+        {in + " --train-tokenizer 257 --out ''", "--out"},
+        {"--train-tokenizer 257" + out, "inputs"},
+        {dir / "none" + out + " --train-tokenizer 257", "none' is not there"},
+        {"/dev/zero" + out + " --train-tokenizer 257", "neither a file nor a folder"},
+        {dir / "empty" + out + " --train-tokenizer 257", "no text in"},
+        {in + out + " --tokenizer " + dir / "bad.txt", "bad.txt', line 4: expected"},
+        {in + out + " --tokenizer " + dir / "none", "none"},
+        {in + out + " --tokenizer " + dir.path, dir.path},
+        {in + " --train-tokenizer 257 --out " + in, "is not a folder"},
+        {in + " --train-tokenizer 257 --out " + in + "/out", "in/out"},
+    };
+    for (auto& [arguments, found] : cases) {
+        CAPTURE(arguments);
+        Result result = run("./tokenize " + arguments);
+        CHECK(result.code == 2);
+        CHECK_MESSAGE(contains(result.err, found), result.err);
+        CHECK_MESSAGE(contains(result.err, "tokenize: "), result.err);
+        CHECK(names_in(dir.path) == before);
+    }
+}
+
+TEST_CASE("tokenize: on a full disk nothing is left half-written") {
+    TempDir dir;
+    write_file(dir / "in", std::string(100'000, 'x'));
+    Result result = run("ulimit -f 16 && ./tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "out");
+    CHECK(result.code == 2);
+    CHECK(one_line(result.err));
+    CHECK_MESSAGE(contains(result.err, "train_000000.bin"), result.err);
+    CHECK(names_in(dir.path) == Names{"in"});
+
+    REQUIRE(run("./tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "out").code == 0);
+    std::string before = read_file(dir / "out/train_000000.bin");
+    CHECK(run("ulimit -f 16 && ./tokenize " + dir / "in --train-tokenizer 257 --overwrite --out " + dir / "out").code == 2);
+    CHECK(names_in(dir / "out") == Names{"tokenizer.txt", "train_000000.bin"});
+    CHECK(read_file(dir / "out/train_000000.bin") == before);
+}
+
+TEST_CASE("tokenize: a folder that cannot be written, a file that cannot be read") {
+    TempDir dir;
+    fs::create_directory(dir / "in");
+    write_file(dir / "in/a", "readable");
+    write_file(dir / "in/b", "secret");
+    CHECK(run("./tokenize " + dir / "in --train-tokenizer 257 --out /proc/out").code == 2);
+    if (geteuid() == 0) {
+        MESSAGE("SKIPPED in part: everything can be read and written by root");
+        return;
+    }
+    fs::create_directory(dir / "closed");
+    fs::permissions(dir / "closed", fs::perms::owner_read | fs::perms::owner_exec);
+    Result result = run("./tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "closed");
+    CHECK(result.code == 2);
+    CHECK(contains(result.err, "cannot be written"));
+    CHECK(names_in(dir / "closed").empty());
+
+    fs::permissions(dir / "in/b", fs::perms::none);
+    result = run("./tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "out");
+    CHECK(result.code == 0);
+    CHECK(contains(result.err, "skipped 1 file: cannot be read"));
+    CHECK(documents_in(dir / "out/train_000000.bin") == Names{"readable"});
+}
+
+TEST_CASE("tokenize: stopped by a signal, it has done everything or nothing") {
+    TempDir dir;
+    std::string text;
+    while (text.size() < 60'000'000) text += "all of it, or nothing of it " + std::to_string(text.size()) + "\n";
+    write_file(dir / "in", text);
+    Result result = run("timeout -s TERM 0.5 ./tokenize " + dir / "in --tokenizer data/gpt2_vocab.bpe --out " + dir / "out");
+    CHECK((result.code == 0 || result.code == 124));
+    if (fs::exists(dir / "out"))
+        CHECK(names_in(dir / "out") == Names{"tokenizer.txt", "train_000000.bin"});
+    else
+        CHECK(names_in(dir.path) == Names{"in"});
+}
+
+TEST_CASE("data/default_corpus.sh: the headers of this machine") {
+    TempDir dir;
+    Result result = run("data/default_corpus.sh " + dir / "corpus");
+    REQUIRE_MESSAGE(result.code == 0, result.err);
+    CHECK(Tokenizer::load(dir / "corpus/tokenizer.txt").vocab_size() == 4096);
+    CHECK(read_shard_header(dir / "corpus/train_000000.bin") > 5 * read_shard_header(dir / "corpus/val_000000.bin"));
+    CHECK(run("data/default_corpus.sh " + dir / "corpus").code == 2);
+}
