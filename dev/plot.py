@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+"""Draws the curves of runs from their logs: train loss and validation bits per byte, against FLOPs and against steps.
+
+FLOPs are those of the run and of the parents that it was grown or started from."""
+import argparse
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f4690", "#7a5c2e", "#444444", "#94c11f"]
+DASHES = ["-", (0, (5, 1.5)), (0, (1.5, 1.5))]               # of the runs after the tenth, the twentieth
+INK, GRID = "#333333", "#e4e4e4"
+
+
+def refuse(message):
+    print(f"plot: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+# ------------------------------------------------------------------------------------------------------------- the logs
+
+def read_log(path):
+    """The step and eval records of a log, by step. A resume at step n takes back what was logged of the steps after n."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        refuse(f"{path}: cannot be read: {error.strerror}; give a run's folder or its log.jsonl")
+    records = {"step": {}, "eval": {}}
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            event, step = record["event"], record.get("step")
+            if event in records:
+                records[event][int(step)] = record
+            elif event == "resume":
+                for kind in records:
+                    records[kind] = {s: r for s, r in records[kind].items() if s <= int(step)}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            if number < len(lines):                          # the last one may be half written
+                refuse(f"{path}: line {number} is no record of a log: {line[:60]!r}")
+    return {kind: [r for _, r in sorted(found.items())] for kind, found in records.items()}
+
+
+def number(record, *keys):
+    """The first of the keys that the record has a number for; NaN leaves a gap in a curve."""
+    for key in keys:
+        if isinstance(record.get(key), (int, float)):
+            return float(record[key])
+    return math.nan
+
+
+def column(records, *keys):
+    return [number(record, *keys) for record in records]
+
+
+def load_runs(arguments):
+    """Name and records of every run that has something to show."""
+    paths = [Path(a) / "log.jsonl" if Path(a).is_dir() else Path(a) for a in arguments]
+    runs = []
+    for path, name in zip(paths, distinct_names(paths)):
+        records = read_log(path)
+        if records["step"] or records["eval"]:
+            runs.append((name, records))
+        else:
+            print(f"plot: {path}: no step logged yet; left out", file=sys.stderr)
+    if not runs:
+        refuse("nothing to plot: no log has a step yet")
+    return runs
+
+
+def distinct_names(paths):
+    """Of each run its folder's name, and as many folders above as tell it from the others."""
+    folders = [path.resolve().parent.parts for path in paths]
+    deepest = max(len(parts) for parts in folders)
+    for depth in range(1, deepest + 1):
+        names = ["/".join(parts[-depth:]) for parts in folders]
+        if len(set(names)) == len(set(folders)):
+            return names
+    return [str(path) for path in paths]
+
+
+# ------------------------------------------------------------------------------------------------------------- the figure
+
+def style(plt):
+    plt.rcParams.update({
+        "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
+        "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": "#999999",
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID,
+        "grid.linewidth": 0.8, "lines.linewidth": 1.8, "lines.solid_capstyle": "round", "legend.frameon": False,
+    })
+
+
+def top_of(curves):
+    """Highest value worth showing: what the curves are after their first tenth, for the first steps fall from far above."""
+    finite = [[y for y in curve if math.isfinite(y)] for curve in curves]
+    return max(y for curve in finite for y in curve[len(curve) // 10:])
+
+
+def set_height(axes, curves):
+    finite = [y for curve in curves for y in curve if math.isfinite(y)]
+    if not finite:
+        return
+    low, high = min(finite), top_of(curves)
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1
+    axes.set_ylim(low - margin, high + margin)
+
+
+def scale_flops(column_of_axes):
+    """Puts the power of ten into the label, where it reads as a unit."""
+    largest = max(axes.dataLim.x1 for axes in column_of_axes)
+    if not math.isfinite(largest) or largest <= 0:
+        return
+    power = math.floor(math.log10(largest))
+    for axes in column_of_axes:
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 10.0 ** power:g}")
+        axes.set_xlabel(f"$10^{{{power}}}$ FLOPs, parents included")
+
+
+def draw(plt, runs):
+    # Rows: the loss, and how the validation was measured, if it was.
+    bpb = any(math.isfinite(number(r, "val_bpb")) for _, records in runs for r in records["eval"])
+    measure, title = ("val_bpb", "Validation, bits per byte") if bpb else ("val_loss", "Validation loss, nats per token")
+    evaluated = any(math.isfinite(number(r, measure)) for _, records in runs for r in records["eval"])
+    columns = [(("total_flops", "flops"), "FLOPs, parents included"), (("step",), "step")]
+
+    rows = 2 if evaluated else 1
+    figure, grid = plt.subplots(rows, 2, figsize=(12, 4.1 * rows), squeeze=False, sharex="col", sharey="row")
+    handles, smoothed, validated = [], [], []
+    for i, (name, records) in enumerate(runs):
+        line = dict(color=COLORS[i % len(COLORS)], linestyle=DASHES[i // len(COLORS) % len(DASHES)])
+        loss, smooth = column(records["step"], "loss"), column(records["step"], "smooth_loss", "loss")
+        value = column(records["eval"], measure)
+        smoothed.append(smooth)
+        validated.append(value)
+        for j, (keys, _) in enumerate(columns):
+            x = column(records["step"], *keys)
+            grid[0, j].plot(x, loss, color=line["color"], alpha=0.16, linewidth=0.8)
+            grid[0, j].plot(x, smooth, marker="o" if len(x) == 1 else "", **line)
+            if evaluated:
+                grid[1, j].plot(column(records["eval"], *keys), value, marker="o", markersize=3.5, **line)
+        finite = [v for v in value if math.isfinite(v)]
+        label = f"{name}   {finite[-1]:.4f}" if finite else name
+        handles.append(plt.Line2D([], [], label=label, **line))
+        if evaluated and not finite:
+            print(f"plot: {name}: no {measure} logged; only its train loss is drawn", file=sys.stderr)
+
+    grid[0, 0].set_title("Train loss, nats per token, smoothed")
+    set_height(grid[0, 0], smoothed)
+    if evaluated:
+        grid[1, 0].set_title(title)
+        set_height(grid[1, 0], validated)
+    for j, (_, label) in enumerate(columns):
+        for axes in grid[:, j]:
+            axes.set_xlabel(label)
+            axes.margins(x=0.02)
+            axes.tick_params(length=0, labelleft=True, labelbottom=True)
+    scale_flops(grid[:, 0])
+    figure.tight_layout(h_pad=2, w_pad=2.5)
+    add_legend(figure, handles, f"run   last {measure}" if evaluated else "run")
+    return figure
+
+
+def add_legend(figure, handles, title):
+    """Below the panels, in as many columns as the longest name leaves room for."""
+    longest = max(len(handle.get_label()) for handle in handles)
+    columns = max(1, min(len(handles), 4, 120 // (longest + 8)))
+    lines = math.ceil(len(handles) / columns) + 1
+    height = figure.get_figheight()
+    extra = 0.22 * lines + 0.1
+    figure.set_figheight(height + extra)
+    figure.subplots_adjust(bottom=(figure.subplotpars.bottom * height + extra) / (height + extra),
+                           top=(figure.subplotpars.top * height + extra) / (height + extra))
+    figure.legend(handles=handles, title=title, loc="lower center", ncol=columns, handlelength=2.4, columnspacing=3, fontsize=10)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its log.jsonl")
+    parser.add_argument("-o", "--out", default="curves.png", metavar="FILE", help="the picture: .png, .svg or .pdf (default: curves.png)")
+    arguments = parser.parse_args()
+    out = Path(arguments.out)
+    kind = out.suffix[1:].lower()
+    if kind not in ("png", "svg", "pdf"):
+        refuse(f"{out}: must end in .png, .svg or .pdf")
+    try:
+        import matplotlib
+    except ImportError:
+        refuse("matplotlib is missing; install it: apt-get install python3-matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    style(plt)
+    figure = draw(plt, load_runs(arguments.runs))
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        figure.savefig(temporary, format=kind, dpi=150)
+        os.replace(temporary, out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        refuse(f"{out}: cannot be written: {error.strerror}")
+    print(out)
+
+
+main()
