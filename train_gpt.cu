@@ -14,6 +14,7 @@
 #include <memory>
 #include <optional>
 #include <thread>
+#include "llmc/build.h"
 #include "llmc/checkpoint.h"
 #include "llmc/dataloader.h"
 #include "llmc/device.h"
@@ -633,7 +634,7 @@ void Run::start_data() {
 static std::string text_of(const json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
 
 void Run::print_start() {
-    std::cout << "deepen train_gpt " << DEEPEN_COMMIT << ", " << PRECISION_NAME << ", " << device_name() << "\n";
+    std::cout << "deepen train_gpt " << build_commit() << ", " << PRECISION_NAME << ", " << device_name() << "\n";
     for (FlagKind kind : {FlagKind::model, FlagKind::training, FlagKind::run}) {
         const json values = flags.values(kind);
         for (auto& [name, value] : values.items())
@@ -839,7 +840,6 @@ int Run::train() {
     std::signal(SIGTERM, ask_to_stop);
     inputs.resize(static_cast<size_t>(s.device_batch) * config.seq_len);
     targets.resize(inputs.size());
-    peak_flops = device_peak_flops();
     std::printf("peak of matrix products: %.1f GFLOP/s\n", peak_flops * 1e-9);
     int64_t saved_at = -1;
     auto save_once = [&] {
@@ -921,6 +921,7 @@ int Run::main() {
     prepare_folder(s);
     print_start();
 
+    peak_flops = device_peak_flops();   // before the model takes its memory
     sampler = std::make_unique<Sampler>(s.temperature, s.top_k, s.seed);
     build_model(Mode::train);
     if (samples) cache = std::make_unique<KVCache>(config);
@@ -937,7 +938,7 @@ int Run::main() {
     for (FlagKind kind : {FlagKind::training, FlagKind::run}) all.update(flags.values(kind));
     if (!s.resume.empty()) log->write({{"event", "resume"}, {"step", step}});
     log->write({{"event", "start"}, {"argv", arguments}, {"flags", all}, {"config", to_json(config)}, {"machine", device_name()},
-                {"build", {{"commit", DEEPEN_COMMIT}, {"precision", PRECISION_NAME}}}, {"steps", plan.steps}, {"flops_per_token", flops_per_token(config)}});
+                {"build", {{"commit", build_commit()}, {"precision", PRECISION_NAME}}}, {"steps", plan.steps}, {"flops_per_token", flops_per_token(config)}});
     return train();
 }
 
