@@ -1,17 +1,17 @@
 // report DIR: the table at the end of make run, from the logs of its runs (dev/run.sh) and what --eval said of the stack.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <string>
 #include <vector>
 #include "llmc/error.h"
 
 using nlohmann::json;
 
-struct Step {
-    double smooth_loss, total_flops;
+struct Evaluation {
+    double total_flops, val_bpb;
 };
 
 /// What a log tells of a run.
@@ -19,7 +19,7 @@ struct RunLog {
     int layers = 0;
     double tokens = 0, total_flops = 0, seconds = 0;
     double val_loss = NAN, val_bpb = NAN;
-    std::vector<Step> steps;
+    std::vector<Evaluation> evaluations;
 
     explicit RunLog(const std::string& folder) {
         std::ifstream file(folder + "/log.jsonl");
@@ -31,14 +31,14 @@ struct RunLog {
                 tokens = line["tokens"];
                 total_flops = line["total_flops"];
                 seconds += line["ms"].get<double>() / 1e3;
-                steps.push_back({line["smooth_loss"], total_flops});
             }
             if (line["event"] == "eval") {
                 val_loss = line["val_loss"];
                 val_bpb = line["val_bpb"];
+                evaluations.push_back({line["total_flops"], val_bpb});
             }
         }
-        require(!steps.empty(), "report: ", folder, "/log.jsonl holds no step");
+        require(!evaluations.empty(), "report: ", folder, "/log.jsonl holds no evaluation");
     }
 };
 
@@ -46,20 +46,22 @@ static void print_row(const char* name, const RunLog& run, const char* what) {
     std::printf("  %-9s %6d  %8.4f  %8.4f  %9.2e  %9.0f  %7.1f  %s\n", name, run.layers, run.val_bpb, run.val_loss, run.total_flops, run.tokens, run.seconds, what);
 }
 
-/// The growth study's measure: FLOPs, those of the shallow model with them, until the grown model's smoothed training loss
-/// reaches the one that the model from scratch ends with.
+/// FLOPs, those of the shallow model with them, until the grown model's validation reaches what the model from scratch ends
+/// with; straight lines between evaluations. (The growth study asks it of the smoothed training loss; a run this short is too
+/// noisy for that.)
 static void print_growth(const RunLog& grown, const RunLog& scratch) {
-    double goal = scratch.steps.back().smooth_loss;
-    std::optional<double> reached;
-    for (const Step& step : grown.steps)
-        if (!reached && step.smooth_loss <= goal) reached = step.total_flops;
-    std::printf("growing: %+.4f val bpb against training from scratch with the same FLOPs\n", grown.val_bpb - scratch.val_bpb);
-    if (reached)
-        std::printf("growing: reaches the training loss that scratch ends with (%.4f) after %.2e FLOPs: %.1f %% of the compute %s\n", goal, *reached,
-                    100 * std::abs(1 - *reached / scratch.total_flops), *reached < scratch.total_flops ? "saved" : "lost");
-    else
-        std::printf("growing: does not reach the training loss that scratch ends with (%.4f; %.4f at its own end): nothing saved\n", goal,
-                    grown.steps.back().smooth_loss);
+    double goal = scratch.val_bpb;
+    std::printf("growing: %+.4f val bpb against training from scratch with the same FLOPs\n", grown.val_bpb - goal);
+    for (size_t i = 1; i < grown.evaluations.size(); i++) {
+        Evaluation before = grown.evaluations[i - 1], after = grown.evaluations[i];
+        if (after.val_bpb > goal) continue;
+        double part = std::clamp((before.val_bpb - goal) / (before.val_bpb - after.val_bpb), 0.0, 1.0);
+        double reached = before.total_flops + part * (after.total_flops - before.total_flops);
+        std::printf("growing: has the val bpb that scratch ends with after %.2e of its %.2e FLOPs: %.1f %% of the compute %s\n", reached,
+                    scratch.total_flops, 100 * std::abs(1 - reached / scratch.total_flops), reached < scratch.total_flops ? "saved" : "lost");
+        return;
+    }
+    std::printf("growing: does not come to the val bpb that scratch ends with: no compute saved\n");
 }
 
 /// `val_loss: x` of a file that holds what --eval printed.

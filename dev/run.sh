@@ -9,7 +9,7 @@ python=/usr/bin/python3   # the one that Debian's matplotlib is installed for
 if [ "${SMOKE:-}" = 1 ]; then
     out=out/smoke flops=6e10 pair_steps=20 width=64 heads=1 pair_heads=2 batch=1024 rows=4 seq=64 every=10 eval_tokens=16384
 else
-    flops=2.6e13 pair_steps=130 width=256 heads=2 pair_heads=4 batch=4096 rows=16 seq=256 every=50 eval_tokens=65536
+    flops=2.6e13 pair_steps=130 width=256 heads=2 pair_heads=4 batch=4096 rows=16 seq=256 every=25 eval_tokens=65536
 fi
 say() { printf '\n== %s\n' "$*"; }
 last() { ls "$1"/step_*.bin | tail -n 1; }
@@ -18,7 +18,7 @@ part() { awk "BEGIN { printf \"%.6e\", $flops * $1 }"; }
 rm -rf "$out"
 mkdir -p "$out"
 say "the default corpus: C and C++ headers, a tokenizer of 4096, shards"
-data/default_corpus.sh corpus --shard-tokens 250000 --overwrite
+data/default_corpus.sh corpus --shard-tokens 100000 --overwrite
 data=(--data 'corpus/train_*.bin' --val-data corpus/val_000000.bin --eval-every "$every" --eval-tokens "$eval_tokens")
 shape=(--width "$width" --seq-len "$seq" --vocab-size 4096 --batch-tokens "$batch" --device-batch "$rows")
 # The scaling rules are off: at this size the recipe's own rates do best (dev/LOG.md).
