@@ -273,8 +273,10 @@ static int tokenize(const Options& options) {
     std::vector<Document> val = finder.find(options.val_inputs), train = finder.find(options.inputs);
     finder.print_skipped();
     require(!train.empty(), "no text in '", options.inputs[0], "'", options.inputs.size() > 1 ? " and the other inputs" : "");
-    require(options.val_inputs.empty() || !val.empty(), "no text in '", options.val_inputs[0], "', which --val names");
-    if (options.val_inputs.empty()) val = take_validation(train, options.val_every);
+    if (options.val_inputs.empty())
+        val = take_validation(train, options.val_every);
+    else
+        require(!val.empty(), "no text in '", options.val_inputs[0], "', which --val names");
     require(!train.empty(), "no document is left to train on");
 
     std::optional<Tokenizer> given;
