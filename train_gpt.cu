@@ -383,7 +383,7 @@ static std::vector<fs::path> checkpoints_in(const std::string& folder) {
 
 static fs::path log_path(const std::string& folder) { return fs::path(folder) / "log.jsonl"; }
 
-/// Makes the folder ready for this run, or throws and leaves it as it is.
+/// Makes the folder if it is not there. Throws where this run may not or cannot write to it; a run that it holds stays.
 static void prepare_folder(const Settings& s) {
     require(!s.out.empty(), "--out is missing: the folder for checkpoints and log");
     std::error_code error;
@@ -399,11 +399,15 @@ static void prepare_folder(const Settings& s) {
     require(fd >= 0, s.out, ": cannot be written to: ", std::strerror(errno), "; choose another --out");
     close(fd);
     unlink(probe.c_str());
-    if (!s.overwrite) return;
-    for (const fs::path& path : checkpoints_in(s.out)) {
-        bool parent = !s.init.empty() && fs::equivalent(path, s.init, error);
-        require(!parent, "--overwrite would remove ", s.init, ", which --init starts from; choose another --out");
-    }
+    for (const fs::path& path : checkpoints_in(s.out))
+        for (const std::string& source : {s.init, s.embeddings_from}) {
+            bool needed = s.overwrite && !source.empty() && fs::equivalent(path, source, error);
+            require(!needed, "--overwrite would remove ", source, ", which this run starts from; choose another --out");
+        }
+}
+
+/// --overwrite: removes the run that the folder holds, once all else is known to be well.
+static void clear_folder(const Settings& s) {
     for (const fs::path& path : checkpoints_in(s.out)) fs::remove(path);
     fs::remove(log_path(s.out));
 }
@@ -434,7 +438,6 @@ private:
     void take_embedding();
     void resume_state();
     void start_data();
-    int plan_only();
     int evaluate_only();
     int sample_only();
     int train();
@@ -584,8 +587,6 @@ void Run::resume_state() {
     flops = progress["flops"];
     smooth = training["smooth"];
     sampler->restore(training["sampler"]);
-    require(step < plan.steps, s.resume, ": the run is done: it is at step ", step, " of ", plan.steps,
-            "; give more --steps to go on");
 }
 
 void Run::start_data() {
@@ -889,13 +890,6 @@ int Run::train() {
 
 // ---------------------------------------------------------------------------------------------- what a call does
 
-int Run::plan_only() {
-    std::string loose = flags.first_given({"--resume"});
-    require(loose.empty() || parent, "--plan: ", loose, " names no checkpoint");
-    print_plan(config, plan, MemoryPlan(config, s, frozen_embedding));
-    return 0;
-}
-
 int Run::evaluate_only() {
     require(parent && s.resume.empty() && !s.val_data.empty(), "--eval needs --init (the checkpoint) and --val-data (the shards)");
     if (s.device_batch == 0) s.device_batch = 1;
@@ -930,12 +924,19 @@ int Run::main() {
     }
     plan = resolve_plan(s, config);
     schedule = make_schedule(s, plan);
-    if (s.plan) return plan_only();
+    if (s.plan) {
+        print_plan(config, plan, MemoryPlan(config, s, frozen_embedding));
+        return 0;
+    }
+    if (!s.resume.empty()) {
+        int64_t done = parent->header["progress"]["step"];
+        require(done < plan.steps, s.resume, ": the run is done: it is at step ", done, " of ", plan.steps, "; give more --steps to go on");
+    }
 
     require(!s.data.empty(), "--data is missing: the shards to train on (or --plan, --eval, --sample)");
     if (s.out.empty() && !s.resume.empty()) s.out = fs::absolute(s.resume).parent_path().string();
     start_data();
-    bool samples = s.sample_every > 0 || flags.given("--sample");
+    bool samples = s.sample_every > 0 || (flags.given("--sample") && !flags.given("--sample-every"));
     require(!samples || tokenizer,
             "samples need a tokenizer: none lies beside the shards or in the checkpoint; give --tokenizer, or --sample-every 0");
     if (samples && s.sample_every == 0) s.sample_every = plan.steps;
@@ -954,6 +955,7 @@ int Run::main() {
         if (parent) parents.push_back(&*parent);
         origin = make_lineage("train", embedding ? concat("frozen wte of ", embedding->content_hash()) : "", parents);
     }
+    if (s.overwrite) clear_folder(s);
     log = std::make_unique<Log>(log_path(s.out).string());
     json all = flags.values(FlagKind::model);
     for (FlagKind kind : {FlagKind::training, FlagKind::run}) all.update(flags.values(kind));
