@@ -18,7 +18,7 @@ part() { awk "BEGIN { printf \"%.6e\", $flops * $1 }"; }
 rm -rf "$out"
 mkdir -p "$out"
 say "the default corpus: C and C++ headers, a tokenizer of 4096, shards"
-data/default_corpus.sh corpus --shard-tokens 100000 --overwrite
+data/default_corpus.sh corpus --shard-tokens 20481 --overwrite
 data=(--data 'corpus/train_*.bin' --val-data corpus/val_000000.bin --eval-every "$every" --eval-tokens "$eval_tokens")
 shape=(--width "$width" --seq-len "$seq" --vocab-size 4096 --batch-tokens "$batch" --device-batch "$rows")
 # The scaling rules are off: at this size the recipe's own rates do best (dev/LOG.md).
