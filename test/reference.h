@@ -62,7 +62,7 @@ public:
         CHECK_MESSAGE(before, "something was written before the beginning of a tensor");
         CHECK_MESSAGE(after, "something was written beyond the end of a tensor");
         std::vector<Number> host(size);
-        std::memcpy(host.data(), all.data() + GUARD, bytes());
+        if (size > 0) std::memcpy(host.data(), all.data() + GUARD, bytes());
         return host;
     }
 
