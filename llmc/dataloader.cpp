@@ -247,6 +247,12 @@ int64_t DataLoader::total_tokens() const {
 int DataLoader::shards() const { return static_cast<int>(files.size()); }
 std::string DataLoader::first_shard() const { return files.front().path; }
 
+std::vector<std::string> DataLoader::paths() const {
+    std::vector<std::string> paths;
+    for (const Shard& shard : files) paths.push_back(shard.path);
+    return paths;
+}
+
 std::string DataLoader::fingerprint() const {
     std::ostringstream text, digits;
     for (const Shard& shard : files) text << std::filesystem::path(shard.path).filename().string() << '\n' << shard.tokens << '\n';
