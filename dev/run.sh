@@ -2,7 +2,6 @@
 # dev/run.sh: the main job (make run). Text to tokens; a shallow model, grown and trained on; the same depth from scratch with the
 # same FLOPs; two models on one embedding, stacked; a table, a sample, the curves. SMOKE=1: the same path in seconds.
 set -eu
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-active}
 out=out/run
 python=/usr/bin/python3   # the one that Debian's matplotlib is installed for
 [ -x "$python" ] || python=python3
