@@ -73,15 +73,26 @@ static size_t number_in(const char* path, size_t otherwise) {
     return file >> number ? number : otherwise;
 }
 
-// Memory that a container may use: version 2 of cgroups, then version 1.
+// Bytes of a container's use that are files kept in memory: the kernel gives them up when they are needed.
+static size_t file_cache(const char* path) {
+    std::ifstream file(path);
+    size_t cached = 0, bytes;
+    for (std::string name; file >> name >> bytes;)
+        if (name == "inactive_file" || name == "active_file") cached += bytes;
+    return cached;
+}
+
+// What the limit of a container leaves: version 2 of cgroups, then version 1.
 static size_t container_free_bytes() {
+    struct Files { const char *limit, *used, *stat; };
     constexpr size_t none = std::numeric_limits<size_t>::max();
-    size_t limit = number_in("/sys/fs/cgroup/memory.max", none), used = number_in("/sys/fs/cgroup/memory.current", 0);
-    if (limit == none) {
-        limit = number_in("/sys/fs/cgroup/memory/memory.limit_in_bytes", none);
-        used = number_in("/sys/fs/cgroup/memory/memory.usage_in_bytes", 0);
+    for (Files f : {Files{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"},
+                    Files{"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+                          "/sys/fs/cgroup/memory/memory.stat"}}) {
+        const size_t limit = number_in(f.limit, none), used = number_in(f.used, 0), cached = file_cache(f.stat);
+        if (limit != none) return limit - std::min(limit, used - std::min(used, cached));
     }
-    return limit == none ? none : limit - std::min(limit, used);
+    return none;
 }
 
 size_t device_free_bytes() {
