@@ -2,7 +2,6 @@
 // a short side by the bytes of their operands.
 #include <cublasLt.h>
 #include <algorithm>
-#include <memory>
 #include <unordered_map>
 #include <vector>
 #include "llmc/cuda_common.h"
