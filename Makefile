@@ -1,9 +1,6 @@
 # deepen: every command. `make help` lists them.
-#   PRECISION=bf16|fp32   what activations and products are stored in (default: bf16 where the processor multiplies it)
-#   THIRD_PARTY=dir       a folder of headers, for machines without packages
-#   SMOKE=1               make run: the same path in 30 seconds
 
-HAS_BF16 := $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo yes)
+HAS_BF16 := $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo yes)
 PRECISION ?= $(if $(HAS_BF16),bf16,fp32)
 ifeq ($(filter $(PRECISION),bf16 fp32),)
   $(error PRECISION must be bf16 or fp32, not '$(PRECISION)')
@@ -14,37 +11,81 @@ CXX ?= g++
 # g++ 12 warns of its own vector headers (GCC bug 105593).
 GCC12 := -Wno-uninitialized -Wno-maybe-uninitialized
 CXXFLAGS := -std=c++20 -O3 -march=native -fopenmp -fno-math-errno -Wall -Wextra -Wshadow $(GCC12) -MMD -MP -I. \
-            $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32) $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY)) $(EXTRA_CXXFLAGS)
+            $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32) $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY))
 LDLIBS := -ldnnl -lpcre2-8 -pthread
+export THIRD_PARTY
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
-# One op, three files, one name: llmc/<op>.h is the contract, llmc/<op>.cpp the CPU.
-OPS  := $(basename $(notdir $(filter-out $(HOST:%=llmc/%.cpp),$(wildcard llmc/*.cpp))))
-OBJ  := $(OPS:%=$(BUILD)/llmc/%.o)
 PROGRAMS := train_gpt grow stack convert tokenize
-TESTS := $(patsubst test/%.cpp,$(BUILD)/test/%.o,$(wildcard test/*.cpp))
+LIBRARY := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard llmc/*.cpp))
+TESTS := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard test/*.cpp))
+# Suites that work with files and programs: once, whichever precision these are built for.
+RUN_PROGRAMS := $(basename $(notdir $(shell grep -l '"test/program.h"' test/*.cpp)))
+empty :=
+comma := ,
+space := $(empty) $(empty)
+SUITES_OF_PROGRAMS := $(subst $(space),$(comma),$(RUN_PROGRAMS:%=*test/%.cpp))
 
-.PHONY: all
-all: $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert ./tokenize
+.PHONY: all run test bench help parts packages tests_bf16 tests_fp32 clean FORCE
 
-train_gpt: $(BUILD)/train_gpt.o
-grow: $(BUILD)/grow.o
-stack: $(BUILD)/stack.o
-convert: $(BUILD)/dev/convert.o
-tokenize: $(BUILD)/data/tokenize.o
-$(PROGRAMS): $(BUILD)/llmc.a
+all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert ./tokenize (PRECISION=bf16|fp32, THIRD_PARTY=dir of headers)
+
+run: packages  ## install what is missing, build, and do the main job: text, train, grow, train, stack, measure (SMOKE=1: in 30 seconds)
+	@$(MAKE) --no-print-directory -j2 all
+	@SMOKE=$(SMOKE) dev/run.sh
+
+test: packages  ## install what is missing, build, and run every test, in both precisions
+	@$(MAKE) --no-print-directory -j2 all tests_bf16 tests_fp32
+	@dev/run_tests.sh "$(SUITES_OF_PROGRAMS)"
+
+bench: packages  ## speed of the training step, beside the peak of matrix products on this machine (BENCH=nano|d12|speedrun: one case)
+	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench
+	@$(BUILD)/bench $(BENCH)
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 14
+
+clean:  ## remove what was built
+	rm -rf build $(PROGRAMS)
+
+packages:
+	@dev/setup.sh
+
+# Which real parts the build found: a tick or a cross each.
+parts:
+	@dev/setup.sh --check
+	@echo "parts: ✓ oneDNN $$(pkg-config --modversion dnnl 2>/dev/null || sed -n 's/.*DNNL_VERSION_\(MAJOR\|MINOR\|PATCH\) \([0-9]*\).*/\2/p' $(firstword $(wildcard $(THIRD_PARTY)/oneapi/dnnl/dnnl_version.h /usr/include/oneapi/dnnl/dnnl_version.h)) /dev/null | paste -sd.)" \
+	      "  $(if $(HAS_BF16),✓ bf16 products in hardware,✗ bf16 products in hardware (fp32 is the default here))  built for: cpu, $(PRECISION)"
+
+# A program lies with its objects; the name at the top points to the one that was asked for last.
+$(PROGRAMS): %: $(BUILD)/% FORCE
+	@ln -sfn $< $@
+$(BUILD)/train_gpt: $(BUILD)/train_gpt.o
+$(BUILD)/grow: $(BUILD)/grow.o
+$(BUILD)/stack: $(BUILD)/stack.o
+$(BUILD)/convert: $(BUILD)/dev/convert.o
+$(BUILD)/tokenize: $(BUILD)/data/tokenize.o
+$(BUILD)/bench: $(BUILD)/dev/bench.o
+$(BUILD)/report: $(BUILD)/dev/report.o
+$(BUILD)/tests: $(TESTS)
+$(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/report $(BUILD)/tests: $(BUILD)/llmc.a
 	$(CXX) $(CXXFLAGS) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
+all: $(BUILD)/report
 
-$(BUILD)/llmc.a: $(OBJ)
+tests_bf16 tests_fp32: tests_%:
+	@$(MAKE) --no-print-directory PRECISION=$* build/cpu-$*/tests
+
+$(BUILD)/llmc.a: $(LIBRARY)
 	rm -f $@ && ar rcs $@ $^
 $(BUILD)/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS) -c -o $@ $<
 $(BUILD)/%.o: %.cu
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) -DDEEPEN_COMMIT='"$(COMMIT)"' -x c++ -c -o $@ $<
+	$(CXX) $(CXXFLAGS) -x c++ -c -o $@ $<
+$(BUILD)/llmc/build.o: CXXFLAGS += -DDEEPEN_COMMIT='"$(COMMIT)"'
+$(BUILD)/llmc/build.o: build/commit
+build/commit: FORCE
+	@mkdir -p build && echo '$(COMMIT)' | cmp -s - $@ || echo '$(COMMIT)' > $@
 
-$(BUILD)/tests: $(TESTS) $(BUILD)/llmc.a
-	$(CXX) $(CXXFLAGS) -o $@ $(TESTS) $(BUILD)/llmc.a $(LDLIBS)
-
--include $(shell find build -name '*.d' 2>/dev/null)
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -3,9 +3,9 @@
 #include "llmc/rewrite.h"
 
 static std::string orders_help() {
-    std::string text = "stack|interleave|LIST; ";
-    for (const GrowthOrder& order : growth_orders()) text += concat(order.name, ": ", order.help, "; ");
-    return text + "LIST: layers like 0,1,2,0,1,2, without --factor";
+    std::string text = "which layer goes where, one of:";
+    for (const GrowthOrder& order : growth_orders()) text += concat("\n", order.name, ": ", order.help);
+    return text + "\nLIST: the layers themselves, like 0,1,2,0,1,2, without --factor";
 }
 
 static int grow(int argc, char** argv) {

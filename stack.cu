@@ -16,15 +16,15 @@ static bool parse(Arguments& a, int argc, char** argv) {
                  "value embedding, lambdas) goes with it. The same file may be given twice. The files are verified whole before anything\n"
                  "is written. Exit code 0, or 2 when something given was wrong.", "stack");
     auto kind = CLI::IsMember({"none", "rms_norm", "layer_norm"});
-    app.add_option("MODELS", a.inputs, "two checkpoints or more")->required()->expected(2, 1000);
+    app.add_option("MODELS", a.inputs, "two checkpoints or more")->required();
     app.add_option("--out", a.out, "the checkpoint to write")->required();
     app.add_flag("--use-first-layer", a.use_first_layer, "keep the first layer of every model but the first too");
     app.add_flag("--use-last-layer", a.use_last_layer, "keep the last layer of every model but the last too");
     app.add_option("--norm-inter-model", a.norm_inter_model, "norm at each seam: none (default), rms_norm or layer_norm")->check(kind);
     app.add_option("--norm-wte", a.norm_wte, "norm after the embedding (default: the first model's)")->check(kind);
     app.add_option("--norm-lm-head", a.norm_lm_head, "norm before the head (default: the first model's)")->check(kind);
-    app.add_option("--head", a.head, "first|last: whose head it is (default: first where heads are equal, else last). The head of a tied\n"
-                   "model is its embedding: where the last's differs from the first's, the stack with the last's is no longer tied")
+    app.add_option("--head", a.head, "whose head it is (default: first where heads are equal, else last). The head of a tied model\n"
+                   "is its embedding: where the last's is another than the first's, the stack with it is no longer tied")
         ->check(CLI::IsMember({"first", "last"}));
     app.add_flag("--dry-run", a.dry_run, "print the layer map, check all but the tensors' bytes, write nothing");
     app.add_flag("--overwrite", a.overwrite, "replace the file to write if it is there");

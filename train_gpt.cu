@@ -14,11 +14,13 @@
 #include <memory>
 #include <optional>
 #include <thread>
+#include "llmc/build.h"
 #include "llmc/checkpoint.h"
 #include "llmc/dataloader.h"
 #include "llmc/device.h"
 #include "llmc/flags.h"
 #include "llmc/gpt.h"
+#include "llmc/log.h"
 #include "llmc/optimizer.h"
 #include "llmc/plan.h"
 #include "llmc/reduce.h"
@@ -41,7 +43,7 @@ struct Settings {
     double softcap = 0, attn_scale = 0;
     // data
     std::string data, val_data, tokenizer, packing = "stream";
-    int64_t data_seed = -1;                                  // -1: shards are read sorted
+    int64_t data_seed = -1;   // -1: shards are read sorted
     // horizon
     int64_t steps = 0, batch_tokens = 0;
     double total_flops = 0, param_data_ratio = 0;
@@ -66,14 +68,17 @@ static void declare(Flags& flags, Settings& s) {
     using K = FlagKind;
     const int max_int = std::numeric_limits<int>::max();
     const std::string model = "Model (0 or empty: the recipe's own; with --init and --resume the file's)";
-    flags.choice("--recipe", s.recipe, {"nanochat", "speedrun"}, K::model, model, "which of the two studies' models and optimizers");
+    flags.choice("--recipe", s.recipe, {"nanochat", "speedrun"}, K::model, model,
+                 "which of the two studies' models and optimizers");
     flags.number("--depth", s.depth, 1, 100000, K::model, model, "layers (12)");
-    flags.number("--width", s.width, 8, 1 << 20, K::model, model, "channels (64 x depth; nanochat: rounded up to whole heads of 128)");
+    flags.number("--width", s.width, 8, 1 << 20, K::model, model,
+                 "channels (64 x depth; nanochat: rounded up to whole heads of 128)");
     flags.number("--heads", s.heads, 1, 1 << 17, K::model, model, "heads (of size 128 in nanochat, 64 in speedrun)");
     flags.number("--kv-heads", s.kv_heads, 1, 1 << 17, K::model, model, "key/value heads, a divisor of heads (heads)");
     flags.number("--seq-len", s.seq_len, 1, 1 << 24, K::model, model, "tokens of a row (nanochat 2048, speedrun 1024)");
     flags.number("--vocab-size", s.vocab_size, 8, 65536, K::model, model, "a multiple of 8 (nanochat 32768, speedrun 50304)");
-    flags.text("--window-pattern", s.window_pattern, K::model, model, "S (half of seq-len) and L (all), repeated; the last layer sees all (nanochat SSSL, speedrun L)");
+    flags.text("--window-pattern", s.window_pattern, K::model, model,
+               "S (half of seq-len) and L (all), repeated; the last layer sees all (nanochat SSSL, speedrun L)");
     flags.choice("--activation", s.activation, {"gelu", "relu2"}, K::model, model, "of the MLP");
     flags.choice("--tied", s.tied, {"yes", "no"}, K::model, model, "the head is the embedding");
     flags.choice("--qk-norm", s.qk_norm, {"yes", "no"}, K::model, model, "RMSNorm of queries and keys");
@@ -82,46 +87,64 @@ static void declare(Flags& flags, Settings& s) {
     flags.choice("--norm-wte", s.norm_wte, {"none", "rms_norm", "layer_norm"}, K::model, model, "after the embedding");
     flags.choice("--norm-lm-head", s.norm_lm_head, {"none", "rms_norm", "layer_norm"}, K::model, model, "before the head");
     flags.number("--softcap", s.softcap, 0.0, 1e6, K::model, model, "of the logits, 0: none (nanochat 15, speedrun none)");
-    flags.number("--attn-scale", s.attn_scale, -1e6, 1e6, K::model, model, "of every layer's attention branch (nanochat 1, speedrun 1/sqrt(2 depth))");
+    flags.number("--attn-scale", s.attn_scale, -1e6, 1e6, K::model, model,
+                 "of every layer's attention branch (nanochat 1, speedrun 1/sqrt(2 depth))");
 
     const std::string data = "Data";
     flags.text("--data", s.data, K::run, data, "shards to train on: a path or 'pattern*.bin'");
     flags.text("--val-data", s.val_data, K::run, data, "shards to evaluate on");
-    flags.text("--tokenizer", s.tokenizer, K::run, data, "tokenizer file, or GPT-2's vocab.bpe (the one beside the shards, else the checkpoint's)");
-    flags.choice("--packing", s.packing, {"stream", "bos-bestfit"}, K::training, data, "how rows are cut out of the shards (stream)");
-    flags.at_least("--data-seed", s.data_seed, int64_t{0}, K::training, data, "shuffles the order of the shards; without it they are read sorted");
+    flags.text("--tokenizer", s.tokenizer, K::run, data,
+               "tokenizer file, or GPT-2's vocab.bpe (the one beside the shards, else the checkpoint's)");
+    flags.choice("--packing", s.packing, {"stream", "bos-bestfit"}, K::training, data,
+                 "how rows are cut out of the shards (stream)");
+    flags.at_least("--data-seed", s.data_seed, int64_t{0}, K::training, data,
+                   "shuffles the order of the shards; without it they are read sorted");
 
     const std::string horizon = "Horizon: one of the first three (nanochat: ratio 10.5, speedrun: 6200 steps)";
     flags.at_least("--steps", s.steps, int64_t{1}, K::training, horizon, "updates");
     flags.number("--total-flops", s.total_flops, 1.0, 1e30, K::training, horizon, "train for this many FLOPs");
-    flags.number("--param-data-ratio", s.param_data_ratio, 1e-9, 1e9, K::training, horizon, "tokens per scaling parameter (block matrices, gates and head)");
-    flags.at_least("--batch-tokens", s.batch_tokens, int64_t{1}, K::training, horizon, "tokens of a step (nanochat: by its scaling rule, speedrun 524288)");
-    flags.number("--device-batch", s.device_batch, 1, max_int, K::training, horizon, "rows of a micro-batch (the largest up to 8 that divides the batch)");
+    flags.number("--param-data-ratio", s.param_data_ratio, 1e-9, 1e9, K::training, horizon,
+                 "tokens per scaling parameter (block matrices, gates and head)");
+    flags.at_least("--batch-tokens", s.batch_tokens, int64_t{1}, K::training, horizon,
+                   "tokens of a step (nanochat: by its scaling rule, speedrun 524288)");
+    flags.number("--device-batch", s.device_batch, 1, max_int, K::training, horizon,
+                 "rows of a micro-batch (the largest up to 8 that divides the batch)");
 
     const std::string rates = "Learning rates and schedule";
-    flags.number("--embedding-lr", s.embedding_lr, 0.0, 1e30, K::training, rates, "AdamW, embedding and value embeddings (nanochat 0.3, speedrun 0.0036)");
-    flags.number("--unembedding-lr", s.unembedding_lr, 0.0, 1e30, K::training, rates, "AdamW, head where it is not tied (nanochat 0.004)");
-    flags.number("--matrix-lr", s.matrix_lr, 0.0, 1e30, K::training, rates, "Muon, matrices of the blocks (nanochat 0.02, speedrun 0.00036)");
-    flags.number("--scalar-lr", s.scalar_lr, 0.0, 1e30, K::training, rates, "AdamW, x0_lambdas; resid_lambdas get 0.01 of it (nanochat 0.5)");
-    flags.number("--weight-decay", s.weight_decay, 0.0, 1e6, K::training, rates, "nanochat: Muon, falling to 0 (0.2); speedrun: AdamW (0)");
+    flags.number("--embedding-lr", s.embedding_lr, 0.0, 1e30, K::training, rates,
+                 "AdamW, embedding and value embeddings (nanochat 0.3, speedrun 0.0036)");
+    flags.number("--unembedding-lr", s.unembedding_lr, 0.0, 1e30, K::training, rates,
+                 "AdamW, head where it is not tied (nanochat 0.004)");
+    flags.number("--matrix-lr", s.matrix_lr, 0.0, 1e30, K::training, rates,
+                 "Muon, matrices of the blocks (nanochat 0.02, speedrun 0.00036)");
+    flags.number("--scalar-lr", s.scalar_lr, 0.0, 1e30, K::training, rates,
+                 "AdamW, x0_lambdas; resid_lambdas get 0.01 of it (nanochat 0.5)");
+    flags.number("--weight-decay", s.weight_decay, 0.0, 1e6, K::training, rates,
+                 "nanochat: Muon, falling to 0 (0.2); speedrun: AdamW (0)");
     flags.at_least("--warmup-steps", s.warmup_steps, int64_t{0}, K::training, rates, "steps of linear warmup (0)");
     flags.number("--warmdown-ratio", s.warmdown_ratio, 0.0, 10.0, K::training, rates,
-                 "part of the steps over which the rate falls to 0; above 1 it starts at 1/ratio, 0: never decays (nanochat 0.5, speedrun 9/31)");
+                 "part of the steps over which the rate falls to 0; above 1 it starts at 1/ratio, 0: never decays (nanochat 0.5, "
+                 "speedrun 9/31)");
     flags.at_least("--warmdown-steps", s.warmdown_steps, int64_t{0}, K::training, rates, "the same in steps");
-    flags.toggle("--no-scaling", s.no_scaling, K::training, rates, "turns nanochat's scaling rules for batch, learning rates and decay off (speedrun has none)");
+    flags.toggle("--no-scaling", s.no_scaling, K::training, rates,
+                 "turns nanochat's scaling rules for batch, learning rates and decay off (speedrun has none)");
 
     const std::string stacking = "Looping and shared embeddings (the stacking study)";
-    flags.at_least("--coconut-every", s.coconut_every, int64_t{0}, K::training, stacking, "every n-th step, the first too, adds a pass on the latents; 0: never");
-    flags.choice("--coconut-targets", s.coconut_targets, {"same", "next"}, K::training, stacking, "whose targets that pass gets: this micro-batch's or the next one's");
+    flags.at_least("--coconut-every", s.coconut_every, int64_t{0}, K::training, stacking,
+                   "every n-th step, the first too, adds a pass on the latents; 0: never");
+    flags.choice("--coconut-targets", s.coconut_targets, {"same", "next"}, K::training, stacking,
+                 "whose targets that pass gets: this micro-batch's or the next one's");
     flags.text("--embeddings-from", s.embeddings_from, K::run, stacking, "takes wte from this checkpoint and freezes it");
 
     const std::string run = "Run (0 in --save-every, --eval-every, --sample-every: never)";
     flags.text("--out", s.out, K::run, run, "folder for checkpoints and log.jsonl (with --resume: the checkpoint's own)");
     flags.toggle("--overwrite", s.overwrite, K::run, run, "removes the run that --out already holds");
     flags.text("--resume", s.resume, K::run, run, "goes on exactly where this checkpoint's run stopped, with its settings");
-    flags.text("--init", s.init, K::run, run, "starts from this checkpoint's weights: data goes on, optimizer and schedules start again");
+    flags.text("--init", s.init, K::run, run,
+               "starts from this checkpoint's weights: data goes on, optimizer and schedules start again");
     flags.at_least("--seed", s.seed, uint64_t{0}, K::training, run, "of initial weights and samples (42)");
-    flags.at_least("--save-every", s.save_every, int64_t{0}, K::run, run, "steps between checkpoints; there is always one at the end (0)");
+    flags.at_least("--save-every", s.save_every, int64_t{0}, K::run, run,
+                   "steps between checkpoints; there is always one at the end (0)");
     flags.at_least("--keep", s.keep, int64_t{0}, K::run, run, "keeps only the last n checkpoints; 0: all (0)");
     flags.at_least("--eval-every", s.eval_every, int64_t{0}, K::run, run, "steps between evaluations; also at start and end (250)");
     flags.at_least("--eval-tokens", s.eval_tokens, int64_t{1}, K::run, run, "tokens of an evaluation, at most one pass (10485760)");
@@ -132,11 +155,12 @@ static void declare(Flags& flags, Settings& s) {
     flags.number("--top-k", s.top_k, 0, 65536, K::run, run, "sample among the k likeliest tokens; 0: among all (50)");
     flags.toggle("--plan", s.plan, K::run, run, "prints sizes, FLOPs, steps and memory, and does nothing else");
     flags.toggle("--eval", s.eval, K::run, run, "prints loss and bits per byte of --init on --val-data, and does nothing else");
-    flags.footer("Examples:\n"
-                 "  ./train_gpt --depth 4 --width 256 --seq-len 256 --vocab-size 4096 --data 'corpus/train_*.bin'\n"
-                 "      --val-data corpus/val_000000.bin --steps 500 --batch-tokens 8192 --out out/d4\n"
-                 "  ./train_gpt --resume out/d4/step_0000250.bin --data 'corpus/train_*.bin'\n"
-                 "  ./train_gpt --init out/d4/step_0000500.bin --sample 'int main('\n");
+    flags.footer(
+        "Examples:\n"
+        "  ./train_gpt --depth 4 --width 256 --seq-len 256 --vocab-size 4096 --data 'corpus/train_*.bin'\n"
+        "      --val-data corpus/val_000000.bin --steps 500 --batch-tokens 8192 --out out/d4\n"
+        "  ./train_gpt --resume out/d4/step_0000250.bin --data 'corpus/train_*.bin'\n"
+        "  ./train_gpt --init out/d4/step_0000500.bin --sample 'int main('\n");
 }
 
 // ---------------------------------------------------------------------------------------------------------- model
@@ -195,7 +219,9 @@ static json model_flags(const GPTConfig& c) {
             {"activation", name_of(c.activation)},
             {"tied", yes(c.tied)},
             {"qk-norm", yes(c.qk_norm)},
-            {"value-embeds", no_ve ? json("none") : pattern_ve ? json("pattern") : json()},
+            {"value-embeds", no_ve        ? json("none")
+                             : pattern_ve ? json("pattern")
+                                          : json()},
             {"lambdas", yes(c.lambdas)},
             {"norm-wte", name_of(c.norm_wte)},
             {"norm-lm-head", name_of(c.norm_lm_head)},
@@ -207,8 +233,9 @@ static json model_flags(const GPTConfig& c) {
 static GPTConfig resolve_model(Settings& s, Flags& flags, const std::optional<Checkpoint>& from) {
     GPTConfig config = from ? from->config : config_from(s, flags);
     std::vector<std::string> differing = flags.restore(FlagKind::model, model_flags(config));
-    require(differing.empty(), from ? from->path : "", ": the model is the file's, and a flag contradicts it (file -> flag): ",
-            differing.empty() ? "" : differing[0], "; leave the flag out");
+    require(differing.empty(), from ? from->path : "",
+            ": the model is the file's, and a flag contradicts it (file -> flag): ", differing.empty() ? "" : differing[0],
+            "; leave the flag out");
     return config;
 }
 
@@ -311,12 +338,12 @@ static int64_t largest_device_batch(const GPTConfig& config, const Settings& s, 
 }
 
 static void print_plan(const GPTConfig& config, const Plan& plan, const MemoryPlan& memory) {
-    std::printf("matmul_params: %lld\n", static_cast<long long>(matmul_params(config)));
-    std::printf("total_params: %lld\n", static_cast<long long>(total_params(config)));
-    std::printf("flops_per_token: %lld\n", static_cast<long long>(flops_per_token(config)));
-    std::printf("batch_tokens: %lld\n", static_cast<long long>(plan.batch_tokens));
-    std::printf("steps: %lld\n", static_cast<long long>(plan.steps));
-    std::printf("tokens: %lld\n", static_cast<long long>(plan.tokens));
+    std::printf("matmul_params: %ld\n", matmul_params(config));
+    std::printf("total_params: %ld\n", total_params(config));
+    std::printf("flops_per_token: %ld\n", flops_per_token(config));
+    std::printf("batch_tokens: %ld\n", plan.batch_tokens);
+    std::printf("steps: %ld\n", plan.steps);
+    std::printf("tokens: %ld\n", plan.tokens);
     std::printf("memory_bytes: %zu\n", memory.total);
     std::printf("total_flops: %.4e\n", plan.total_flops);
 }
@@ -329,63 +356,12 @@ static void warn(const Pieces&... pieces) {
     std::cerr << "train_gpt: warning: " << concat(pieces...) << std::endl;
 }
 
-/// The progress bar's line, which the next line of output takes the place of.
-class ProgressBar {
-public:
-    void show(int64_t step, int64_t steps, double seconds_left) {
-        if (!terminal) return;
-        const int width = 40;
-        int filled = static_cast<int>(width * step / std::max<int64_t>(steps, 1));
-        std::printf("[%s%s] %lld/%lld  %s left\r", std::string(filled, '#').c_str(), std::string(width - filled, '.').c_str(),
-                    static_cast<long long>(step), static_cast<long long>(steps), clock(seconds_left).c_str());
-        std::fflush(stdout);
-    }
-    void clear() {
-        if (terminal) std::printf("\r\033[K");
-    }
-    static std::string clock(double seconds) {
-        char text[32];
-        long long s = seconds < 1e9 ? static_cast<long long>(seconds + 0.5) : 999999999;
-        std::snprintf(text, sizeof text, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
-        return text;
-    }
-
-private:
-    const bool terminal = isatty(STDOUT_FILENO);
-};
-
-/// <out>/log.jsonl: one JSON object a line.
-class Log {
-public:
-    /// Appends; a line that a killed process left half-written is closed first.
-    explicit Log(const std::string& file) : path(file), stream(std::fopen(file.c_str(), "a+")) {
-        require(stream, path, ": cannot be written: ", std::strerror(errno));
-        if (std::fseek(stream, -1, SEEK_END) == 0 && std::fgetc(stream) != '\n') std::fputc('\n', stream);
-    }
-    ~Log() { std::fclose(stream); }
-    Log(const Log&) = delete;
-    Log& operator=(const Log&) = delete;
-
-    void write(const json& line) {
-        std::string text = line.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
-        bool written = std::fwrite(text.data(), 1, text.size(), stream) == text.size() && std::fflush(stream) == 0;
-        require(written, path, ": cannot be written: ", std::strerror(errno), "; make room and --resume from the last checkpoint");
-    }
-
-private:
-    std::string path;
-    FILE* stream;
-};
-
-/// JSON has no NaN or Inf.
-static json or_null(double x) { return std::isfinite(x) ? json(x) : json(); }
-
 // ------------------------------------------------------------------------------------------- files of a run
 
 /// step_NNNNNNN.bin
 static std::string checkpoint_name(int64_t step) {
     char name[32];
-    std::snprintf(name, sizeof name, "step_%07lld.bin", static_cast<long long>(step));
+    std::snprintf(name, sizeof name, "step_%07ld.bin", step);
     return name;
 }
 
@@ -395,8 +371,9 @@ static std::vector<fs::path> checkpoints_in(const std::string& folder) {
     if (fs::is_directory(folder))
         for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
             std::string name = entry.path().filename();
-            long long step = 0;
-            if (std::sscanf(name.c_str(), "step_%lld.bin", &step) == 1 && name == checkpoint_name(step)) found.emplace_back(step, entry.path());
+            long step = 0;
+            if (std::sscanf(name.c_str(), "step_%ld.bin", &step) == 1 && name == checkpoint_name(step))
+                found.emplace_back(step, entry.path());
         }
     std::sort(found.begin(), found.end());
     std::vector<fs::path> paths;
@@ -406,14 +383,15 @@ static std::vector<fs::path> checkpoints_in(const std::string& folder) {
 
 static fs::path log_path(const std::string& folder) { return fs::path(folder) / "log.jsonl"; }
 
-/// Makes the folder ready for this run, or throws and leaves it as it is.
+/// Makes the folder if it is not there. Throws where this run may not or cannot write to it; a run that it holds stays.
 static void prepare_folder(const Settings& s) {
     require(!s.out.empty(), "--out is missing: the folder for checkpoints and log");
     std::error_code error;
     bool continues = !s.resume.empty() && fs::equivalent(fs::absolute(s.resume).parent_path(), s.out, error) && !error;
     bool holds_run = !checkpoints_in(s.out).empty() || fs::exists(log_path(s.out));
     require(!s.overwrite || !continues, "--overwrite would remove the run that --resume continues; leave one of them out");
-    require(!holds_run || s.overwrite || continues, s.out, " already holds a run; choose another --out, --resume one of its checkpoints, or say --overwrite");
+    require(!holds_run || s.overwrite || continues, s.out,
+            " already holds a run; choose another --out, --resume one of its checkpoints, or say --overwrite");
     fs::create_directories(s.out, error);
     require(!error && fs::is_directory(s.out), s.out, ": cannot be made a folder: ", error ? error.message() : "it is a file");
     std::string probe = (fs::path(s.out) / concat("probe.", getpid(), ".tmp")).string();
@@ -421,11 +399,15 @@ static void prepare_folder(const Settings& s) {
     require(fd >= 0, s.out, ": cannot be written to: ", std::strerror(errno), "; choose another --out");
     close(fd);
     unlink(probe.c_str());
-    if (!s.overwrite) return;
-    for (const fs::path& path : checkpoints_in(s.out)) {
-        bool parent = !s.init.empty() && fs::equivalent(path, s.init, error);
-        require(!parent, "--overwrite would remove ", s.init, ", which --init starts from; choose another --out");
-    }
+    for (const fs::path& path : checkpoints_in(s.out))
+        for (const std::string& source : {s.init, s.embeddings_from}) {
+            bool needed = s.overwrite && !source.empty() && fs::equivalent(path, source, error);
+            require(!needed, "--overwrite would remove ", source, ", which this run starts from; choose another --out");
+        }
+}
+
+/// --overwrite: removes the run that the folder holds, once all else is known to be well.
+static void clear_folder(const Settings& s) {
     for (const fs::path& path : checkpoints_in(s.out)) fs::remove(path);
     fs::remove(log_path(s.out));
 }
@@ -437,13 +419,14 @@ static void ask_to_stop(int) { stop_asked = 1; }
 
 struct Evaluation {
     double loss = 0;
-    std::optional<double> bpb;     ///< nothing when bytes per token are not known
+    std::optional<double> bpb;   ///< nothing when bytes per token are not known
 };
 
 /// All that a training run, an evaluation or a sample works on.
 class Run {
 public:
-    Run(Settings& settings, Flags& flag_table, int argc, char** argv) : s(settings), flags(flag_table), arguments(argv, argv + argc) {}
+    Run(Settings& settings, Flags& flag_table, int argc, char** argv)
+        : s(settings), flags(flag_table), arguments(argv, argv + argc) {}
     int main();
 
 private:
@@ -455,7 +438,6 @@ private:
     void take_embedding();
     void resume_state();
     void start_data();
-    int plan_only();
     int evaluate_only();
     int sample_only();
     int train();
@@ -487,12 +469,13 @@ private:
     std::unique_ptr<Log> log;
     ProgressBar bar;
 
-    int64_t step = 0, tokens = 0;          // updates done, tokens seen in them
-    double flops = 0;                      // spent on them
-    double smooth = 0;                     // running mean of the last micro-batch's loss, not yet debiased
+    int64_t step = 0, tokens = 0;   // updates done, tokens seen in them
+    double flops = 0;               // spent on them
+    double smooth = 0;              // running mean of the last micro-batch's loss, not yet debiased
     double peak_flops = 0;
-    double step_seconds = 0;               // running mean
-    json origin;                           // lineage of this run's checkpoints
+    double step_seconds = 0;   // running mean
+    int64_t one_pass = 0;      // micro-batches of the validation data, once they are counted
+    json origin;               // lineage of this run's checkpoints
     std::vector<int> inputs, targets;
 };
 
@@ -511,12 +494,14 @@ static double ancestors_flops(const json& lineage, std::vector<std::string>& see
 // -------------------------------------------------------------------------------------------- starting a run
 
 void Run::open_parent() {
-    require(s.init.empty() || s.resume.empty(), "--init and --resume both name a checkpoint: --resume goes on exactly, --init takes the weights alone");
+    require(s.init.empty() || s.resume.empty(),
+            "--init and --resume both name a checkpoint: --resume goes on exactly, --init takes the weights alone");
     const std::string& path = s.resume.empty() ? s.init : s.resume;
     if (!path.empty()) parent = open_checkpoint(path);
     if (s.resume.empty()) return;
 
-    require(parent->can_resume(), path, ": holds no state of a training (it was grown, stacked or converted): start from its weights with --init");
+    require(parent->can_resume(), path,
+            ": holds no state of a training (it was grown, stacked or converted): start from its weights with --init");
     const json& training = parent->header["training"];
     std::vector<std::string> given_instead;   // one horizon replaces another, one warmdown the other
     if (!flags.first_given({"--steps", "--total-flops", "--param-data-ratio"}).empty())
@@ -528,13 +513,17 @@ void Run::open_parent() {
     frozen_embedding = training["frozen_embedding"];
     require(s.embeddings_from.empty(), "--embeddings-from is for the start of a run; --resume keeps a frozen embedding frozen");
     if (training["precision"] != PRECISION_NAME)
-        warn("the run was trained in ", training["precision"].get<std::string>(), ", this program is built for ", PRECISION_NAME, ": not bit for bit the same");
-    if (training["device"] != device_name()) warn("the run was trained on ", training["device"], ", this is ", device_name(), ": it may not be bit for bit the same");
+        warn("the run was trained in ", training["precision"].get<std::string>(), ", this program is built for ", PRECISION_NAME,
+             ": not bit for bit the same");
+    if (training["device"] != device_name())
+        warn("the run was trained on ", training["device"], ", this is ", device_name(), ": it may not be bit for bit the same");
 }
 
 /// The one that was named, else the one beside the shards, else the checkpoint's.
 void Run::find_tokenizer() {
-    auto beside = [](const std::unique_ptr<DataLoader>& loader) { return loader ? tokenizer_beside(loader->first_shard()).string() : std::string(); };
+    auto beside = [](const std::unique_ptr<DataLoader>& loader) {
+        return loader ? tokenizer_beside(loader->first_shard()).string() : std::string();
+    };
     for (const std::string& path : {s.tokenizer, beside(data), beside(val)}) {
         if (path.empty() || (path != s.tokenizer && !fs::exists(path))) continue;
         tokenizer = Tokenizer::load(path);
@@ -550,8 +539,8 @@ void Run::find_tokenizer() {
             warn("the tokenizer of the data is not the one that ", parent->path, " was trained with");
     }
     if (tokenizer)
-        require(tokenizer->vocab_size() <= config.vocab_size, "the tokenizer has ", tokenizer->vocab_size(), " tokens, but --vocab-size is ",
-                config.vocab_size, ": give one that is at least as large, or another --tokenizer");
+        require(tokenizer->vocab_size() <= config.vocab_size, "the tokenizer has ", tokenizer->vocab_size(),
+                " tokens, but --vocab-size is ", config.vocab_size, ": give one that is at least as large, or another --tokenizer");
 }
 
 void Run::build_model(Mode mode) {
@@ -583,8 +572,8 @@ void Run::load_weights(const Checkpoint& checkpoint) {
 void Run::take_embedding() {
     const Tensor& wte = model->tensors.front();
     require(embedding->config.vocab_size == config.vocab_size && embedding->config.n_embd == config.n_embd, embedding->path,
-            ": its embedding is ", embedding->config.vocab_size, " x ", embedding->config.n_embd, ", but the model's is ", config.vocab_size,
-            " x ", config.n_embd, " (vocabulary x width)");
+            ": its embedding is ", embedding->config.vocab_size, " x ", embedding->config.n_embd, ", but the model's is ",
+            config.vocab_size, " x ", config.n_embd, " (vocabulary x width)");
     read_to_device(*embedding, wte.name, model->master(wte));
     model->round_weights(wte);
 }
@@ -598,7 +587,6 @@ void Run::resume_state() {
     flops = progress["flops"];
     smooth = training["smooth"];
     sampler->restore(training["sampler"]);
-    require(step < plan.steps, s.resume, ": the run is done: it is at step ", step, " of ", plan.steps, "; give more --steps to go on");
 }
 
 void Run::start_data() {
@@ -620,7 +608,8 @@ void Run::start_data() {
         options.bos = tokenizer->bos();
         data = std::make_unique<DataLoader>(options);
     }
-    if (val && val->fingerprint() == data->fingerprint()) warn("--data and --val-data are the same tokens: val loss will not tell of new text");
+    if (val && val->fingerprint() == data->fingerprint())
+        warn("--data and --val-data are the same tokens: val loss will not tell of new text");
     if (!parent || !parent->header.contains("data")) return;
     try {
         data->restore(parent->header["data"]);
@@ -633,21 +622,25 @@ void Run::start_data() {
 static std::string text_of(const json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
 
 void Run::print_start() {
-    std::cout << "deepen train_gpt " << DEEPEN_COMMIT << ", " << PRECISION_NAME << ", " << device_name() << "\n";
+    std::cout << "deepen train_gpt " << build_commit() << ", " << PRECISION_NAME << ", " << device_name() << "\n";
     for (FlagKind kind : {FlagKind::model, FlagKind::training, FlagKind::run}) {
         const json values = flags.values(kind);
         for (auto& [name, value] : values.items())
             if (!(value.is_string() && value == "")) std::printf("  %-18s %s\n", name.c_str(), text_of(value).c_str());
     }
-    if (parent) std::cout << "from " << parent->path << ", " << parent->header["lineage"]["operation"].get<std::string>() << ", step " << parent->header["progress"]["step"] << "\n";
-    std::printf("data: %lld tokens in %d shards%s%s; tokenizer: %s\n", static_cast<long long>(data->total_tokens()), data->shards(), val ? "; validation: " : "",
-                val ? concat(val->total_tokens(), " tokens").c_str() : "", tokenizer ? concat(tokenizer->vocab_size(), " tokens").c_str() : "unknown");
+    if (parent)
+        std::cout << "from " << parent->path << ", " << parent->header["lineage"]["operation"].get<std::string>() << ", step "
+                  << parent->header["progress"]["step"] << "\n";
+    std::printf("data: %ld tokens in %d shards%s%s; tokenizer: %s\n", data->total_tokens(), data->shards(),
+                val ? "; validation: " : "", val ? concat(val->total_tokens(), " tokens").c_str() : "",
+                tokenizer ? concat(tokenizer->vocab_size(), " tokens").c_str() : "unknown");
     MemoryPlan memory(config, s, frozen_embedding);
-    for (auto& [name, bytes] : memory.parts) std::printf("memory: %-18s %10.1f MiB\n", name.c_str(), static_cast<double>(bytes) / (1 << 20));
+    for (auto& [name, bytes] : memory.parts)
+        std::printf("memory: %-18s %10.1f MiB\n", name.c_str(), static_cast<double>(bytes) / (1 << 20));
     size_t available = device_free_bytes();
     int64_t largest = largest_device_batch(config, s, frozen_embedding, available);
-    std::printf("memory: %-18s %10.1f MiB of %.1f free; the largest --device-batch that would fit: %lld\n", "all",
-                static_cast<double>(memory.total) / (1 << 20), static_cast<double>(available) / (1 << 20), static_cast<long long>(largest));
+    std::printf("memory: %-18s %10.1f MiB of %.1f free; the largest --device-batch that would fit: %ld\n", "all",
+                static_cast<double>(memory.total) / (1 << 20), static_cast<double>(available) / (1 << 20), largest);
     print_plan(config, plan, memory);
     std::fflush(stdout);
     require(memory.total <= available, "the run needs ", memory.total >> 20, " MiB, but ", available >> 20, " MiB are free; ",
@@ -660,8 +653,12 @@ void Run::print_start() {
 Evaluation Run::evaluate(DataLoader& loader) {
     int64_t size = static_cast<int64_t>(s.device_batch) * config.seq_len;
     int64_t wanted = std::max<int64_t>(1, s.eval_tokens / size);
-    int64_t batches = std::min(wanted, loader.batches_per_epoch());
-    if (batches < wanted && step == 0) std::printf("note: --eval-tokens %lld is capped at one pass: %lld tokens\n", static_cast<long long>(s.eval_tokens), static_cast<long long>(batches * size));
+    if (one_pass == 0) {
+        one_pass = loader.batches_per_epoch();
+        if (one_pass < wanted)
+            std::printf("note: --eval-tokens %ld is capped at one pass: %ld tokens\n", s.eval_tokens, one_pass * size);
+    }
+    int64_t batches = std::min(wanted, one_pass);
     std::vector<float> losses(size);
     std::vector<int> x(size), y(size);
     double nats = 0, text_nats = 0;
@@ -693,11 +690,16 @@ void Run::report_evaluation() {
     Evaluation result = evaluate(*val);
     if (stop_asked) return;
     bar.clear();
-    std::printf("eval step %lld val_loss %.6f val_bpb %s\n", static_cast<long long>(step), result.loss, bpb_text(result.bpb).c_str());
+    std::printf("eval step %ld val_loss %.6f val_bpb %s\n", step, result.loss, bpb_text(result.bpb).c_str());
     std::fflush(stdout);
     std::vector<std::string> seen;
-    log->write({{"event", "eval"}, {"step", step}, {"val_loss", or_null(result.loss)}, {"val_bpb", result.bpb ? or_null(*result.bpb) : json()},
-                {"tokens", tokens}, {"flops", flops}, {"total_flops", flops + ancestors_flops(origin, seen)}});
+    log->write({{"event", "eval"},
+                {"step", step},
+                {"val_loss", or_null(result.loss)},
+                {"val_bpb", result.bpb ? or_null(*result.bpb) : json()},
+                {"tokens", tokens},
+                {"flops", flops},
+                {"total_flops", flops + ancestors_flops(origin, seen)}});
 }
 
 /// Prints --sample and what the model makes of it. Returns tokens a second.
@@ -782,13 +784,23 @@ bool Run::step_once() {
     double left = step_seconds * static_cast<double>(plan.steps - step), lr = rates.matrix_lr * now.lr_multiplier;
 
     bar.clear();
-    std::printf("step %lld/%lld loss %.6f lr %.3e norm %.4f ms %.1f tok/s %.0f mfu %.1f%% eta %s%s\n", static_cast<long long>(step), static_cast<long long>(plan.steps),
-                loss, lr, norm, seconds * 1e3, rate, mfu, ProgressBar::clock(left).c_str(), loops ? concat(" loop_loss ", loop_loss).c_str() : "");
+    std::printf("step %ld/%ld loss %.6f lr %.3e norm %.4f ms %.1f tok/s %.0f mfu %.1f%% eta %s%s\n", step, plan.steps, loss, lr,
+                norm, seconds * 1e3, rate, mfu, clock_text(left).c_str(), loops ? concat(" loop_loss ", loop_loss).c_str() : "");
     bar.show(step, plan.steps, left);
     std::fflush(stdout);
     std::vector<std::string> seen;
-    json line{{"event", "step"}, {"step", step}, {"loss", loss}, {"smooth_loss", smooth / (1 - std::pow(0.9, static_cast<double>(step)))}, {"lr", lr}, {"norm", norm},
-              {"ms", seconds * 1e3}, {"tok_s", rate}, {"mfu", mfu}, {"tokens", tokens}, {"flops", flops}, {"total_flops", flops + ancestors_flops(origin, seen)}};
+    json line{{"event", "step"},
+              {"step", step},
+              {"loss", loss},
+              {"smooth_loss", smooth / (1 - std::pow(0.9, static_cast<double>(step)))},
+              {"lr", lr},
+              {"norm", norm},
+              {"ms", seconds * 1e3},
+              {"tok_s", rate},
+              {"mfu", mfu},
+              {"tokens", tokens},
+              {"flops", flops},
+              {"total_flops", flops + ancestors_flops(origin, seen)}};
     if (loops) line["loop_loss"] = loop_loss;
     log->write(line);
     return true;
@@ -805,23 +817,33 @@ void Run::diagnose(double loss, double norm, const json& place) {
     }
     std::vector<fs::path> saved = checkpoints_in(s.out);
     log->write({{"event", "nonfinite"}, {"step", step + 1}, {"found", found}});
-    fail("step ", step + 1, ": loss is ", loss, ", gradient norm ", norm, ": first NaN or Inf in ", found.empty() ? "no tensor, only in their sum of squares" : found,
+    fail("step ", step + 1, ": loss is ", loss, ", gradient norm ", norm, ": first NaN or Inf in ",
+         found.empty() ? "no tensor, only in their sum of squares" : found,
          "; lower the learning rates; last good checkpoint: ", saved.empty() ? "none was saved yet" : saved.back().string());
 }
 
 void Run::save() {
     json header{{"config", to_json(config)},
                 {"progress", {{"step", step}, {"tokens", tokens}, {"flops", flops}}},
-                {"training", {{"flags", flags.values(FlagKind::training)}, {"frozen_embedding", frozen_embedding}, {"smooth", smooth}, {"sampler", sampler->state()},
-                              {"precision", PRECISION_NAME}, {"device", device_name()}}},
+                {"training",
+                 {{"flags", flags.values(FlagKind::training)},
+                  {"frozen_embedding", frozen_embedding},
+                  {"smooth", smooth},
+                  {"sampler", sampler->state()},
+                  {"precision", PRECISION_NAME},
+                  {"device", device_name()}}},
                 {"data", data->position()},
                 {"lineage", origin}};
     std::vector<TensorSource> sources;
     auto from_device = [](const float* values) {
-        return [values](void* dst, int64_t offset, int64_t bytes) { copy_to_host(dst, reinterpret_cast<const char*>(values) + offset, bytes, nullptr); };
+        return [values](void* dst, int64_t offset, int64_t bytes) {
+            copy_to_host(dst, reinterpret_cast<const char*>(values) + offset, bytes, nullptr);
+        };
     };
-    for (const Tensor& tensor : model->tensors) sources.push_back({tensor.name, "F32", tensor.shape, from_device(model->master(tensor)), nullptr, 0, 0});
-    for (const Optimizer::State& state : optimizer->states()) sources.push_back({state.name, "F32", state.shape, from_device(state.values), nullptr, 0, 0});
+    for (const Tensor& tensor : model->tensors)
+        sources.push_back({tensor.name, "F32", tensor.shape, from_device(model->master(tensor)), nullptr, 0, 0});
+    for (const Optimizer::State& state : optimizer->states())
+        sources.push_back({state.name, "F32", state.shape, from_device(state.values), nullptr, 0, 0});
     if (tokenizer) sources.push_back(source_from_bytes("tokenizer", tokenizer->serialize()));
     std::string path = (fs::path(s.out) / checkpoint_name(step)).string();
     write_checkpoint(path, header, sources);
@@ -839,7 +861,6 @@ int Run::train() {
     std::signal(SIGTERM, ask_to_stop);
     inputs.resize(static_cast<size_t>(s.device_batch) * config.seq_len);
     targets.resize(inputs.size());
-    peak_flops = device_peak_flops();
     std::printf("peak of matrix products: %.1f GFLOP/s\n", peak_flops * 1e-9);
     int64_t saved_at = -1;
     auto save_once = [&] {
@@ -860,7 +881,7 @@ int Run::train() {
     bar.clear();
     if (step < plan.steps) {
         save_once();
-        std::printf("stopped at step %lld of %lld; go on with --resume %s\n", static_cast<long long>(step), static_cast<long long>(plan.steps),
+        std::printf("stopped at step %ld of %ld; go on with --resume %s\n", step, plan.steps,
                     (fs::path(s.out) / checkpoint_name(step)).string().c_str());
     }
     std::printf("memory: peak of the process %.1f MiB\n", static_cast<double>(process_bytes("VmHWM:")) / (1 << 20));
@@ -868,13 +889,6 @@ int Run::train() {
 }
 
 // ---------------------------------------------------------------------------------------------- what a call does
-
-int Run::plan_only() {
-    std::string loose = flags.first_given({"--resume"});
-    require(loose.empty() || parent, "--plan: ", loose, " names no checkpoint");
-    print_plan(config, plan, MemoryPlan(config, s, frozen_embedding));
-    return 0;
-}
 
 int Run::evaluate_only() {
     require(parent && s.resume.empty() && !s.val_data.empty(), "--eval needs --init (the checkpoint) and --val-data (the shards)");
@@ -910,17 +924,26 @@ int Run::main() {
     }
     plan = resolve_plan(s, config);
     schedule = make_schedule(s, plan);
-    if (s.plan) return plan_only();
+    if (s.plan) {
+        print_plan(config, plan, MemoryPlan(config, s, frozen_embedding));
+        return 0;
+    }
+    if (!s.resume.empty()) {
+        int64_t done = parent->header["progress"]["step"];
+        require(done < plan.steps, s.resume, ": the run is done: it is at step ", done, " of ", plan.steps, "; give more --steps to go on");
+    }
 
     require(!s.data.empty(), "--data is missing: the shards to train on (or --plan, --eval, --sample)");
     if (s.out.empty() && !s.resume.empty()) s.out = fs::absolute(s.resume).parent_path().string();
     start_data();
-    bool samples = s.sample_every > 0 || flags.given("--sample");
-    require(!samples || tokenizer, "samples need a tokenizer: none lies beside the shards or in the checkpoint; give --tokenizer, or --sample-every 0");
+    bool samples = s.sample_every > 0 || (flags.given("--sample") && !flags.given("--sample-every"));
+    require(!samples || tokenizer,
+            "samples need a tokenizer: none lies beside the shards or in the checkpoint; give --tokenizer, or --sample-every 0");
     if (samples && s.sample_every == 0) s.sample_every = plan.steps;
     prepare_folder(s);
     print_start();
 
+    peak_flops = device_peak_flops();   // before the model takes its memory
     sampler = std::make_unique<Sampler>(s.temperature, s.top_k, s.seed);
     build_model(Mode::train);
     if (samples) cache = std::make_unique<KVCache>(config);
@@ -932,12 +955,19 @@ int Run::main() {
         if (parent) parents.push_back(&*parent);
         origin = make_lineage("train", embedding ? concat("frozen wte of ", embedding->content_hash()) : "", parents);
     }
+    if (s.overwrite) clear_folder(s);
     log = std::make_unique<Log>(log_path(s.out).string());
     json all = flags.values(FlagKind::model);
     for (FlagKind kind : {FlagKind::training, FlagKind::run}) all.update(flags.values(kind));
     if (!s.resume.empty()) log->write({{"event", "resume"}, {"step", step}});
-    log->write({{"event", "start"}, {"argv", arguments}, {"flags", all}, {"config", to_json(config)}, {"machine", device_name()},
-                {"build", {{"commit", DEEPEN_COMMIT}, {"precision", PRECISION_NAME}}}, {"steps", plan.steps}, {"flops_per_token", flops_per_token(config)}});
+    log->write({{"event", "start"},
+                {"argv", arguments},
+                {"flags", all},
+                {"config", to_json(config)},
+                {"machine", device_name()},
+                {"build", {{"commit", build_commit()}, {"precision", PRECISION_NAME}}},
+                {"steps", plan.steps},
+                {"flops_per_token", flops_per_token(config)}});
     return train();
 }
 

@@ -66,7 +66,7 @@ public:
     /// One line for each reason to skip files.
     void print_skipped() const {
         for (const auto& [reason, paths] : skipped)
-            std::cerr << "tokenize: warning: skipped " << paths.size() << (paths.size() == 1 ? " file: " : " files, ") << reason << ": '"
+            std::cerr << "tokenize: warning: skipped " << paths.size() << (paths.size() == 1 ? " file: " : " files: ") << reason << ": '"
                       << paths[0] << (paths.size() == 1 ? "'\n" : "' and others\n");
     }
 
@@ -239,9 +239,10 @@ static void encode(const char* kind, const std::vector<Document>& documents, Tok
     for (const Document& document : documents) encode_document(document, tokenizer, shards);
     shards.finish();
     double bytes = static_cast<double>(total_bytes(documents)), time = seconds() - begin;
+    double text_tokens = static_cast<double>(shards.tokens) - static_cast<double>(documents.size());
     std::printf("%s: %zu documents, %.0f bytes, %lld tokens, %.3f bytes/token, %d shard%s, %.1f MB/s\n", kind, documents.size(), bytes,
-                static_cast<long long>(shards.tokens), bytes / static_cast<double>(shards.tokens - static_cast<int64_t>(documents.size())),
-                shards.shards, shards.shards == 1 ? "" : "s", bytes / 1e6 / std::max(time, 1e-9));
+                static_cast<long long>(shards.tokens), bytes / text_tokens, shards.shards, shards.shards == 1 ? "" : "s",
+                bytes / 1e6 / std::max(time, 1e-9));
 }
 
 // ---------------------------------------------------------------------------------------------------------------- main
@@ -273,13 +274,12 @@ static int tokenize(const Options& options) {
     std::vector<Document> val = finder.find(options.val_inputs), train = finder.find(options.inputs);
     finder.print_skipped();
     require(!train.empty(), "no text in '", options.inputs[0], "'", options.inputs.size() > 1 ? " and the other inputs" : "");
-    require(options.val_inputs.empty() || !val.empty(), "no text in '", options.val_inputs[0], "', which --val names");
-    if (options.val_inputs.empty()) val = take_validation(train, options.val_every);
-    require(!train.empty(), "no document is left to train on");
+    if (options.val_inputs.empty())
+        val = take_validation(train, options.val_every);
+    else
+        require(!val.empty(), "no text in '", options.val_inputs[0], "', which --val names");
 
-    std::optional<Tokenizer> given;
-    if (!options.tokenizer.empty()) given = Tokenizer::load(options.tokenizer);
-    Tokenizer tokenizer = given ? std::move(*given) : train_tokenizer(train, options.train_tokenizer);
+    Tokenizer tokenizer = options.tokenizer.empty() ? train_tokenizer(train, options.train_tokenizer) : Tokenizer::load(options.tokenizer);
 
     Workplace workplace(options.out);
     tokenizer.save(tokenizer_beside(workplace.folder() / "shard"));
@@ -287,7 +287,7 @@ static int tokenize(const Options& options) {
     if (!val.empty()) encode("val", val, tokenizer, workplace.folder(), options.shard_tokens);
     check_out(options);
     workplace.publish(finished_files(options.out));
-    if (val.empty())
+    if (val.empty() && options.val_every > 0)
         std::printf("val: none, there are only %zu documents; name files for it with --val, or give a smaller --val-every\n", train.size());
     std::printf("written: %s\n", (fs::path(options.out) / "train_*.bin").c_str());
     return 0;
@@ -307,7 +307,9 @@ int main(int argc, char** argv) {
         CLI::Option* given = app.add_option("--tokenizer", o.tokenizer, "or take this tokenizer's file, or GPT-2's vocab.bpe");
         CLI::Option* val = app.add_option("--val", o.val_inputs, "a file or folder of validation text; may be given again");
         val->allow_extra_args(false);
-        app.add_option("--val-every", o.val_every, "without --val, every n-th document is validation; 0: none")->excludes(val)->capture_default_str();
+        app.add_option("--val-every", o.val_every, "without --val, every n-th document is validation; 0: none")
+            ->excludes(val)
+            ->capture_default_str();
         app.add_option("--shard-tokens", o.shard_tokens, "tokens in a shard, 1 to 2147483647")->capture_default_str();
         app.add_flag("--overwrite", o.overwrite, "replace the shards and the tokenizer that --out holds");
         try {

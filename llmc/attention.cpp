@@ -11,8 +11,8 @@
 #include "llmc/matmul_tile.h"
 #include "llmc/vector_math.h"
 
-// A tile of scores, (128, 512) in fp32, stays in the second cache.
-static constexpr int QUERIES = 128, KEYS = 512;
+// A tile of scores, (64, 512) in fp32, stays in the second cache.
+static constexpr int QUERIES = 64, KEYS = 512;
 
 static void require_dims(const char* op, int B, int T, int H, int HK, int D, int window) {
     require(B >= 1, op, ": B must be at least 1, not ", B);
@@ -56,22 +56,29 @@ size_t attention_scratch(int B, int T, int H, int HK, int D) {
     return omp_get_max_threads() * workspace_bytes(T, D, nullptr, nullptr);
 }
 
-// The keys [begin, end) of a tile that query t sees, as columns of the tile that begins at key k0 and has n columns.
-struct Seen { int begin, end; };
-static Seen seen(int t, int window, int k0, int n) {
-    int begin = std::clamp(t - std::min(t, window) - k0, 0, n);
-    return {begin, std::clamp(t + 1 - k0, begin, n)};
+// Columns of a tile, in whole vectors.
+struct Columns { int begin, end; };
+
+// Query t sees some of the n keys from k0 on. Returns the columns that hold them, after setting the scores of others there to
+// -inf, whose exponential is 0.
+static Columns mask(float* score, int t, int window, int k0, int n) {
+    constexpr int lanes = 16;
+    const int begin = std::clamp(t - std::min(t, window) - k0, 0, n), end = std::clamp(t + 1 - k0, begin, n);
+    const Columns seen{begin / lanes * lanes, std::min(n, (end + lanes - 1) / lanes * lanes)};
+    std::fill(score + seen.begin, score + begin, -INFINITY);
+    std::fill(score + end, score + seen.end, -INFINITY);
+    return seen;
 }
 
-static float greatest(const float* x, Seen s) {
+static float greatest(const float* x, Columns s) {
     float m = -INFINITY;
 #pragma omp simd reduction(max : m)
-    for (int j = s.begin; j < s.end; j++) m = std::max(m, x[j]);
+    for (int j = s.begin; j < s.end; j++) m = x[j] > m ? x[j] : m;
     return m;
 }
 
-// p = exp(scale * x - shift) where seen, else 0; returns the sum
-static float exponentials(floatX* p, const float* x, float scale, float shift, Seen s, int n) {
+// p = exp(scale * x - shift) in the columns seen, 0 in the others of n; returns the sum
+static float exponentials(floatX* p, const float* x, float scale, float shift, Columns s, int n) {
     float sum = 0;
     std::fill(p, p + s.begin, to_floatX(0));
 #pragma omp simd reduction(+ : sum)
@@ -104,28 +111,25 @@ void attention_forward(floatX* y, float* lse, void* scratch, const floatX* qkv, 
         float m[QUERIES], sum[QUERIES];
         std::fill(m, m + rows, -INFINITY);
         std::fill(sum, sum + rows, 0.0f);
-        std::fill(w.out, w.out + rows * D, 0.0f);
 
         const int first = q0 - std::min(q0, window), last = q0 + rows;
         for (int k0 = first; k0 < last; k0 += KEYS) {
             const int n = std::min(KEYS, last - k0);
             multiply(w.scores, q, k + k0 * width, {.M = rows, .N = n, .K = D, .lda = width, .ldb = width, .ldout = n, .transpose_b = true});
             for (int r = 0; r < rows; r++) {
-                Seen s = seen(q0 + r, window, k0, n);
                 float* score = w.scores + r * n;
-                // A new greatest score rescales what was summed so far.
-                float before = m[r];
-                m[r] = std::max(before, greatest(score, s) * scale);
-                float part = s.begin < s.end ? exponentials(w.p + r * n, score, scale, m[r], s, n) : 0;
-                if (s.begin >= s.end) std::fill(w.p + r * n, w.p + (r + 1) * n, to_floatX(0));
-                if (m[r] > before && before > -INFINITY) {
+                const Columns columns = mask(score, q0 + r, window, k0, n);
+                const float before = m[r];
+                m[r] = std::max(before, greatest(score, columns) * scale);
+                if (m[r] > before && k0 > first) {              // a new greatest score: what was summed so far is rescaled
                     float shrink = std::exp(before - m[r]);
                     sum[r] *= shrink;
                     for (int d = 0; d < D; d++) w.out[r * D + d] *= shrink;
                 }
-                sum[r] += part;
+                sum[r] += exponentials(w.p + r * n, score, scale, m[r], columns, n);
             }
-            multiply(w.out, w.p, v + k0 * width, {.M = rows, .N = D, .K = n, .lda = n, .ldb = width, .ldout = D, .beta = 1});
+            multiply(w.out, w.p, v + k0 * width,
+                     {.M = rows, .N = D, .K = n, .lda = n, .ldb = width, .ldout = D, .beta = k0 == first ? 0.0f : 1.0f});
         }
 
         for (int r = 0; r < rows; r++) {
@@ -179,9 +183,10 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
                 multiply(w.scores, q, k + k0 * width, against_keys);
                 multiply(w.dscores, dout, v + k0 * width, against_values);
                 for (int r = 0; r < rows; r++) {
-                    Seen s = seen(q0 + r, window, k0, n);
+                    float* score = w.scores + r * n;
+                    const Columns s = mask(score, q0 + r, window, k0, n);
                     floatX *p = w.p + r * n, *ds = w.ds + r * n;
-                    const float *score = w.scores + r * n, *dp = w.dscores + r * n, shift = row_lse[r], dot = delta[r];
+                    const float *dp = w.dscores + r * n, shift = row_lse[r], dot = delta[r];
                     std::fill(p, p + s.begin, to_floatX(0));
                     std::fill(ds, ds + s.begin, to_floatX(0));
 #pragma omp simd

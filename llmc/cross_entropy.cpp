@@ -14,13 +14,13 @@ static float cap_row(float* z, const floatX* logits, float softcap, int V) {
 #pragma omp simd reduction(max : greatest)
         for (int v = 0; v < V; v++) {
             z[v] = softcap * tanhf(to_float(logits[v]) * inverse);
-            greatest = std::max(greatest, z[v]);
+            greatest = z[v] > greatest ? z[v] : greatest;
         }
     } else {
 #pragma omp simd reduction(max : greatest)
         for (int v = 0; v < V; v++) {
             z[v] = to_float(logits[v]);
-            greatest = std::max(greatest, z[v]);
+            greatest = z[v] > greatest ? z[v] : greatest;
         }
     }
     return greatest;

@@ -91,6 +91,6 @@ size_t device_free_bytes() {
 }
 
 double device_peak_flops() {
-    static const double peak = matmul_peak_flops(5);
+    static const double peak = std::max(matmul_flops(2048, 768, 3072, 5), matmul_flops(2048, 3072, 768, 5));
     return peak;
 }

@@ -142,11 +142,11 @@ void GPT::allocate() {
 }
 
 void GPT::initialize_weights(uint64_t seed) {
-    std::vector<float> values;
-    for (const Tensor& tensor : tensors) {
-        values.resize(tensor.numel);
-        initialize(values.data(), tensor, config, seed);
-        set_tensor(tensor, values.data());
+#pragma omp parallel for schedule(dynamic)
+    for (size_t i = 0; i < tensors.size(); i++) {   // each has a generator of its own
+        std::vector<float> values(tensors[i].numel);
+        initialize(values.data(), tensors[i], config, seed);
+        set_tensor(tensors[i], values.data());
     }
 }
 

@@ -22,6 +22,7 @@ json parse_json(std::string_view text, const std::string& where) {
         }
         return true;
     };
+    require(text.find('\0') == std::string_view::npos, where, ": is not JSON: holds a zero byte");   // the parser would stop there
     try {
         return json::parse(text, watch);
     } catch (const json::exception& error) {

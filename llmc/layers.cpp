@@ -90,7 +90,8 @@ static nlohmann::json common_properties(const GPTConfig& config) {
 
 static void require_equal(const std::string& key, const nlohmann::json& first, const nlohmann::json& other, const std::string& first_name,
                           const std::string& other_name) {
-    require(first.at(key) == other.at(key), "models of a stack must agree in ", key, ", but it is ", first.at(key).dump(), " in ", first_name, " and ",
+    const char* meaning = key == "n_embd" ? " (width)" : key == "vocab_size" ? " (vocabulary)" : "";
+    require(first.at(key) == other.at(key), "models of a stack must agree in ", key, meaning, ", but it is ", first.at(key).dump(), " in ", first_name, " and ",
             other.at(key).dump(), " in ", other_name);
 }
 

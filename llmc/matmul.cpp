@@ -151,19 +151,15 @@ void matmul(floatX* out, const floatX* a, const floatX* b, int64_t M, int64_t N,
                          .transpose_a = transpose_a, .transpose_b = transpose_b, .alpha = alpha, .beta = beta, .batch = batch});
 }
 
-double matmul_peak_flops(int repeats) {
-    require(repeats >= 1, "matmul_peak_flops: repeats must be at least 1, not ", repeats);
-    struct Shape { int64_t N, OC, IC; };
-    const int64_t N = 2048, widest = 32768;
-    std::vector<floatX> x(N * widest, to_floatX(1.5f)), w(768 * widest, to_floatX(-0.25f)), out(N * 3072);
+double matmul_flops(int64_t N, int64_t OC, int64_t IC, int repeats) {
+    require(repeats >= 1, "matmul_flops: repeats must be at least 1, not ", repeats);
+    std::vector<floatX> x(N * IC, to_floatX(1.5f)), w(OC * IC, to_floatX(-0.25f)), out(N * OC);
     double best = 0;
-    for (Shape s : {Shape{N, 768, 3072}, Shape{N, 3072, 768}, Shape{N, 768, widest}}) {
-        for (int i = 0; i <= repeats; i++) {   // the first run compiles, and touches the memory
-            auto start = std::chrono::steady_clock::now();
-            matmul_forward(out.data(), x.data(), w.data(), s.N, s.IC, s.OC, nullptr);
-            double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-            if (i > 0) best = std::max(best, 2.0 * static_cast<double>(s.N * s.OC * s.IC) / seconds);
-        }
+    for (int i = 0; i <= repeats; i++) {   // the first run compiles, and touches the memory
+        auto start = std::chrono::steady_clock::now();
+        matmul_forward(out.data(), x.data(), w.data(), N, IC, OC, nullptr);
+        double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        if (i > 0) best = std::max(best, 2.0 * static_cast<double>(N * OC * IC) / seconds);
     }
     return best;
 }

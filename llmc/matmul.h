@@ -25,6 +25,6 @@ void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int6
 void matmul(floatX* out, const floatX* a, const floatX* b, int64_t M, int64_t N, int64_t K, bool transpose_a, bool transpose_b,
             float alpha, float beta, int64_t batch, Stream stream);
 
-/// FLOP/s of the best of three products of floatX, (2048 x 768 x 3072), (2048 x 3072 x 768), (2048 x 768 x 32768) as
-/// rows x out x in, each the fastest of `repeats` runs: the peak that mfu and the benchmarks divide by on the CPU.
-double matmul_peak_flops(int repeats);
+/// FLOP/s of matmul_forward at these sizes, the fastest of `repeats` runs after one that is not counted.
+/// Throws std::invalid_argument when repeats is below 1.
+double matmul_flops(int64_t N, int64_t OC, int64_t IC, int repeats);

@@ -80,8 +80,9 @@ void mix_norm_forward(floatX* h, float* rstd, floatX* prev, floatX* x, const flo
         }
 #pragma omp simd
         for (int c = 0; c < C; c++) {
-            prev_row[c] = x_row[c];
-            x_row[c] = to_floatX(r * to_float(x_row[c]) + s * to_float(x0_row[c]));
+            float before = to_float(x_row[c]);
+            prev_row[c] = to_floatX(before);
+            x_row[c] = to_floatX(r * before + s * to_float(x0_row[c]));
         }
         rms_norm_row(h + n * C, rstd + n, x_row, C, eps);
     }

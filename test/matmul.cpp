@@ -130,5 +130,5 @@ TEST_CASE("matmul refuses wrong sizes") {
     CHECK_REFUSED("matmul", matmul(out, x, x, 4, 0, 4, false, false, 1, 0, 1, nullptr));
     CHECK_REFUSED("matmul", matmul(out, x, x, 4, 4, 0, false, false, 1, 0, 1, nullptr));
     CHECK_REFUSED("matmul", matmul(out, x, x, 4, 4, 4, false, false, 1, 0, 0, nullptr));
-    CHECK_REFUSED("matmul_peak_flops", matmul_peak_flops(0));
+    CHECK_REFUSED("matmul_flops", matmul_flops(8, 8, 8, 0));
 }

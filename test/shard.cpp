@@ -84,10 +84,16 @@ TEST_CASE("shard: what is wrong with a file is said with its name, what was foun
     write_file(path, shard(magic, 1, 10, 20));
     CHECK(read_shard_header(path) == 10);
 
-    SUBCASE("cut in the header") { write_file(path, shard(magic, 1, 10, 20).substr(0, 1023)), expected = "cut short: its header is 1024 bytes, the file 1023"; }
+    SUBCASE("cut in the header") {
+        write_file(path, shard(magic, 1, 10, 20).substr(0, 1023)), expected = "cut short: its header is 1024 bytes, the file 1023";
+    }
     SUBCASE("empty") { write_file(path, ""), expected = "the file 0"; }
-    SUBCASE("cut short") { write_file(path, shard(magic, 1, 10, 19)), expected = "cut short: its header says 10 tokens (1044 bytes), the file has 1043 bytes"; }
-    SUBCASE("too long") { write_file(path, shard(magic, 1, 10, 21)), expected = "too long: its header says 10 tokens (1044 bytes), the file has 1045 bytes"; }
+    SUBCASE("cut short") {
+        write_file(path, shard(magic, 1, 10, 19)), expected = "cut short: its header says 10 tokens (1044 bytes), the file has 1043 bytes";
+    }
+    SUBCASE("too long") {
+        write_file(path, shard(magic, 1, 10, 21)), expected = "too long: its header says 10 tokens (1044 bytes), the file has 1045 bytes";
+    }
     SUBCASE("another magic") { write_file(path, shard(20240801, 1, 10, 20)), expected = "begins with 20240801 instead of 20240520"; }
     SUBCASE("another version") { write_file(path, shard(magic, 7, 10, 20)), expected = "version 7"; }
     SUBCASE("no tokens") { write_file(path, shard(magic, 1, 0, 0)), expected = "holds 0 tokens"; }

@@ -39,8 +39,8 @@ TEST_CASE("split: bytes that are not UTF-8 are signs") {
 
 /// Bytes that meet in all ways: letters, digits, white space, signs, characters of several bytes, and rubbish.
 static std::string random_text(std::mt19937& random, size_t pieces) {
-    static const Pieces alphabet{"a", "Z", "s", "'", "ll", "7", "12", " ", "  ", "\n", "\r\n", "\t", "!", "-", "\u00e9", "\u4f60", "\U0001F600",
-                                 "\u3000", "\u00b2", "\xff", "\xc3", std::string(1, '\0'), "\xf0\x9f"};
+    static const Pieces alphabet{"a", "Z", "s", "'", "ll", "7", "12", " ", "  ", "\n", "\r\n", "\t", "!", "-", "\u00e9", "\u4f60",
+                                 "\U0001F600", "\u3000", "\u00b2", "\xff", "\xc3", std::string(1, '\0'), "\xf0\x9f"};
     std::string text;
     for (size_t i = 0; i < pieces; i++) text += alphabet[random() % alphabet.size()];
     return text;

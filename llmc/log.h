@@ -1,0 +1,39 @@
+// What a run tells while it goes: log.jsonl for programs, a progress bar for people.
+#pragma once
+#include <nlohmann/json.hpp>
+#include <string>
+
+/// A file of one JSON object a line, which grows.
+class Log {
+public:
+    /// Appends; a line that a killed process left half-written is closed first. Throws std::invalid_argument when the file
+    /// cannot be written.
+    explicit Log(const std::string& path);
+    ~Log();
+    Log(const Log&) = delete;
+    Log& operator=(const Log&) = delete;
+
+    /// The line is with the system when it returns. Throws std::invalid_argument when it is not, on a full disk say.
+    void write(const nlohmann::json& line);
+
+private:
+    std::string path;
+    FILE* stream;
+};
+
+/// x, or null: JSON has no NaN or Inf.
+nlohmann::json or_null(double x);
+
+/// h:mm:ss
+std::string clock_text(double seconds);
+
+/// A last line on a terminal that the next line of output takes the place of; nothing elsewhere.
+class ProgressBar {
+public:
+    ProgressBar();
+    void show(int64_t step, int64_t steps, double seconds_left);
+    void clear();
+
+private:
+    const bool terminal;
+};
