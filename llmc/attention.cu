@@ -31,8 +31,8 @@ struct Sizes {
     template <class X>
     HOST_DEVICE X* out(X* y, int b, int h) const { return y + static_cast<int64_t>(b) * T * out_width() + static_cast<int64_t>(h) * D; }
 
-    /// Does the query see the key?
-    HOST_DEVICE bool sees(int query, int key) const { return key <= query && key >= query - window; }
+    // Does the query see the key? 0 <= query - key <= window, in one comparison.
+    HOST_DEVICE bool sees(int query, int key) const { return static_cast<unsigned>(query - key) <= static_cast<unsigned>(window); }
     // Of the queries q .. q + queries - 1 and the keys k .. k + keys - 1: does any see any, and do all see all?
     HOST_DEVICE bool any_sees(int q, int queries, int k, int keys) const { return k <= q + queries - 1 && k + keys - 1 >= q - window; }
     HOST_DEVICE bool all_see(int q, int queries, int k, int keys) const { return k + keys - 1 <= q && k >= q + queries - 1 - window; }
@@ -46,7 +46,7 @@ struct Place {
           batch(static_cast<int>(blockIdx.x) / tiles / heads) {}
 };
 
-static constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+static constexpr float LOG2E = 1.4426950408889634f;
 // What a row's greatest score starts from: below all scores, yet finite, so that differences stay numbers.
 static constexpr float LOWEST = -1e30f;
 
@@ -93,26 +93,27 @@ query_rows_kernel(QueryRow* rows, const floatX* dy, const floatX* y, const float
 #ifndef PRECISION_FP32
 // ------------------------------------------------------------------------------------------------------- tiles for tensor cores
 
-// Rows of one head in shared memory, HEAD columns (those from D on are zeros), in pieces of 16 bytes. Piece p of row r lies where
-// piece p ^ (r % 8) would, so that the eight rows that ldmatrix reads at once come from different banks.
+// Rows of one head in shared memory, HEAD columns (those from D on are zeros), in pieces of 16 bytes. A row is one piece longer than
+// that, so that the eight rows that ldmatrix reads at once come from different banks.
 template <int HEAD>
 struct Tile {
-    static constexpr int PIECES = HEAD / 8;
-    bf16* data;
+    static constexpr int PIECES = HEAD / 8, PITCH = HEAD + 8;
+    int offset;                             // elements from the beginning of shared memory
 
-    HOST_DEVICE static constexpr int elements(int rows) { return rows * HEAD; }
-    __device__ bf16* piece(int row, int p) const { return data + row * HEAD + (p ^ (row % 8)) * 8; }
+    HOST_DEVICE static constexpr int elements(int rows) { return rows * PITCH; }
+
+    __device__ bf16* at(int row, int piece) const { return shared_memory<bf16>() + offset + row * PITCH + piece * 8; }
 
     // Starts copying ROWS rows; those from `rows` on become zeros.
     template <int ROWS, int THREADS>
     __device__ void fetch(const bf16* from, int64_t stride, int rows, int D) const {
-        static_assert(ROWS * PIECES % THREADS == 0 && THREADS % PIECES == 0);
-        const int p = static_cast<int>(threadIdx.x) % PIECES;
+        constexpr int STEP = THREADS / PIECES;
+        static_assert(THREADS % PIECES == 0 && ROWS % STEP == 0);
+        const int row = static_cast<int>(threadIdx.x) / PIECES, piece = static_cast<int>(threadIdx.x) % PIECES;
+        if (piece * 8 >= D) rows = 0;
+        from += row * stride + piece * 8;
 #pragma unroll
-        for (int i = 0; i < ROWS * PIECES / THREADS; i++) {
-            const int row = (i * THREADS + static_cast<int>(threadIdx.x)) / PIECES;
-            copy_async(piece(row, p), from + row * stride + p * 8, row < rows && p * 8 < D);
-        }
+        for (int i = 0; i < ROWS; i += STEP, from += STEP * stride) copy_async(at(row + i, piece), from, row + i < rows);
     }
 };
 
@@ -120,9 +121,9 @@ struct Tile {
 // 8 columns 2 (lane % 4) and the next.
 template <int M, int N>
 using Sums = float[M][N / 8][4];
-// The same matrix rounded to bf16, as mma takes its left side.
-template <int M, int N>
-using Left = uint32_t[M][N / 16][4];
+// 16 columns of them, rounded to bf16: the left side of the next mma.
+template <int M>
+using Left = uint32_t[M][4];
 
 static __device__ int row_of(int m, int i) { return 16 * m + lane_of_thread() / 4 + 8 * (i / 2); }
 static __device__ int column_of(int n, int i) { return 8 * n + 2 * (lane_of_thread() % 4) + i % 2; }
@@ -137,31 +138,31 @@ __device__ void clear(float (&sums)[M][COLUMNS8][4]) {
             for (int i = 0; i < 4; i++) sums[m][n][i] = 0;
 }
 
+// Columns 16 k and on.
 template <int M, int COLUMNS8>
-__device__ void round(uint32_t (&left)[M][COLUMNS8 / 2][4], const float (&sums)[M][COLUMNS8][4]) {
+__device__ void round(uint32_t (&left)[M][4], const float (&sums)[M][COLUMNS8][4], int k) {
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int n = 0; n < COLUMNS8; n++) {
-            left[m][n / 2][n % 2 * 2] = pack_bf16(sums[m][n][0], sums[m][n][1]);
-            left[m][n / 2][n % 2 * 2 + 1] = pack_bf16(sums[m][n][2], sums[m][n][3]);
-        }
+        for (int i = 0; i < 4; i++) left[m][i] = pack_bf16(sums[m][2 * k + i / 2][i % 2 * 2], sums[m][2 * k + i / 2][i % 2 * 2 + 1]);
 }
 
 // sums (16 M, N) = x y^T: 16 M rows of tile x from x0 on, N rows of tile y from y0 on.
 template <int M, int COLUMNS8, int HEAD>
 __device__ void product_of_tiles(float (&sums)[M][COLUMNS8][4], Tile<HEAD> x, int x0, Tile<HEAD> y, int y0) {
     const int lane = lane_of_thread();
+    const bf16* x_lane = x.at(x0 + lane % 16, lane / 16);
+    const bf16* y_lane = y.at(y0 + lane / 16 * 8 + lane % 8, lane / 8 % 2);
     clear(sums);
 #pragma unroll
     for (int p = 0; p < Tile<HEAD>::PIECES; p += 2) {
         uint32_t a[M][4];
 #pragma unroll
-        for (int m = 0; m < M; m++) ldmatrix_x4(a[m], x.piece(x0 + 16 * m + lane % 16, p + lane / 16));
+        for (int m = 0; m < M; m++) ldmatrix_x4(a[m], x_lane + 16 * m * Tile<HEAD>::PITCH + p * 8);
 #pragma unroll
         for (int n = 0; n < COLUMNS8; n += 2) {
             uint32_t b[4];
-            ldmatrix_x4(b, y.piece(y0 + 8 * n + lane / 16 * 8 + lane % 8, p + lane / 8 % 2));
+            ldmatrix_x4(b, y_lane + 8 * n * Tile<HEAD>::PITCH + p * 8);
             const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
 #pragma unroll
             for (int m = 0; m < M; m++) {
@@ -172,23 +173,21 @@ __device__ void product_of_tiles(float (&sums)[M][COLUMNS8][4], Tile<HEAD> x, in
     }
 }
 
-// sums (16 M, HEAD) += left (16 M, N) y: N rows of tile y from y0 on.
-template <int M, int K16, int HEAD>
-__device__ void add_product(float (&sums)[M][HEAD / 8][4], const uint32_t (&left)[M][K16][4], Tile<HEAD> y, int y0) {
-    const int lane = lane_of_thread();
+// sums (16 M, HEAD) += left (16 M, 16) y: 16 rows of tile y from y0 on.
+template <int M, int HEAD>
+__device__ void add_product(float (&sums)[M][HEAD / 8][4], const uint32_t (&left)[M][4], Tile<HEAD> y, int y0) {
+    const bf16* y_lane = y.at(y0 + lane_of_thread() % 16, lane_of_thread() / 16);
 #pragma unroll
-    for (int k = 0; k < K16; k++)
+    for (int n = 0; n < HEAD / 8; n += 2) {
+        uint32_t b[4];
+        ldmatrix_x4_trans(b, y_lane + n * 8);
+        const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
 #pragma unroll
-        for (int n = 0; n < HEAD / 8; n += 2) {
-            uint32_t b[4];
-            ldmatrix_x4_trans(b, y.piece(y0 + 16 * k + lane % 16, n + lane / 16));
-            const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-                mma_m16n8k16(sums[m][n], left[m][k], first);
-                mma_m16n8k16(sums[m][n + 1], left[m][k], second);
-            }
+        for (int m = 0; m < M; m++) {
+            mma_m16n8k16(sums[m][n], left[m], first);
+            mma_m16n8k16(sums[m][n + 1], left[m], second);
         }
+    }
 }
 
 // Writes the warp's sums, row (m, i / 2) times factor[m][i / 2], 16 bytes a lane: through its own rows of a tile, from x0 on, that no other
@@ -203,7 +202,7 @@ __device__ void store_rows(bf16* to, int64_t stride, int rows, int D, const floa
         for (int n = 0; n < HEAD / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i += 2)
-                *reinterpret_cast<uint32_t*>(tile.piece(x0 + row_of(m, i), n) + column_of(0, i)) =
+                *reinterpret_cast<uint32_t*>(tile.at(x0 + row_of(m, i), n) + column_of(0, i)) =
                     pack_bf16(sums[m][n][i] * factor[m][i / 2], sums[m][n][i + 1] * factor[m][i / 2]);
     __syncwarp();
     constexpr int PIECES = Tile<HEAD>::PIECES;
@@ -211,7 +210,7 @@ __device__ void store_rows(bf16* to, int64_t stride, int rows, int D, const floa
 #pragma unroll
     for (int i = 0; i < 16 * M * PIECES / WARP; i++) {
         const int row = (i * WARP + lane_of_thread()) / PIECES;
-        if (row < rows && p * 8 < D) store_packed(to + row * stride + p * 8, load_packed(tile.piece(x0 + row, p)));
+        if (row < rows && p * 8 < D) store_packed(to + row * stride + p * 8, load_packed(tile.at(x0 + row, p)));
     }
 }
 
@@ -234,10 +233,9 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
     const bf16* k = s.keys(qkv, place.batch, g);
     const bf16* v = s.values(qkv, place.batch, g);
 
-    bf16* shared = shared_memory<bf16>();
-    const Tile<HEAD> q_tile{shared};
-    auto k_tile = [&](int stage) { return Tile<HEAD>{shared + Tile<HEAD>::elements(QUERIES + 2 * stage * KEYS)}; };
-    auto v_tile = [&](int stage) { return Tile<HEAD>{shared + Tile<HEAD>::elements(QUERIES + (2 * stage + 1) * KEYS)}; };
+    const Tile<HEAD> q_tile{0};
+    auto k_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(QUERIES + 2 * stage * KEYS)}; };
+    auto v_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(QUERIES + (2 * stage + 1) * KEYS)}; };
     auto fetch_keys = [&](int k0, int stage) {
         k_tile(stage).template fetch<KEYS, F::THREADS>(k + k0 * s.width(), s.width(), s.T - k0, s.D);
         v_tile(stage).template fetch<KEYS, F::THREADS>(v + k0 * s.width(), s.width(), s.T - k0, s.D);
@@ -284,19 +282,25 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; n++) top = fmaxf(top, fmaxf(p[m][n][2 * r], p[m][n][2 * r + 1]));
                 top = warp_max<4>(top);
-                const float shrink = fast_exp2((greatest[m][r] - top) * log2_scale), shift = -top * log2_scale;
+                const float shrink = fast_exp2((greatest[m][r] - top) * log2_scale);
                 greatest[m][r] = top;
                 sum[m][r] *= shrink;
 #pragma unroll
                 for (int n = 0; n < HEAD / 8; n++) out[m][n][2 * r] *= shrink, out[m][n][2 * r + 1] *= shrink;
-#pragma unroll
-                for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-                    for (int i = 2 * r; i < 2 * r + 2; i++) sum[m][r] += p[m][n][i] = fast_exp2(fmaf(p[m][n][i], log2_scale, shift));
             }
-        Left<M, KEYS> left;
-        round(left, p);
-        add_product(out, left, v_tile(stage), 0);
+#pragma unroll
+        for (int k = 0; k < KEYS / 16; k++) {
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int n = 2 * k; n < 2 * k + 2; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        sum[m][i / 2] += p[m][n][i] = fast_exp2(fmaf(p[m][n][i], log2_scale, -greatest[m][i / 2] * log2_scale));
+            Left<M> left;
+            round(left, p, k);
+            add_product(out, left, v_tile(stage), 16 * k);
+        }
     }
 
 #pragma unroll
@@ -317,7 +321,6 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
 // p and the gradient of the scores are computed twice, once with the keys' owner and once with the queries': 7 products instead
 // of 5, and no atomics.
 
-// p[.][.][.] = 2^(score log2_scale - lse2) where seen, else 0, in place of the scores.
 static __device__ float probability(float score, float log2_scale, float lse2) { return fast_exp2(fmaf(score, log2_scale, -lse2)); }
 
 // A warp owns 16 M keys. STEP queries are worked on at a time.
@@ -325,8 +328,7 @@ template <int HEAD>
 struct BackwardKeys {
     static constexpr int M = HEAD == 64 ? 2 : 1, WARPS = HEAD == 64 ? 4 : 8, STEP = HEAD == 64 ? 32 : 64;
     static constexpr int THREADS = WARPS * WARP, KEYS = 16 * M * WARPS, QUERIES = 64;
-    static constexpr size_t STAGE = 2 * Tile<HEAD>::elements(QUERIES) * sizeof(bf16) + QUERIES * sizeof(QueryRow);
-    static constexpr size_t SHARED = 2 * Tile<HEAD>::elements(KEYS) * sizeof(bf16) + 2 * STAGE;
+    static constexpr size_t SHARED = (2 * Tile<HEAD>::elements(KEYS) + 4 * Tile<HEAD>::elements(QUERIES)) * sizeof(bf16) + 2 * QUERIES * sizeof(QueryRow);
 };
 
 template <int HEAD>
@@ -337,13 +339,12 @@ backward_keys_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf1
     const Place place(tiles, s.HK);
     const int g = place.head, k0 = place.tile * KEYS, row0 = 16 * M * warp_of_thread(), key0 = k0 + row0;
 
-    char* shared = shared_memory<char>();
-    const Tile<HEAD> k_tile{reinterpret_cast<bf16*>(shared)}, v_tile{k_tile.data + Tile<HEAD>::elements(KEYS)};
-    auto q_tile = [&](int stage) {
-        return Tile<HEAD>{reinterpret_cast<bf16*>(shared + 2 * Tile<HEAD>::elements(KEYS) * sizeof(bf16) + stage * F::STAGE)};
+    const Tile<HEAD> k_tile{0}, v_tile{Tile<HEAD>::elements(KEYS)};
+    auto q_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(2 * KEYS + 2 * stage * QUERIES)}; };
+    auto dy_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(2 * KEYS + (2 * stage + 1) * QUERIES)}; };
+    auto row_tile = [&](int stage) {
+        return reinterpret_cast<QueryRow*>(shared_memory<bf16>() + Tile<HEAD>::elements(2 * KEYS + 4 * QUERIES)) + stage * QUERIES;
     };
-    auto dy_tile = [&](int stage) { return Tile<HEAD>{q_tile(stage).data + Tile<HEAD>::elements(QUERIES)}; };
-    auto row_tile = [&](int stage) { return reinterpret_cast<QueryRow*>(q_tile(stage).data + 2 * Tile<HEAD>::elements(QUERIES)); };
 
     // The walk: tiles of queries that see some of the keys, for every head of the group.
     const int first = k0 / QUERIES * QUERIES, end = min(s.T, k0 + KEYS + s.window), steps = (end - first + QUERIES - 1) / QUERIES;
@@ -376,32 +377,39 @@ backward_keys_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf1
             Sums<M, STEP> p, ds;                                // rows are keys, columns queries
             product_of_tiles(p, k_tile, row0, q_tile(stage), step);
 #pragma unroll
-            for (int n = 0; n < STEP / 8; n++) {
-                const QueryRow* row = row_tile(stage) + step + column_of(n, 0);
-                const float lse2[2] = {row[0].lse2, row[1].lse2};
+            for (int k = 0; k < STEP / 16; k++) {
 #pragma unroll
-                for (int m = 0; m < M; m++)
+                for (int n = 2 * k; n < 2 * k + 2; n++) {
+                    const QueryRow* row = row_tile(stage) + step + column_of(n, 0);
+                    const float lse2[2] = {row[0].lse2, row[1].lse2};
 #pragma unroll
-                    for (int j = 0; j < 4; j++) {
-                        p[m][n][j] = probability(p[m][n][j], log2_scale, lse2[j % 2]);
-                        if (!whole && !s.sees(q + column_of(n, j), key0 + row_of(m, j))) p[m][n][j] = 0;
-                    }
+                    for (int m = 0; m < M; m++)
+#pragma unroll
+                        for (int j = 0; j < 4; j++) {
+                            p[m][n][j] = probability(p[m][n][j], log2_scale, lse2[j % 2]);
+                            if (!whole && !s.sees(q + column_of(n, j), key0 + row_of(m, j))) p[m][n][j] = 0;
+                        }
+                }
+                Left<M> left;
+                round(left, p, k);
+                add_product(dv, left, dy_tile(stage), step + 16 * k);
             }
-            Left<M, STEP> left;
-            round(left, p);
-            add_product(dv, left, dy_tile(stage), step);
             product_of_tiles(ds, v_tile, row0, dy_tile(stage), step);
 #pragma unroll
-            for (int n = 0; n < STEP / 8; n++) {
-                const QueryRow* row = row_tile(stage) + step + column_of(n, 0);
-                const float delta[2] = {row[0].delta, row[1].delta};
+            for (int k = 0; k < STEP / 16; k++) {
 #pragma unroll
-                for (int m = 0; m < M; m++)
+                for (int n = 2 * k; n < 2 * k + 2; n++) {
+                    const QueryRow* row = row_tile(stage) + step + column_of(n, 0);
+                    const float delta[2] = {row[0].delta, row[1].delta};
 #pragma unroll
-                    for (int j = 0; j < 4; j++) ds[m][n][j] = p[m][n][j] * (ds[m][n][j] - delta[j % 2]);
+                    for (int m = 0; m < M; m++)
+#pragma unroll
+                        for (int j = 0; j < 4; j++) ds[m][n][j] = p[m][n][j] * (ds[m][n][j] - delta[j % 2]);
+                }
+                Left<M> left;
+                round(left, ds, k);
+                add_product(dk, left, q_tile(stage), step + 16 * k);
             }
-            round(left, ds);
-            add_product(dk, left, q_tile(stage), step);
         }
     }
 
@@ -420,7 +428,7 @@ struct BackwardQueries {
 };
 
 template <int HEAD>
-__global__ void __launch_bounds__(BackwardQueries<HEAD>::THREADS, HEAD == 64 ? 3 : 2)
+__global__ void __launch_bounds__(BackwardQueries<HEAD>::THREADS, 2)
 backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv, Sizes s, int tiles) {
     using F = BackwardQueries<HEAD>;
     constexpr int M = F::M, STEP = F::STEP, QUERIES = F::QUERIES, KEYS = F::KEYS;
@@ -429,10 +437,9 @@ backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const 
     const bf16* k = s.keys(qkv, place.batch, g);
     const bf16* v = s.values(qkv, place.batch, g);
 
-    bf16* shared = shared_memory<bf16>();
-    const Tile<HEAD> q_tile{shared}, dy_tile{shared + Tile<HEAD>::elements(QUERIES)};
-    auto k_tile = [&](int stage) { return Tile<HEAD>{shared + Tile<HEAD>::elements(2 * QUERIES + 2 * stage * KEYS)}; };
-    auto v_tile = [&](int stage) { return Tile<HEAD>{shared + Tile<HEAD>::elements(2 * QUERIES + (2 * stage + 1) * KEYS)}; };
+    const Tile<HEAD> q_tile{0}, dy_tile{Tile<HEAD>::elements(QUERIES)};
+    auto k_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(2 * QUERIES + 2 * stage * KEYS)}; };
+    auto v_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(2 * QUERIES + (2 * stage + 1) * KEYS)}; };
     auto fetch_keys = [&](int k0, int stage) {
         k_tile(stage).template fetch<KEYS, F::THREADS>(k + k0 * s.width(), s.width(), s.T - k0, s.D);
         v_tile(stage).template fetch<KEYS, F::THREADS>(v + k0 * s.width(), s.width(), s.T - k0, s.D);
@@ -467,17 +474,20 @@ backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const 
             product_of_tiles(p, q_tile, row0, k_tile(stage), step);
             product_of_tiles(ds, dy_tile, row0, v_tile(stage), step);
 #pragma unroll
-            for (int m = 0; m < M; m++)
+            for (int k = 0; k < STEP / 16; k++) {
 #pragma unroll
-                for (int n = 0; n < STEP / 8; n++)
+                for (int m = 0; m < M; m++)
 #pragma unroll
-                    for (int j = 0; j < 4; j++) {
-                        ds[m][n][j] = probability(p[m][n][j], log2_scale, row[m][j / 2].lse2) * (ds[m][n][j] - row[m][j / 2].delta);
-                        if (!whole && !s.sees(q + row_of(m, j), k0 + step + column_of(n, j))) ds[m][n][j] = 0;
-                    }
-            Left<M, STEP> left;
-            round(left, ds);
-            add_product(dq, left, k_tile(stage), step);
+                    for (int n = 2 * k; n < 2 * k + 2; n++)
+#pragma unroll
+                        for (int j = 0; j < 4; j++) {
+                            ds[m][n][j] = probability(p[m][n][j], log2_scale, row[m][j / 2].lse2) * (ds[m][n][j] - row[m][j / 2].delta);
+                            if (!whole && !s.sees(q + row_of(m, j), k0 + step + column_of(n, j))) ds[m][n][j] = 0;
+                        }
+                Left<M> left;
+                round(left, ds, k);
+                add_product(dq, left, k_tile(stage), step + 16 * k);
+            }
         }
     }
     store_rows(s.queries(dqkv, place.batch, place.head) + q * s.width(), s.width(), s.T - q, s.D, dq, scales, q_tile, row0);
@@ -584,7 +594,7 @@ static __device__ void plain_store(floatX* to, int64_t stride, int rows, int col
             to[plain_row(i / 4) * stride + plain_column(i % 4)] = to_floatX(sums[i / 4][i % 4] * factor[i / 4]);
 }
 
-static __global__ void __launch_bounds__(PLAIN_THREADS)
+static __global__ void __launch_bounds__(PLAIN_THREADS, 1)
 plain_forward_kernel(floatX* y, float* lse, const floatX* qkv, Sizes s, int tiles) {
     const Place place(tiles, s.H);
     const int q0 = (tiles - 1 - place.tile) * PLAIN, g = place.head / s.group(), d0 = static_cast<int>(blockIdx.y) * PLAIN;
@@ -627,7 +637,7 @@ plain_forward_kernel(floatX* y, float* lse, const floatX* qkv, Sizes s, int tile
     plain_store(s.out(y, place.batch, place.head) + q0 * s.out_width() + d0, s.out_width(), s.T - q0, s.D - d0, out, sum);
 }
 
-static __global__ void __launch_bounds__(PLAIN_THREADS)
+static __global__ void __launch_bounds__(PLAIN_THREADS, 1)
 plain_backward_keys_kernel(floatX* dqkv, const QueryRow* rows, const floatX* dy, const floatX* qkv, Sizes s, int tiles) {
     const Place place(tiles, s.HK);
     const int k0 = place.tile * PLAIN, g = place.head, d0 = static_cast<int>(blockIdx.y) * PLAIN;
@@ -660,7 +670,7 @@ plain_backward_keys_kernel(floatX* dqkv, const QueryRow* rows, const floatX* dy,
     plain_store(s.values(dqkv, place.batch, g) + k0 * width + d0, width, s.T - k0, s.D - d0, dv, {1, 1, 1, 1});
 }
 
-static __global__ void __launch_bounds__(PLAIN_THREADS)
+static __global__ void __launch_bounds__(PLAIN_THREADS, 1)
 plain_backward_queries_kernel(floatX* dqkv, const QueryRow* rows, const floatX* dy, const floatX* qkv, Sizes s, int tiles) {
     const Place place(tiles, s.H);
     const int q0 = (tiles - 1 - place.tile) * PLAIN, g = place.head / s.group(), d0 = static_cast<int>(blockIdx.y) * PLAIN;
