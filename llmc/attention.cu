@@ -46,7 +46,7 @@ struct Place {
           batch(static_cast<int>(blockIdx.x) / tiles / heads) {}
 };
 
-static constexpr float LOG2E = 1.4426950408889634f;
+static constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 // What a row's greatest score starts from: below all scores, yet finite, so that differences stay numbers.
 static constexpr float LOWEST = -1e30f;
 
@@ -230,26 +230,25 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
     const Place place(tiles, s.H);
     const int q0 = (tiles - 1 - place.tile) * QUERIES, g = place.head / s.group();      // the longest walks begin first
     const int row0 = 16 * M * warp_of_thread();                                           // the warp's first row in the tile
-    const bf16* k = s.keys(qkv, place.batch, g);
-    const bf16* v = s.values(qkv, place.batch, g);
+    const bf16* keys = s.keys(qkv, place.batch, g);
+    const bf16* values = s.values(qkv, place.batch, g);
 
     const Tile<HEAD> q_tile{0};
     auto k_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(QUERIES + 2 * stage * KEYS)}; };
     auto v_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(QUERIES + (2 * stage + 1) * KEYS)}; };
     auto fetch_keys = [&](int k0, int stage) {
-        k_tile(stage).template fetch<KEYS, F::THREADS>(k + k0 * s.width(), s.width(), s.T - k0, s.D);
-        v_tile(stage).template fetch<KEYS, F::THREADS>(v + k0 * s.width(), s.width(), s.T - k0, s.D);
+        k_tile(stage).template fetch<KEYS, F::THREADS>(keys + k0 * s.width(), s.width(), s.T - k0, s.D);
+        v_tile(stage).template fetch<KEYS, F::THREADS>(values + k0 * s.width(), s.width(), s.T - k0, s.D);
         copy_async_commit();
     };
     const int first = max(0, q0 - s.window) / KEYS * KEYS, end = min(q0 + QUERIES, s.T);
     q_tile.template fetch<QUERIES, F::THREADS>(s.queries(qkv, place.batch, place.head) + q0 * s.width(), s.width(), s.T - q0, s.D);
     fetch_keys(first, 0);
 
-    // exp(scale (x - greatest)) = 2^(x log2_scale - greatest log2_scale)
-    const float scale = inverse_sqrt(s.D), log2_scale = scale * LOG2E;
+    const float log2_scale = inverse_sqrt(s.D) * LOG2E;         // exp(scale x) = 2^(log2_scale x)
     Sums<M, HEAD> out;
     clear(out);
-    float greatest[M][2], sum[M][2];        // of each of the lane's rows; the sum over the lane's own columns only, until the end
+    float greatest[M][2], sum[M][2];        // of log2_scale times the scores of a row; the sum over the lane's own columns until the end
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -278,11 +277,11 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 // A new greatest score shrinks what was summed so far.
-                float top = greatest[m][r];
+                float top = p[m][0][2 * r];
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; n++) top = fmaxf(top, fmaxf(p[m][n][2 * r], p[m][n][2 * r + 1]));
-                top = warp_max<4>(top);
-                const float shrink = fast_exp2((greatest[m][r] - top) * log2_scale);
+                top = fmaxf(greatest[m][r], warp_max<4>(top) * log2_scale);
+                const float shrink = fast_exp2(greatest[m][r] - top);
                 greatest[m][r] = top;
                 sum[m][r] *= shrink;
 #pragma unroll
@@ -296,7 +295,7 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
                 for (int n = 2 * k; n < 2 * k + 2; n++)
 #pragma unroll
                     for (int i = 0; i < 4; i++)
-                        sum[m][i / 2] += p[m][n][i] = fast_exp2(fmaf(p[m][n][i], log2_scale, -greatest[m][i / 2] * log2_scale));
+                        sum[m][i / 2] += p[m][n][i] = fast_exp2(fmaf(p[m][n][i], log2_scale, -greatest[m][i / 2]));
             Left<M> left;
             round(left, p, k);
             add_product(out, left, v_tile(stage), 16 * k);
@@ -310,7 +309,7 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
             sum[m][r] = warp_sum<4>(sum[m][r]);
             const int t = q0 + row0 + row_of(m, 2 * r);
             if (lane_of_thread() % 4 == 0 && t < s.T)
-                lse[(static_cast<int64_t>(place.batch) * s.H + place.head) * s.T + t] = greatest[m][r] * scale + logf(sum[m][r]);
+                lse[(static_cast<int64_t>(place.batch) * s.H + place.head) * s.T + t] = greatest[m][r] * LN2 + logf(sum[m][r]);
             sum[m][r] = 1 / sum[m][r];
         }
     const int t = q0 + row0;
@@ -434,15 +433,15 @@ backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const 
     constexpr int M = F::M, STEP = F::STEP, QUERIES = F::QUERIES, KEYS = F::KEYS;
     const Place place(tiles, s.H);
     const int q0 = (tiles - 1 - place.tile) * QUERIES, g = place.head / s.group(), row0 = 16 * M * warp_of_thread(), q = q0 + row0;
-    const bf16* k = s.keys(qkv, place.batch, g);
-    const bf16* v = s.values(qkv, place.batch, g);
+    const bf16* keys = s.keys(qkv, place.batch, g);
+    const bf16* values = s.values(qkv, place.batch, g);
 
     const Tile<HEAD> q_tile{0}, dy_tile{Tile<HEAD>::elements(QUERIES)};
     auto k_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(2 * QUERIES + 2 * stage * KEYS)}; };
     auto v_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(2 * QUERIES + (2 * stage + 1) * KEYS)}; };
     auto fetch_keys = [&](int k0, int stage) {
-        k_tile(stage).template fetch<KEYS, F::THREADS>(k + k0 * s.width(), s.width(), s.T - k0, s.D);
-        v_tile(stage).template fetch<KEYS, F::THREADS>(v + k0 * s.width(), s.width(), s.T - k0, s.D);
+        k_tile(stage).template fetch<KEYS, F::THREADS>(keys + k0 * s.width(), s.width(), s.T - k0, s.D);
+        v_tile(stage).template fetch<KEYS, F::THREADS>(values + k0 * s.width(), s.width(), s.T - k0, s.D);
         copy_async_commit();
     };
     const int first = max(0, q0 - s.window) / KEYS * KEYS, end = min(q0 + QUERIES, s.T);

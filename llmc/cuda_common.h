@@ -151,38 +151,49 @@ __device__ inline uint4 pack(const float (&from)[8]) {
     return {pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]), pack_bf16(from[4], from[5]), pack_bf16(from[6], from[7])};
 }
 
-/// N elements from memory as floats, and back: N a multiple of 4, the address aligned to N elements or to 16 bytes.
+/// N elements from memory as floats, and back: N is 1, or a multiple of 4 with an address aligned to N elements or to 16 bytes.
 template <int N>
 __device__ inline void load(float (&to)[N], const float* from) {
-    static_assert(N % 4 == 0);
+    static_assert(N == 1 || N % 4 == 0);
+    if constexpr (N == 1) {
+        to[0] = *from;
+    } else {
 #pragma unroll
-    for (int i = 0; i < N; i += 4) {
-        float4 four = *reinterpret_cast<const float4*>(from + i);
-        to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+        for (int i = 0; i < N; i += 4) {
+            float4 four = *reinterpret_cast<const float4*>(from + i);
+            to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+        }
     }
 }
 template <int N>
 __device__ inline void load(float (&to)[N], const bf16* from) {
-    static_assert(N == 4 || N == 8);
-    if constexpr (N == 8) {
-        unpack(to, *reinterpret_cast<const uint4*>(from));
-    } else {
+    static_assert(N == 1 || N == 4 || N == 8);
+    if constexpr (N == 1) {
+        to[0] = to_float(*from);
+    } else if constexpr (N == 4) {
         uint2 two = *reinterpret_cast<const uint2*>(from);
         unpack_bf16(to[0], to[1], two.x);
         unpack_bf16(to[2], to[3], two.y);
+    } else {
+        unpack(to, *reinterpret_cast<const uint4*>(from));
     }
 }
 template <int N>
 __device__ inline void store(float* to, const float (&from)[N]) {
-    static_assert(N % 4 == 0);
+    static_assert(N == 1 || N % 4 == 0);
+    if constexpr (N == 1) {
+        *to = from[0];
+    } else {
 #pragma unroll
-    for (int i = 0; i < N; i += 4) *reinterpret_cast<float4*>(to + i) = {from[i], from[i + 1], from[i + 2], from[i + 3]};
+        for (int i = 0; i < N; i += 4) *reinterpret_cast<float4*>(to + i) = {from[i], from[i + 1], from[i + 2], from[i + 3]};
+    }
 }
 template <int N>
 __device__ inline void store(bf16* to, const float (&from)[N]) {
-    static_assert(N == 4 || N == 8);
-    if constexpr (N == 8) *reinterpret_cast<uint4*>(to) = pack(from);
-    else *reinterpret_cast<uint2*>(to) = {pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3])};
+    static_assert(N == 1 || N == 4 || N == 8);
+    if constexpr (N == 1) *to = to_bf16(from[0]);
+    else if constexpr (N == 4) *reinterpret_cast<uint2*>(to) = {pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3])};
+    else *reinterpret_cast<uint4*>(to) = pack(from);
 }
 
 // ------------------------------------------------------------------------------------------------------------ warps and blocks
@@ -216,6 +227,10 @@ __device__ inline float block_sum(float x, float* scratch) {
 }
 
 // ------------------------------------------------------------------------------------------------------------------------ rows
+
+/// The most threads of a block of Row's kernels: few enough for a thread to hold pieces of six tensors in registers.
+template <bool BLOCK>
+inline constexpr int ROW_THREADS = BLOCK ? 384 : 128;
 
 /// A row of C elements in the hands of a warp or, where it is long, of a whole block. Each thread holds up to VECTORS pieces of
 /// 16 bytes of it; piece i of neighbouring threads lies side by side.
@@ -256,15 +271,14 @@ template <class Body>
 void for_rows(const char* op, int64_t N, int C, Body body) {
     const int pieces = C / VECTOR;
     if (pieces <= 4 * WARP) {
-        constexpr int warps = 4;
-        Grid grid{dim3(static_cast<unsigned>(ceil_div(N, warps))), dim3(warps * WARP)};
+        Grid grid{dim3(static_cast<unsigned>(ceil_div(N, ROW_THREADS<false> / WARP))), dim3(ROW_THREADS<false>)};
         if (pieces <= WARP) body.template operator()<1, false>(grid);
         else if (pieces <= 2 * WARP) body.template operator()<2, false>(grid);
         else if (pieces <= 3 * WARP) body.template operator()<3, false>(grid);
         else body.template operator()<4, false>(grid);
         return;
     }
-    require(pieces <= 4 * 1024, op, ": C must be at most ", 4 * 1024 * VECTOR, " on this device, not ", C);
+    require(pieces <= 4 * ROW_THREADS<true>, op, ": C must be at most ", 4 * ROW_THREADS<true> * VECTOR, " on this device, not ", C);
     unsigned threads = static_cast<unsigned>(ceil_div(ceil_div(pieces, 4), WARP) * WARP);
     body.template operator()<4, true>(Grid{dim3(static_cast<unsigned>(N)), dim3(threads), WARP * sizeof(float)});
 }

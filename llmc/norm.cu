@@ -6,7 +6,8 @@
 #include "llmc/device.h"
 
 template <int VECTORS, bool BLOCK>
-__global__ void rms_norm_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, float eps) {
+__global__ void __launch_bounds__(ROW_THREADS<BLOCK>)
+rms_norm_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, float eps) {
     const Row<VECTORS, BLOCK> row(C);
     const int64_t n = row.index();
     if (n >= N) return;
@@ -34,7 +35,8 @@ __global__ void rms_norm_kernel(floatX* out, float* rstd, const floatX* x, int64
 }
 
 template <int VECTORS, bool BLOCK>
-__global__ void layer_norm_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, float eps) {
+__global__ void __launch_bounds__(ROW_THREADS<BLOCK>)
+layer_norm_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, float eps) {
     const Row<VECTORS, BLOCK> row(C);
     const int64_t n = row.index();
     if (n >= N) return;
@@ -72,7 +74,8 @@ __global__ void layer_norm_kernel(floatX* out, float* rstd, const floatX* x, int
 }
 
 template <int VECTORS, bool BLOCK>
-__global__ void norm_backward_kernel(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, bool centred, int64_t N, int C) {
+__global__ void __launch_bounds__(ROW_THREADS<BLOCK>)
+norm_backward_kernel(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, bool centred, int64_t N, int C) {
     const Row<VECTORS, BLOCK> row(C);
     const int64_t n = row.index();
     if (n >= N) return;

@@ -101,6 +101,21 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 inline bool __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline bool __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
 
+struct EmulatedMatch {
+    uint64_t mine;
+    unsigned same;
+};
+template <class T> unsigned __match_any_sync(unsigned mask, T value) {
+    EmulatedMatch match{static_cast<uint64_t>(value), 0};
+    emulated_warp(mask, &match, [](EmulatedLanes& lanes) {
+        for (void* lane : lanes)
+            for (int i = 0; lane && i < 32; i++)
+                if (lanes[i] && static_cast<EmulatedMatch*>(lanes[i])->mine == static_cast<EmulatedMatch*>(lane)->mine)
+                    static_cast<EmulatedMatch*>(lane)->same |= 1u << i;
+    }, "__match_any_sync");
+    return match.same;
+}
+
 // Fibres change only where they wait, so a plain read and write is atomic. Floats are left out: their sums depend on the order.
 template <class T> T atomicAdd(T* at, std::type_identity_t<T> value) {
     static_assert(std::is_integral_v<T>, "a sum of floats by atomics has no fixed order");
@@ -179,14 +194,14 @@ inline cudaError_t cudaFree(void* memory) { return !memory || emulated_free(memo
 inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
     if (bytes && !is_device_memory(memory)) return cudaErrorInvalidValue;
     DeviceAccess open;
-    std::memset(memory, value, bytes);
+    if (bytes) std::memset(memory, value, bytes);
     return cudaSuccess;
 }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
     if (bytes && (is_device_memory(to) != (kind != cudaMemcpyDeviceToHost) || is_device_memory(from) != (kind != cudaMemcpyHostToDevice)))
         return cudaErrorInvalidValue;
     DeviceAccess open;
-    std::memcpy(to, from, bytes);
+    if (bytes) std::memcpy(to, from, bytes);
     return cudaSuccess;
 }
 
