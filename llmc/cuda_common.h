@@ -230,7 +230,7 @@ __device__ inline float block_sum(float x, float* scratch) {
 
 /// The most threads of a block of Row's kernels: few enough for a thread to hold pieces of six tensors in registers.
 template <bool BLOCK>
-inline constexpr int ROW_THREADS = BLOCK ? 384 : 128;
+inline constexpr int ROW_BLOCK = BLOCK ? 384 : 128;
 
 /// A row of C elements in the hands of a warp or, where it is long, of a whole block. Each thread holds up to VECTORS pieces of
 /// 16 bytes of it; piece i of neighbouring threads lies side by side.
@@ -271,14 +271,14 @@ template <class Body>
 void for_rows(const char* op, int64_t N, int C, Body body) {
     const int pieces = C / VECTOR;
     if (pieces <= 4 * WARP) {
-        Grid grid{dim3(static_cast<unsigned>(ceil_div(N, ROW_THREADS<false> / WARP))), dim3(ROW_THREADS<false>)};
+        Grid grid{dim3(static_cast<unsigned>(ceil_div(N, ROW_BLOCK<false> / WARP))), dim3(ROW_BLOCK<false>)};
         if (pieces <= WARP) body.template operator()<1, false>(grid);
         else if (pieces <= 2 * WARP) body.template operator()<2, false>(grid);
         else if (pieces <= 3 * WARP) body.template operator()<3, false>(grid);
         else body.template operator()<4, false>(grid);
         return;
     }
-    require(pieces <= 4 * ROW_THREADS<true>, op, ": C must be at most ", 4 * ROW_THREADS<true> * VECTOR, " on this device, not ", C);
+    require(pieces <= 4 * ROW_BLOCK<true>, op, ": C must be at most ", 4 * ROW_BLOCK<true> * VECTOR, " on this device, not ", C);
     unsigned threads = static_cast<unsigned>(ceil_div(ceil_div(pieces, 4), WARP) * WARP);
     body.template operator()<4, true>(Grid{dim3(static_cast<unsigned>(N)), dim3(threads), WARP * sizeof(float)});
 }

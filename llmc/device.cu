@@ -65,15 +65,15 @@ static constexpr std::pair<const char*, double> BF16_PEAKS[] = {
     {"RTX 3090", 71e12}};
 
 // Fused multiply-adds of fp32 a clock on one multiprocessor.
-static double fp32_lanes(int major, int minor) { return major == 8 && minor == 0 ? 64 : 128; }
+[[maybe_unused]] static double fp32_lanes(int major, int minor) { return major == 8 && minor == 0 ? 64 : 128; }
 
-static double peak_flops(const cudaDeviceProp& p, float) {
-    return 2 * fp32_lanes(p.major, p.minor) * p.multiProcessorCount * 1e3 * device_attribute(cudaDevAttrClockRate);
+double device_peak_flops() {
+    cudaDeviceProp p = properties();
+    if constexpr (sizeof(floatX) == 4) {
+        return 2 * fp32_lanes(p.major, p.minor) * p.multiProcessorCount * 1e3 * device_attribute(cudaDevAttrClockRate);
+    } else {
+        for (auto [name, flops] : BF16_PEAKS)
+            if (std::string(p.name).find(name) != std::string::npos) return flops;
+        return 0;
+    }
 }
-static double peak_flops(const cudaDeviceProp& p, bf16) {
-    for (auto [name, flops] : BF16_PEAKS)
-        if (std::string(p.name).find(name) != std::string::npos) return flops;
-    return 0;
-}
-
-double device_peak_flops() { return peak_flops(properties(), floatX{}); }

@@ -6,7 +6,7 @@
 #include "llmc/device.h"
 
 template <int VECTORS, bool BLOCK>
-__global__ void __launch_bounds__(ROW_THREADS<BLOCK>)
+__global__ void __launch_bounds__(ROW_BLOCK<BLOCK>)
 rms_norm_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, float eps) {
     const Row<VECTORS, BLOCK> row(C);
     const int64_t n = row.index();
@@ -35,7 +35,7 @@ rms_norm_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, flo
 }
 
 template <int VECTORS, bool BLOCK>
-__global__ void __launch_bounds__(ROW_THREADS<BLOCK>)
+__global__ void __launch_bounds__(ROW_BLOCK<BLOCK>)
 layer_norm_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, float eps) {
     const Row<VECTORS, BLOCK> row(C);
     const int64_t n = row.index();
@@ -74,7 +74,7 @@ layer_norm_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, f
 }
 
 template <int VECTORS, bool BLOCK>
-__global__ void __launch_bounds__(ROW_THREADS<BLOCK>)
+__global__ void __launch_bounds__(ROW_BLOCK<BLOCK>)
 norm_backward_kernel(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, bool centred, int64_t N, int C) {
     const Row<VECTORS, BLOCK> row(C);
     const int64_t n = row.index();

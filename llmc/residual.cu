@@ -53,7 +53,7 @@ __device__ void norm_row(floatX* h, float* rstd, const Packed (&x)[VECTORS], con
 }
 
 template <int VECTORS, bool BLOCK>
-__global__ void __launch_bounds__(ROW_THREADS<BLOCK>)
+__global__ void __launch_bounds__(ROW_BLOCK<BLOCK>)
 add_norm_forward_kernel(floatX* h, float* rstd, floatX* x, const floatX* branch, float scale, int64_t N, int C, float eps) {
     const Row<VECTORS, BLOCK> row(C);
     const int64_t n = row.index();
@@ -78,7 +78,7 @@ add_norm_forward_kernel(floatX* h, float* rstd, floatX* x, const floatX* branch,
 }
 
 template <int VECTORS, bool BLOCK>
-__global__ void __launch_bounds__(ROW_THREADS<BLOCK>)
+__global__ void __launch_bounds__(ROW_BLOCK<BLOCK>)
 mix_norm_forward_kernel(floatX* h, float* rstd, floatX* prev, floatX* x, const floatX* branch, const floatX* x0,
                                         const float* resid, const float* skip, int64_t N, int C, float eps) {
     const Row<VECTORS, BLOCK> row(C);
@@ -143,7 +143,7 @@ __device__ void add_norm_gradient(float (&g)[VECTOR], const Packed (&dx)[VECTORS
 }
 
 template <int VECTORS, bool BLOCK>
-__global__ void __launch_bounds__(ROW_THREADS<BLOCK>)
+__global__ void __launch_bounds__(ROW_BLOCK<BLOCK>)
 add_norm_backward_kernel(floatX* dx, floatX* dbranch, const floatX* dh, const floatX* h, const float* rstd, float scale, int64_t N, int C) {
     const Row<VECTORS, BLOCK> row(C);
     const int64_t n = row.index();
@@ -174,7 +174,7 @@ add_norm_backward_kernel(floatX* dx, floatX* dbranch, const floatX* dh, const fl
 
 /// row_sums (2, N): each row's share of dresid and of dskip.
 template <int VECTORS, bool BLOCK>
-__global__ void __launch_bounds__(ROW_THREADS<BLOCK>)
+__global__ void __launch_bounds__(ROW_BLOCK<BLOCK>)
 mix_norm_backward_kernel(floatX* dx, floatX* dx0, float* row_sums, const floatX* dh, const floatX* h, const float* rstd,
                                          const floatX* prev, const floatX* x0, const float* resid, const float* skip, int64_t N, int C) {
     const Row<VECTORS, BLOCK> row(C);
