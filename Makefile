@@ -16,7 +16,7 @@ LDLIBS := -ldnnl -lpcre2-8 -pthread
 export THIRD_PARTY
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
-PROGRAMS := train_gpt grow stack convert tokenize
+PROGRAMS := train_gpt grow stack convert data/tokenize
 LIBRARY := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard llmc/*.cpp))
 TESTS := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard test/*.cpp))
 # Suites that work with files and programs: once, whichever precision these are built for.
@@ -28,7 +28,7 @@ SUITES_OF_PROGRAMS := $(subst $(space),$(comma),$(RUN_PROGRAMS:%=*test/%.cpp))
 
 .PHONY: all run test bench help parts packages tests_bf16 tests_fp32 clean FORCE
 
-all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert ./tokenize (PRECISION=bf16|fp32, THIRD_PARTY=dir of headers)
+all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert data/tokenize (PRECISION=bf16|fp32, THIRD_PARTY=dir of headers)
 
 run: packages  ## install what is missing, build, and do the main job: text, train, grow, train, stack, measure (SMOKE=1: in 30 seconds)
 	@$(MAKE) --no-print-directory -j2 all
@@ -59,12 +59,12 @@ parts:
 
 # A program lies with its objects; the name at the top points to the one that was asked for last.
 $(PROGRAMS): %: $(BUILD)/% FORCE
-	@ln -sfn $< $@
+	@ln -srfn $< $@
 $(BUILD)/train_gpt: $(BUILD)/train_gpt.o
 $(BUILD)/grow: $(BUILD)/grow.o
 $(BUILD)/stack: $(BUILD)/stack.o
 $(BUILD)/convert: $(BUILD)/dev/convert.o
-$(BUILD)/tokenize: $(BUILD)/data/tokenize.o
+$(BUILD)/data/tokenize: $(BUILD)/data/tokenize.o
 $(BUILD)/bench: $(BUILD)/dev/bench.o
 $(BUILD)/report: $(BUILD)/dev/report.o
 $(BUILD)/tests: $(TESTS)

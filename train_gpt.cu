@@ -13,13 +13,14 @@
 #include <fstream>
 #include <memory>
 #include <optional>
-#include <thread>
+#include <set>
 #include "llmc/build.h"
 #include "llmc/checkpoint.h"
 #include "llmc/dataloader.h"
 #include "llmc/device.h"
 #include "llmc/flags.h"
 #include "llmc/gpt.h"
+#include "llmc/json.h"
 #include "llmc/log.h"
 #include "llmc/optimizer.h"
 #include "llmc/plan.h"
@@ -148,8 +149,8 @@ static void declare(Flags& flags, Settings& s) {
     flags.at_least("--keep", s.keep, int64_t{0}, K::run, run, "keeps only the last n checkpoints; 0: all (0)");
     flags.at_least("--eval-every", s.eval_every, int64_t{0}, K::run, run, "steps between evaluations; also at start and end (250)");
     flags.at_least("--eval-tokens", s.eval_tokens, int64_t{1}, K::run, run, "tokens of an evaluation, at most one pass (10485760)");
-    flags.at_least("--sample-every", s.sample_every, int64_t{0}, K::run, run, "steps between samples of text; also at the end (0)");
-    flags.text("--sample", s.sample, K::run, run, "beginning of the samples; without --data: print one and exit");
+    flags.at_least("--sample-every", s.sample_every, int64_t{0}, K::run, run, "steps between samples of text; also at the end (0; with --sample: only at the end)");
+    flags.text("--sample", s.sample, K::run, run, "beginning of the samples; without --data: print one and exit", true);
     flags.number("--sample-tokens", s.sample_tokens, 1, 1 << 24, K::run, run, "length of a sample (128)");
     flags.number("--temperature", s.temperature, 0.0, 1e6, K::run, run, "of sampling; 0 takes the likeliest token (0.8)");
     flags.number("--top-k", s.top_k, 0, 65536, K::run, run, "sample among the k likeliest tokens; 0: among all (50)");
@@ -316,7 +317,7 @@ struct MemoryPlan {
         Optimizer optimizer(model);
         for (const Arena* arena : model.arenas()) parts.emplace_back(arena->name(), arena->bytes());
         for (const Arena* arena : optimizer.arenas()) parts.emplace_back(arena->name(), arena->bytes());
-        if (!s.sample.empty() || s.sample_every > 0)
+        if (s.sample_every > 0)
             parts.emplace_back("key/value cache", size_t{2} * config.n_layer * config.seq_len * config.kv_width() * sizeof(floatX));
         // The program and its libraries as they stand, and what oneDNN compiles and the loader reads ahead (measured: LOG.md).
         const size_t libraries = size_t{16} << 20;
@@ -387,7 +388,7 @@ static fs::path log_path(const std::string& folder) { return fs::path(folder) / 
 static void prepare_folder(const Settings& s) {
     require(!s.out.empty(), "--out is missing: the folder for checkpoints and log");
     std::error_code error;
-    bool continues = !s.resume.empty() && fs::equivalent(fs::absolute(s.resume).parent_path(), s.out, error) && !error;
+    bool continues = !s.resume.empty() && fs::equivalent(fs::canonical(s.resume).parent_path(), s.out, error) && !error;
     bool holds_run = !checkpoints_in(s.out).empty() || fs::exists(log_path(s.out));
     require(!s.overwrite || !continues, "--overwrite would remove the run that --resume continues; leave one of them out");
     require(!holds_run || s.overwrite || continues, s.out,
@@ -431,22 +432,30 @@ public:
 
 private:
     void open_parent();
+    void open_embedding();
     void find_tokenizer();
     void print_start();
     void build_model(Mode mode);
     void load_weights(const Checkpoint& checkpoint);
     void take_embedding();
     void resume_state();
+    void warn_of_shared_shards() const;
     void start_data();
     int evaluate_only();
     int sample_only();
     int train();
     bool step_once();
     void diagnose(double loss, double norm, const json& place);
+    void require_finite_weights();
+    std::string last_checkpoint() const;
     void save();
+    void save_once();
+    template <class Work>
+    void saved_if_it_fails(const json& place, Work work);
     Evaluation evaluate(DataLoader& loader);
     void report_evaluation();
     double sample();
+    void report_sample();
     bool due(int64_t every) const { return every > 0 && (step % every == 0 || step == plan.steps); }
 
     Settings& s;
@@ -470,6 +479,7 @@ private:
     ProgressBar bar;
 
     int64_t step = 0, tokens = 0;   // updates done, tokens seen in them
+    int64_t saved_at = -1;          // step of this call's last checkpoint
     double flops = 0;               // spent on them
     double smooth = 0;              // running mean of the last micro-batch's loss, not yet debiased
     double peak_flops = 0;
@@ -502,21 +512,32 @@ void Run::open_parent() {
 
     require(parent->can_resume(), path,
             ": holds no state of a training (it was grown, stacked or converted): start from its weights with --init");
-    const json& training = parent->header["training"];
+    const std::string where = path + ": training";
+    const json& training = json_object(parent->header["training"], where);
     std::vector<std::string> given_instead;   // one horizon replaces another, one warmdown the other
     if (!flags.first_given({"--steps", "--total-flops", "--param-data-ratio"}).empty())
         given_instead = {"--steps", "--total-flops", "--param-data-ratio"};
     if (!flags.first_given({"--warmdown-ratio", "--warmdown-steps"}).empty())
         given_instead.insert(given_instead.end(), {"--warmdown-ratio", "--warmdown-steps"});
-    for (const std::string& change : flags.restore(FlagKind::training, training["flags"], given_instead))
+    for (const std::string& change : flags.restore(FlagKind::training, json_member(training, "flags", where), given_instead))
         warn("--resume goes on with another setting: ", change);
-    frozen_embedding = training["frozen_embedding"];
-    require(s.embeddings_from.empty(), "--embeddings-from is for the start of a run; --resume keeps a frozen embedding frozen");
-    if (training["precision"] != PRECISION_NAME)
-        warn("the run was trained in ", training["precision"].get<std::string>(), ", this program is built for ", PRECISION_NAME,
-             ": not bit for bit the same");
-    if (training["device"] != device_name())
-        warn("the run was trained on ", training["device"], ", this is ", device_name(), ": it may not be bit for bit the same");
+    frozen_embedding = json_bool(json_member(training, "frozen_embedding", where), where + ": frozen_embedding");
+    const std::string& precision = json_string(json_member(training, "precision", where), where + ": precision");
+    const std::string& device = json_string(json_member(training, "device", where), where + ": device");
+    if (precision != PRECISION_NAME)
+        warn("the run was trained in ", precision, ", this program is built for ", PRECISION_NAME, ": not bit for bit the same");
+    if (device != device_name())
+        warn("the run was trained on ", device, ", this is ", device_name(), ": it may not be bit for bit the same");
+}
+
+/// --embeddings-from. A run that is resumed has its frozen embedding already; the flag may say again which.
+void Run::open_embedding() {
+    if (s.embeddings_from.empty()) return;
+    embedding = open_checkpoint(s.embeddings_from);
+    bool again = frozen_embedding && embedding->at("wte").xxh3 == parent->at("wte").xxh3;
+    require(s.resume.empty() || again, s.embeddings_from, ": --resume goes on with the embedding of the run, which is ",
+            frozen_embedding ? "another one" : "not frozen", "; leave --embeddings-from out");
+    frozen_embedding = true;
 }
 
 /// The one that was named, else the one beside the shards, else the checkpoint's.
@@ -579,14 +600,31 @@ void Run::take_embedding() {
 }
 
 void Run::resume_state() {
-    for (const Optimizer::State& state : optimizer->states()) read_to_device(*parent, state.name, state.values);
+    for (const Optimizer::State& state : optimizer->states()) {
+        require(parent->at(state.name).shape == state.shape, parent->path, ": ", state.name, " has another shape than its optimizer's ",
+                json(state.shape), ": it is the state of another training; start from the weights with --init");
+        read_to_device(*parent, state.name, state.values);
+    }
     const json& progress = parent->header["progress"];
     const json& training = parent->header["training"];
+    const std::string where = parent->path + ": training";
     step = progress["step"];
     tokens = progress["tokens"];
     flops = progress["flops"];
-    smooth = training["smooth"];
-    sampler->restore(training["sampler"]);
+    smooth = json_number(json_member(training, "smooth", where), where + ": smooth");
+    const json& drawn = json_member(training, "sampler", where);
+    require(drawn.is_number_unsigned(), where, ": sampler is ", drawn, ", but must be a whole number");
+    sampler->restore(drawn);
+}
+
+/// Training and evaluating on the same file is allowed.
+void Run::warn_of_shared_shards() const {
+    if (!val) return;
+    std::set<fs::path> trained;
+    for (const std::string& path : data->paths()) trained.insert(fs::canonical(path));
+    for (const std::string& path : val->paths())
+        if (trained.contains(fs::canonical(path)))
+            return warn("--val-data shares ", path, " with --data: its loss will not tell of new text");
 }
 
 void Run::start_data() {
@@ -608,8 +646,7 @@ void Run::start_data() {
         options.bos = tokenizer->bos();
         data = std::make_unique<DataLoader>(options);
     }
-    if (val && val->fingerprint() == data->fingerprint())
-        warn("--data and --val-data are the same tokens: val loss will not tell of new text");
+    warn_of_shared_shards();
     if (!parent || !parent->header.contains("data")) return;
     try {
         data->restore(parent->header["data"]);
@@ -736,7 +773,25 @@ double Run::sample() {
     return std::max(drawn, 1) / seconds;
 }
 
+void Run::report_sample() {
+    bar.clear();
+    std::cout << "sample at step " << step << ": ";
+    sample();
+}
+
 // ------------------------------------------------------------------------------------------------- training
+
+/// Work that can fail by its data (a bad token, a shard cut short meanwhile): what was trained is kept, with `place` in the data.
+template <class Work>
+void Run::saved_if_it_fails(const json& place, Work work) {
+    try {
+        work();
+    } catch (const std::invalid_argument&) {
+        data->restore(place);
+        if (step > 0) save_once();
+        throw;
+    }
+}
 
 /// One update. False when it was asked to stop in the middle: the weights are those of before, and so is the data's position.
 bool Run::step_once() {
@@ -751,18 +806,14 @@ bool Run::step_once() {
             data->restore(place);
             return false;
         }
-        try {
+        const int* loop_targets = targets.data();
+        saved_if_it_fails(place, [&] {
             data->next(inputs.data(), targets.data());
-        } catch (const std::invalid_argument&) {   // a bad token, a shard cut short: what was trained is kept
-            data->restore(place);
-            if (step > 0) save();
-            throw;
-        }
+            if (loops && s.coconut_targets == "next") loop_targets = data->peek_targets();
+        });
         last = model->train_micro_batch(inputs.data(), targets.data(), share);
         loss += last * share;
-        if (!loops) continue;
-        const int* loop_targets = s.coconut_targets == "next" ? data->peek_targets() : targets.data();
-        loop_loss += model->train_micro_batch(inputs.data(), loop_targets, share, true) * share;
+        if (loops) loop_loss += model->train_micro_batch(inputs.data(), loop_targets, share, true) * share;
     }
     double norm = model->gradient_norm();
     if (!std::isfinite(loss + loop_loss + norm)) diagnose(loss + loop_loss, norm, place);
@@ -815,14 +866,28 @@ void Run::diagnose(double loss, double norm, const json& place) {
         data->next(inputs.data(), targets.data());
         found = model->find_nonfinite(inputs.data(), targets.data(), loops);
     }
-    std::vector<fs::path> saved = checkpoints_in(s.out);
     log->write({{"event", "nonfinite"}, {"step", step + 1}, {"found", found}});
     fail("step ", step + 1, ": loss is ", loss, ", gradient norm ", norm, ": first NaN or Inf in ",
          found.empty() ? "no tensor, only in their sum of squares" : found,
-         "; lower the learning rates; last good checkpoint: ", saved.empty() ? "none was saved yet" : saved.back().string());
+         "; lower the learning rates; last good checkpoint: ", last_checkpoint());
+}
+
+/// A checkpoint with NaN or Inf in it would take the place of a good one.
+void Run::require_finite_weights() {
+    for (const Tensor& tensor : model->tensors)
+        require(first_nonfinite(model->master(tensor), tensor.numel, nullptr) < 0, "step ", step, ": its update made NaN or Inf of the weights ",
+                tensor.name, tensor.layer < 0 ? "" : concat(" (layer ", tensor.layer, ")"),
+                "; lower the learning rates; last good checkpoint: ", last_checkpoint());
+}
+
+/// The newest one of the folder, as a path.
+std::string Run::last_checkpoint() const {
+    std::vector<fs::path> saved = checkpoints_in(s.out);
+    return saved.empty() ? "none was saved yet" : saved.back().string();
 }
 
 void Run::save() {
+    require_finite_weights();
     json header{{"config", to_json(config)},
                 {"progress", {{"step", step}, {"tokens", tokens}, {"flops", flops}}},
                 {"training",
@@ -848,6 +913,7 @@ void Run::save() {
     std::string path = (fs::path(s.out) / checkpoint_name(step)).string();
     write_checkpoint(path, header, sources);
     bar.clear();
+    saved_at = step;
     std::cout << "saved " << path << std::endl;
     log->write({{"event", "save"}, {"step", step}, {"path", path}});
     if (s.keep == 0) return;
@@ -856,27 +922,23 @@ void Run::save() {
     for (auto old = all.begin(); newest - old >= s.keep; ++old) fs::remove(*old);
 }
 
+void Run::save_once() {
+    if (saved_at != step) save();
+}
+
 int Run::train() {
-    std::signal(SIGINT, ask_to_stop);
-    std::signal(SIGTERM, ask_to_stop);
+    for (int signal : {SIGINT, SIGTERM, SIGPIPE}) std::signal(signal, ask_to_stop);   // SIGPIPE: nobody reads stdout any more
     inputs.resize(static_cast<size_t>(s.device_batch) * config.seq_len);
     targets.resize(inputs.size());
     std::printf("peak of matrix products: %.1f GFLOP/s\n", peak_flops * 1e-9);
-    int64_t saved_at = -1;
-    auto save_once = [&] {
-        if (saved_at != step) save();
-        saved_at = step;
-    };
     if (s.resume.empty() && s.eval_every > 0 && val) report_evaluation();
     while (step < plan.steps && !stop_asked) {
         if (!step_once()) break;
         if (due(s.save_every) || step == plan.steps) save_once();
-        if (due(s.eval_every) && val) report_evaluation();
-        if (tokenizer && due(s.sample_every)) {
-            bar.clear();
-            std::cout << "sample at step " << step << ": ";
-            sample();
-        }
+        saved_if_it_fails(data->position(), [&] {
+            if (due(s.eval_every) && val) report_evaluation();
+            if (due(s.sample_every)) report_sample();
+        });
     }
     bar.clear();
     if (step < plan.steps) {
@@ -914,16 +976,15 @@ int Run::sample_only() {
 }
 
 int Run::main() {
+    require(!s.plan || !s.eval, "--plan and --eval each do nothing else: give one of them");
     open_parent();
     config = resolve_model(s, flags, parent);
     if (s.eval) return evaluate_only();
     if (!s.plan && s.data.empty() && flags.given("--sample")) return sample_only();
-    if (!s.embeddings_from.empty()) {
-        embedding = open_checkpoint(s.embeddings_from);
-        frozen_embedding = true;
-    }
+    open_embedding();
     plan = resolve_plan(s, config);
     schedule = make_schedule(s, plan);
+    if (flags.given("--sample") && !flags.given("--sample-every")) s.sample_every = plan.steps;
     if (s.plan) {
         print_plan(config, plan, MemoryPlan(config, s, frozen_embedding));
         return 0;
@@ -934,12 +995,11 @@ int Run::main() {
     }
 
     require(!s.data.empty(), "--data is missing: the shards to train on (or --plan, --eval, --sample)");
-    if (s.out.empty() && !s.resume.empty()) s.out = fs::absolute(s.resume).parent_path().string();
+    if (s.out.empty() && !s.resume.empty()) s.out = fs::canonical(s.resume).parent_path().string();
     start_data();
-    bool samples = s.sample_every > 0 || (flags.given("--sample") && !flags.given("--sample-every"));
+    const bool samples = s.sample_every > 0;
     require(!samples || tokenizer,
             "samples need a tokenizer: none lies beside the shards or in the checkpoint; give --tokenizer, or --sample-every 0");
-    if (samples && s.sample_every == 0) s.sample_every = plan.steps;
     prepare_folder(s);
     print_start();
 
@@ -959,7 +1019,6 @@ int Run::main() {
     log = std::make_unique<Log>(log_path(s.out).string());
     json all = flags.values(FlagKind::model);
     for (FlagKind kind : {FlagKind::training, FlagKind::run}) all.update(flags.values(kind));
-    if (!s.resume.empty()) log->write({{"event", "resume"}, {"step", step}});
     log->write({{"event", "start"},
                 {"argv", arguments},
                 {"flags", all},
@@ -968,6 +1027,7 @@ int Run::main() {
                 {"build", {{"commit", build_commit()}, {"precision", PRECISION_NAME}}},
                 {"steps", plan.steps},
                 {"flops_per_token", flops_per_token(config)}});
+    if (!s.resume.empty()) log->write({{"event", "resume"}, {"step", step}, {"from", s.resume}});
     return train();
 }
 

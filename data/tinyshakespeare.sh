@@ -20,4 +20,4 @@ download "$base/input.txt" "$dir/input.txt" check_text
 # The last tenth, from the start of a speech, is for validation.
 head -n 35527 "$dir/input.txt" >"$dir/train.txt"
 tail -n +35528 "$dir/input.txt" >"$dir/val.txt"
-echo "next: ./tokenize $dir/train.txt --val $dir/val.txt --train-tokenizer 1024 --out $dir"
+echo "next: data/tokenize $dir/train.txt --val $dir/val.txt --train-tokenizer 1024 --out $dir"

@@ -1,4 +1,4 @@
-// Text to shards of tokens: ./tokenize FILE_OR_FOLDER... --out DIR --train-tokenizer 4096
+// Text to shards of tokens: data/tokenize FILE_OR_FOLDER... --out DIR --train-tokenizer 4096
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -318,7 +318,7 @@ int main(int argc, char** argv) {
             std::cout << app.help();
             return 0;
         } catch (const CLI::ParseError& error) {
-            fail(error.what(), "; see ./tokenize --help");
+            fail(error.what(), "; see data/tokenize --help");
         }
         require((train->count() > 0) != (given->count() > 0), "give one of --train-tokenizer and --tokenizer");
         require(!o.out.empty(), "--out is empty");

@@ -67,16 +67,18 @@ static void require_tensors(const Safetensors& file, const std::vector<Tensor>& 
             misshapen.empty() ? "" : "; of another shape: " + names_of(misshapen));
 }
 
-/// Weights in table order, then the rest as it lies in the file.
+/// In a checkpoint's order, whatever the file's: weights, the state of each weight, the tokenizer.
 static std::vector<TensorSource> sources_of(const Safetensors& file, const std::vector<Tensor>& weights) {
+    std::map<std::string, const SafetensorsEntry*> entries;
+    for (const SafetensorsEntry& entry : file.tensors) entries[entry.name] = &entry;
     std::vector<TensorSource> sources;
-    std::set<std::string> done;
+    for (const Tensor& weight : weights) sources.push_back(source_of(file, *entries.at(weight.name)));
     for (const Tensor& weight : weights) {
-        sources.push_back(source_of(file, *file.find(weight.name)));
-        done.insert(weight.name);
+        std::string prefix = weight.name + "/";
+        for (auto state = entries.lower_bound(prefix); state != entries.end() && state->first.starts_with(prefix); state++)
+            sources.push_back(source_of(file, *state->second));
     }
-    for (const SafetensorsEntry& entry : file.tensors)
-        if (!done.contains(entry.name)) sources.push_back(source_of(file, entry));
+    if (entries.contains("tokenizer")) sources.push_back(source_of(file, *entries.at("tokenizer")));
     return sources;
 }
 

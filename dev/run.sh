@@ -2,7 +2,6 @@
 # dev/run.sh: the main job (make run). Text to tokens; a shallow model, grown and trained on; the same depth from scratch with the
 # same FLOPs; two models on one embedding, stacked; a table, a sample, the curves. SMOKE=1: the same path in seconds.
 set -eu
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-active}
 out=out/run
 python=/usr/bin/python3   # the one that Debian's matplotlib is installed for
 [ -x "$python" ] || python=python3
@@ -18,7 +17,7 @@ part() { awk "BEGIN { printf \"%.6e\", $flops * $1 }"; }
 rm -rf "$out"
 mkdir -p "$out"
 say "the default corpus: C and C++ headers, a tokenizer of 4096, shards"
-data/default_corpus.sh corpus --shard-tokens 100000 --overwrite
+data/default_corpus.sh corpus --shard-tokens 20481 --overwrite
 data=(--data 'corpus/train_*.bin' --val-data corpus/val_000000.bin --eval-every "$every" --eval-tokens "$eval_tokens")
 shape=(--width "$width" --seq-len "$seq" --vocab-size 4096 --batch-tokens "$batch" --device-batch "$rows")
 # The scaling rules are off: at this size the recipe's own rates do best (dev/LOG.md).

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <omp.h>
+#include <type_traits>
 #include <vector>
 #include "llmc/error.h"
 #include "llmc/matmul_tile.h"
@@ -25,35 +26,43 @@ static void require_dims(const char* op, int B, int T, int H, int HK, int D, int
 // What one thread works on.
 struct Workspace {
     float *scores, *dscores;        // (QUERIES, KEYS)
-    floatX *p, *ds;                 // (QUERIES, KEYS) the softmax and the gradient of the scores, as inputs of products
-    float *out;                     // (QUERIES, D)    y, or dq in the backward pass
+    floatX *p, *ds;                 // (QUERIES, KEYS) the softmax and the gradient of the scores, as products read them
+    float* out;                     // (QUERIES, D)    y, or dq in the backward pass
     float *dk, *dv;                 // (T, D)
 };
 
-static size_t aligned(size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+// Cuts memory into a workspace; returns its size.
+static size_t cut(Workspace& w, char* memory, int T, int D) {
+    size_t size = 0;
+    auto take = [&](auto*& pointer, size_t count) {
+        pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + size);
+        size += (count * sizeof *pointer + 4095) / 4096 * 4096;
+    };
+    take(w.scores, QUERIES * KEYS);
+    take(w.dscores, QUERIES * KEYS);
+    take(w.p, QUERIES * KEYS);
+    take(w.ds, QUERIES * KEYS);
+    take(w.out, static_cast<size_t>(QUERIES) * D);
+    take(w.dk, static_cast<size_t>(T) * D);
+    take(w.dv, static_cast<size_t>(T) * D);
+    return size;
+}
 
-// Cuts the thread's share of `scratch` into a workspace; returns its size.
-static size_t workspace_bytes(int T, int D, void* scratch, Workspace* w) {
-    size_t at = static_cast<size_t>(omp_get_thread_num()), size = 0;
-    const size_t tile = aligned(QUERIES * KEYS * sizeof(float)), ptile = aligned(QUERIES * KEYS * sizeof(floatX));
-    const size_t out = aligned(QUERIES * D * sizeof(float)), keys = aligned(static_cast<size_t>(T) * D * sizeof(float));
-    const size_t total = 2 * tile + 2 * ptile + out + 2 * keys;
-    if (!w) return total;
-    char* base = static_cast<char*>(scratch) + at * total;
-    auto take = [&](size_t bytes) { size += bytes; return base + size - bytes; };
-    w->scores = reinterpret_cast<float*>(take(tile));
-    w->dscores = reinterpret_cast<float*>(take(tile));
-    w->p = reinterpret_cast<floatX*>(take(ptile));
-    w->ds = reinterpret_cast<floatX*>(take(ptile));
-    w->out = reinterpret_cast<float*>(take(out));
-    w->dk = reinterpret_cast<float*>(take(keys));
-    w->dv = reinterpret_cast<float*>(take(keys));
-    return total;
+static size_t workspace_bytes(int T, int D) {
+    Workspace w;
+    return cut(w, nullptr, T, D);
+}
+
+// The calling thread's own part of the scratch.
+static Workspace workspace(void* scratch, int T, int D) {
+    Workspace w;
+    cut(w, static_cast<char*>(scratch) + omp_get_thread_num() * workspace_bytes(T, D), T, D);
+    return w;
 }
 
 size_t attention_scratch(int B, int T, int H, int HK, int D) {
     require_dims("attention_scratch", B, T, H, HK, D, 0);
-    return omp_get_max_threads() * workspace_bytes(T, D, nullptr, nullptr);
+    return omp_get_max_threads() * workspace_bytes(T, D);
 }
 
 // Columns of a tile, in whole vectors.
@@ -91,6 +100,27 @@ static float exponentials(floatX* p, const float* x, float scale, float shift, C
     return sum;
 }
 
+// p = exp(scale * x - lse), ds = p * (dp - delta) * scale in the columns seen, 0 in the others of n
+static void softmax_gradient(floatX* p, floatX* ds, const float* x, const float* dp, float scale, float lse, float delta, Columns s, int n) {
+    std::fill(p, p + s.begin, to_floatX(0));
+    std::fill(ds, ds + s.begin, to_floatX(0));
+#pragma omp simd
+    for (int j = s.begin; j < s.end; j++) {
+        float e = expf(scale * x[j] - lse);
+        p[j] = to_floatX(e);
+        ds[j] = to_floatX(e * (dp[j] - delta) * scale);
+    }
+    std::fill(p + s.end, p + n, to_floatX(0));
+    std::fill(ds + s.end, ds + n, to_floatX(0));
+}
+
+static float dot(const floatX* a, const floatX* b, int D) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int d = 0; d < D; d++) sum += to_float(a[d]) * to_float(b[d]);
+    return sum;
+}
+
 void attention_forward(floatX* y, float* lse, void* scratch, const floatX* qkv, int B, int T, int H, int HK, int D, int window,
                        Stream) {
     require_dims("attention_forward", B, T, H, HK, D, window);
@@ -102,8 +132,7 @@ void attention_forward(floatX* y, float* lse, void* scratch, const floatX* qkv, 
     for (int b = 0; b < B; b++)
     for (int h = 0; h < H; h++)
     for (int tile = 0; tile < tiles; tile++) {
-        Workspace w;
-        workspace_bytes(T, D, scratch, &w);
+        const Workspace w = workspace(scratch, T, D);
         const int q0 = tile * QUERIES, rows = std::min(QUERIES, T - q0), g = h / (H / HK);
         const floatX* q = qkv + (static_cast<int64_t>(b) * T + q0) * width + h * D;
         const floatX* k = qkv + static_cast<int64_t>(b) * T * width + (H + g) * D;
@@ -151,8 +180,7 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int b = 0; b < B; b++)
     for (int g = 0; g < HK; g++) {
-        Workspace w;
-        workspace_bytes(T, D, scratch, &w);
+        const Workspace w = workspace(scratch, T, D);
         const int64_t at = static_cast<int64_t>(b) * T * width + (H + g) * D;
         const floatX *k = qkv + at, *v = k + HK * D;
         std::fill(w.dk, w.dk + static_cast<int64_t>(T) * D, 0.0f);
@@ -166,13 +194,8 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
             const floatX *dout = dy + token * C + h * D, *out = y + token * C + h * D;
             const float* row_lse = lse + (static_cast<int64_t>(b) * H + h) * T + q0;
 
-            float delta[QUERIES];                               // dy . y = sum_s p dp, the softmax's own gradient
-            for (int r = 0; r < rows; r++) {
-                float dot = 0;
-#pragma omp simd reduction(+ : dot)
-                for (int d = 0; d < D; d++) dot += to_float(dout[r * C + d]) * to_float(out[r * C + d]);
-                delta[r] = dot;
-            }
+            float delta[QUERIES];                               // sum_s p dp, which is dy . y
+            for (int r = 0; r < rows; r++) delta[r] = dot(dout + r * C, out + r * C, D);
 
             const int first = q0 - std::min(q0, window), last = q0 + rows;
             for (int k0 = first; k0 < last; k0 += KEYS) {
@@ -183,20 +206,8 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
                 multiply(w.scores, q, k + k0 * width, against_keys);
                 multiply(w.dscores, dout, v + k0 * width, against_values);
                 for (int r = 0; r < rows; r++) {
-                    float* score = w.scores + r * n;
-                    const Columns s = mask(score, q0 + r, window, k0, n);
-                    floatX *p = w.p + r * n, *ds = w.ds + r * n;
-                    const float *dp = w.dscores + r * n, shift = row_lse[r], dot = delta[r];
-                    std::fill(p, p + s.begin, to_floatX(0));
-                    std::fill(ds, ds + s.begin, to_floatX(0));
-#pragma omp simd
-                    for (int j = s.begin; j < s.end; j++) {
-                        float e = expf(scale * score[j] - shift);
-                        p[j] = to_floatX(e);
-                        ds[j] = to_floatX(e * (dp[j] - dot) * scale);
-                    }
-                    std::fill(p + s.end, p + n, to_floatX(0));
-                    std::fill(ds + s.end, ds + n, to_floatX(0));
+                    const Columns columns = mask(w.scores + r * n, q0 + r, window, k0, n);
+                    softmax_gradient(w.p + r * n, w.ds + r * n, w.scores + r * n, w.dscores + r * n, scale, row_lse[r], delta[r], columns, n);
                 }
                 multiply(w.dv + k0 * D, w.p, dout, {.M = n, .N = D, .K = rows, .lda = n, .ldb = C, .ldout = D, .transpose_a = true, .beta = 1});
                 multiply(w.dk + k0 * D, w.ds, q, {.M = n, .N = D, .K = rows, .lda = n, .ldb = width, .ldout = D, .transpose_a = true, .beta = 1});
@@ -238,12 +249,9 @@ void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* q
         const floatX* q = qkv + t * width + h * D;
         float m = -INFINITY, sum = 0;
         for (int s = first; s <= last; s++) {
-            const floatX* k = kcache + s * CK + g * D;
-            float dot = 0;
-#pragma omp simd reduction(+ : dot)
-            for (int d = 0; d < D; d++) dot += to_float(q[d]) * to_float(k[d]);
-            p[s - first] = dot * scale;
-            m = std::max(m, dot * scale);
+            float score = dot(q, kcache + s * CK + g * D, D) * scale;
+            p[s - first] = score;
+            m = std::max(m, score);
         }
         std::fill(out, out + D, 0.0f);
         for (int s = first; s <= last; s++) {

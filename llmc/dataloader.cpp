@@ -116,7 +116,7 @@ private:
             return {shard, start, place.token - start};
         }
         fail("no shard of '", options.pattern, "' holds the token ", options.bos, " that begins a document, which rows of --packing ",
-             name_of(options.packing), " start with; use --packing stream, or make the shards again with ./tokenize");
+             name_of(options.packing), " start with; use --packing stream, or make the shards again with data/tokenize");
     }
 
     /// Position of the first bos at `from` or after it; the number of tokens when there is none.
@@ -193,7 +193,7 @@ static std::vector<std::string> matching_paths(const std::string& pattern) {
     globfree(&found);
     std::sort(paths.begin(), paths.end());
     require(!paths.empty(), "no file matches '", pattern, "'; give the path of a shard, or a pattern in quotes like 'corpus/train_*.bin' ",
-            "(text becomes shards by ./tokenize)");
+            "(text becomes shards by data/tokenize)");
     return paths;
 }
 
@@ -246,6 +246,12 @@ int64_t DataLoader::total_tokens() const {
 
 int DataLoader::shards() const { return static_cast<int>(files.size()); }
 std::string DataLoader::first_shard() const { return files.front().path; }
+
+std::vector<std::string> DataLoader::paths() const {
+    std::vector<std::string> paths;
+    for (const Shard& shard : files) paths.push_back(shard.path);
+    return paths;
+}
 
 std::string DataLoader::fingerprint() const {
     std::ostringstream text, digits;

@@ -70,7 +70,8 @@ public:
 
     int64_t total_tokens() const;                        ///< of all shards
     int shards() const;
-    std::string first_shard() const;                     ///< path of the first shard in sorted order
+    std::vector<std::string> paths() const;              ///< of the shards, sorted
+    std::string first_shard() const;                     ///< path of the first of them
     std::string fingerprint() const;                     ///< of the data: 16 digits that stand for every shard's file name and count
 
     /// Micro-batches (of one process) in one pass over the data, 1 at least. For bos_bestfit: those that are packed from no more

@@ -1,6 +1,7 @@
 // One table of flags: it drives the parser, the help, the start-up table, the log's header and what a checkpoint keeps.
 #pragma once
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -31,8 +32,12 @@ public:
     void at_least(const std::string& flag, Number& value, Number low, FlagKind kind, const std::string& group, const std::string& help) {
         number(flag, value, low, std::numeric_limits<Number>::max(), kind, group, help);
     }
-    void text(const std::string& flag, std::string& value, FlagKind kind, const std::string& group, const std::string& help) {
+    void text(const std::string& flag, std::string& value, FlagKind kind, const std::string& group, const std::string& help,
+              bool may_be_empty = false) {
         add(flag, value, kind, group, help);
+        checks.push_back([this, flag, &value, may_be_empty] {
+            require(!given(flag) || !value.empty() || may_be_empty, flag, " is empty; give a value, or leave it out");
+        });
     }
     void choice(const std::string& flag, std::string& value, const std::vector<std::string>& choices, FlagKind kind, const std::string& group,
                 const std::string& help) {
@@ -86,7 +91,7 @@ public:
             if (entry.kind != kind || !json.contains(key)) continue;
             if (entry.option->count() == 0) {
                 bool wanted = std::find(except.begin(), except.end(), entry.flag) == except.end();
-                if (wanted && !json[key].is_null()) entry.set(json[key]);
+                if (wanted && !json[key].is_null()) set(entry, json[key]);
             } else if (entry.get() != json[key]) {
                 differing.push_back(concat(entry.flag, " ", json[key].dump(), " -> ", entry.get().dump()));
             }
@@ -112,8 +117,32 @@ private:
 
     template <class Value>
     void add(const std::string& flag, Value& value, FlagKind kind, const std::string& group, const std::string& help) {
-        CLI::Option* option = app.add_option(flag, value, help)->group(group);
+        auto parse = [flag, &value](const std::string& text) { value = parsed<Value>(flag, text); };
+        CLI::Option* option = app.add_option_function<std::string>(flag, parse, help)->group(group);
+        option->type_name(std::is_integral_v<Value> ? "INT" : std::is_floating_point_v<Value> ? "FLOAT" : "TEXT");
         table.push_back({flag, kind, option, [&value] { return nlohmann::json(value); }, [&value](const nlohmann::json& j) { value = j.get<Value>(); }});
+    }
+    /// The whole text, decimal: 010 is ten, and what does not fit is an error.
+    template <class Value>
+    static Value parsed(const std::string& flag, const std::string& text) {
+        if constexpr (std::is_same_v<Value, std::string>) {
+            return text;
+        } else {
+            Value value{};
+            const char* end = text.data() + text.size();
+            auto [rest, error] = std::from_chars(text.data(), end, value);
+            require(error != std::errc::result_out_of_range, flag, " is ", text, ", which is out of range");
+            require(error == std::errc() && rest == end, flag, " is '", text, "', but must be a ",
+                    std::is_integral_v<Value> ? "whole number" : "number", std::is_unsigned_v<Value> ? ", 0 or above" : "");
+            return value;
+        }
+    }
+    static void set(Entry& entry, const nlohmann::json& value) {
+        try {
+            entry.set(value);
+        } catch (const nlohmann::json::exception&) {
+            fail("the checkpoint's value of ", entry.flag, " is ", value.dump(), ", which is of another type");
+        }
     }
     const Entry& find(const std::string& flag) const {
         for (const Entry& entry : table)

@@ -16,6 +16,7 @@ using dnnl::memory;
 struct Primitive {
     dnnl::matmul matmul;
     memory a, b, out, scratch;
+    size_t scratch_bytes;
 };
 
 struct Key {
@@ -53,6 +54,20 @@ static memory::desc matrix(int64_t batch, int64_t rows, int64_t cols, int64_t ld
     return memory::desc(dims, type, strides);
 }
 
+static dnnl::matmul::primitive_desc describe(const memory::desc& a, const memory::desc& b, const memory::desc& out,
+                                             const dnnl::primitive_attr& attr) {
+    try {
+#if DNNL_VERSION_MAJOR >= 3
+        return dnnl::matmul::primitive_desc(cpu(), a, b, out, attr);
+#else
+        return dnnl::matmul::primitive_desc(dnnl::matmul::desc(a, b, out), attr, cpu());
+#endif
+    } catch (const dnnl::error& error) {
+        throw std::runtime_error(concat("matmul: oneDNN has no product of ", PRECISION_NAME, " on this processor (", error.what(),
+                                        "); build with PRECISION=fp32"));
+    }
+}
+
 static Primitive compile(const Key& key) {
     const Product& p = key.product;
     memory::data_type in_type = sizeof(floatX) == 4 ? memory::data_type::f32 : memory::data_type::bf16;
@@ -74,15 +89,11 @@ static Primitive compile(const Key& key) {
     // A primitive is made for the number of threads that OpenMP allows at this moment, also inside a parallel region.
     int allowed = omp_get_max_threads();
     omp_set_num_threads(key.threads);
-#if DNNL_VERSION_MAJOR >= 3
-    dnnl::matmul::primitive_desc desc(cpu(), a, b, out, attr);
-#else
-    dnnl::matmul::primitive_desc desc(dnnl::matmul::desc(a, b, out), attr, cpu());
-#endif
+    dnnl::matmul::primitive_desc desc = describe(a, b, out, attr);
     dnnl::matmul matmul(desc);
     omp_set_num_threads(allowed);
     return Primitive{matmul, memory(a, cpu(), nullptr), memory(b, cpu(), nullptr), memory(out, cpu(), nullptr),
-                     memory(desc.scratchpad_desc(), cpu(), nullptr)};
+                     memory(desc.scratchpad_desc(), cpu(), nullptr), desc.scratchpad_desc().get_size()};
 }
 
 // The thread's scratchpad, as large as the largest product of the thread needed.
@@ -104,7 +115,7 @@ static void run(void* out, memory::data_type out_type, const floatX* a, const fl
     p.a.set_data_handle(const_cast<floatX*>(a));
     p.b.set_data_handle(const_cast<floatX*>(b));
     p.out.set_data_handle(out);
-    p.scratch.set_data_handle(scratchpad(p.scratch.get_desc().get_size()));
+    p.scratch.set_data_handle(scratchpad(p.scratch_bytes));
     dnnl_exec_arg_t arguments[] = {
         {DNNL_ARG_SRC, p.a.get()}, {DNNL_ARG_WEIGHTS, p.b.get()}, {DNNL_ARG_DST, p.out.get()}, {DNNL_ARG_SCRATCHPAD, p.scratch.get()}};
     dnnl::error::wrap_c_api(dnnl_primitive_execute(p.matmul.get(), stream.get(), 4, arguments), "matmul: oneDNN could not run a product");

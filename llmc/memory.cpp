@@ -2,8 +2,10 @@
 #include "llmc/memory.h"
 #include <utility>
 #include "llmc/device.h"
+#include "llmc/error.h"
 
 static constexpr size_t PIECE_ALIGNMENT = 256;   // a cache line on the CPU, a full coalesced access on a GPU
+static constexpr size_t MOST = size_t{1} << 60;   // of one block: sums of a few stay far from overflow
 
 Arena::Arena(std::string name) : label(std::move(name)) {}
 
@@ -13,6 +15,7 @@ Arena::~Arena() {
 
 size_t Arena::reserve(size_t bytes) {
     size_t at = size;
+    require(bytes < MOST && size < MOST, label, ": more memory than any machine has; use a smaller model or --device-batch");
     size += (bytes + PIECE_ALIGNMENT - 1) / PIECE_ALIGNMENT * PIECE_ALIGNMENT;
     return at;
 }

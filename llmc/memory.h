@@ -15,6 +15,7 @@ public:
     Arena& operator=(const Arena&) = delete;
 
     /// `pointer` will point to `count` zeroed elements after allocate(). It must outlive the call, and stay where it is.
+    /// Throws std::invalid_argument beyond 2^60 bytes.
     template <class T>
     void add(T*& pointer, int64_t count) {
         size_t at = reserve(static_cast<size_t>(count) * sizeof(T));

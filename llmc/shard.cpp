@@ -9,14 +9,14 @@
 static int64_t shard_bytes(int64_t tokens) { return static_cast<int64_t>(sizeof(ShardHeader)) + 2 * tokens; }
 
 int64_t read_shard_header(const std::string& path) {
-    const char* way_out = "; make it again with ./tokenize, or download it again";
+    const char* way_out = "; make it again with data/tokenize, or download it again";
     File file(path);
     ShardHeader header;
     require(file.size() >= shard_bytes(0), "shard '", path, "' is cut short: its header is ", shard_bytes(0), " bytes, the file ",
             file.size(), way_out);
     file.read(&header, sizeof header, 0);
     require(header.magic == SHARD_MAGIC, "'", path, "' is not a token shard: it begins with ", header.magic, " instead of ",
-            SHARD_MAGIC, "; ./tokenize makes shards of text");
+            SHARD_MAGIC, "; data/tokenize makes shards of text");
     require(header.version == SHARD_VERSION, "shard '", path, "' has version ", header.version, ", and only ", SHARD_VERSION,
             " (16-bit tokens) is known", way_out);
     require(header.tokens >= 1, "shard '", path, "' says it holds ", header.tokens, " tokens, and at least 1 is expected", way_out);

@@ -200,7 +200,7 @@ Tokenizer Tokenizer::parse(std::string_view file, const std::string& name) {
 Tokenizer Tokenizer::parse_own(std::string_view file, const std::string& name) {
     Lines lines{file, name};
     require(file.substr(0, file.find('\n')) == OWN_MAGIC, "'", name, "' is not a tokenizer: its first line is neither '", OWN_MAGIC,
-            "' nor '", GPT2_MAGIC, "'; ./tokenize --train-tokenizer makes one");
+            "' nor '", GPT2_MAGIC, "'; data/tokenize --train-tokenizer makes one");
     lines.next();
 
     SplitKind kind = lines.next() == "split gpt2" ? SplitKind::gpt2 : SplitKind::nanochat;

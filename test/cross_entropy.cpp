@@ -54,8 +54,8 @@ TEST_CASE("cross_entropy gives the loss and its gradient") {
                 Result want = reference(start, targets.values(), dloss, softcap, s.N, s.V);
                 cross_entropy(losses, logits, targets, dloss, softcap, s.N, s.V, nullptr);
                 // z of size 16 is rounded to fp32 by the cap (tanh and product, a few roundings), which the exponential passes
-                // on; the sum of up to 50304 terms runs in lanes.
-                const double exponent = 16 * 6 * FP32_ROUND, sum = 200 * FP32_ROUND;
+                // on; a sum of V terms, all positive, drifts by a small part of V roundings where it does not run in lanes.
+                const double exponent = 16 * 6 * FP32_ROUND, sum = (100 + s.V / 16) * FP32_ROUND;
                 check_close("losses", losses.values(), want.losses, 4 * FP32_ROUND, exponent + sum);
                 check_close("dlogits", logits.values(), want.gradient, ROUND + 2 * exponent + sum, dloss * 8 * FP32_ROUND);
                 CHECK(targets.same_bytes(Ints(targets_for(s))));
@@ -73,7 +73,7 @@ TEST_CASE("cross_entropy with dloss 0 leaves the capped logits") {
             Floats losses(s.N);
             Result want = reference(start, targets.values(), 0, softcap, s.N, s.V);
             cross_entropy(losses, logits, targets, 0, softcap, s.N, s.V, nullptr);
-            check_close("losses", losses.values(), want.losses, 4 * FP32_ROUND, (16 * 6 + 200) * FP32_ROUND);
+            check_close("losses", losses.values(), want.losses, 4 * FP32_ROUND, (16 * 6 + 100 + s.V / 16) * FP32_ROUND);
             check_close("z", logits.values(), want.capped, ROUND + 6 * FP32_ROUND, 0);
         }
 }

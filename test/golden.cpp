@@ -12,6 +12,8 @@ static const bool FP32 = sizeof(floatX) == 4;
 static const double LOSS_TOLERANCE = FP32 ? 2e-6 : 2e-3;
 // Gradients: the same, through forward and backward pass; in bf16 some 40 roundings of 2^-9 follow one another.
 static const double GRADIENT_TOLERANCE = FP32 ? 1e-5 : 3e-2;
+// Of the lambdas: each is a sum over the whole residual stream whose terms cancel, which leaves more of bf16's rounding.
+static const double LAMBDA_TOLERANCE = FP32 ? 1e-5 : 1e-1;
 
 static std::vector<float> gradient_of(const GPT& model, const Tensor& tensor) {
     std::vector<float> values(tensor.numel);
@@ -42,7 +44,8 @@ static void check_loss_and_gradients(const std::string& name) {
     CHECK(std::abs(loss - expected) <= LOSS_TOLERANCE * expected);
     for (const Tensor& tensor : model.tensors) {
         CAPTURE(tensor.name);
-        CHECK(relative_error(gradient_of(model, tensor), c.golden.at("grad/" + tensor.name)) <= GRADIENT_TOLERANCE);
+        double tolerance = tensor.spec->has == Has::lambdas ? LAMBDA_TOLERANCE : GRADIENT_TOLERANCE;
+        CHECK(relative_error(gradient_of(model, tensor), c.golden.at("grad/" + tensor.name)) <= tolerance);
     }
 }
 

@@ -193,6 +193,13 @@ TEST_CASE("convert: there and back gives the same file, and changed weights a ne
         CHECK(there.tensors.back().name == "tokenizer");
         CHECK(json::parse(there.metadata.at("config")) == to_json(make(3)));
 
+        std::vector<TensorSource> reversed;                            // as Python may order them
+        Checkpoint a = open_checkpoint(dir / "a.bin");
+        for (const TensorEntry& entry : a.tensors) reversed.insert(reversed.begin(), source_from_checkpoint(entry.name, a, entry));
+        write_safetensors(dir / "reversed.safetensors", there.metadata, reversed);
+        done("./convert --overwrite " + dir / "reversed.safetensors" + " " + dir / "b.bin");
+        CHECK(read_file(dir / "a.bin") == read_file(dir / "b.bin"));
+
         std::string bytes = read_file(dir / "a.safetensors");
         bytes[static_cast<size_t>(there.find("h.1.q")->offset)] ^= 1;   // as if edited in Python
         write_file(dir / "edited.safetensors", bytes);

@@ -1,4 +1,4 @@
-// ./tokenize: files and folders to shards.
+// data/tokenize: files and folders to shards.
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -57,7 +57,7 @@ TEST_CASE("tokenize: every file is a document, in the order of the paths, begun 
     fs::create_symlink("z.txt", dir / "in/a.txt");        // another name of z.txt: the first one counts
     fs::create_symlink("nowhere", dir / "in/broken");
 
-    Result result = run("./tokenize " + dir / "in" + " " + dir / "in/z.txt" + " --out " + dir / "out --train-tokenizer 257");
+    Result result = run("data/tokenize " + dir / "in" + " " + dir / "in/z.txt" + " --out " + dir / "out --train-tokenizer 257");
     REQUIRE_MESSAGE(result.code == 0, result.err);
     CHECK(names_in(dir / "out") == Names{"tokenizer.txt", "train_000000.bin"});
     CHECK(documents_in(dir / "out/train_000000.bin") == Names{"last\r\n", "<|bos|> is text", "deep \xff \U0001F600"});
@@ -69,7 +69,7 @@ TEST_CASE("tokenize: every file is a document, in the order of the paths, begun 
 
 TEST_CASE("tokenize: the same input gives the same bytes, and a learned vocabulary shortens them") {
     TempDir dir;
-    for (std::string out : {"a", "b"}) REQUIRE(run("./tokenize /usr/include/asm-generic --train-tokenizer 600 --out " + dir / out).code == 0);
+    for (std::string out : {"a", "b"}) REQUIRE(run("data/tokenize /usr/include/asm-generic --train-tokenizer 600 --out " + dir / out).code == 0);
     CHECK(names_in(dir / "a") == Names{"tokenizer.txt", "train_000000.bin", "val_000000.bin"});
     for (const std::string& name : names_in(dir / "a")) CHECK(read_file(dir / ("a/" + name)) == read_file(dir / ("b/" + name)));
     Tokenizer tokenizer = Tokenizer::load(dir / "a/tokenizer.txt");
@@ -83,7 +83,7 @@ TEST_CASE("tokenize: validation is every n-th document, or what --val names") {
     TempDir dir;
     fs::create_directory(dir / "in");
     for (std::string name : {"0", "1", "2", "3", "4", "5", "6"}) write_file(dir / ("in/" + name), "text " + name);
-    std::string command = "./tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "out ", train = dir / "out/train_000000.bin",
+    std::string command = "data/tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "out ", train = dir / "out/train_000000.bin",
                 val = dir / "out/val_000000.bin";
     SUBCASE("every third") {
         REQUIRE(run(command + "--val-every 3").code == 0);
@@ -108,7 +108,7 @@ TEST_CASE("tokenize: shards are full but for the last, and together they are the
     std::string text;
     for (int i = 0; i < 3000; i++) text += std::to_string(i * 7919 % 10007) + (i % 10 ? " word" : "\n");
     write_file(dir / "in", text);
-    REQUIRE(run("./tokenize " + dir / "in --tokenizer data/gpt2_vocab.bpe --shard-tokens 4000 --out " + dir / "out").code == 0);
+    REQUIRE(run("data/tokenize " + dir / "in --tokenizer data/gpt2_vocab.bpe --shard-tokens 4000 --out " + dir / "out").code == 0);
     Tokenizer gpt2 = Tokenizer::load("data/gpt2_vocab.bpe");
     std::vector<uint16_t> expected = gpt2.encode(text), got;
     expected.insert(expected.begin(), 50256);
@@ -128,7 +128,7 @@ TEST_CASE("tokenize: a document that is encoded in parts gives the tokens of the
     std::string text, line = "It's  encoded \t in parts,\n\n  of 8 MiB; \u4f60\u597d\u3002\r\n";
     while (text.size() < 20'000'000) text += line + std::to_string(text.size());
     write_file(dir / "in", text);
-    REQUIRE(run("./tokenize " + dir / "in --tokenizer data/gpt2_vocab.bpe --out " + dir / "out").code == 0);
+    REQUIRE(run("data/tokenize " + dir / "in --tokenizer data/gpt2_vocab.bpe --out " + dir / "out").code == 0);
     std::vector<uint16_t> expected = Tokenizer::load("data/gpt2_vocab.bpe").encode(text);
     expected.insert(expected.begin(), 50256);
     bool same = tokens_in(dir / "out/train_000000.bin") == expected;
@@ -140,19 +140,19 @@ TEST_CASE("tokenize: shards that are there are replaced only when asked for, and
     write_file(dir / "in", "one two three");
     write_file(dir / "in2", "four");
     std::string out = " --train-tokenizer 257 --out " + dir / "out";
-    REQUIRE(run("./tokenize " + dir / "in" + out + " --shard-tokens 4").code == 0);
+    REQUIRE(run("data/tokenize " + dir / "in" + out + " --shard-tokens 4").code == 0);
     write_file(dir / "out/notes.txt", "mine");
     Names before = names_in(dir / "out");
     CHECK(before == Names{"notes.txt", "tokenizer.txt", "train_000000.bin", "train_000001.bin", "train_000002.bin", "train_000003.bin"});
 
-    Result refused = run("./tokenize " + dir / "in2" + out);
+    Result refused = run("data/tokenize " + dir / "in2" + out);
     CHECK(refused.code == 2);
     CHECK(one_line(refused.err));
     CHECK(contains(refused.err, "already holds"));
     CHECK(names_in(dir / "out") == before);
     CHECK(tokens_in(dir / "out/train_000003.bin").size() == 2);
 
-    REQUIRE(run("./tokenize " + dir / "in2" + out + " --overwrite").code == 0);
+    REQUIRE(run("data/tokenize " + dir / "in2" + out + " --overwrite").code == 0);
     CHECK(names_in(dir / "out") == Names{"notes.txt", "tokenizer.txt", "train_000000.bin"});
     CHECK(documents_in(dir / "out/train_000000.bin") == Names{"four"});
 }
@@ -194,7 +194,7 @@ TEST_CASE("tokenize: what cannot be is one line and code 2, and changes nothing"
     };
     for (auto& [arguments, found] : cases) {
         CAPTURE(arguments);
-        Result result = run("./tokenize " + arguments);
+        Result result = run("data/tokenize " + arguments);
         CHECK(result.code == 2);
         CHECK_MESSAGE(contains(result.err, found), result.err);
         CHECK_MESSAGE(contains(result.err, "tokenize: "), result.err);
@@ -205,15 +205,15 @@ TEST_CASE("tokenize: what cannot be is one line and code 2, and changes nothing"
 TEST_CASE("tokenize: on a full disk nothing is left half-written") {
     TempDir dir;
     write_file(dir / "in", std::string(100'000, 'x'));
-    Result result = run("ulimit -f 16 && ./tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "out");
+    Result result = run("ulimit -f 16 && data/tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "out");
     CHECK(result.code == 2);
     CHECK(one_line(result.err));
     CHECK_MESSAGE(contains(result.err, "train_000000.bin"), result.err);
     CHECK(names_in(dir.path) == Names{"in"});
 
-    REQUIRE(run("./tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "out").code == 0);
+    REQUIRE(run("data/tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "out").code == 0);
     std::string before = read_file(dir / "out/train_000000.bin");
-    CHECK(run("ulimit -f 16 && ./tokenize " + dir / "in --train-tokenizer 257 --overwrite --out " + dir / "out").code == 2);
+    CHECK(run("ulimit -f 16 && data/tokenize " + dir / "in --train-tokenizer 257 --overwrite --out " + dir / "out").code == 2);
     CHECK(names_in(dir / "out") == Names{"tokenizer.txt", "train_000000.bin"});
     CHECK(read_file(dir / "out/train_000000.bin") == before);
 }
@@ -223,20 +223,20 @@ TEST_CASE("tokenize: a folder that cannot be written, a file that cannot be read
     fs::create_directory(dir / "in");
     write_file(dir / "in/a", "readable");
     write_file(dir / "in/b", "secret");
-    CHECK(run("./tokenize " + dir / "in --train-tokenizer 257 --out /proc/out").code == 2);
+    CHECK(run("data/tokenize " + dir / "in --train-tokenizer 257 --out /proc/out").code == 2);
     if (geteuid() == 0) {
         MESSAGE("SKIPPED in part: everything can be read and written by root");
         return;
     }
     fs::create_directory(dir / "closed");
     fs::permissions(dir / "closed", fs::perms::owner_read | fs::perms::owner_exec);
-    Result result = run("./tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "closed");
+    Result result = run("data/tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "closed");
     CHECK(result.code == 2);
     CHECK(contains(result.err, "cannot be written"));
     CHECK(names_in(dir / "closed").empty());
 
     fs::permissions(dir / "in/b", fs::perms::none);
-    result = run("./tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "out");
+    result = run("data/tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "out");
     CHECK(result.code == 0);
     CHECK(contains(result.err, "skipped 1 file: cannot be read"));
     CHECK(documents_in(dir / "out/train_000000.bin") == Names{"readable"});
@@ -247,7 +247,7 @@ TEST_CASE("tokenize: stopped by a signal, it has done everything or nothing") {
     std::string text;
     while (text.size() < 60'000'000) text += "all of it, or nothing of it " + std::to_string(text.size()) + "\n";
     write_file(dir / "in", text);
-    Result result = run("timeout -s TERM 0.5 ./tokenize " + dir / "in --tokenizer data/gpt2_vocab.bpe --out " + dir / "out");
+    Result result = run("timeout -s TERM 0.5 data/tokenize " + dir / "in --tokenizer data/gpt2_vocab.bpe --out " + dir / "out");
     CHECK((result.code == 0 || result.code == 124));
     if (fs::exists(dir / "out"))
         CHECK(names_in(dir / "out") == Names{"tokenizer.txt", "train_000000.bin"});

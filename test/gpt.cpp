@@ -1,0 +1,671 @@
+// The model: every switch of its configuration against float64, stacks and growth, sampling's cache, what must be exact, what
+// must not be allocated, and what is said of NaN.
+#include "llmc/gpt.h"
+#include <doctest/doctest.h>
+#include <malloc.h>
+#include <omp.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <numeric>
+#include <random>
+#include "llmc/device.h"
+#include "llmc/error.h"
+#include "llmc/layers.h"
+#include "llmc/optimizer.h"
+#include "test/golden.h"
+#include "test/gpt_reference.h"
+
+namespace {
+
+constexpr bool FP32 = sizeof(floatX) == 4;
+constexpr int SEQ = 12, VOCAB = 40, BATCH = 2;
+
+// ------------------------------------------------------------------------------------------------------ small models
+
+/// Weights of a size at which each of them matters, what starts at zero too; a bf16 holds them exactly.
+Doubles random_weights(const Tensor& tensor, std::mt19937_64& generator) {
+    std::string name = tensor.spec->name;
+    double scale = tensor.spec->group == Group::matrix ? 1 / std::sqrt(static_cast<double>(tensor.shape.back())) : name == "lm_head" ? 0.3 : 0.5;
+    double mean = name == "resid_lambdas" ? 1 : 0;
+    std::normal_distribution<double> normal;
+    Doubles values(tensor.numel);
+    for (double& value : values) value = to_float(to_bf16(static_cast<float>(mean + scale * normal(generator))));
+    return values;
+}
+
+/// A model with random weights, a micro-batch for it (one target is -1), and the same in float64.
+struct SmallModel {
+    explicit SmallModel(const GPTConfig& config, int B = BATCH, Mode mode = Mode::train, bool frozen = false)
+        : model(config, B, mode, frozen), optimizer(model), reference{config, {}, {}, {}} {
+        model.allocate();
+        optimizer.allocate();
+        std::mt19937_64 generator(7);
+        for (const Tensor& tensor : model.tensors) {
+            Doubles values = random_weights(tensor, generator);
+            std::vector<float> floats(values.begin(), values.end());
+            model.set_tensor(tensor, floats.data());
+            reference.p[tensor.name] = values;
+        }
+        for (int i = 0; i < B * config.seq_len; i++) {
+            idx.push_back(static_cast<int>(generator() % config.vocab_size));
+            targets.push_back(static_cast<int>(generator() % config.vocab_size));
+        }
+        if (targets.size() > 1) targets[1] = -1;
+    }
+
+    double train(bool loop = false) {
+        model.zero_gradients();
+        double loss = model.train_micro_batch(idx.data(), targets.data(), 1);
+        return loop ? loss + model.train_micro_batch(idx.data(), targets.data(), 1, true) : loss;
+    }
+    std::vector<float> gradient(const Tensor& tensor) const {
+        std::vector<float> values(tensor.numel);
+        copy_to_host(values.data(), model.gradient(tensor), values.size() * sizeof(float), nullptr);
+        return values;
+    }
+    std::vector<std::vector<float>> gradients() const {
+        std::vector<std::vector<float>> all;
+        for (const Tensor& tensor : model.tensors) all.push_back(gradient(tensor));
+        return all;
+    }
+    std::vector<float> weights(const Tensor& tensor) const {
+        std::vector<float> values(tensor.numel);
+        model.get_tensor(values.data(), tensor);
+        return values;
+    }
+    const Tensor& tensor(const std::string& name) const {
+        return *std::find_if(model.tensors.begin(), model.tensors.end(), [&](const Tensor& t) { return t.name == name; });
+    }
+    void poison(const Tensor& t, int64_t element, float value) {
+        std::vector<float> values = weights(t);
+        values[element] = value;
+        model.set_tensor(t, values.data());
+    }
+
+    GPT model;
+    Optimizer optimizer;
+    ReferenceGPT reference;
+    std::vector<int> idx, targets;
+};
+
+GPTConfig small_speedrun(int heads = 2, int width = 32) { return speedrun_config(3, heads, width, VOCAB, SEQ); }
+GPTConfig small_nanochat(int heads = 2, int width = 32) { return nanochat_config(3, heads, width, VOCAB, SEQ, "SL"); }
+
+struct NamedConfig {
+    std::string name;
+    GPTConfig config;
+};
+
+/// Both recipes, and each switch turned from where its recipe has it.
+std::vector<NamedConfig> every_switch() {
+    std::vector<NamedConfig> all{{"speedrun", small_speedrun()}, {"nanochat", small_nanochat()}};
+    auto add = [&](const std::string& name, GPTConfig config, auto change) {
+        change(config);
+        all.push_back({name, config});
+    };
+    for (const NamedConfig& recipe : {all[0], all[1]}) {
+        const GPTConfig& c = recipe.config;
+        const std::string name = recipe.name + ": ";
+        add(name + "tied, or not", c, [](GPTConfig& x) { x.tied = !x.tied; });
+        add(name + "other activation", c, [](GPTConfig& x) { x.activation = x.activation == Activation::gelu ? Activation::relu2 : Activation::gelu; });
+        add(name + "QK norm, or not", c, [](GPTConfig& x) { x.qk_norm = !x.qk_norm; });
+        add(name + "lambdas, or not", c, [](GPTConfig& x) { x.lambdas = !x.lambdas; });
+        add(name + "softcap, or not", c, [](GPTConfig& x) { x.softcap = x.softcap > 0 ? 0 : 15; });
+        add(name + "no value embeddings, or all", c, [](GPTConfig& x) { x.value_embeds.assign(3, !x.value_embeds[2]); });
+        add(name + "mixed value embeddings", c, [](GPTConfig& x) { x.value_embeds = {false, true, true}; });
+        add(name + "scales of each layer", c, [](GPTConfig& x) { x.attn_scale = {1, -0.25, 2}; });
+        add(name + "windows", c, [](GPTConfig& x) { x.windows = {0, 5, 1000}; });
+        for (Norm kind : {Norm::none, Norm::rms_norm, Norm::layer_norm}) {
+            add(name + "norm_wte " + name_of(kind), c, [&](GPTConfig& x) { x.norm_wte = kind; });
+            add(name + "norm_lm_head " + name_of(kind), c, [&](GPTConfig& x) { x.norm_lm_head = kind; });
+            if (kind != Norm::none) add(name + "seams " + name_of(kind), c, [&](GPTConfig& x) { x.norm_before = {kind, Norm::none, kind}; });
+        }
+    }
+    auto grouped = [](GPTConfig& x) { x.n_kv_head = 2; };
+    add("grouped heads, size 8, speedrun", small_speedrun(4), grouped);
+    add("grouped heads, size 8, nanochat", small_nanochat(4), grouped);
+    add("head size 24", small_nanochat(2, 48), [](GPTConfig&) {});
+    add("head size 64", small_nanochat(1, 64), [](GPTConfig&) {});
+    all.push_back({"the smallest", speedrun_config(1, 1, 8, 8, 1)});
+    return all;
+}
+
+// ----------------------------------------------------------------------------------- forward and backward, against float64
+
+double norm_of(const std::vector<float>& x) {
+    double squares = 0;
+    for (float value : x) squares += double{value} * value;
+    return std::sqrt(squares);
+}
+
+/// How fast the reference's loss grows as one tensor moves along `direction`: central differences, in float64 good to 1e-8.
+/// The latents that a looping pass starts from are constants of the loss.
+double slope(SmallModel& small, const std::string& name, const Doubles& direction, const Doubles* latents) {
+    ReferenceGPT& r = small.reference;
+    const Doubles before = r.p[name];
+    const double h = 1e-4;
+    auto moved = [&](double by) {
+        for (size_t i = 0; i < before.size(); i++) r.p[name][i] = before[i] + by * direction[i];
+        double loss = r.loss(small.idx, small.targets);
+        return latents ? loss + r.loss(small.idx, small.targets, latents) : loss;
+    };
+    double slope = (moved(h) - moved(-h)) / (2 * h);
+    r.p[name] = before;
+    return slope;
+}
+
+/// Along the model's own gradient the loss must grow by the gradient's norm; and by an element of it, along that element.
+void check_gradient(SmallModel& small, const Tensor& tensor, const Doubles* latents) {
+    CAPTURE(tensor.name);
+    std::vector<float> gradient = small.gradient(tensor);
+    // fp32: some hundred roundings of 6e-8. bf16: some ten of 2^-9 that add up, not all of them independent.
+    const double relative = FP32 ? 1e-5 : 3e-2;
+    // What cancels in a tensor (the gradient of q and k where a token sees only itself) leaves roundings of the larger parts.
+    const double floor = small.model.gradient_norm() * (FP32 ? 2e-7 : 3e-3);
+    const double norm = norm_of(gradient);
+    Doubles direction(gradient.begin(), gradient.end());
+    for (double& d : direction) d /= std::max(norm, 1e-30);
+    if (norm > 0) {
+        double along = slope(small, tensor.name, direction, latents);
+        CHECK_MESSAGE(std::abs(along - norm) <= relative * norm + floor, "slope ", along, ", the gradient's norm is ", norm);
+    }
+    if (!FP32) return;   // single elements of small tensors are lost in bf16's roundings
+    std::mt19937_64 generator(tensor.numel);
+    for (int i = 0; i < 3; i++) {
+        size_t at = generator() % gradient.size();
+        Doubles one(gradient.size());
+        one[at] = 1;
+        double along = slope(small, tensor.name, one, latents);
+        // An element is a sum of terms that are each as large as the tensor's elements are on the whole.
+        double tolerance = 1e-5 * (std::abs(along) + norm / std::sqrt(static_cast<double>(gradient.size()))) + floor;
+        CHECK_MESSAGE(std::abs(along - gradient[at]) <= tolerance, "[", at, "]: slope ", along, ", the gradient says ", gradient[at]);
+    }
+}
+
+void check_against_float64(const NamedConfig& named, bool loop) {
+    CAPTURE(named.name);
+    SmallModel small(named.config);
+    double expected = small.reference.loss(small.idx, small.targets);
+    Doubles latents = small.reference.latents;
+    if (loop) expected += small.reference.loss(small.idx, small.targets, &latents);
+    double loss = small.train(loop);
+    CHECK(loss == doctest::Approx(expected).epsilon(FP32 ? 2e-6 : 5e-3));   // as in golden.cpp; bf16 with larger logits
+    for (const Tensor& tensor : small.model.tensors) check_gradient(small, tensor, loop ? &latents : nullptr);
+}
+
+TEST_CASE("gpt: loss and gradients with every switch, against float64") {
+    for (const NamedConfig& named : every_switch()) check_against_float64(named, false);
+}
+
+TEST_CASE("gpt: loss and gradients of a looping pass, against float64") {
+    check_against_float64({"speedrun", small_speedrun()}, true);
+    check_against_float64({"nanochat", small_nanochat()}, true);
+}
+
+TEST_CASE("gpt: every switch learns a micro-batch by heart") {
+    for (const NamedConfig& named : every_switch()) {
+        CAPTURE(named.name);
+        SmallModel small(named.config);
+        OptimizerOptions options = default_optimizer_options(named.config.recipe);
+        options.embedding_lr /= 10;   // the nanochat recipe's is for batches of 2^19 tokens
+        options.scalar_lr /= 10;
+        double before = small.train();
+        for (int step = 1; step <= 15; step++) {
+            small.optimizer.update(options, {.lr_multiplier = 1, .momentum = 0.9, .weight_decay = 0}, step);
+            small.train();
+        }
+        CHECK(small.train() < before - 0.1);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ tables and accounting
+
+/// Names of the tensors under `prefix`, in the order they lie in a file: the reference's own.
+std::vector<std::string> names_in_order(const std::string& file, const std::string& prefix) {
+    std::string bytes = read_file("test/golden/" + file + ".safetensors");
+    uint64_t length;
+    std::memcpy(&length, bytes.data(), 8);
+    std::map<size_t, std::string> by_offset;
+    nlohmann::json header = nlohmann::json::parse(bytes.substr(8, length));
+    for (auto& [key, value] : header.items())
+        if (key.starts_with(prefix)) by_offset[value["data_offsets"][0]] = key.substr(prefix.size());
+    std::vector<std::string> names;
+    for (auto& [offset, name] : by_offset) names.push_back(name);
+    return names;
+}
+
+TEST_CASE("gpt: tensors have the reference's names, sizes and order") {
+    for (const char* file : {"speedrun_none", "nanochat"}) {
+        Golden golden(file);
+        std::vector<std::string> names;
+        for (const Tensor& tensor : tensor_table(golden.config())) {
+            names.push_back(tensor.name);
+            CHECK(tensor.numel == static_cast<int64_t>(golden.at("init/" + tensor.name).size()));
+        }
+        CHECK(names == names_in_order(file, "init/"));
+    }
+}
+
+TEST_CASE("gpt: parameters and FLOPs of the studies' models") {
+    GPTConfig d12 = nanochat_config(12, 6, 768, 32768, 2048, "SSSL");
+    CHECK(matmul_params(d12) == 110101632);
+    CHECK(flops_per_token(d12) == 802167552);
+    // wte and lm_head 2 x 32768 x 768; blocks 12 x 12 x 768^2; 6 value embeddings 32768 x 768 and gates 6 x 32; 2 x 12 lambdas
+    CHECK(total_params(d12) == 286262424);
+    CHECK(flops_per_token(nanochat_config(6, 6, 768, 32768, 2048, "SSSL")) == 481299840);
+    GPTConfig speedrun = speedrun_config(12, 12, 768, 50304, 1024);
+    CHECK(matmul_params(speedrun) == 123568128);    // 50304 x 768 + 12 x 12 x 768^2
+    CHECK(total_params(speedrun) == 123568128);     // the head is the embedding
+    CHECK(flops_per_token(speedrun) == 854654976);  // 6 x that + 12 x 12 x 768 x 1024
+}
+
+// ------------------------------------------------------------------------------------------------- stacks and growth
+
+std::vector<float> layer_values(const Golden& golden, const std::string& prefix, const LayerFrom& from, const Tensor& tensor) {
+    return golden.at(concat(prefix, "h.", from.layer, ".", tensor.spec->name));
+}
+
+/// Weights of a mapped model: layers and lambdas from where the map says, the rest from the first.
+void set_mapped(GPT& model, const LayerMap& map, const std::vector<const Golden*>& models) {
+    for (const Tensor& tensor : model.tensors) {
+        std::vector<float> values;
+        if (tensor.layer >= 0)
+            values = layer_values(*models[map.layers[tensor.layer].model], "init/", map.layers[tensor.layer], tensor);
+        else if (tensor.spec->vector)
+            for (LayerFrom from : map.layers) values.push_back(models[from.model]->at("init/" + tensor.name)[from.layer]);
+        else
+            values = models[0]->at("init/" + tensor.name);
+        REQUIRE(static_cast<int64_t>(values.size()) == tensor.numel);
+        model.set_tensor(tensor, values.data());
+    }
+}
+
+double mapped_loss(const LayerMap& map, const std::vector<const Golden*>& models, const Golden& data) {
+    GPT model(map.config, static_cast<int>(data.at("idx").size()) / map.config.seq_len, Mode::evaluate);
+    model.allocate();
+    set_mapped(model, map, models);
+    return mean_loss(model, data.ids("idx"), data.ids("targets"));
+}
+
+// fp32: the golden cases' bound. bf16: as golden.cpp's, but blocks that never met give larger activations.
+const double STACK_TOLERANCE = FP32 ? 2e-6 : 5e-3;
+
+TEST_CASE("gpt: golden stacks") {
+    for (const char* kind : {"none", "rms_norm", "layer_norm"}) {
+        Golden one(concat("speedrun_", kind)), two(concat("speedrun_", kind, "_frozen")), stacks(concat("stack_", kind));
+        for (bool same : {false, true})
+            for (bool first : {false, true})
+                for (bool last : {false, true}) {
+                    std::string name = concat("loss/", same ? "same" : "different", "/first_", first, "/last_", last);
+                    CAPTURE(kind);
+                    CAPTURE(name);
+                    GPTConfig config = one.config();
+                    StackOptions options{first, last, norm_named(kind), config.norm_wte, config.norm_lm_head};
+                    LayerMap map = stack_map({config, config}, {"one", "two"}, options);
+                    double loss = mapped_loss(map, {&one, same ? &one : &two}, stacks);
+                    CHECK(loss == doctest::Approx(stacks.at(name)[0]).epsilon(STACK_TOLERANCE));
+                }
+    }
+}
+
+TEST_CASE("gpt: golden growth") {
+    Golden parent("nanochat"), grown("grow");
+    for (auto& [name, order] : grown.meta["orders"].items()) {
+        CAPTURE(name);
+        LayerMap map = grow_map(parent.config(), order.get<std::vector<int>>(), ValueEmbeds::layer);
+        CHECK(to_json(map.config) == grown.meta["configs"][name]);
+        CHECK(mapped_loss(map, {&parent}, grown) == doctest::Approx(grown.at("loss/" + name)[0]).epsilon(STACK_TOLERANCE));
+    }
+}
+
+std::vector<float> all_logits(GPT& model) {
+    std::vector<float> logits(static_cast<size_t>(model.B) * model.T * model.config.vocab_size);
+    for (int row = 0; row < model.B * model.T; row++) model.row_logits(&logits[static_cast<size_t>(row) * model.config.vocab_size], row);
+    return logits;
+}
+
+// A looping pass runs the layers again on what came out of them, through norm_lm_head and norm_wte: that is the stack of the
+// model with itself, whole, with those norms at its seam.
+TEST_CASE("gpt: the stack of a model with itself is that model run in a loop, bit for bit") {
+    for (Norm seam : {Norm::none, Norm::rms_norm, Norm::layer_norm})
+        for (bool after : {false, true}) {   // the norm is the loop's norm_lm_head, or its norm_wte
+            GPTConfig config = small_speedrun();
+            config.norm_lm_head = after ? seam : Norm::none;
+            config.norm_wte = after ? Norm::none : seam;
+            SmallModel looped(config);
+            looped.train();
+            looped.model.zero_gradients();
+            double loop_loss = looped.model.train_micro_batch(looped.idx.data(), looped.targets.data(), 1, true);
+
+            StackOptions options{true, true, seam, config.norm_wte, config.norm_lm_head};
+            LayerMap map = stack_map({config, config}, {"a", "a"}, options);
+            REQUIRE(map.config.n_layer == 6);
+            SmallModel stacked(map.config);
+            for (const Tensor& tensor : stacked.model.tensors) {
+                std::string name = tensor.layer < 0 ? tensor.name : concat("h.", tensor.layer % 3, ".", tensor.spec->name);
+                stacked.model.set_tensor(tensor, looped.weights(looped.tensor(name)).data());
+            }
+            stacked.model.zero_gradients();
+            double stack_loss = stacked.model.train_micro_batch(looped.idx.data(), looped.targets.data(), 1);
+            CHECK(loop_loss == stack_loss);
+            CHECK(all_logits(looped.model) == all_logits(stacked.model));
+            // Where nothing is normed after the head's input, the gradients of the second half are those of the looping pass.
+            for (int l = 0; l < 3; l++) {
+                std::string name = concat("h.", l, ".fc"), upper = concat("h.", l + 3, ".fc");
+                CHECK(looped.gradient(looped.tensor(name)) == stacked.gradient(stacked.tensor(upper)));
+            }
+        }
+}
+
+// ------------------------------------------------------------------------------------------------ the key/value cache
+
+/// Models with all that sampling has to take care of.
+std::vector<NamedConfig> sampled_models() {
+    GPTConfig windows = small_nanochat(4);
+    windows.n_kv_head = 2;
+    windows.windows = {0, 3, 1000};
+    windows.value_embeds = {true, false, true};
+    GPTConfig seam = small_nanochat();
+    seam.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
+    return {{"speedrun", small_speedrun()}, {"nanochat", small_nanochat()}, {"windows, grouped heads", windows}, {"seams", seam}};
+}
+
+/// Greatest difference over the greatest logit.
+double logits_error(const std::vector<float>& a, const std::vector<float>& b) {
+    double error = 0, size = 0;
+    for (size_t i = 0; i < a.size(); i++) {
+        error = std::max(error, std::abs(double{a[i]} - b[i]));
+        size = std::max(size, std::abs(double{b[i]}));
+    }
+    return error / size;
+}
+
+// fp32: products and softmaxes of other shapes sum in another order. bf16: where such a sum lies between two numbers of 8 bits,
+// it may round to the other one, and layers pass that on.
+const double CACHE_TOLERANCE = FP32 ? 1e-5 : 2e-2;
+
+TEST_CASE("gpt: with the cache, every position has the logits of the full forward pass") {
+    for (const NamedConfig& named : sampled_models()) {
+        CAPTURE(named.name);
+        SmallModel small(named.config, 1, Mode::evaluate);
+        std::vector<float> losses(SEQ), logits(VOCAB);
+        small.model.evaluate_micro_batch(losses.data(), small.idx.data(), small.targets.data());
+        const std::vector<float> full = all_logits(small.model);
+        auto expected = [&](int position) { return std::vector<float>(&full[position * VOCAB], &full[position * VOCAB] + VOCAB); };
+
+        KVCache cache(named.config);
+        for (int chunk = 1; chunk <= SEQ; chunk++) {
+            cache.length = 0;   // what a sequence before left in the cache does not matter
+            for (int at = 0; at < SEQ; at += chunk) {
+                CAPTURE(chunk);
+                CAPTURE(at);
+                int n = std::min(chunk, SEQ - at);
+                small.model.extend(cache, &small.idx[at], n);
+                small.model.next_logits(logits.data());
+                CHECK(logits_error(logits, expected(at + n - 1)) <= CACHE_TOLERANCE);
+                for (int row = 0; row < n; row++) {
+                    small.model.row_logits(logits.data(), row);
+                    CHECK(logits_error(logits, expected(at + row)) <= CACHE_TOLERANCE);
+                }
+            }
+            CHECK(cache.length == SEQ);
+        }
+        CHECK_THROWS_AS(small.model.extend(cache, small.idx.data(), 1), std::invalid_argument);   // it is full
+        cache.length = 0;
+        CHECK_THROWS_AS(small.model.extend(cache, small.idx.data(), 0), std::invalid_argument);
+    }
+}
+
+TEST_CASE("gpt: a reset cache gives the same bytes again, whatever was in it") {
+    SmallModel small(sampled_models()[2].config, 1, Mode::evaluate);
+    KVCache cache(small.model.config);
+    auto sequence = [&](int shift) {
+        std::vector<float> all, logits(VOCAB);
+        cache.length = 0;
+        for (int i = 0; i < SEQ; i++) {
+            int token = (small.idx[i] + shift) % VOCAB;
+            small.model.extend(cache, &token, 1);
+            small.model.next_logits(logits.data());
+            all.insert(all.end(), logits.begin(), logits.end());
+        }
+        return all;
+    };
+    std::vector<float> first = sequence(0), other = sequence(1);
+    CHECK(first != other);
+    CHECK(sequence(0) == first);
+}
+
+// -------------------------------------------------------------------------------------------- micro-batches, exactness
+
+TEST_CASE("gpt: micro-batches run again give the same bytes") {
+    const int before = omp_get_max_threads();
+    for (int threads : {1, 2}) {
+        omp_set_num_threads(threads);
+        for (const GPTConfig& config : {small_speedrun(), small_nanochat()}) {
+            SmallModel small(config), again(config);
+            auto run = [](SmallModel& s) {
+                std::vector<double> losses;
+                s.model.zero_gradients();
+                for (int i = 0; i < 3; i++) {
+                    std::rotate(s.idx.begin(), s.idx.begin() + 1, s.idx.end());
+                    losses.push_back(s.model.train_micro_batch(s.idx.data(), s.targets.data(), 1.0 / 3));
+                    losses.push_back(s.model.train_micro_batch(s.idx.data(), s.targets.data(), 1.0 / 3, true));
+                }
+                std::rotate(s.idx.begin(), s.idx.end() - 3, s.idx.end());
+                return losses;
+            };
+            std::vector<double> losses = run(small);
+            std::vector<std::vector<float>> gradients = small.gradients();
+            CHECK(run(small) == losses);
+            CHECK(small.gradients() == gradients);
+            CHECK(run(again) == losses);   // another model, at other addresses
+            CHECK(again.gradients() == gradients);
+        }
+    }
+    omp_set_num_threads(before);
+}
+
+TEST_CASE("gpt: the gradient of two micro-batches is the mean of theirs, and that of one of twice the rows") {
+    for (const GPTConfig& config : {small_speedrun(), small_nanochat()}) {
+        SmallModel small(config), both(config, 2 * BATCH);
+        both.targets[1] = 0;   // as many targets in both halves
+        std::vector<int> idx[2], targets[2];
+        for (int i = 0; i < 2; i++) {
+            idx[i].assign(both.idx.begin() + i * BATCH * SEQ, both.idx.begin() + (i + 1) * BATCH * SEQ);
+            targets[i].assign(both.targets.begin() + i * BATCH * SEQ, both.targets.begin() + (i + 1) * BATCH * SEQ);
+        }
+        std::vector<std::vector<float>> parts[2];
+        double losses[2];
+        for (int i = 0; i < 2; i++) {
+            small.model.zero_gradients();
+            losses[i] = small.model.train_micro_batch(idx[i].data(), targets[i].data(), 1);
+            parts[i] = small.gradients();
+        }
+        small.model.zero_gradients();
+        for (int i = 0; i < 2; i++) small.model.train_micro_batch(idx[i].data(), targets[i].data(), 0.5);
+        std::vector<std::vector<float>> sum = small.gradients();
+        double loss = both.train();
+        CHECK(loss == doctest::Approx((losses[0] + losses[1]) / 2).epsilon(1e-6));
+        for (size_t t = 0; t < sum.size(); t++) {
+            CAPTURE(small.model.tensors[t].name);
+            std::vector<float> mean(sum[t].size());
+            for (size_t i = 0; i < mean.size(); i++) mean[i] = (parts[0][t][i] + parts[1][t][i]) / 2;
+            // Halves are exact in binary; a sum of fp32 is begun elsewhere.
+            CHECK(relative_error(sum[t], mean) <= 1e-6);
+            // Sums over twice as many rows in one product, in another order; bf16 stores some of them (lambdas, norms) rounded.
+            CHECK(relative_error(sum[t], both.gradient(both.model.tensors[t])) <= (FP32 ? 1e-5 : 1e-3));
+        }
+    }
+}
+
+TEST_CASE("gpt: a frozen embedding has no gradient, no optimizer state, and does not move by a bit") {
+    for (const GPTConfig& config : {small_speedrun(), small_nanochat()}) {
+        SmallModel free(config), frozen(config, BATCH, Mode::train, true);
+        const Tensor& wte = frozen.model.tensors[0];
+        CHECK(frozen.model.gradient(wte) == nullptr);
+        for (const Optimizer::State& state : frozen.optimizer.states()) CHECK(!state.name.starts_with("wte/"));
+        auto bytes = [](const auto& arenas) { return std::accumulate(arenas.begin(), arenas.end(), size_t{0}, [](size_t n, auto* a) { return n + a->bytes(); }); };
+        CHECK(bytes(free.model.arenas()) - bytes(frozen.model.arenas()) == wte.numel * sizeof(float));
+        CHECK(bytes(free.optimizer.arenas()) - bytes(frozen.optimizer.arenas()) == 2 * wte.numel * sizeof(float));
+
+        const std::vector<float> before = frozen.weights(wte), other = frozen.weights(frozen.model.tensors[1]);
+        free.train();
+        for (int step = 1; step <= 3; step++) {
+            frozen.train();
+            if (step == 1)   // the other gradients are those of a model that is not frozen
+                for (size_t t = 1; t < frozen.model.tensors.size(); t++)
+                    CHECK(frozen.gradient(frozen.model.tensors[t]) == free.gradient(free.model.tensors[t]));
+            frozen.optimizer.update(default_optimizer_options(config.recipe), {}, step);
+        }
+        CHECK(frozen.weights(wte) == before);
+        CHECK(frozen.weights(frozen.model.tensors[1]) != other);
+    }
+}
+
+TEST_CASE("gpt: a micro-batch without targets has no loss and no gradient") {
+    SmallModel small(small_nanochat());
+    std::fill(small.targets.begin(), small.targets.end(), -1);
+    CHECK(small.train() == 0);
+    CHECK(small.model.gradient_norm() == 0);
+}
+
+TEST_CASE("gpt: a model that only evaluates has no gradients, and loses the same") {
+    SmallModel trained(small_nanochat()), evaluated(small_nanochat(), BATCH, Mode::evaluate);
+    CHECK_THROWS_AS(evaluated.model.gradient_norm(), std::invalid_argument);
+    CHECK(evaluated.model.gradient(evaluated.model.tensors[0]) == nullptr);
+    CHECK(mean_loss(evaluated.model, trained.idx, trained.targets) == trained.train());
+}
+
+// ------------------------------------------------------------------------------------------------------------ NaN
+
+TEST_CASE("gpt: what is not finite is found where it comes from") {
+    const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+    GPTConfig config = small_nanochat();
+    config.norm_before[1] = Norm::rms_norm;
+    for (bool loop : {false, true}) {
+        SmallModel small(config);
+        auto found = [&] { return small.model.find_nonfinite(small.idx.data(), small.targets.data(), loop); };
+        small.train(loop);
+        CHECK(found() == "");
+        for (const Tensor& tensor : small.model.tensors) {
+            CAPTURE(tensor.name);
+            std::string layer = tensor.layer < 0 ? "" : concat(" (layer ", tensor.layer, ")");
+            std::vector<float> whole = small.weights(tensor);
+            for (float bad : {nan, inf}) {
+                small.poison(tensor, tensor.numel - 1, bad);
+                CHECK(found() == concat("the weights ", tensor.name, layer));
+            }
+            small.model.set_tensor(tensor, whole.data());
+            small.train(loop);
+            CHECK(found() == "");
+            copy_to_device(small.model.gradient(tensor) + tensor.numel / 2, &nan, sizeof nan, nullptr);
+            CHECK(found() == concat("the gradient of ", tensor.name, layer));
+            small.train(loop);
+        }
+        // A row of the embedding that no token of the micro-batch reads.
+        const Tensor& wte = small.tensor("wte");
+        int unread = 0;
+        while (std::count(small.idx.begin(), small.idx.end(), unread)) unread++;
+        REQUIRE(unread < VOCAB);
+        small.poison(wte, int64_t{unread} * config.n_embd, nan);
+        CHECK(found() == "the weights wte");
+    }
+}
+
+TEST_CASE("gpt: an overflow is found in the layer where it happens") {
+    SmallModel small(small_nanochat());
+    std::vector<float> huge = small.weights(small.tensor("h.1.fc"));
+    for (float& x : huge) x *= 1e30f;   // finite, but not its square
+    small.model.set_tensor(small.tensor("h.1.fc"), huge.data());
+    std::string found = small.model.find_nonfinite(small.idx.data(), small.targets.data(), false);
+    CHECK(found.find("of layer 1") != std::string::npos);
+    CHECK(found.find("activation") != std::string::npos);
+}
+
+// ------------------------------------------------------------------------------------------------------ allocations
+
+std::atomic<bool> counting{false};
+std::atomic<size_t> largest_allocation{0};
+
+void count_allocation(size_t bytes) {
+    if (!counting) return;
+    size_t largest = largest_allocation;
+    while (bytes > largest && !largest_allocation.compare_exchange_weak(largest, bytes)) {}
+}
+
+}  // namespace
+
+// Every allocation of the program comes through here (operator new too, and the libraries'), and goes on to glibc's own.
+extern "C" {
+void* __libc_malloc(size_t);
+void* __libc_calloc(size_t, size_t);
+void* __libc_realloc(void*, size_t);
+void* __libc_memalign(size_t, size_t);
+
+void* malloc(size_t bytes) {
+    count_allocation(bytes);
+    return __libc_malloc(bytes);
+}
+void* calloc(size_t count, size_t bytes) {
+    count_allocation(count * bytes);
+    return __libc_calloc(count, bytes);
+}
+void* realloc(void* old, size_t bytes) {
+    count_allocation(bytes);
+    return __libc_realloc(old, bytes);
+}
+void* aligned_alloc(size_t alignment, size_t bytes) {
+    count_allocation(bytes);
+    return __libc_memalign(alignment, bytes);
+}
+int posix_memalign(void** memory, size_t alignment, size_t bytes) {
+    count_allocation(bytes);
+    *memory = __libc_memalign(alignment, bytes);
+    return *memory ? 0 : ENOMEM;
+}
+void* mmap(void* address, size_t bytes, int protection, int flags, int file, off_t offset) noexcept {
+    count_allocation(bytes);
+    return reinterpret_cast<void*>(syscall(SYS_mmap, address, bytes, protection, flags, file, offset));
+}
+}
+
+namespace {
+
+/// What is held, whoever asked for it.
+size_t allocated_bytes() {
+    struct mallinfo2 info = mallinfo2();
+    return info.uordblks + info.hblkhd;
+}
+
+TEST_CASE("gpt: a training step allocates nothing") {
+    // Within a call, oneDNN takes space to pack its operands (up to 320 KB here), and OpenMP for its teams (2 KB); none of it stays but
+    // a few hundred bytes of OpenMP's. Whatever of the model grows with the batch is larger: (N, C) of floatX are 512 KiB or more.
+    const size_t libraries = 500'000, kept = 4096;
+    for (GPTConfig config : {speedrun_config(1, 2, 128, 512, 512), nanochat_config(1, 2, 128, 512, 512, "L")}) {
+        SmallModel small(config, 4);
+        auto step = [&](int number) {
+            small.train(true);
+            small.model.gradient_norm();
+            small.optimizer.update(default_optimizer_options(config.recipe), {}, number);
+        };
+        step(1);   // oneDNN compiles each product once
+        step(2);
+        const size_t before = allocated_bytes();
+        largest_allocation = 0;
+        counting = true;
+        for (int number = 3; number <= 6; number++) step(number);
+        counting = false;
+        CHECK(allocated_bytes() <= before + kept);
+        CHECK(largest_allocation.load() <= libraries);
+        counting = true;
+        std::vector<char> block(libraries + 1);   // it does count
+        counting = false;
+        CHECK(largest_allocation.load() == block.size());
+    }
+}
+
+}  // namespace
