@@ -4,11 +4,11 @@
 #include <string>
 #include "llmc/types.h"
 
-/// Zeroed memory, 4096-aligned, every page touched. Throws std::bad_alloc when there is not enough.
+/// Zeroed memory, aligned to 256 bytes (on the CPU to pages, every one touched). Throws std::bad_alloc when there is not enough.
 void* device_alloc(size_t bytes);
 void device_free(void* memory);
 void device_zero(void* memory, size_t bytes, Stream stream);
-/// Copies wait: when they return, the data is there.
+/// Copies from and to the host wait: when they return, the data is there.
 void copy_to_device(void* device, const void* host, size_t bytes, Stream stream);
 void copy_to_host(void* host, const void* device, size_t bytes, Stream stream);
 void copy_on_device(void* to, const void* from, size_t bytes, Stream stream);

@@ -3,13 +3,20 @@
 #include <cstdint>
 #include <cstring>
 
+/// Functions of this header run on the host and, where nvcc compiles them, on the device.
+#ifdef __CUDACC__
+#define HOST_DEVICE __host__ __device__
+#else
+#define HOST_DEVICE
+#endif
+
 /// bfloat16: the upper half of a float. Storage only; every sum is made in fp32.
 struct bf16 {
     uint16_t bits;
 };
 
-inline float to_float(float x) { return x; }
-inline float to_float(bf16 x) {
+HOST_DEVICE inline float to_float(float x) { return x; }
+HOST_DEVICE inline float to_float(bf16 x) {
     uint32_t u = static_cast<uint32_t>(x.bits) << 16;
     float f;
     std::memcpy(&f, &u, sizeof f);
@@ -17,21 +24,27 @@ inline float to_float(bf16 x) {
 }
 
 /// Rounds to nearest, ties to even, as the hardware does; NaN stays NaN.
-inline bf16 to_bf16(float f) {
+HOST_DEVICE inline bf16 to_bf16(float f) {
+#ifdef __CUDA_ARCH__
+    bf16 x;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(x.bits) : "f"(f));
+    return x;
+#else
     uint32_t u;
     std::memcpy(&u, &f, sizeof u);
     uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     bool nan = (u & 0x7fffffffu) > 0x7f800000u;
     return bf16{static_cast<uint16_t>(nan ? ((u >> 16) | 0x40u) : rounded)};
+#endif
 }
 
 #ifdef PRECISION_FP32
 using floatX = float;
-inline floatX to_floatX(float x) { return x; }
+HOST_DEVICE inline floatX to_floatX(float x) { return x; }
 inline constexpr const char* PRECISION_NAME = "fp32";
 #else
 using floatX = bf16;
-inline floatX to_floatX(float x) { return to_bf16(x); }
+HOST_DEVICE inline floatX to_floatX(float x) { return to_bf16(x); }
 inline constexpr const char* PRECISION_NAME = "bf16";
 #endif
 

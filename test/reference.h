@@ -79,7 +79,7 @@ public:
     /// The same bytes as another's: for what must be exact, and for inputs that must not change.
     bool same_bytes(const Guarded& other) const {
         std::vector<Number> mine = read(), theirs = other.read();
-        return mine.size() == theirs.size() && std::memcmp(mine.data(), theirs.data(), bytes()) == 0;
+        return mine.size() == theirs.size() && (size == 0 || std::memcmp(mine.data(), theirs.data(), bytes()) == 0);
     }
 
     const size_t size;

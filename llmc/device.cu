@@ -1,0 +1,79 @@
+// A GPU as a device.
+#include "llmc/device.h"
+#include <new>
+#include <string>
+#include <utility>
+#include "llmc/cuda_common.h"
+
+void* device_alloc(size_t bytes) {
+    void* memory = nullptr;
+    cudaError_t error = cudaMalloc(&memory, bytes > 0 ? bytes : 1);
+    if (error == cudaErrorMemoryAllocation) {
+        cudaGetLastError();   // it is told, so the next call must not hear of it
+        throw std::bad_alloc();
+    }
+    cuda_check(error, "device_alloc");
+    device_zero(memory, bytes, nullptr);
+    device_wait(nullptr);
+    return memory;
+}
+
+void device_free(void* memory) { cuda_check(cudaFree(memory), "device_free"); }
+
+void device_zero(void* memory, size_t bytes, Stream stream) {
+    cuda_check(cudaMemsetAsync(memory, 0, bytes, cuda_stream(stream)), "device_zero");
+}
+
+void copy_to_device(void* device, const void* host, size_t bytes, Stream stream) {
+    cuda_check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, cuda_stream(stream)), "copy_to_device");
+    device_wait(stream);
+}
+
+void copy_to_host(void* host, const void* device, size_t bytes, Stream stream) {
+    cuda_check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, cuda_stream(stream)), "copy_to_host");
+    device_wait(stream);
+}
+
+void copy_on_device(void* to, const void* from, size_t bytes, Stream stream) {
+    cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cuda_stream(stream)), "copy_on_device");
+}
+
+void device_wait(Stream stream) { cuda_check(cudaStreamSynchronize(cuda_stream(stream)), "device_wait"); }
+
+static cudaDeviceProp properties() {
+    int device = 0;
+    cudaDeviceProp found{};
+    cuda_check(cudaGetDevice(&device), "device_name");
+    cuda_check(cudaGetDeviceProperties(&found, device), "device_name");
+    return found;
+}
+
+std::string device_name() {
+    cudaDeviceProp p = properties();
+    return concat(p.name, ", ", p.multiProcessorCount, " multiprocessors, ", p.totalGlobalMem >> 30, " GiB, compute capability ", p.major, ".", p.minor);
+}
+
+size_t device_free_bytes() {
+    size_t available = 0, total = 0;
+    cuda_check(cudaMemGetInfo(&available, &total), "device_free_bytes");
+    return available;
+}
+
+// Dense bf16 with fp32 sums, by the data sheets. A name that is not here gives 0: unknown.
+static constexpr std::pair<const char*, double> BF16_PEAKS[] = {
+    {"B200", 2250e12}, {"H200", 989.4e12}, {"H100 PCIe", 756e12}, {"H100", 989.4e12}, {"A100", 312e12}, {"L40S", 362e12}, {"RTX 5090", 209.5e12}, {"RTX 4090", 165.2e12},
+    {"RTX 3090", 71e12}};
+
+// Fused multiply-adds of fp32 a clock on one multiprocessor.
+[[maybe_unused]] static double fp32_lanes(int major, int minor) { return major == 8 && minor == 0 ? 64 : 128; }
+
+double device_peak_flops() {
+    cudaDeviceProp p = properties();
+    if constexpr (sizeof(floatX) == 4) {
+        return 2 * fp32_lanes(p.major, p.minor) * p.multiProcessorCount * 1e3 * device_attribute(cudaDevAttrClockRate);
+    } else {
+        for (auto [name, flops] : BF16_PEAKS)
+            if (std::string(p.name).find(name) != std::string::npos) return flops;
+        return 0;
+    }
+}

@@ -1,0 +1,246 @@
+// The part of CUDA's runtime and built-ins that the engine uses, for the emulator. Found before the real one by -Itest/emulator.
+#pragma once
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <new>
+#include <tuple>
+#include <type_traits>
+#include "emulator.h"
+
+// ------------------------------------------------------------------------------------------------------------ the language
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __restrict__ __restrict
+
+using dim3 = EmulatedDim;
+struct alignas(8) uint2 { uint32_t x, y; };
+struct alignas(16) uint4 { uint32_t x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+inline constexpr int warpSize = 32;
+
+template <class T> T min(T a, T b) { return b < a ? b : a; }
+template <class T> T max(T a, T b) { return a < b ? b : a; }
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
+inline float __expf(float x) { return std::exp(x); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+
+inline void __syncthreads(std::source_location where = std::source_location::current()) { emulated_barrier(0, 0, 0, "__syncthreads", where); }
+inline int __syncthreads_count(int predicate, std::source_location where = std::source_location::current()) {
+    return emulated_barrier(0, 0, predicate != 0, "__syncthreads_count", where);
+}
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+    emulated_warp(mask, nullptr, [](EmulatedLanes&) {}, "__syncwarp");
+}
+
+/// What one lane brings to a shuffle, and what it gets.
+struct EmulatedShuffle {
+    uint64_t value, result;
+    int source;
+};
+template <class T>
+T emulated_shuffle(unsigned mask, T value, int source, const char* what) {
+    static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
+    EmulatedShuffle mine{0, 0, source};
+    std::memcpy(&mine.value, &value, sizeof value);
+    emulated_warp(mask, &mine, [](EmulatedLanes& lanes) {
+        for (void* lane : lanes) {
+            auto* to = static_cast<EmulatedShuffle*>(lane);
+            if (!to) continue;
+            auto* from = static_cast<EmulatedShuffle*>(lanes[to->source]);
+            if (from) to->result = from->value;
+            else emulator_poison(&to->result, sizeof to->result);   // of a lane that takes no part
+        }
+    }, what);
+    std::memcpy(&value, &mine.result, sizeof value);
+    return value;
+}
+inline int emulated_lane() { return static_cast<int>((threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32); }
+
+template <class T> T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
+    int lane = emulated_lane();
+    return emulated_shuffle(mask, value, (lane & ~(width - 1)) | (source & (width - 1)), "__shfl_sync");
+}
+template <class T> T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
+    int lane = emulated_lane(), source = lane ^ bits;
+    return emulated_shuffle(mask, value, source < (lane & ~(width - 1)) + width ? source : lane, "__shfl_xor_sync");
+}
+template <class T> T __shfl_down_sync(unsigned mask, T value, int by, int width = 32) {
+    int lane = emulated_lane(), source = lane + by;
+    return emulated_shuffle(mask, value, source < (lane & ~(width - 1)) + width ? source : lane, "__shfl_down_sync");
+}
+template <class T> T __shfl_up_sync(unsigned mask, T value, int by, int width = 32) {
+    int lane = emulated_lane(), source = lane - by;
+    return emulated_shuffle(mask, value, source >= (lane & ~(width - 1)) ? source : lane, "__shfl_up_sync");
+}
+
+struct EmulatedVote {
+    bool mine;
+    unsigned ballot;
+};
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+    EmulatedVote vote{predicate != 0, 0};
+    emulated_warp(mask, &vote, [](EmulatedLanes& lanes) {
+        unsigned ballot = 0;
+        for (int i = 0; i < 32; i++)
+            if (lanes[i] && static_cast<EmulatedVote*>(lanes[i])->mine) ballot |= 1u << i;
+        for (void* lane : lanes)
+            if (lane) static_cast<EmulatedVote*>(lane)->ballot = ballot;
+    }, "__ballot_sync");
+    return vote.ballot;
+}
+inline bool __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline bool __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
+
+struct EmulatedMatch {
+    uint64_t mine;
+    unsigned same;
+};
+template <class T> unsigned __match_any_sync(unsigned mask, T value) {
+    EmulatedMatch match{static_cast<uint64_t>(value), 0};
+    emulated_warp(mask, &match, [](EmulatedLanes& lanes) {
+        for (void* lane : lanes)
+            for (int i = 0; lane && i < 32; i++)
+                if (lanes[i] && static_cast<EmulatedMatch*>(lanes[i])->mine == static_cast<EmulatedMatch*>(lane)->mine)
+                    static_cast<EmulatedMatch*>(lane)->same |= 1u << i;
+    }, "__match_any_sync");
+    return match.same;
+}
+
+// Fibres change only where they wait, so a plain read and write is atomic. Floats are left out: their sums depend on the order.
+template <class T> T atomicAdd(T* at, std::type_identity_t<T> value) {
+    static_assert(std::is_integral_v<T>, "a sum of floats by atomics has no fixed order");
+    T before = *at;
+    *at = before + value;
+    return before;
+}
+template <class T> T atomicMin(T* at, std::type_identity_t<T> value) {
+    T before = *at;
+    if (value < before) *at = value;
+    return before;
+}
+
+// ------------------------------------------------------------------------------------------------------------ the runtime
+
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInvalidConfiguration = 9 };
+inline const char* cudaGetErrorName(cudaError_t error) {
+    return error == cudaSuccess ? "cudaSuccess" : error == cudaErrorInvalidValue ? "cudaErrorInvalidValue"
+         : error == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : "cudaErrorInvalidConfiguration";
+}
+inline const char* cudaGetErrorString(cudaError_t error) {
+    return error == cudaSuccess ? "no error" : error == cudaErrorInvalidValue ? "invalid argument"
+         : error == cudaErrorMemoryAllocation ? "out of memory" : "invalid configuration argument";
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+using cudaStream_t = struct CUstream_st*;
+inline const cudaStream_t cudaStreamPerThread = reinterpret_cast<cudaStream_t>(2);
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+
+using cudaEvent_t = std::chrono::steady_clock::time_point*;
+inline cudaError_t cudaEventCreate(cudaEvent_t* event) { return *event = new std::chrono::steady_clock::time_point, cudaSuccess; }
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) { return *event = std::chrono::steady_clock::now(), cudaSuccess; }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t stop) {
+    return *milliseconds = std::chrono::duration<float, std::milli>(*stop - *start).count(), cudaSuccess;
+}
+
+// A device of few multiprocessors, so that a grid that fills it walks over the work in several rounds.
+enum cudaDeviceAttr {
+    cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor,
+    cudaDevAttrClockRate
+};
+struct cudaDeviceProp {
+    char name[256];
+    size_t totalGlobalMem;
+    int multiProcessorCount, major, minor;
+};
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+    switch (attribute) {
+        case cudaDevAttrMultiProcessorCount: *value = 3; break;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 227 << 10; break;
+        case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
+        case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
+        case cudaDevAttrClockRate: *value = 1000000; break;
+    }
+    return cudaSuccess;
+}
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+    *properties = {"Emulated GPU", size_t{8} << 30, 3, 9, 0};
+    return cudaSuccess;
+}
+
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+inline cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
+    *available = *total = size_t{8} << 30;
+    return cudaSuccess;
+}
+inline cudaError_t cudaMalloc(void** memory, size_t bytes) {
+    *memory = bytes <= size_t{8} << 30 ? emulated_malloc(bytes) : nullptr;
+    return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+inline cudaError_t cudaFree(void* memory) { return !memory || emulated_free(memory) ? cudaSuccess : cudaErrorInvalidValue; }
+inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
+    if (bytes && !is_device_memory(memory)) return cudaErrorInvalidValue;
+    DeviceAccess open;
+    if (bytes) std::memset(memory, value, bytes);
+    return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
+    if (bytes && (is_device_memory(to) != (kind != cudaMemcpyDeviceToHost) || is_device_memory(from) != (kind != cudaMemcpyHostToDevice)))
+        return cudaErrorInvalidValue;
+    DeviceAccess open;
+    if (bytes) std::memcpy(to, from, bytes);
+    return cudaSuccess;
+}
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+inline std::map<const void*, int> emulated_shared_limits;
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+    if (value > 227 << 10) return cudaErrorInvalidValue;
+    emulated_shared_limits[kernel] = value;
+    return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel*, int, size_t) { return *blocks = 2, cudaSuccess; }
+
+struct cudaLaunchAttribute;
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    size_t dynamicSmemBytes;
+    cudaStream_t stream;
+    cudaLaunchAttribute* attrs;
+    unsigned numAttrs;
+};
+
+template <class T>
+void check_argument(const T& argument, int number) {
+    if constexpr (std::is_pointer_v<T>)
+        if (argument && !is_device_memory(argument)) emulation_error("argument " + std::to_string(number) + " does not point to device memory");
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+    const dim3 &grid = config->gridDim, &threads = config->blockDim;
+    auto limit = emulated_shared_limits.find(reinterpret_cast<const void*>(kernel));
+    size_t shared_limit = limit == emulated_shared_limits.end() ? 48 << 10 : static_cast<size_t>(limit->second);
+    if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || !threads.x || !threads.y || !threads.z ||
+        size_t{threads.x} * threads.y * threads.z > 1024)
+        return cudaErrorInvalidConfiguration;
+    if (config->dynamicSmemBytes > shared_limit) return cudaErrorInvalidValue;
+    std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
+    std::apply([](const auto&... each) { int number = 0; (check_argument(each, number++), ...); }, values);
+    emulate_grid(grid, threads, config->dynamicSmemBytes, [&] { std::apply(kernel, values); });
+    return cudaSuccess;
+}

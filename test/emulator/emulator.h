@@ -1,0 +1,69 @@
+// Runs CUDA kernels on the CPU, one thread of a block a fibre, so that their faults show on a machine without a GPU.
+//
+// Blocks run one after another on the calling thread, in shuffled order. The threads of a block are fibres: one runs until it
+// has to wait for others (a barrier, a shuffle, any warp-wide operation) or ends, then another is drawn. So a missing barrier
+// lets a thread run far ahead, or stay far behind. The order comes from EMULATOR_SEED (1) and is the same at every run.
+//   - Shared memory is a heap block of exactly the launched size, poisoned before every block; device memory is poisoned when
+//     allocated, and closed to the host by AddressSanitizer while no kernel and no copy runs.
+//   - A barrier or warp operation that can never complete, or that a mask makes undefined, is an error that names the kernel,
+//     block and thread, and ends the launch. So is an argument that points to host memory.
+//   - What hardware does later (cp.async) happens as late as it may: at the wait. Until then the target is poison.
+// What it cannot show: races between blocks, and within a warp between threads that a barrier would not order either.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <source_location>
+#include <string>
+
+struct EmulatedDim {
+    unsigned x = 1, y = 1, z = 1;
+    constexpr EmulatedDim(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+/// Of the thread that runs now.
+inline thread_local EmulatedDim threadIdx, blockIdx, blockDim, gridDim;
+
+/// Runs `thread` for every thread of the grid. Throws std::runtime_error when one does what has no defined result.
+void emulate_grid(EmulatedDim grid, EmulatedDim block, size_t shared_bytes, const std::function<void()>& thread);
+
+/// Names what runs, in errors: the innermost NVTX range.
+void emulator_push_name(const char* name);
+void emulator_pop_name();
+
+// ----------------------------------------------------------------------------------------- called by the thread that runs now
+
+[[noreturn]] void emulation_error(const std::string& what);
+
+void* emulated_shared_memory();
+
+/// Waits for `threads` threads at barrier `id`, or for all that have not ended when 0. Returns the sum of their values.
+int emulated_barrier(int id, int threads, int value, const char* what, std::source_location where);
+
+/// Brings the lanes of `mask` together. When the last has come, `exchange` runs once with what each lane brought (null for
+/// lanes that are not in the mask); then all go on.
+using EmulatedLanes = void* [32];
+void emulated_warp(unsigned mask, void* mine, void (*exchange)(EmulatedLanes& lanes), const char* what);
+
+/// Asynchronous copies of this thread: started, closed to a group, waited for until `newer` groups are left.
+void emulated_copy_async(void* shared, const void* global, size_t bytes);
+void emulated_copy_commit();
+void emulated_copy_wait(int newer);
+
+// ------------------------------------------------------------------------------------------------------------- device memory
+
+/// Fills memory with a pattern that is NaN in every float type and a wild index.
+void emulator_poison(void* memory, size_t bytes);
+
+void* emulated_malloc(size_t bytes);
+/// False when there is no such block.
+bool emulated_free(void* memory);
+bool is_device_memory(const void* pointer);
+
+/// While one lives, device memory is open: to kernels, and to the copies and libraries that the emulator stands for.
+struct DeviceAccess {
+    DeviceAccess();
+    ~DeviceAccess();
+    DeviceAccess(const DeviceAccess&) = delete;
+    DeviceAccess& operator=(const DeviceAccess&) = delete;
+};

@@ -1,0 +1,82 @@
+// llmc/ptx.h for the emulator: the same functions, in plain C++, under the scheduler of emulator.h.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cuda_runtime.h>
+#include "llmc/types.h"
+
+template <class T>
+T* shared_memory() { return static_cast<T*>(emulated_shared_memory()); }
+
+inline uint32_t pack_bf16(float low, float high) { return to_bf16(low).bits | static_cast<uint32_t>(to_bf16(high).bits) << 16; }
+
+inline float fast_exp2(float x) { return std::exp2(x); }
+inline float fast_reciprocal(float x) { return 1 / x; }
+
+// ---------------------------------------------------------------------------------------------- tensor cores, a warp together
+
+struct EmulatedLdmatrix {
+    const void* row;
+    uint32_t (*r)[4];
+};
+template <bool TRANSPOSED>
+void emulated_ldmatrix(EmulatedLanes& lanes) {
+    auto lane = [&](int i) { return static_cast<EmulatedLdmatrix*>(lanes[i]); };
+    for (int matrix = 0; matrix < 4; matrix++) {
+        uint16_t element[8][8];
+        for (int row = 0; row < 8; row++) std::memcpy(element[row], lane(8 * matrix + row)->row, 16);
+        for (int i = 0; i < 32; i++) {
+            int g = i / 4, t = 2 * (i % 4);
+            uint16_t low = TRANSPOSED ? element[t][g] : element[g][t], high = TRANSPOSED ? element[t + 1][g] : element[g][t + 1];
+            (*lane(i)->r)[matrix] = low | static_cast<uint32_t>(high) << 16;
+        }
+    }
+}
+template <bool TRANSPOSED>
+void ldmatrix_of(uint32_t (&r)[4], const void* row) {
+    if (reinterpret_cast<uintptr_t>(row) % 16) emulation_error("ldmatrix: a row's address is not a multiple of 16");
+    EmulatedLdmatrix mine{row, &r};
+    emulated_warp(0xffffffffu, &mine, emulated_ldmatrix<TRANSPOSED>, TRANSPOSED ? "ldmatrix.trans" : "ldmatrix");
+}
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) { ldmatrix_of<false>(r, row); }
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) { ldmatrix_of<true>(r, row); }
+
+struct EmulatedMma {
+    float (*d)[4];
+    const uint32_t (*a)[4], (*b)[2];
+};
+inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    EmulatedMma mine{&d, &a, &b};
+    emulated_warp(0xffffffffu, &mine, [](EmulatedLanes& lanes) {
+        auto half = [](uint32_t both, int i) { return to_float(bf16{static_cast<uint16_t>(i % 2 ? both >> 16 : both)}); };
+        float a_matrix[16][16], b_matrix[16][8];
+        for (int i = 0; i < 32; i++) {
+            auto* lane = static_cast<EmulatedMma*>(lanes[i]);
+            int g = i / 4, t = 2 * (i % 4);
+            for (int j = 0; j < 2; j++) {
+                for (int r = 0; r < 4; r++) a_matrix[g + 8 * (r % 2)][t + j + 8 * (r / 2)] = half((*lane->a)[r], j);
+                for (int r = 0; r < 2; r++) b_matrix[t + j + 8 * r][g] = half((*lane->b)[r], j);
+            }
+        }
+        for (int i = 0; i < 32; i++) {
+            auto* lane = static_cast<EmulatedMma*>(lanes[i]);
+            int g = i / 4, t = 2 * (i % 4);
+            for (int r = 0; r < 4; r++)
+                for (int k = 0; k < 16; k++) (*lane->d)[r] += a_matrix[g + 8 * (r / 2)][k] * b_matrix[k][t + r % 2];
+        }
+    }, "mma");
+}
+
+// ------------------------------------------------------------------------------ copies that go on while the thread computes
+
+inline void copy_async(void* shared, const void* global, bool wanted = true) { emulated_copy_async(shared, global, wanted ? 16 : 0); }
+inline void copy_async_commit() { emulated_copy_commit(); }
+template <int NEWER>
+void copy_async_wait() { emulated_copy_wait(NEWER); }
+
+// ------------------------------------------------------------------------------------------------------- parts of a block
+
+inline void named_barrier(int id, int threads, std::source_location where = std::source_location::current()) {
+    if (id < 1 || id > 15 || threads % 32) emulation_error("named_barrier: id must be 1 to 15 and threads a multiple of 32");
+    emulated_barrier(id, threads, 0, "named_barrier", where);
+}
