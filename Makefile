@@ -26,7 +26,7 @@ comma := ,
 space := $(empty) $(empty)
 SUITES_OF_PROGRAMS := $(subst $(space),$(comma),$(RUN_PROGRAMS:%=*test/%.cpp))
 
-.PHONY: all run test bench help parts packages tests_bf16 tests_fp32 clean FORCE
+.PHONY: all run test bench emulator help parts packages tests_bf16 tests_fp32 emulator_bf16 emulator_fp32 clean FORCE
 
 all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert data/tokenize (PRECISION=bf16|fp32, THIRD_PARTY=dir of headers)
 
@@ -36,11 +36,15 @@ run: packages  ## install what is missing, build, and do the main job: text, tra
 
 test: packages  ## install what is missing, build, and run every test, in both precisions
 	@$(MAKE) --no-print-directory -j2 all tests_bf16 tests_fp32
-	@dev/run_tests.sh "$(SUITES_OF_PROGRAMS)"
+	@dev/run_tests.sh cpu "$(SUITES_OF_PROGRAMS)"
 
 bench: packages  ## speed of the training step, beside the peak of matrix products on this machine (BENCH=nano|d12|speedrun: one case)
 	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench
 	@$(BUILD)/bench $(BENCH)
+
+emulator: packages  ## build and run the op suite and the golden cases with the CUDA kernels, on the emulator of test/emulator
+	@$(MAKE) --no-print-directory -j2 emulator_bf16 emulator_fp32
+	@dev/run_tests.sh emulator
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 14
@@ -75,6 +79,30 @@ all: $(BUILD)/report
 tests_bf16 tests_fp32: tests_%:
 	@$(MAKE) --no-print-directory PRECISION=$* build/cpu-$*/tests
 
+# The CUDA files, unmodified, compiled by g++ for the emulator, under AddressSanitizer and UBSan. The op suite, and the whole model.
+EMULATED := $(patsubst llmc/%.cu,%,$(wildcard llmc/*.cu))
+EMULATOR := build/emulator-$(PRECISION)
+EMULATOR_FLAGS := -std=c++20 -O1 -g1 -march=native -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all -fno-strict-aliasing \
+                  -ftrivial-auto-var-init=pattern -Wall -Wextra -Wshadow $(GCC12) -Wno-unknown-pragmas -MMD -MP -Itest/emulator -I. \
+                  $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32) $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY))
+EMULATOR_OBJECTS := $(EMULATED:%=$(EMULATOR)/llmc/%.cu.o) $(patsubst %,$(EMULATOR)/llmc/%.o,config gpt json memory optimizer rotary_table tensors) \
+                    $(patsubst test/%.cpp,$(EMULATOR)/test/%.o,$(wildcard $(EMULATED:%=test/%.cpp)) test/golden.cpp test/main.cpp) \
+                    $(EMULATOR)/test/emulator/emulator.o
+$(EMULATOR)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(CXX) $(EMULATOR_FLAGS) -O2 -x c++ -c -o $@ $<
+# The scheduler of fibres switches stacks itself: it tells AddressSanitizer so, and is not watched by it.
+$(EMULATOR)/test/emulator/emulator.o: test/emulator/emulator.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(EMULATOR_FLAGS) -O2 -fno-sanitize=all -DEMULATOR_ASAN -c -o $@ $<
+$(EMULATOR)/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(EMULATOR_FLAGS) -c -o $@ $<
+$(EMULATOR)/tests: $(EMULATOR_OBJECTS)
+	$(CXX) $(EMULATOR_FLAGS) -o $@ $^
+emulator_bf16 emulator_fp32: emulator_%:
+	@$(MAKE) --no-print-directory PRECISION=$* build/emulator-$*/tests
+
 $(BUILD)/llmc.a: $(LIBRARY)
 	rm -f $@ && ar rcs $@ $^
 $(BUILD)/%.o: %.cpp
@@ -88,4 +116,4 @@ $(BUILD)/llmc/build.o: build/commit
 build/commit: FORCE
 	@mkdir -p build && echo '$(COMMIT)' | cmp -s - $@ || echo '$(COMMIT)' > $@
 
--include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+-include $(shell find $(BUILD) $(EMULATOR) -name '*.d' 2>/dev/null)
