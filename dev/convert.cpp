@@ -30,6 +30,14 @@ static void to_safetensors(const std::string& in, const std::string& out) {
 
 // ------------------------------------------------------------------------------------------- safetensors -> checkpoint
 
+using Entries = std::map<std::string, const SafetensorsEntry*>;
+
+static Entries entries_of(const Safetensors& file) {
+    Entries entries;
+    for (const SafetensorsEntry& entry : file.tensors) entries[entry.name] = &entry;
+    return entries;
+}
+
 /// A tensor of the file as fp32 (or bytes), read when it is written.
 static TensorSource source_of(const Safetensors& file, const SafetensorsEntry& entry) {
     bool bytes = entry.dtype == "U8";
@@ -50,11 +58,13 @@ static std::string shape_of(const std::vector<int64_t>& shape) { return json(sha
 
 /// All that is wrong with the names and shapes, at once.
 static void require_tensors(const Safetensors& file, const std::vector<Tensor>& weights) {
+    Entries entries = entries_of(file);
     std::set<std::string> known;
     std::vector<std::string> missing, extra, misshapen;
     for (const Tensor& weight : weights) {
         known.insert(weight.name);
-        const SafetensorsEntry* entry = file.find(weight.name);
+        auto found = entries.find(weight.name);
+        const SafetensorsEntry* entry = found == entries.end() ? nullptr : found->second;
         if (!entry) missing.push_back(weight.name);
         else if (entry->shape != weight.shape || entry->dtype == "U8")
             misshapen.push_back(concat(weight.name, " (", entry->dtype, " ", shape_of(entry->shape), ", not ", shape_of(weight.shape), ")"));
@@ -69,8 +79,7 @@ static void require_tensors(const Safetensors& file, const std::vector<Tensor>& 
 
 /// In a checkpoint's order, whatever the file's: weights, the state of each weight, the tokenizer.
 static std::vector<TensorSource> sources_of(const Safetensors& file, const std::vector<Tensor>& weights) {
-    std::map<std::string, const SafetensorsEntry*> entries;
-    for (const SafetensorsEntry& entry : file.tensors) entries[entry.name] = &entry;
+    Entries entries = entries_of(file);
     std::vector<TensorSource> sources;
     for (const Tensor& weight : weights) sources.push_back(source_of(file, *entries.at(weight.name)));
     for (const Tensor& weight : weights) {

@@ -8,26 +8,49 @@
 using nlohmann::json;
 
 // Copying and printing JSON recurse; this many levels are safe on any stack. A family tree of 400 generations fits.
-static constexpr int MAX_LEVELS = 1000;
+static constexpr size_t MAX_LEVELS = 1000;
+
+/// Reads along with the parser and refuses what the parser lets pass.
+class Watcher : public nlohmann::json_sax<json> {
+public:
+    explicit Watcher(const std::string& where_) : where(where_) {}
+    bool null() override { return true; }
+    bool boolean(bool) override { return true; }
+    bool number_integer(int64_t) override { return true; }
+    bool number_unsigned(uint64_t) override { return true; }
+    bool number_float(double, const std::string&) override { return true; }
+    bool string(std::string&) override { return true; }
+    bool binary(binary_t&) override { return true; }
+    bool start_object(size_t) override { return enter(); }
+    bool start_array(size_t) override { return enter(); }
+    bool end_object() override { return leave(); }
+    bool end_array() override { return leave(); }
+    bool key(std::string& key) override {
+        require(levels.back().insert(key).second, where, ": has '", key.substr(0, 100), "' twice");
+        return true;
+    }
+    bool parse_error(size_t, const std::string&, const json::exception& error) override { fail(where, ": is not JSON: ", error.what()); }
+
+private:
+    bool enter() {
+        levels.emplace_back();
+        require(levels.size() <= MAX_LEVELS, where, ": nests more than ", MAX_LEVELS, " levels deep");
+        return true;
+    }
+    bool leave() {
+        levels.pop_back();
+        return true;
+    }
+
+    const std::string& where;
+    std::vector<std::set<std::string>> levels;   // keys of the objects (and none of the arrays) around the place that is read
+};
 
 json parse_json(std::string_view text, const std::string& where) {
-    std::vector<std::set<std::string>> keys;   // of the objects around the place that is being parsed
-    auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
-        require(depth < MAX_LEVELS, where, ": nests more than ", MAX_LEVELS, " levels deep");
-        if (event == json::parse_event_t::object_start) keys.emplace_back();
-        if (event == json::parse_event_t::object_end) keys.pop_back();
-        if (event == json::parse_event_t::key) {
-            const std::string& key = parsed.get_ref<const std::string&>();
-            require(keys.back().insert(key).second, where, ": has '", key, "' twice");
-        }
-        return true;
-    };
     require(text.find('\0') == std::string_view::npos, where, ": is not JSON: holds a zero byte");   // the parser would stop there
-    try {
-        return json::parse(text, watch);
-    } catch (const json::exception& error) {
-        fail(where, ": is not JSON: ", error.what());
-    }
+    Watcher watcher(where);
+    json::sax_parse(text, &watcher);
+    return json::parse(text);
 }
 
 std::string dump_json(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }

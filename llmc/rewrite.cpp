@@ -98,7 +98,7 @@ void verify_and_write(const std::string& out, const nlohmann::json& header, cons
     for (const Checkpoint* model : std::set<const Checkpoint*>(models.begin(), models.end())) verify_tensors(*model);
     write_checkpoint(out, header, sources);
     double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    int64_t bytes = checkpoint_bytes(header, sources);
+    int64_t bytes = File(out).size();
     char line[128];
     std::snprintf(line, sizeof line, "%s in %.2f s (%s/s), peak memory %s", human_bytes(bytes).c_str(), seconds,
                   human_bytes(static_cast<int64_t>(static_cast<double>(bytes) / seconds)).c_str(), human_bytes(peak_memory()).c_str());

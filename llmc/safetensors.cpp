@@ -130,16 +130,17 @@ static int64_t bytes_of(const TensorSource& source) {
 }
 
 static std::string header_text(const std::map<std::string, std::string>& metadata, const std::vector<TensorSource>& sources, const std::string& path) {
-    nlohmann::ordered_json header;
-    if (!metadata.empty()) header["__metadata__"] = metadata;
+    std::string text = metadata.empty() ? "" : ",\"__metadata__\":" + dump_json(metadata);
+    std::set<std::string> names;
     int64_t begin = 0;
     for (const TensorSource& source : sources) {
-        require(!header.contains(source.name), path, ": would have '", source.name, "' twice");
+        require(names.insert(source.name).second, path, ": would have '", source.name, "' twice");
         int64_t end = begin + bytes_of(source);
-        header[source.name] = {{"dtype", source.dtype}, {"shape", source.shape}, {"data_offsets", {begin, end}}};
+        text += concat(",", dump_json(source.name), ":{\"dtype\":\"", source.dtype, "\",\"shape\":", dump_json(source.shape), ",\"data_offsets\":[",
+                       begin, ",", end, "]}");
         begin = end;
     }
-    std::string text = header.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+    text = concat("{", text.empty() ? "" : text.substr(1), "}");
     text.resize((text.size() + 7) / 8 * 8, ' ');
     require(static_cast<int64_t>(text.size()) <= MAX_HEADER_BYTES, path, ": its header would have ", text.size(), " bytes, but the format allows ", MAX_HEADER_BYTES);
     return text;
