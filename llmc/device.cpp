@@ -12,10 +12,16 @@
 
 static constexpr size_t PAGE = 4096, HUGE_PAGE = size_t{2} << 20;
 
+static size_t page_for(size_t bytes) { return bytes >= HUGE_PAGE ? HUGE_PAGE : PAGE; }
+
+size_t device_alloc_bytes(size_t bytes) {
+    const size_t page = page_for(bytes);
+    return (std::max(bytes, size_t{1}) + page - 1) / page * page;
+}
+
 void* device_alloc(size_t bytes) {
     if (bytes > device_free_bytes()) throw std::bad_alloc();    // the kernel promises more than it has, and kills later
-    size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : PAGE;
-    size_t rounded = (std::max(bytes, size_t{1}) + alignment - 1) / alignment * alignment;
+    const size_t alignment = page_for(bytes), rounded = device_alloc_bytes(bytes);
     void* memory = std::aligned_alloc(alignment, rounded);
     if (!memory) throw std::bad_alloc();
     if (alignment == HUGE_PAGE) madvise(memory, rounded, MADV_HUGEPAGE);
@@ -101,7 +107,15 @@ size_t device_free_bytes() {
     return std::min(host, container_free_bytes());
 }
 
+// The peak is that of products with these sizes, forth and back: rows, and the width and hidden width of an MLP.
+static constexpr int64_t PEAK_ROWS = 2048, PEAK_WIDTH = 768, PEAK_HIDDEN = 3072;
+
 double device_peak_flops() {
-    static const double peak = std::max(matmul_flops(2048, 768, 3072, 5), matmul_flops(2048, 3072, 768, 5));
+    static const double peak = std::max(matmul_flops(PEAK_ROWS, PEAK_WIDTH, PEAK_HIDDEN, 5), matmul_flops(PEAK_ROWS, PEAK_HIDDEN, PEAK_WIDTH, 5));
     return peak;
+}
+
+size_t device_peak_bytes() {
+    const size_t compiled = size_t{2} << 20;   // by oneDNN, and its own pages that are read for that
+    return compiled + sizeof(floatX) * (PEAK_ROWS * (PEAK_WIDTH + PEAK_HIDDEN) + PEAK_WIDTH * PEAK_HIDDEN);
 }

@@ -5,6 +5,11 @@
 #include <utility>
 #include "llmc/cuda_common.h"
 
+size_t device_alloc_bytes(size_t bytes) {
+    const size_t unit = size_t{2} << 20;   // the driver's own
+    return (bytes + unit - 1) / unit * unit;
+}
+
 void* device_alloc(size_t bytes) {
     void* memory = nullptr;
     cudaError_t error = cudaMalloc(&memory, bytes > 0 ? bytes : 1);
@@ -66,6 +71,8 @@ static constexpr std::pair<const char*, double> BF16_PEAKS[] = {
 
 // Fused multiply-adds of fp32 a clock on one multiprocessor.
 [[maybe_unused]] static double fp32_lanes(int major, int minor) { return major == 8 && minor == 0 ? 64 : 128; }
+
+size_t device_peak_bytes() { return 0; }   // the data sheet needs none
 
 double device_peak_flops() {
     cudaDeviceProp p = properties();

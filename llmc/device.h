@@ -6,6 +6,8 @@
 
 /// Zeroed memory, aligned to 256 bytes (on the CPU to pages, every one touched). Throws std::bad_alloc when there is not enough.
 void* device_alloc(size_t bytes);
+/// What it takes for so many bytes: whole pages.
+size_t device_alloc_bytes(size_t bytes);
 void device_free(void* memory);
 void device_zero(void* memory, size_t bytes, Stream stream);
 /// Copies from and to the host wait: when they return, the data is there.
@@ -22,3 +24,5 @@ size_t device_free_bytes();
 /// Dense matrix-product peak in floatX, FLOP/s: on the CPU measured (the better of the products 2048 x 768 x 3072 and
 /// 2048 x 3072 x 768, rows x out x in; 30 MB while it lasts), from the data sheet on a GPU; 0 if unknown.
 double device_peak_flops();
+/// Memory that measuring it takes, and gives back.
+size_t device_peak_bytes();
