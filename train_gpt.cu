@@ -25,6 +25,7 @@
 #include "llmc/log.h"
 #include "llmc/optimizer.h"
 #include "llmc/plan.h"
+#include "llmc/profile.h"
 #include "llmc/reduce.h"
 #include "llmc/sampler.h"
 #include "llmc/schedule.h"
@@ -58,7 +59,7 @@ struct Settings {
     int64_t coconut_every = 0;
     std::string coconut_targets = "same", embeddings_from;
     // this call
-    std::string init, resume, out, sample;
+    std::string init, resume, out, sample, profile_steps;
     bool overwrite = false, plan = false, eval = false;
     int64_t save_every = 0, eval_every = 250, eval_tokens = 10485760, sample_every = 0, keep = 0;
     uint64_t seed = 42;
@@ -155,6 +156,9 @@ static void declare(Flags& flags, Settings& s) {
     flags.number("--sample-tokens", s.sample_tokens, 1, 1 << 24, K::run, run, "length of a sample (128)");
     flags.number("--temperature", s.temperature, 0.0, 1e6, K::run, run, "of sampling; 0 takes the likeliest token (0.8)");
     flags.number("--top-k", s.top_k, 0, 65536, K::run, run, "sample among the k likeliest tokens; 0: among all (50)");
+    flags.text("--profile-steps", s.profile_steps, K::run, run,
+               "first:last, steps to profile: on the CPU a table of where their time went; on a GPU the profiler that waits for it starts "
+               "and stops there (make profile)");
     flags.toggle("--plan", s.plan, K::run, run, "prints sizes, FLOPs, steps and memory, and does nothing else");
     flags.toggle("--eval", s.eval, K::run, run, "prints loss and bits per byte of --init on --val-data, and does nothing else");
     flags.footer(
@@ -291,6 +295,22 @@ static Plan resolve_plan(Settings& s, const GPTConfig& config) {
 static Schedule make_schedule(const Settings& s, const Plan& plan) {
     int64_t down = s.warmdown_steps >= 0 ? s.warmdown_steps : warmdown_steps(s.warmdown_ratio, plan.steps);
     return {.steps = plan.steps, .warmup_steps = s.warmup_steps, .warmdown_steps = down};
+}
+
+/// The two numbers of --profile-steps; 0 and 0 when nothing is to be profiled.
+struct StepRange {
+    int64_t first = 0, last = 0;
+};
+static StepRange profiled_steps(const std::string& text, int64_t done, int64_t steps) {
+    if (text.empty()) return {};
+    StepRange range;
+    char rest = 0;
+    bool digits = text.find_first_not_of("0123456789:") == std::string::npos && text.size() < 38;
+    require(digits && std::sscanf(text.c_str(), "%ld:%ld%c", &range.first, &range.last, &rest) == 2,
+            "--profile-steps is '", text, "', but must be first:last, as in 3:5");
+    require(range.first > done && range.first <= range.last && range.last <= steps, "--profile-steps is ", text, ", but first and last must lie within ",
+            done + 1, " and ", steps, ", the steps of this call, in order");
+    return range;
 }
 
 static OptimizerOptions scaled_rates(const Settings& s, const Plan& plan) {
@@ -462,6 +482,7 @@ private:
     void report_evaluation();
     double sample();
     void report_sample();
+    void report_profile();
     bool due(int64_t every) const { return every > 0 && (step % every == 0 || step == plan.steps); }
 
     Settings& s;
@@ -490,6 +511,7 @@ private:
     double smooth = 0;              // running mean of the last micro-batch's loss, not yet debiased
     double peak_flops = 0;
     double step_seconds = 0;   // running mean
+    StepRange profiled;        // steps of --profile-steps
     int64_t one_pass = 0;      // micro-batches of the validation data, once they are counted
     json origin;               // lineage of this run's checkpoints
     std::vector<int> inputs, targets;
@@ -779,6 +801,14 @@ double Run::sample() {
     return std::max(drawn, 1) / seconds;
 }
 
+/// Where the time of --profile-steps went; on a GPU the profiler tells.
+void Run::report_profile() {
+    const std::string table = profile_stop();
+    bar.clear();
+    std::printf("profile: steps %ld to %ld\n%s", profiled.first, profiled.last, table.c_str());
+    std::fflush(stdout);
+}
+
 void Run::report_sample() {
     bar.clear();
     std::cout << "sample at step " << step << ": ";
@@ -801,12 +831,12 @@ void Run::saved_if_it_fails(const json& place, Work work) {
 
 /// One update. False when it was asked to stop in the middle: the weights are those of before, and so is the data's position.
 bool Run::step_once() {
+    Range range("step");
     auto start = std::chrono::steady_clock::now();
     json place = data->position();
     bool loops = s.coconut_every > 0 && step % s.coconut_every == 0;
-    double loss = 0, loop_loss = 0, last = 0;
     const double share = 1.0 / static_cast<double>(plan.micro_batches);
-    model->zero_gradients();
+    model->begin_step();
     for (int64_t i = 0; i < plan.micro_batches; i++) {
         if (stop_asked) {
             data->restore(place);
@@ -814,21 +844,20 @@ bool Run::step_once() {
         }
         const int* loop_targets = targets.data();
         saved_if_it_fails(place, [&] {
+            Range reading("data");
             data->next(inputs.data(), targets.data());
             if (loops && s.coconut_targets == "next") loop_targets = data->peek_targets();
         });
-        last = model->train_micro_batch(inputs.data(), targets.data(), share);
-        loss += last * share;
-        if (loops) loop_loss += model->train_micro_batch(inputs.data(), loop_targets, share, true) * share;
+        model->train_micro_batch(inputs.data(), targets.data(), share);
+        if (loops) model->train_micro_batch(inputs.data(), loop_targets, share, true);
     }
-    double norm = model->gradient_norm();
+    const auto [loss, loop_loss, last, norm] = model->end_step();
     if (!std::isfinite(loss + loop_loss + norm)) diagnose(loss + loop_loss, norm, place);
 
     StepSchedule now{.lr_multiplier = lr_multiplier(schedule, step), .momentum = muon_momentum(config.recipe, step)};
     OptimizerOptions rates = scaled_rates(s, plan);
     now.weight_decay = rates.weight_decay * weight_decay_multiplier(config.recipe, step, plan.steps);
-    optimizer->update(rates, now, step + 1);
-    device_wait(nullptr);
+    optimizer->update(rates, now, step + 1);   // the device goes on with it while the next tokens are read
 
     step++;
     tokens += plan.batch_tokens;
@@ -939,7 +968,9 @@ int Run::train() {
     std::printf("peak of matrix products: %.1f GFLOP/s\n", peak_flops * 1e-9);
     if (s.resume.empty() && s.eval_every > 0 && val) report_evaluation();
     while (step < plan.steps && !stop_asked) {
+        if (step + 1 == profiled.first) profile_start();
         if (!step_once()) break;
+        if (step == profiled.last) report_profile();
         if (due(s.save_every) || step == plan.steps) save_once();
         saved_if_it_fails(data->position(), [&] {
             if (due(s.eval_every) && val) report_evaluation();
@@ -991,14 +1022,13 @@ int Run::main() {
     plan = resolve_plan(s, config);
     schedule = make_schedule(s, plan);
     if (flags.given("--sample") && !flags.given("--sample-every")) s.sample_every = plan.steps;
+    const int64_t done = s.resume.empty() ? 0 : parent->header["progress"]["step"].get<int64_t>();
+    profiled = profiled_steps(s.profile_steps, done, plan.steps);
     if (s.plan) {
         print_plan(config, plan, MemoryPlan(config, s, frozen_embedding));
         return 0;
     }
-    if (!s.resume.empty()) {
-        int64_t done = parent->header["progress"]["step"];
-        require(done < plan.steps, s.resume, ": the run is done: it is at step ", done, " of ", plan.steps, "; give more --steps to go on");
-    }
+    require(s.resume.empty() || done < plan.steps, s.resume, ": the run is done: it is at step ", done, " of ", plan.steps, "; give more --steps to go on");
 
     require(!s.data.empty(), "--data is missing: the shards to train on (or --plan, --eval, --sample)");
     if (s.out.empty() && !s.resume.empty()) s.out = fs::canonical(s.resume).parent_path().string();

@@ -50,8 +50,9 @@ static double bench(const char* name, const GPTConfig& config, int batch, int re
     auto update = [&] { optimizer.update(rates, {.lr_multiplier = 1e-3, .weight_decay = rates.weight_decay}, ++step); };
     update();   // off the zeros that some tensors start from
     double seconds = median_seconds(repeats, [&] {
-        model.zero_gradients();
+        model.begin_step();
         model.train_micro_batch(inputs.data(), targets.data(), 1);
+        model.end_step();
     });
     double update_seconds = median_seconds(std::max(1, repeats / 4), update);
     double peak = std::max(peak_before, matmul_peak(3));

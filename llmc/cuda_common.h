@@ -13,11 +13,11 @@
 //   - A stream of null is the calling thread's own stream (cudaStreamPerThread), which a graph can capture.
 #pragma once
 #include <cuda_runtime.h>
-#include <nvtx3/nvToolsExt.h>
 #include <cstdint>
 #include <stdexcept>
 #include <type_traits>
 #include "llmc/error.h"
+#include "llmc/profile.h"
 #include "llmc/ptx.h"
 #include "llmc/types.h"
 
@@ -55,15 +55,6 @@ template <class Integer>
 constexpr Integer ceil_div(Integer a, std::type_identity_t<Integer> b) {
     return (a + b - 1) / b;
 }
-
-/// A named range that profilers show, until the end of the scope.
-class Range {
-public:
-    explicit Range(const char* name) { nvtxRangePushA(name); }
-    ~Range() { nvtxRangePop(); }
-    Range(const Range&) = delete;
-    Range& operator=(const Range&) = delete;
-};
 
 /// Blocks, threads of a block, bytes of shared memory of a block.
 struct Grid {

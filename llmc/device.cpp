@@ -50,6 +50,20 @@ void copy_to_device(void* device, const void* host, size_t bytes, Stream stream)
 void copy_to_host(void* host, const void* device, size_t bytes, Stream stream) { copy_on_device(host, device, bytes, stream); }
 void device_wait(Stream) {}
 
+struct Uploads::Ring {};
+Uploads::Uploads(size_t, int) {}
+Uploads::~Uploads() = default;
+void Uploads::copy(void* device, const void* host, size_t bytes, Stream stream) { copy_to_device(device, host, bytes, stream); }
+
+struct Recording::Graph {};
+Recording::Recording() = default;
+Recording::~Recording() = default;
+bool Recording::replay(Stream) { return false; }
+bool Recording::begin(Stream) { return false; }
+void Recording::end(Stream) {}
+void Recording::abandon(Stream) {}
+void Recording::forget() {}
+
 // What follows `name` and the colon in a file of /proc, or an empty string.
 static std::string proc_value(const char* path, const std::string& name) {
     std::ifstream file(path);

@@ -1,8 +1,10 @@
 // A GPU as a device.
 #include "llmc/device.h"
+#include <cstring>
 #include <new>
 #include <string>
 #include <utility>
+#include <vector>
 #include "llmc/cuda_common.h"
 
 size_t device_alloc_bytes(size_t bytes) {
@@ -44,6 +46,83 @@ void copy_on_device(void* to, const void* from, size_t bytes, Stream stream) {
 }
 
 void device_wait(Stream stream) { cuda_check(cudaStreamSynchronize(cuda_stream(stream)), "device_wait"); }
+
+// Pinned memory in slots; a slot is free again when the event behind its copy has come.
+struct Uploads::Ring {
+    size_t bytes;
+    char* memory = nullptr;
+    std::vector<cudaEvent_t> done;
+    size_t next = 0;
+};
+
+Uploads::Uploads(size_t bytes, int slots) : ring(new Ring{.bytes = bytes}) {
+    require(bytes >= 1 && slots >= 1, "uploads: bytes and slots must be at least 1, not ", bytes, " and ", slots);
+    cuda_check(cudaMallocHost(reinterpret_cast<void**>(&ring->memory), bytes * static_cast<size_t>(slots)), "uploads");
+    ring->done.resize(static_cast<size_t>(slots));
+    for (cudaEvent_t& event : ring->done) cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "uploads");
+}
+
+Uploads::~Uploads() {
+    for (cudaEvent_t event : ring->done) {
+        cudaEventSynchronize(event);   // an event that was never recorded has come
+        cudaEventDestroy(event);
+    }
+    cudaFreeHost(ring->memory);
+}
+
+void Uploads::copy(void* device, const void* host, size_t bytes, Stream stream) {
+    require(bytes <= ring->bytes, "uploads: a copy of ", bytes, " bytes is larger than a slot, ", ring->bytes);
+    const size_t slot = ring->next++ % ring->done.size();
+    char* pinned = ring->memory + slot * ring->bytes;
+    cuda_check(cudaEventSynchronize(ring->done[slot]), "uploads");
+    std::memcpy(pinned, host, bytes);
+    cuda_check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, cuda_stream(stream)), "uploads");
+    cuda_check(cudaEventRecord(ring->done[slot], cuda_stream(stream)), "uploads");
+}
+
+struct Recording::Graph {
+    cudaGraphExec_t recorded = nullptr;   // null before the second run
+    ~Graph() {
+        if (recorded) cudaGraphExecDestroy(recorded);
+    }
+};
+
+Recording::Recording() = default;
+Recording::~Recording() = default;
+
+bool Recording::replay(Stream stream) {
+    if (profiling() || !graph || !graph->recorded) return false;
+    Range range("replay");
+    cuda_check(cudaGraphLaunch(graph->recorded, cuda_stream(stream)), "replay");
+    return true;
+}
+
+bool Recording::begin(Stream stream) {
+    if (profiling()) return false;
+    if (!graph) {
+        graph = std::make_unique<Graph>();
+        return false;
+    }
+    cuda_check(cudaStreamBeginCapture(cuda_stream(stream), cudaStreamCaptureModeThreadLocal), "record");
+    return true;
+}
+
+void Recording::end(Stream stream) {
+    cudaGraph_t captured = nullptr;
+    cuda_check(cudaStreamEndCapture(cuda_stream(stream), &captured), "record");
+    const cudaError_t error = cudaGraphInstantiate(&graph->recorded, captured, 0);
+    cudaGraphDestroy(captured);
+    cuda_check(error, "record");
+    replay(stream);
+}
+
+void Recording::abandon(Stream stream) {
+    cudaGraph_t captured = nullptr;
+    cudaStreamEndCapture(cuda_stream(stream), &captured);
+    if (captured) cudaGraphDestroy(captured);
+}
+
+void Recording::forget() { graph.reset(); }
 
 static cudaDeviceProp properties() {
     int device = 0;

@@ -1,6 +1,7 @@
 // Memory and the clock of the device the ops run on. On the CPU it is the host itself.
 #pragma once
 #include <cstddef>
+#include <memory>
 #include <string>
 #include "llmc/types.h"
 
@@ -16,6 +17,56 @@ void copy_to_host(void* host, const void* device, size_t bytes, Stream stream);
 void copy_on_device(void* to, const void* from, size_t bytes, Stream stream);
 /// Waits until everything on the stream is done.
 void device_wait(Stream stream);
+
+/// Copies from the host that do not wait for the stream: what they take is theirs when the call returns, so the caller may change
+/// it. Only where `slots` copies are still under way the next one waits for the first of them.
+class Uploads {
+public:
+    /// bytes: of the largest copy
+    Uploads(size_t bytes, int slots);
+    ~Uploads();
+    Uploads(const Uploads&) = delete;
+    Uploads& operator=(const Uploads&) = delete;
+    void copy(void* device, const void* host, size_t bytes, Stream stream);
+
+private:
+    struct Ring;
+    std::unique_ptr<Ring> ring;   // null on the CPU
+};
+
+/// Work on a stream that is done again and again: recorded once, as a CUDA graph, then launched whole. On the CPU the work itself runs.
+/// All that the work says must be the same each time: ops, pointers, sizes, numbers. What changes it reads from the device's memory.
+class Recording {
+public:
+    Recording();
+    ~Recording();
+    Recording(const Recording&) = delete;
+    Recording& operator=(const Recording&) = delete;
+
+    /// The first run does the work directly (libraries choose kernels and allocate then), the second records it.
+    template <class Work>
+    void run(Stream stream, Work work) {
+        if (replay(stream)) return;
+        const bool records = begin(stream);
+        try {
+            work();
+        } catch (...) {
+            if (records) abandon(stream);
+            throw;
+        }
+        if (records) end(stream);
+    }
+    /// The next run is a first one.
+    void forget();
+
+private:
+    bool replay(Stream stream);
+    bool begin(Stream stream);
+    void end(Stream stream);
+    void abandon(Stream stream);
+    struct Graph;
+    std::unique_ptr<Graph> graph;   // null on the CPU, and before the first run
+};
 
 /// One line for people: processor, threads, instruction set; or the GPU's name.
 std::string device_name();

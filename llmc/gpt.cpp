@@ -8,12 +8,15 @@
 #include "llmc/embedding.h"
 #include "llmc/error.h"
 #include "llmc/matmul.h"
+#include "llmc/profile.h"
 #include "llmc/reduce.h"
 #include "llmc/residual.h"
 #include "llmc/rotary.h"
 #include "llmc/value_embedding.h"
 
 static constexpr int64_t LOGITS_BYTES = int64_t{128} << 20;   // of the piece of the logits that is held at once
+
+static constexpr int UPLOADS = 16;   // inputs and targets of so many micro-batches, halved, may be on their way
 
 /// Rows of logits held at once: never a whole batch's, and pieces of one size.
 static int64_t logits_rows(int64_t N, int64_t V) {
@@ -97,8 +100,8 @@ GPT::GPT(const GPTConfig& c, int batch, Mode mode_, bool frozen_embedding_)
         scratch.add(df, N * 4 * C);
         scratch.add(sums, N * std::max<int64_t>(2, HK));
         scratch.add(squares, 1 + REDUCE_PARTS);
+        scratch.add(mean_losses, 4);
     }
-    host_losses.resize(N);
 }
 
 /// Points the members of `weights` at the tensors; `at` gives a tensor's address by its index in the table.
@@ -136,6 +139,7 @@ void GPT::allocate() {
     bind(lambdas, config, tensors, [&](size_t i) { return masters + tensors[i].offset; });
     bind(g, config, tensors, [&](size_t i) { return gradient_offset[i] < 0 ? nullptr : gradient_values + gradient_offset[i]; });
 
+    uploads.emplace(static_cast<size_t>(N) * sizeof(int), UPLOADS);
     std::vector<float> table(static_cast<size_t>(T) * config.head_size());
     rotary_table(table.data(), T, config.head_size());
     copy_to_device(rotary, table.data(), table.size() * sizeof(float), stream);
@@ -170,19 +174,11 @@ float* GPT::gradient(const Tensor& tensor) const {
     return offset < 0 ? nullptr : gradient_values + offset;
 }
 
-void GPT::zero_gradients() { device_zero(gradient_values, gradients_size * sizeof(float), stream); }
-
-double GPT::gradient_norm() {
-    require(mode == Mode::train, "gpt: there are no gradients in a model that only evaluates");
-    sum_of_squares(squares, squares + 1, gradient_values, gradients_size, stream);
-    float sum = 0;
-    copy_to_host(&sum, squares, sizeof sum, stream);
-    return std::sqrt(double{sum});
-}
+void GPT::require_training() const { require(mode == Mode::train, "gpt: there are no gradients in a model that only evaluates"); }
 
 void GPT::upload(const int* host_inputs, const int* host_targets) {
-    copy_to_device(inputs, host_inputs, N * sizeof(int), stream);
-    copy_to_device(targets, host_targets, N * sizeof(int), stream);
+    uploads->copy(inputs, host_inputs, N * sizeof(int), stream);
+    uploads->copy(targets, host_targets, N * sizeof(int), stream);
 }
 
 // ------------------------------------------------------------------------------------------------------ forward
@@ -229,8 +225,10 @@ void GPT::mlp(int l, int64_t n) {
 void GPT::forward(Input input) {
     const int C = config.n_embd, H = config.n_head, HK = config.n_kv_head, D = config.head_size();
     const float eps = norm_eps(config, Norm::rms_norm);
+    Range phase("forward");
     embed(input, N);
     for (int l = 0; l < config.n_layer; l++) {
+        Range layer("forward of layer", l);
         LayerActivations& a = layers[l];
         auto& weights = w.layers[l];
         begin_layer(l, l == 0 ? nullptr : branch, N);
@@ -248,6 +246,7 @@ void GPT::forward(Input input) {
 /// the head.
 void GPT::head(float dloss) {
     const int C = config.n_embd, V = config.vocab_size;
+    Range phase("head");
     for (int64_t row = 0; row < N; row += chunk) {
         int64_t n = std::min(chunk, N - row);
         matmul_forward(logits, latents + row * C, w.head, n, C, V, stream);
@@ -263,9 +262,11 @@ void GPT::head(float dloss) {
 /// From the gradient of the latents in dx to that of every weight.
 void GPT::backward(Input input) {
     const int C = config.n_embd, H = config.n_head, HK = config.n_kv_head, D = config.head_size(), QKV = config.qkv_width();
+    Range phase("backward");
     norm_backward(dx, dx, latents, latents_rstd, config.norm_lm_head, N, C, stream);
     if (config.lambdas) device_zero(dx0, N * C * sizeof(floatX), stream);
     for (int l = config.n_layer - 1; l >= 0; l--) {
+        Range layer("backward of layer", l);
         LayerActivations& a = layers[l];
         auto& weights = w.layers[l];
         auto& grads = g.layers[l];
@@ -304,23 +305,41 @@ void GPT::backward(Input input) {
 
 // ------------------------------------------------------------------------------------------------ what callers use
 
-double GPT::sum_losses() {
-    copy_to_host(host_losses.data(), losses, N * sizeof(float), stream);
-    double sum = 0;
-    for (float loss : host_losses) sum += loss;
-    return sum;
+void GPT::begin_step() {
+    require_training();
+    device_zero(gradient_values, gradients_size * sizeof(float), stream);
+    device_zero(mean_losses, 4 * sizeof(double), stream);
 }
 
-double GPT::train_micro_batch(const int* host_inputs, const int* host_targets, double share, bool loop) {
-    int64_t valid = N - std::count(host_targets, host_targets + N, -1);
-    if (valid == 0) return 0;
+void GPT::train_micro_batch(const int* host_inputs, const int* host_targets, double share, bool loop) {
+    require_training();
+    const int64_t valid = N - std::count(host_targets, host_targets + N, -1);
+    if (valid == 0) return;
     upload(host_inputs, host_targets);
-    if (!loop) token_order(order, order_scratch, inputs, N, config.vocab_size, stream);
-    Input input = loop ? Input::latents : Input::tokens;
-    forward(input);
-    head(static_cast<float>(share / static_cast<double>(valid)));
-    backward(input);
-    return sum_losses() / static_cast<double>(valid);
+    MicroBatch& kept = micro_batch[loop];
+    if (kept.valid != valid || kept.share != share) kept.recording.forget();
+    kept.valid = valid;
+    kept.share = share;
+    kept.recording.run(stream, [&] {
+        const Input input = loop ? Input::latents : Input::tokens;
+        if (!loop) token_order(order, order_scratch, inputs, N, config.vocab_size, stream);
+        forward(input);
+        head(static_cast<float>(share / static_cast<double>(valid)));
+        backward(input);
+        double* mean = mean_losses + 2 * loop;
+        mean_loss(mean, mean + 1, losses, N, static_cast<double>(valid), share, stream);
+    });
+}
+
+StepSums GPT::end_step() {
+    require_training();
+    Range phase("sums");
+    sum_of_squares(squares, squares + 1, gradient_values, gradients_size, stream);
+    double means[4];
+    float sum = 0;
+    copy_to_host(means, mean_losses, sizeof means, stream);
+    copy_to_host(&sum, squares, sizeof sum, stream);
+    return {.loss = means[0], .loop_loss = means[2], .last = means[1], .norm = std::sqrt(double{sum})};
 }
 
 void GPT::evaluate_micro_batch(float* host_out, const int* host_inputs, const int* host_targets) {

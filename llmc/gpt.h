@@ -1,9 +1,11 @@
 // The model: its memory, its forward and backward pass. Written only in terms of the ops' contracts.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 #include "llmc/config.h"
+#include "llmc/device.h"
 #include "llmc/memory.h"
 #include "llmc/tensors.h"
 #include "llmc/types.h"
@@ -57,6 +59,14 @@ struct KVCache {
     int length = 0;              ///< tokens seen
 };
 
+/// What a step's micro-batches added up to. Means are in nats over the targets that are not -1.
+struct StepSums {
+    double loss;        ///< weighted by the micro-batches' shares
+    double loop_loss;   ///< the same of the passes on latents
+    double last;        ///< of the last micro-batch alone
+    double norm;        ///< |g| over all tensors that have a gradient
+};
+
 /// Forward only, or forward and backward.
 enum class Mode { evaluate, train };
 
@@ -84,17 +94,17 @@ public:
     float* gradient(const Tensor& tensor) const;
     bool frozen(const Tensor& tensor) const { return frozen_embedding && tensor.name == "wte"; }
 
-    void zero_gradients();
-    /// |g| over all tensors that have a gradient. Throws std::invalid_argument in Mode::evaluate.
-    double gradient_norm();
-
-    /// One micro-batch forward and backward; gradients are added up. Returns the mean loss in nats over the targets that are
-    /// not -1. `share`: of the step's loss that this micro-batch is, 1 / number of micro-batches.
+    /// Gradients and sums start at zero. This and the next two throw std::invalid_argument in Mode::evaluate.
+    void begin_step();
+    /// One micro-batch forward and backward; gradients are added up. Does not wait for the device: from the third call on, its
+    /// kernels are one launch. `share`: of the step's loss that this micro-batch is, 1 / number of micro-batches.
     ///
     /// inputs, targets (B, T) on the host
     /// loop: after an ordinary pass, a second one on its latents in place of token embeddings (the looping of the stacking
     ///       study, gpt_reference.py loss_with_looping); inputs are those of the ordinary pass.
-    double train_micro_batch(const int* inputs, const int* targets, double share, bool loop = false);
+    void train_micro_batch(const int* inputs, const int* targets, double share, bool loop = false);
+    /// Waits for the micro-batches since begin_step().
+    StepSums end_step();
 
     /// Losses in nats of one micro-batch, forward only. losses, inputs, targets (B, T) on the host.
     void evaluate_micro_batch(float* losses, const int* inputs, const int* targets);
@@ -126,7 +136,7 @@ private:
     void backward(Input input);
     std::string nonfinite_weight_or_activation() const;
     void upload(const int* host_inputs, const int* host_targets);
-    double sum_losses();
+    void require_training() const;
 
     const Mode mode;
     const bool frozen_embedding;
@@ -171,6 +181,15 @@ private:
     floatX* df = nullptr;                    // (N, 4C)
     float* sums = nullptr;                   // (2, N), (N, HK)
     float* squares = nullptr;                // (1 + REDUCE_PARTS) of the gradients
-    std::vector<float> host_losses;          // (N)
+    double* mean_losses = nullptr;           // (2, 2): total and last, of ordinary passes and of those on latents
+
+    // A micro-batch as it was recorded; it is recorded anew when a number changes that it holds.
+    struct MicroBatch {
+        Recording recording;
+        int64_t valid = 0;                   // targets that are not -1
+        double share = 0;
+    };
+    MicroBatch micro_batch[2];               // an ordinary one, one on latents
+    std::optional<Uploads> uploads;
     int64_t last_row = 0;                    // of the latents: the last token that extend() saw
 };

@@ -31,6 +31,14 @@ void sum_of_squares(float* out, float* scratch, const float* x, int64_t n, Strea
     *out = static_cast<float>(total);
 }
 
+void mean_loss(double* total, double* last, const float* losses, int64_t N, double valid, double share, Stream) {
+    require(N >= 1, "mean_loss: N must be at least 1, not ", N);
+    double sum = 0;
+    for (int64_t n = 0; n < N; n++) sum += losses[n];
+    *last = sum / valid;
+    *total += share * *last;
+}
+
 template <class Number>
 static int64_t first_nonfinite_of(const Number* x, int64_t n) {
     int64_t first = std::numeric_limits<int64_t>::max();

@@ -27,14 +27,30 @@ __global__ void squares_kernel(float* parts, const float* x, int64_t n, int64_t 
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
-__global__ void add_parts_kernel(float* out, const float* parts) {
-    double* sums = shared_memory<double>();
-    sums[threadIdx.x] = parts[threadIdx.x];
+/// The sum over the REDUCE_PARTS threads of a block, in thread 0. sums (REDUCE_PARTS): shared memory
+__device__ inline double sum_of_parts(double mine, double* sums) {
+    sums[threadIdx.x] = mine;
     for (unsigned half = REDUCE_PARTS / 2; half > 0; half /= 2) {
         __syncthreads();
         if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
     }
-    if (threadIdx.x == 0) *out = static_cast<float>(sums[0]);
+    return sums[0];
+}
+
+__global__ void __launch_bounds__(REDUCE_PARTS) add_parts_kernel(float* out, const float* parts) {
+    const double sum = sum_of_parts(parts[threadIdx.x], shared_memory<double>());
+    if (threadIdx.x == 0) *out = static_cast<float>(sum);
+}
+
+/// One block: a micro-batch's losses are few.
+__global__ void __launch_bounds__(REDUCE_PARTS) mean_loss_kernel(double* total, double* last, const float* losses, int64_t N, double valid, double share) {
+    double mine = 0;
+#pragma unroll 4
+    for (int64_t n = threadIdx.x; n < N; n += REDUCE_PARTS) mine += losses[n];
+    const double sum = sum_of_parts(mine, shared_memory<double>());
+    if (threadIdx.x > 0) return;
+    *last = sum / valid;
+    *total += share * (sum / valid);
 }
 
 void sum_of_squares(float* out, float* scratch, const float* x, int64_t n, Stream stream) {
@@ -43,6 +59,11 @@ void sum_of_squares(float* out, float* scratch, const float* x, int64_t n, Strea
     const int64_t size = ceil_div(ceil_div(n, REDUCE_PARTS), 4) * 4;
     launch("sum_of_squares", squares_kernel, {dim3(REDUCE_PARTS), dim3(THREADS), WARP * sizeof(float)}, stream, scratch, x, n, size);
     launch("sum_of_squares", add_parts_kernel, {dim3(1), dim3(REDUCE_PARTS), REDUCE_PARTS * sizeof(double)}, stream, out, scratch);
+}
+
+void mean_loss(double* total, double* last, const float* losses, int64_t N, double valid, double share, Stream stream) {
+    require(N >= 1, "mean_loss: N must be at least 1, not ", N);
+    launch("mean_loss", mean_loss_kernel, {dim3(1), dim3(REDUCE_PARTS), REDUCE_PARTS * sizeof(double)}, stream, total, last, losses, N, valid, share);
 }
 
 template <class Number>

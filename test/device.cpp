@@ -1,7 +1,9 @@
 // Memory of the device and what it says of itself.
 #include "llmc/device.h"
+#include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <new>
 #include "test/reference.h"
 
@@ -33,6 +35,52 @@ TEST_CASE("copies and zeroing move exactly their bytes") {
         device_zero(b, n * sizeof(float), nullptr);
         CHECK(b.values() == Values(n, 0));
         CHECK(a.values() == x);
+    }
+}
+
+TEST_CASE("uploads take their bytes at the call, however many are under way") {
+    const int n = 1000, copies = 40;   // more than there are slots
+    std::vector<std::unique_ptr<Ints>> to;
+    Uploads uploads(n * sizeof(int), 3);
+    std::vector<int> host(n);
+    for (int i = 0; i < copies; i++) {
+        to.push_back(std::make_unique<Ints>(n));
+        std::fill(host.begin(), host.end(), i);
+        uploads.copy(to.back()->data(), host.data(), (n - i) * sizeof(int), nullptr);
+        std::fill(host.begin(), host.end(), -1);
+    }
+    for (int i = 0; i < copies; i++) {
+        std::vector<int> got = to[i]->read();
+        CHECK(std::count(got.begin(), got.begin() + n - i, i) == n - i);
+        CHECK(std::count(got.begin() + n - i, got.end(), i) == 0);
+    }
+}
+
+TEST_CASE("a recording does its work at every run, on what the memory holds then, and anew after forget()") {
+    const int n = 100;
+    Floats from(n), middle(n), to(n);
+    Recording recording;
+    const void* source = from.data();
+    for (int run = 0; run < 8; run++) {
+        CAPTURE(run);
+        from.write(Values(n, run));
+        to.write(Values(n, -1));
+        if (run == 5) recording.forget();
+        recording.run(nullptr, [&] {
+            copy_on_device(middle, source, n * sizeof(float), nullptr);
+            copy_on_device(to, middle, n / 2 * sizeof(float), nullptr);
+        });
+        Values want(n, -1);
+        std::fill(want.begin(), want.begin() + n / 2, run);
+        CHECK(to.values() == want);
+    }
+    // Work that throws leaves the stream as it was.
+    for (int run = 0; run < 3; run++) {
+        Recording fails;
+        fails.run(nullptr, [] {});
+        CHECK_THROWS_AS(fails.run(nullptr, [] { throw std::invalid_argument("no"); }), std::invalid_argument);
+        fails.run(nullptr, [&] { copy_on_device(to, from, n * sizeof(float), nullptr); });
+        CHECK(to.same_bytes(from));
     }
 }
 

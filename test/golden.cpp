@@ -29,17 +29,23 @@ struct Case {
     int batch() const { return static_cast<int>(idx.size()) / config.seq_len; }
 };
 
+/// The case's one micro-batch at step `it`, with a looping pass where the case has one. Returns the loss of both.
+static double train_micro_batch(GPT& model, const Case& c, int it) {
+    const auto& loop_at = c.golden.meta["loop_at"];
+    model.begin_step();
+    model.train_micro_batch(c.idx.data(), c.targets.data(), 1);
+    if (std::find(loop_at.begin(), loop_at.end(), it) != loop_at.end()) model.train_micro_batch(c.idx.data(), c.targets.data(), 1, true);
+    const StepSums sums = model.end_step();
+    return sums.loss + sums.loop_loss;
+}
+
 static void check_loss_and_gradients(const std::string& name) {
     CAPTURE(name);
     Case c(name);
     GPT model(c.config, c.batch(), Mode::train);
     model.allocate();
     set_weights(model, c.golden);
-    model.zero_gradients();
-    double loss = model.train_micro_batch(c.idx.data(), c.targets.data(), 1);
-    const auto& loop_at = c.golden.meta["loop_at"];
-    if (std::find(loop_at.begin(), loop_at.end(), 0) != loop_at.end())
-        loss += model.train_micro_batch(c.idx.data(), c.targets.data(), 1, true);
+    const double loss = train_micro_batch(model, c, 0);
     double expected = c.golden.at("loss")[0];
     CHECK(std::abs(loss - expected) <= LOSS_TOLERANCE * expected);
     for (const Tensor& tensor : model.tensors) {
@@ -62,12 +68,8 @@ static void train_three_steps(GPT& model, const Case& c) {
     optimizer.allocate();
     set_weights(model, c.golden);
     OptimizerOptions options = default_optimizer_options(c.config.recipe);
-    const auto& loop_at = c.golden.meta["loop_at"];
     for (int it = 0; it < 3; it++) {
-        model.zero_gradients();
-        double loss = model.train_micro_batch(c.idx.data(), c.targets.data(), 1);
-        if (std::find(loop_at.begin(), loop_at.end(), it) != loop_at.end())
-            loss += model.train_micro_batch(c.idx.data(), c.targets.data(), 1, true);
+        const double loss = train_micro_batch(model, c, it);
         double expected = c.golden.at("step_loss")[it];
         CAPTURE(it);
         // What an update rounds differently shows in the next loss: wider than LOSS_TOLERANCE by the updates' own bound.

@@ -58,9 +58,11 @@ struct SmallModel {
     }
 
     double train(bool loop = false) {
-        model.zero_gradients();
-        double loss = model.train_micro_batch(idx.data(), targets.data(), 1);
-        return loop ? loss + model.train_micro_batch(idx.data(), targets.data(), 1, true) : loss;
+        model.begin_step();
+        model.train_micro_batch(idx.data(), targets.data(), 1);
+        if (loop) model.train_micro_batch(idx.data(), targets.data(), 1, true);
+        sums = model.end_step();
+        return sums.loss + sums.loop_loss;
     }
     std::vector<float> gradient(const Tensor& tensor) const {
         std::vector<float> values(tensor.numel);
@@ -90,6 +92,7 @@ struct SmallModel {
     Optimizer optimizer;
     ReferenceGPT reference;
     std::vector<int> idx, targets;
+    StepSums sums{};   // of the last train()
 };
 
 GPTConfig small_speedrun(int heads = 2, int width = 32) { return speedrun_config(3, heads, width, VOCAB, SEQ); }
@@ -165,7 +168,7 @@ void check_gradient(SmallModel& small, const Tensor& tensor, const Doubles* late
     // fp32: some hundred roundings of 6e-8. bf16: some ten of 2^-9 that add up, not all of them independent.
     const double relative = FP32 ? 1e-5 : 3e-2;
     // What cancels in a tensor (the gradient of q and k where a token sees only itself) leaves roundings of the larger parts.
-    const double floor = small.model.gradient_norm() * (FP32 ? 2e-7 : 3e-3);
+    const double floor = small.sums.norm * (FP32 ? 2e-7 : 3e-3);
     const double norm = norm_of(gradient);
     Doubles direction(gradient.begin(), gradient.end());
     for (double& d : direction) d /= std::max(norm, 1e-30);
@@ -338,8 +341,9 @@ TEST_CASE("gpt: the stack of a model with itself is that model run in a loop, bi
             config.norm_wte = after ? Norm::none : seam;
             SmallModel looped(config);
             looped.train();
-            looped.model.zero_gradients();
-            double loop_loss = looped.model.train_micro_batch(looped.idx.data(), looped.targets.data(), 1, true);
+            looped.model.begin_step();
+            looped.model.train_micro_batch(looped.idx.data(), looped.targets.data(), 1, true);
+            const double loop_loss = looped.model.end_step().loop_loss;
 
             StackOptions options{true, true, seam, config.norm_wte, config.norm_lm_head};
             LayerMap map = stack_map({config, config}, {"a", "a"}, options);
@@ -349,8 +353,9 @@ TEST_CASE("gpt: the stack of a model with itself is that model run in a loop, bi
                 std::string name = tensor.layer < 0 ? tensor.name : concat("h.", tensor.layer % 3, ".", tensor.spec->name);
                 stacked.model.set_tensor(tensor, looped.weights(looped.tensor(name)).data());
             }
-            stacked.model.zero_gradients();
-            double stack_loss = stacked.model.train_micro_batch(looped.idx.data(), looped.targets.data(), 1);
+            stacked.model.begin_step();
+            stacked.model.train_micro_batch(looped.idx.data(), looped.targets.data(), 1);
+            const double stack_loss = stacked.model.end_step().loss;
             CHECK(loop_loss == stack_loss);
             CHECK(all_logits(looped.model) == all_logits(stacked.model));
             // Where nothing is normed after the head's input, the gradients of the second half are those of the looping pass.
@@ -448,15 +453,15 @@ TEST_CASE("gpt: micro-batches run again give the same bytes") {
         for (const GPTConfig& config : {small_speedrun(), small_nanochat()}) {
             SmallModel small(config), again(config);
             auto run = [](SmallModel& s) {
-                std::vector<double> losses;
-                s.model.zero_gradients();
+                s.model.begin_step();
                 for (int i = 0; i < 3; i++) {
                     std::rotate(s.idx.begin(), s.idx.begin() + 1, s.idx.end());
-                    losses.push_back(s.model.train_micro_batch(s.idx.data(), s.targets.data(), 1.0 / 3));
-                    losses.push_back(s.model.train_micro_batch(s.idx.data(), s.targets.data(), 1.0 / 3, true));
+                    s.model.train_micro_batch(s.idx.data(), s.targets.data(), 1.0 / 3);
+                    s.model.train_micro_batch(s.idx.data(), s.targets.data(), 1.0 / 3, true);
                 }
                 std::rotate(s.idx.begin(), s.idx.end() - 3, s.idx.end());
-                return losses;
+                const StepSums sums = s.model.end_step();
+                return std::vector<double>{sums.loss, sums.loop_loss, sums.last, sums.norm};
             };
             std::vector<double> losses = run(small);
             std::vector<std::vector<float>> gradients = small.gradients();
@@ -481,13 +486,17 @@ TEST_CASE("gpt: the gradient of two micro-batches is the mean of theirs, and tha
         std::vector<std::vector<float>> parts[2];
         double losses[2];
         for (int i = 0; i < 2; i++) {
-            small.model.zero_gradients();
-            losses[i] = small.model.train_micro_batch(idx[i].data(), targets[i].data(), 1);
+            small.model.begin_step();
+            small.model.train_micro_batch(idx[i].data(), targets[i].data(), 1);
+            losses[i] = small.model.end_step().loss;
             parts[i] = small.gradients();
         }
-        small.model.zero_gradients();
+        small.model.begin_step();
         for (int i = 0; i < 2; i++) small.model.train_micro_batch(idx[i].data(), targets[i].data(), 0.5);
         std::vector<std::vector<float>> sum = small.gradients();
+        const StepSums sums = small.model.end_step();
+        CHECK(sums.loss == doctest::Approx((losses[0] + losses[1]) / 2).epsilon(1e-12));   // sums in double
+        CHECK(sums.last == losses[1]);
         double loss = both.train();
         CHECK(loss == doctest::Approx((losses[0] + losses[1]) / 2).epsilon(1e-6));
         for (size_t t = 0; t < sum.size(); t++) {
@@ -530,12 +539,14 @@ TEST_CASE("gpt: a micro-batch without targets has no loss and no gradient") {
     SmallModel small(small_nanochat());
     std::fill(small.targets.begin(), small.targets.end(), -1);
     CHECK(small.train() == 0);
-    CHECK(small.model.gradient_norm() == 0);
+    CHECK(small.sums.norm == 0);
 }
 
 TEST_CASE("gpt: a model that only evaluates has no gradients, and loses the same") {
     SmallModel trained(small_nanochat()), evaluated(small_nanochat(), BATCH, Mode::evaluate);
-    CHECK_THROWS_AS(evaluated.model.gradient_norm(), std::invalid_argument);
+    CHECK_THROWS_AS(evaluated.model.begin_step(), std::invalid_argument);
+    CHECK_THROWS_AS(evaluated.model.end_step(), std::invalid_argument);
+    CHECK_THROWS_AS(evaluated.model.train_micro_batch(trained.idx.data(), trained.targets.data(), 1), std::invalid_argument);
     CHECK(evaluated.model.gradient(evaluated.model.tensors[0]) == nullptr);
     CHECK(mean_loss(evaluated.model, trained.idx, trained.targets) == trained.train());
 }
@@ -649,7 +660,6 @@ TEST_CASE("gpt: a training step allocates nothing") {
         SmallModel small(config, 4);
         auto step = [&](int number) {
             small.train(true);
-            small.model.gradient_norm();
             small.optimizer.update(default_optimizer_options(config.recipe), {}, number);
         };
         step(1);   // oneDNN compiles each product once

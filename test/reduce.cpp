@@ -29,6 +29,25 @@ TEST_CASE("sum_of_squares keeps its digits over many terms") {
     check_close("sum", out.values(), {n * square}, 512 * FP32_ROUND, 0);
 }
 
+TEST_CASE("mean_loss is exact to fp64, and adds up over micro-batches") {
+    for (int n : {1, 7, 1023, 1024, 1025, 10007}) {
+        CAPTURE(n);
+        Values x = Random(n).floats(n);
+        Floats losses(x);
+        Guarded<double> total(Values{0.5}), last(1);
+        double want = 0.5, mean = 0;
+        for (double share : {0.25, 0.75}) {
+            mean_loss(total, last, losses, n, n + 1, share, nullptr);   // one target more than there are losses: it divides by what it is told
+            mean = 0;
+            for (double loss : x) mean += loss / (n + 1);
+            want += share * mean;
+        }
+        // sums of n terms about 1 in double, in any order: n rounding errors of 2^-53 at most
+        check_close("last", last.values(), {mean}, 0, n * 0x1p-53);
+        check_close("total", total.values(), {want}, 0, n * 0x1p-53 + 0x1p-52);
+    }
+}
+
 TEST_CASE("first_nonfinite finds the first") {
     const double nan = std::nan(""), infinity = INFINITY;
     for (int n : {1, 5, 1000, 70001}) {
@@ -69,5 +88,7 @@ TEST_CASE("reduce refuses wrong sizes") {
     Floats x(Values(8, 1)), scratch(REDUCE_PARTS), out(1);
     FloatXs rounded(8);
     CHECK_REFUSED("sum_of_squares", sum_of_squares(out, scratch, x, 0, nullptr));
+    Guarded<double> total(1), last(1);
+    CHECK_REFUSED("mean_loss", mean_loss(total, last, x, 0, 1, 1, nullptr));
     CHECK_REFUSED("cast", cast(rounded, x, 0, nullptr));
 }

@@ -70,7 +70,7 @@ public:
         Values out(size);
         std::vector<Number> host = read();
         for (size_t i = 0; i < size; i++) {
-            if constexpr (std::is_same_v<Number, int>) out[i] = host[i];
+            if constexpr (std::is_same_v<Number, int> || std::is_same_v<Number, double>) out[i] = host[i];
             else out[i] = to_float(host[i]);
         }
         return out;
@@ -90,6 +90,7 @@ private:
     static char pattern(size_t i) { return static_cast<char>(i % 2 == 0 ? 0xc5 : 0xff); }
     static Number convert(double value) {
         if constexpr (std::is_same_v<Number, int>) return static_cast<int>(value);
+        else if constexpr (std::is_same_v<Number, double>) return value;
         else if constexpr (std::is_same_v<Number, bf16>) return to_bf16(static_cast<float>(value));
         else return static_cast<float>(value);
     }
