@@ -2,6 +2,7 @@
 #include "llmc/activation.h"
 #include <algorithm>
 #include "llmc/error.h"
+#include "llmc/profile.h"
 #include "llmc/vector_math.h"
 
 static constexpr float SQRT_HALF = 0.70710678f;             // 1 / sqrt(2)
@@ -12,6 +13,7 @@ static void require_dims(const char* op, int64_t n) {
 }
 
 void activation_forward(floatX* out, const floatX* x, Activation kind, int64_t n, Stream) {
+    Range range("activation_forward");
     require_dims("activation_forward", n);
     if (kind == Activation::gelu) {
 #pragma omp parallel for simd
@@ -29,6 +31,7 @@ void activation_forward(floatX* out, const floatX* x, Activation kind, int64_t n
 }
 
 void activation_backward(floatX* dx, const floatX* dout, const floatX* x, Activation kind, int64_t n, Stream) {
+    Range range("activation_backward");
     require_dims("activation_backward", n);
     if (kind == Activation::gelu) {
 #pragma omp parallel for simd

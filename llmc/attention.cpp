@@ -10,6 +10,7 @@
 #include <vector>
 #include "llmc/error.h"
 #include "llmc/matmul_tile.h"
+#include "llmc/profile.h"
 #include "llmc/vector_math.h"
 
 // A tile of scores, (64, 512) in fp32, stays in the second cache.
@@ -123,6 +124,7 @@ static float dot(const floatX* a, const floatX* b, int D) {
 
 void attention_forward(floatX* y, float* lse, void* scratch, const floatX* qkv, int B, int T, int H, int HK, int D, int window,
                        Stream) {
+    Range range("attention_forward");
     require_dims("attention_forward", B, T, H, HK, D, window);
     const int64_t width = static_cast<int64_t>(H + 2 * HK) * D, C = static_cast<int64_t>(H) * D;
     const int tiles = (T + QUERIES - 1) / QUERIES;
@@ -172,6 +174,7 @@ void attention_forward(floatX* y, float* lse, void* scratch, const floatX* qkv, 
 
 void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv, int B,
                         int T, int H, int HK, int D, int window, Stream) {
+    Range range("attention_backward");
     require_dims("attention_backward", B, T, H, HK, D, window);
     const int64_t width = static_cast<int64_t>(H + 2 * HK) * D, C = static_cast<int64_t>(H) * D;
     const int group = H / HK;
@@ -229,6 +232,7 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
 
 void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int T, int past, int capacity, int H, int HK,
                       int D, int window, Stream) {
+    Range range("attention_cached");
     require_dims("attention_cached", 1, T, H, HK, D, window);
     require(past >= 0, "attention_cached: past must not be negative: ", past);
     require(T <= capacity - past, "attention_cached: past + T (", past, " + ", T, ") must not exceed the capacity, ", capacity);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 #include "llmc/error.h"
+#include "llmc/profile.h"
 #include "llmc/vector_math.h"
 
 // z = the capped logits; returns the greatest
@@ -49,6 +50,7 @@ static void gradient_row(floatX* dlogits, const float* z, float log_sum, float d
 }
 
 void cross_entropy(float* losses, floatX* logits, const int* targets, float dloss, float softcap, int64_t N, int V, Stream) {
+    Range range("cross_entropy");
     require(N >= 1, "cross_entropy: N must be at least 1, not ", N);
     require(V >= 8 && V % 8 == 0, "cross_entropy: V must be a positive multiple of 8, not ", V);
     require(softcap >= 0, "cross_entropy: softcap must not be negative: ", softcap);

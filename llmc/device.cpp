@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include "llmc/error.h"
 #include "llmc/matmul.h"
+#include "llmc/profile.h"
 
 static constexpr size_t PAGE = 4096, HUGE_PAGE = size_t{2} << 20;
 
@@ -35,12 +36,14 @@ void device_free(void* memory) { std::free(memory); }
 static constexpr size_t PIECE = size_t{1} << 18;
 
 void device_zero(void* memory, size_t bytes, Stream) {
+    Range range("device_zero");
 #pragma omp parallel for if (bytes > PIECE)
     for (size_t begin = 0; begin < bytes; begin += PIECE)
         std::memset(static_cast<char*>(memory) + begin, 0, std::min(PIECE, bytes - begin));
 }
 
 void copy_on_device(void* to, const void* from, size_t bytes, Stream) {
+    Range range("copy_on_device");
 #pragma omp parallel for if (bytes > PIECE)
     for (size_t begin = 0; begin < bytes; begin += PIECE)
         std::memcpy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin, std::min(PIECE, bytes - begin));

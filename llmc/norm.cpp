@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include "llmc/error.h"
+#include "llmc/profile.h"
 
 static void require_dims(const char* op, int64_t N, int C) {
     require(N >= 1, op, ": N must be at least 1, not ", N);
@@ -33,6 +34,7 @@ static void layer_norm_row(floatX* out, float* rstd, const floatX* x, int C, flo
 }
 
 void norm_forward(floatX* out, float* rstd, const floatX* x, Norm kind, int64_t N, int C, float eps, Stream) {
+    Range range("norm_forward");
     require_dims("norm_forward", N, C);
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
@@ -56,6 +58,7 @@ static void norm_backward_row(floatX* dx, const floatX* dout, const floatX* y, f
 }
 
 void norm_backward(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, Norm kind, int64_t N, int C, Stream) {
+    Range range("norm_backward");
     require_dims("norm_backward", N, C);
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {

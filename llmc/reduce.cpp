@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include "llmc/error.h"
+#include "llmc/profile.h"
 
 // Lanes of fp32 hold at most 4096 / lanes terms each before they are added in double.
 static double squares_of(const float* x, int64_t n) {
@@ -19,6 +20,7 @@ static double squares_of(const float* x, int64_t n) {
 }
 
 void sum_of_squares(float* out, float* scratch, const float* x, int64_t n, Stream) {
+    Range range("sum_of_squares");
     require(n >= 1, "sum_of_squares: n must be at least 1, not ", n);
     const int64_t size = (n + REDUCE_PARTS - 1) / REDUCE_PARTS;
 #pragma omp parallel for
@@ -32,6 +34,7 @@ void sum_of_squares(float* out, float* scratch, const float* x, int64_t n, Strea
 }
 
 void mean_loss(double* total, double* last, const float* losses, int64_t N, double valid, double share, Stream) {
+    Range range("mean_loss");
     require(N >= 1, "mean_loss: N must be at least 1, not ", N);
     double sum = 0;
     for (int64_t n = 0; n < N; n++) sum += losses[n];
@@ -52,6 +55,7 @@ int64_t first_nonfinite(const float* x, int64_t n, Stream) { return first_nonfin
 int64_t first_nonfinite(const bf16* x, int64_t n, Stream) { return first_nonfinite_of(x, n); }
 
 void cast(floatX* out, const float* in, int64_t n, Stream) {
+    Range range("cast");
     require(n >= 1, "cast: n must be at least 1, not ", n);
 #pragma omp parallel for simd
     for (int64_t i = 0; i < n; i++) out[i] = to_floatX(in[i]);

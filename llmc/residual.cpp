@@ -2,6 +2,7 @@
 #include "llmc/residual.h"
 #include <cmath>
 #include "llmc/error.h"
+#include "llmc/profile.h"
 
 static void require_dims(const char* op, int64_t N, int C) {
     require(N >= 1, op, ": N must be at least 1, not ", N);
@@ -28,12 +29,14 @@ static float mean_product(const floatX* dh, const floatX* h, int C) {
 }
 
 void residual_add(floatX* x, const floatX* branch, int64_t n, Stream) {
+    Range range("residual_add");
     require(n >= 8 && n % 8 == 0, "residual_add: n must be a positive multiple of 8, not ", n);
 #pragma omp parallel for simd
     for (int64_t i = 0; i < n; i++) x[i] = to_floatX(to_float(x[i]) + to_float(branch[i]));
 }
 
 void add_norm_forward(floatX* h, float* rstd, floatX* x, const floatX* branch, float scale, int64_t N, int C, float eps, Stream) {
+    Range range("add_norm_forward");
     require_dims("add_norm_forward", N, C);
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
@@ -49,6 +52,7 @@ void add_norm_forward(floatX* h, float* rstd, floatX* x, const floatX* branch, f
 
 void add_norm_backward(floatX* dx, floatX* dbranch, const floatX* dh, const floatX* h, const float* rstd, float scale, int64_t N,
                        int C, Stream) {
+    Range range("add_norm_backward");
     require_dims("add_norm_backward", N, C);
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
@@ -67,6 +71,7 @@ void add_norm_backward(floatX* dx, floatX* dbranch, const floatX* dh, const floa
 
 void mix_norm_forward(floatX* h, float* rstd, floatX* prev, floatX* x, const floatX* branch, const floatX* x0, const float* resid,
                       const float* skip, int64_t N, int C, float eps, Stream) {
+    Range range("mix_norm_forward");
     require_dims("mix_norm_forward", N, C);
     const float r = *resid, s = *skip;
 #pragma omp parallel for
@@ -91,6 +96,7 @@ void mix_norm_forward(floatX* h, float* rstd, floatX* prev, floatX* x, const flo
 void mix_norm_backward(floatX* dx, floatX* dx0, float* dresid, float* dskip, float* scratch, const floatX* dh, const floatX* h,
                        const float* rstd, const floatX* prev, const floatX* x0, const float* resid, const float* skip, int64_t N,
                        int C, Stream) {
+    Range range("mix_norm_backward");
     require_dims("mix_norm_backward", N, C);
     const float r = *resid, s = *skip;
     float *row_dresid = scratch, *row_dskip = scratch + N;

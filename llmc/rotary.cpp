@@ -2,6 +2,7 @@
 #include "llmc/rotary.h"
 #include <cmath>
 #include "llmc/error.h"
+#include "llmc/profile.h"
 
 static void require_dims(const char* op, int B, int T, int H, int HK, int D) {
     require(B >= 1, op, ": B must be at least 1, not ", B);
@@ -33,6 +34,7 @@ static float forward_head(floatX* head, const float* table, int D, bool qk_norm,
 
 void rotary_forward(floatX* qkv, float* rstd, const float* table, int first, int B, int T, int H, int HK, int D, bool qk_norm,
                     float eps, Stream) {
+    Range range("rotary_forward");
     require_dims("rotary_forward", B, T, H, HK, D);
     require(first >= 0, "rotary_forward: first must not be negative: ", first);
     const int64_t N = static_cast<int64_t>(B) * T, width = static_cast<int64_t>(H + 2 * HK) * D;
@@ -75,6 +77,7 @@ static void backward_head(floatX* dhead, const floatX* y, float rstd, const floa
 
 void rotary_backward(floatX* dqkv, const floatX* qkv, const float* rstd, const float* table, int B, int T, int H, int HK, int D,
                      bool qk_norm, Stream) {
+    Range range("rotary_backward");
     require_dims("rotary_backward", B, T, H, HK, D);
     const int64_t N = static_cast<int64_t>(B) * T, width = static_cast<int64_t>(H + 2 * HK) * D;
     const int heads = H + HK;

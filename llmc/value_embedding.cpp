@@ -2,6 +2,7 @@
 #include "llmc/value_embedding.h"
 #include <cmath>
 #include "llmc/error.h"
+#include "llmc/profile.h"
 
 static void require_dims(const char* op, int64_t N, int C, int H, int HK, int D) {
     require(N >= 1, op, ": N must be at least 1, not ", N);
@@ -12,6 +13,7 @@ static void require_dims(const char* op, int64_t N, int C, int H, int HK, int D)
 
 void value_embedding_forward(floatX* qkv, float* gate, const floatX* h, const int* idx, const floatX* ve, const floatX* w,
                              int64_t N, int C, int H, int HK, int D, Stream) {
+    Range range("value_embedding_forward");
     require_dims("value_embedding_forward", N, C, H, HK, D);
     const int64_t width = static_cast<int64_t>(H + 2 * HK) * D, CK = static_cast<int64_t>(HK) * D;
 #pragma omp parallel for
@@ -33,6 +35,7 @@ void value_embedding_forward(floatX* qkv, float* gate, const floatX* h, const in
 void value_embedding_backward(float* dve, float* dw, floatX* dh, float* scratch, const floatX* dqkv, const float* gate,
                               const floatX* h, const int* idx, const int* order, const floatX* ve, const floatX* w, int64_t N,
                               int C, int H, int HK, int D, Stream) {
+    Range range("value_embedding_backward");
     require_dims("value_embedding_backward", N, C, H, HK, D);
     const int64_t width = static_cast<int64_t>(H + 2 * HK) * D, CK = static_cast<int64_t>(HK) * D;
     const floatX* dvalues = dqkv + (H + HK) * D;
