@@ -86,7 +86,7 @@ EMULATOR_FLAGS := -std=c++20 -O1 -g1 -march=native -fopenmp -fsanitize=address,u
                   -ftrivial-auto-var-init=pattern -Wall -Wextra -Wshadow $(GCC12) -Wno-unknown-pragmas -MMD -MP -iquote test/emulator -iquote . -Itest/emulator \
                   $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32) $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY))
 EMULATOR_OBJECTS := $(EMULATED:%=$(EMULATOR)/llmc/%.cu.o) $(patsubst %,$(EMULATOR)/llmc/%.o,config gpt json memory optimizer rotary_table tensors) \
-                    $(patsubst test/%.cpp,$(EMULATOR)/test/%.o,$(wildcard $(EMULATED:%=test/%.cpp)) test/golden.cpp test/main.cpp) \
+                    $(patsubst test/%.cpp,$(EMULATOR)/test/%.o,$(wildcard $(EMULATED:%=test/%.cpp)) test/golden.cpp test/main.cpp test/emulator/stream.cpp) \
                     $(EMULATOR)/test/emulator/emulator.o
 $(EMULATOR)/%.cu.o: %.cu
 	@mkdir -p $(@D)

@@ -6,13 +6,18 @@
 #include <string>
 #include "llmc/types.h"
 
-enum cublasStatus_t { CUBLAS_STATUS_SUCCESS, CUBLAS_STATUS_INVALID_VALUE = 7, CUBLAS_STATUS_NOT_SUPPORTED = 15 };
+enum cublasStatus_t { CUBLAS_STATUS_SUCCESS, CUBLAS_STATUS_INVALID_VALUE = 7, CUBLAS_STATUS_EXECUTION_FAILED = 13, CUBLAS_STATUS_NOT_SUPPORTED = 15 };
 inline const char* cublasLtGetStatusName(cublasStatus_t status) {
-    return status == CUBLAS_STATUS_SUCCESS ? "CUBLAS_STATUS_SUCCESS"
-         : status == CUBLAS_STATUS_INVALID_VALUE ? "CUBLAS_STATUS_INVALID_VALUE" : "CUBLAS_STATUS_NOT_SUPPORTED";
+    return status == CUBLAS_STATUS_SUCCESS            ? "CUBLAS_STATUS_SUCCESS"
+           : status == CUBLAS_STATUS_INVALID_VALUE    ? "CUBLAS_STATUS_INVALID_VALUE"
+           : status == CUBLAS_STATUS_EXECUTION_FAILED ? "CUBLAS_STATUS_EXECUTION_FAILED"
+                                                      : "CUBLAS_STATUS_NOT_SUPPORTED";
 }
 inline const char* cublasLtGetStatusString(cublasStatus_t status) {
-    return status == CUBLAS_STATUS_SUCCESS ? "success" : status == CUBLAS_STATUS_INVALID_VALUE ? "an invalid value" : "not supported";
+    return status == CUBLAS_STATUS_SUCCESS            ? "success"
+           : status == CUBLAS_STATUS_INVALID_VALUE    ? "an invalid value"
+           : status == CUBLAS_STATUS_EXECUTION_FAILED ? "the product could not be started"
+                                                      : "not supported";
 }
 
 enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_16BF = 14 };
@@ -135,7 +140,7 @@ inline float emulated_element(const void* matrix, cudaDataType_t type, int64_t a
 inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const void* alpha, const void* a, cublasLtMatrixLayout_t a_layout,
                                      const void* b, cublasLtMatrixLayout_t b_layout, const void* beta, const void* c, cublasLtMatrixLayout_t,
                                      void* d, cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algo, void* workspace,
-                                     size_t workspace_bytes, cudaStream_t) {
+                                     size_t workspace_bytes, cudaStream_t stream) {
     cublasLtMatmulAlgo_t sizes{};
     const auto& promised = algo->promised;
     auto lies_at = [](const void* pointer, uint32_t bytes) { return is_device_memory(pointer) && reinterpret_cast<uintptr_t>(pointer) % bytes == 0; };
@@ -143,22 +148,26 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc
         !lies_at(a, promised.align_a) || !lies_at(b, promised.align_b) || !lies_at(c, promised.align_c) || !lies_at(d, promised.align_d) ||
         workspace_bytes < promised.workspace || !lies_at(workspace, 256))
         return CUBLAS_STATUS_INVALID_VALUE;
-    DeviceAccess open;
     const float scale = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
-    const int64_t a_row = desc->a == CUBLAS_OP_T ? a_layout->ld : 1, a_col = desc->a == CUBLAS_OP_T ? 1 : a_layout->ld;
-    const int64_t b_row = desc->b == CUBLAS_OP_T ? b_layout->ld : 1, b_col = desc->b == CUBLAS_OP_T ? 1 : b_layout->ld;
-    for (int64_t n = 0; n < d_layout->batch; n++)
-        for (int64_t j = 0; j < sizes.N; j++)
-            for (int64_t i = 0; i < sizes.M; i++) {
-                float sum = 0;
-                for (int64_t k = 0; k < sizes.K; k++)
-                    sum += emulated_element(a, a_layout->type, n * a_layout->stride + i * a_row + k * a_col) *
-                           emulated_element(b, b_layout->type, n * b_layout->stride + k * b_row + j * b_col);
-                const int64_t at = n * d_layout->stride + i + j * d_layout->ld;
-                sum *= scale;
-                if (keep != 0) sum += keep * emulated_element(c, d_layout->type, at);
-                if (d_layout->type == CUDA_R_32F) static_cast<float*>(d)[at] = sum;
-                else static_cast<bf16*>(d)[at] = to_bf16(sum);
-            }
-    return CUBLAS_STATUS_SUCCESS;
+    const cublasLtMatmulDescOpaque product = *desc;
+    const cublasLtMatrixLayoutOpaque as = *a_layout, bs = *b_layout, ds = *d_layout;
+    cudaError_t error = emulated_submit("cublasLtMatmul", stream, [=] {
+        DeviceAccess open;
+        const int64_t a_row = product.a == CUBLAS_OP_T ? as.ld : 1, a_col = product.a == CUBLAS_OP_T ? 1 : as.ld;
+        const int64_t b_row = product.b == CUBLAS_OP_T ? bs.ld : 1, b_col = product.b == CUBLAS_OP_T ? 1 : bs.ld;
+        for (int64_t n = 0; n < ds.batch; n++)
+            for (int64_t j = 0; j < sizes.N; j++)
+                for (int64_t i = 0; i < sizes.M; i++) {
+                    float sum = 0;
+                    for (int64_t k = 0; k < sizes.K; k++)
+                        sum += emulated_element(a, as.type, n * as.stride + i * a_row + k * a_col) *
+                               emulated_element(b, bs.type, n * bs.stride + k * b_row + j * b_col);
+                    const int64_t at = n * ds.stride + i + j * ds.ld;
+                    sum *= scale;
+                    if (keep != 0) sum += keep * emulated_element(c, ds.type, at);
+                    if (ds.type == CUDA_R_32F) static_cast<float*>(d)[at] = sum;
+                    else static_cast<bf16*>(d)[at] = to_bf16(sum);
+                }
+    });
+    return error == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }

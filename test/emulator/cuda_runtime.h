@@ -5,9 +5,13 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <new>
+#include <string>
 #include <tuple>
 #include <type_traits>
+#include <utility>
+#include <vector>
 #include "emulator.h"
 
 // ------------------------------------------------------------------------------------------------------------ the language
@@ -131,29 +135,171 @@ template <class T> T atomicMin(T* at, std::type_identity_t<T> value) {
 
 // ------------------------------------------------------------------------------------------------------------ the runtime
 
-enum cudaError_t { cudaSuccess, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInvalidConfiguration = 9 };
-inline const char* cudaGetErrorName(cudaError_t error) {
-    return error == cudaSuccess ? "cudaSuccess" : error == cudaErrorInvalidValue ? "cudaErrorInvalidValue"
-         : error == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : "cudaErrorInvalidConfiguration";
+enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorInvalidConfiguration = 9,
+    cudaErrorInvalidResourceHandle = 400,
+    cudaErrorIllegalState = 401,
+    cudaErrorNotReady = 600,
+    cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorStreamCaptureInvalidated = 901,
+    cudaErrorStreamCaptureImplicit = 906,
+    cudaErrorCapturedEvent = 907
+};
+struct EmulatedErrorText {
+    cudaError_t error;
+    const char *name, *text;
+};
+inline constexpr EmulatedErrorText EMULATED_ERRORS[] = {
+    {cudaSuccess, "cudaSuccess", "no error"},
+    {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
+    {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
+    {cudaErrorInvalidConfiguration, "cudaErrorInvalidConfiguration", "invalid configuration argument"},
+    {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
+    {cudaErrorIllegalState, "cudaErrorIllegalState", "the operation cannot be performed in the present state"},
+    {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
+    {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"},
+    {cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated", "operation failed due to a previous error during capture"},
+    {cudaErrorStreamCaptureImplicit, "cudaErrorStreamCaptureImplicit", "operation would make the legacy stream depend on a capturing stream"},
+    {cudaErrorCapturedEvent, "cudaErrorCapturedEvent", "operation not permitted on an event last recorded in a capturing stream"}};
+inline const EmulatedErrorText& emulated_error(cudaError_t error) {
+    for (const EmulatedErrorText& known : EMULATED_ERRORS)
+        if (known.error == error) return known;
+    emulation_error("an error that cuda_runtime.h of the emulator does not know");
 }
-inline const char* cudaGetErrorString(cudaError_t error) {
-    return error == cudaSuccess ? "no error" : error == cudaErrorInvalidValue ? "invalid argument"
-         : error == cudaErrorMemoryAllocation ? "out of memory" : "invalid configuration argument";
-}
+inline const char* cudaGetErrorName(cudaError_t error) { return emulated_error(error).name; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
-using cudaStream_t = struct CUstream_st*;
-inline const cudaStream_t cudaStreamPerThread = reinterpret_cast<cudaStream_t>(2);
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+// ---------------------------------------------------------------------------------------- streams, graphs recorded from them, events
 
-using cudaEvent_t = std::chrono::steady_clock::time_point*;
-inline cudaError_t cudaEventCreate(cudaEvent_t* event) { return *event = new std::chrono::steady_clock::time_point, cudaSuccess; }
-inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) { return *event = std::chrono::steady_clock::now(), cudaSuccess; }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t stop) {
-    return *milliseconds = std::chrono::duration<float, std::milli>(*stop - *start).count(), cudaSuccess;
+using cudaStream_t = struct CUstream_st*;
+inline const cudaStream_t cudaStreamLegacy = reinterpret_cast<cudaStream_t>(1);
+inline const cudaStream_t cudaStreamPerThread = reinterpret_cast<cudaStream_t>(2);
+
+struct EmulatedGraph {
+    std::vector<EmulatedWork> work;
+};
+using cudaGraph_t = EmulatedGraph*;
+using cudaGraphExec_t = struct EmulatedGraphExec*;
+struct EmulatedGraphExec : EmulatedGraph {};
+
+/// The recording under way, of one stream: what the stream is given is kept, arguments by value, and not done.
+struct EmulatedCapture {
+    cudaStream_t stream = nullptr;    ///< null: none is under way
+    EmulatedGraph graph;
+    std::string refused;              ///< the call that spoilt the recording, and the rule
+};
+inline EmulatedCapture emulated_capture;
+
+inline const char* cudaGetErrorString(cudaError_t error) {
+    bool of_capture = error == cudaErrorStreamCaptureUnsupported || error == cudaErrorStreamCaptureInvalidated || error == cudaErrorStreamCaptureImplicit;
+    return of_capture && !emulated_capture.refused.empty() ? emulated_capture.refused.c_str() : emulated_error(error).text;
 }
+
+/// While a stream records, nothing may wait for it, and nothing may be allocated or freed (as in cudaStreamCaptureModeGlobal,
+/// whatever mode was asked for): the call fails, and so does the recording.
+inline cudaError_t emulated_refuse(const char* call, cudaError_t error = cudaErrorStreamCaptureUnsupported) {
+    if (!emulated_capture.stream) return cudaSuccess;
+    if (emulated_capture.refused.empty()) emulated_capture.refused = std::string(call) + ": " + emulated_error(error).text;
+    return error;
+}
+inline cudaError_t emulated_submit(const char* call, cudaStream_t stream, EmulatedWork work) {
+    if (emulated_capture.stream && (stream == nullptr || stream == cudaStreamLegacy)) return emulated_refuse(call, cudaErrorStreamCaptureImplicit);
+    if (!emulated_capture.stream || stream != emulated_capture.stream) return emulated_queue(std::move(work)), cudaSuccess;
+    if (!emulated_capture.refused.empty()) return cudaErrorStreamCaptureInvalidated;
+    emulated_capture.graph.work.push_back(emulated_named(std::move(work)));
+    return cudaSuccess;
+}
+/// For calls that wait for the device.
+inline cudaError_t emulated_wait(const char* call) {
+    cudaError_t refused = emulated_refuse(call);
+    if (refused == cudaSuccess) emulated_finish();
+    return refused;
+}
+
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return emulated_wait("cudaStreamSynchronize"); }
+inline cudaError_t cudaDeviceSynchronize() { return emulated_wait("cudaDeviceSynchronize"); }
+
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive, cudaStreamCaptureStatusInvalidated };
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    if (emulated_capture.stream) return cudaErrorIllegalState;
+    emulated_capture = {};
+    if (stream == nullptr || stream == cudaStreamLegacy) return cudaErrorStreamCaptureUnsupported;
+    emulated_capture.stream = stream;
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+    *graph = nullptr;
+    if (!stream || stream != emulated_capture.stream) return cudaErrorIllegalState;
+    emulated_capture.stream = nullptr;
+    if (!emulated_capture.refused.empty()) return cudaErrorStreamCaptureInvalidated;
+    *graph = new EmulatedGraph(std::move(emulated_capture.graph));
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+    *status = !stream || stream != emulated_capture.stream ? cudaStreamCaptureStatusNone
+              : emulated_capture.refused.empty()           ? cudaStreamCaptureStatusActive
+                                                           : cudaStreamCaptureStatusInvalidated;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long = 0) {
+    return *exec = new EmulatedGraphExec{*graph}, cudaSuccess;
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    return emulated_submit("cudaGraphLaunch", stream, [work = exec->work] {
+        for (const EmulatedWork& each : work) each();
+    });
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return delete exec, cudaSuccess; }
+
+struct EmulatedEvent {
+    enum { never, queued, reached, captured } state = never;
+    bool timed = true;
+    std::chrono::steady_clock::time_point at;
+};
+using cudaEvent_t = std::shared_ptr<EmulatedEvent>*;    // what is queued may outlive cudaEventDestroy
+enum : unsigned { cudaEventDefault = 0, cudaEventBlockingSync = 1, cudaEventDisableTiming = 2 };
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
+    *event = new std::shared_ptr<EmulatedEvent>(new EmulatedEvent);
+    (**event)->timed = !(flags & cudaEventDisableTiming);
+    return cudaSuccess;
+}
+inline cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, cudaEventDefault); }
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    bool recorded = emulated_capture.stream && stream == emulated_capture.stream;
+    (*event)->state = recorded ? EmulatedEvent::captured : EmulatedEvent::queued;
+    if (recorded) return cudaSuccess;    // in a graph it only orders streams
+    return emulated_submit("cudaEventRecord", stream, [event = *event] {
+        event->at = std::chrono::steady_clock::now();
+        event->state = EmulatedEvent::reached;
+    });
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    if ((*event)->state == EmulatedEvent::captured) return cudaErrorCapturedEvent;
+    return emulated_wait("cudaEventSynchronize");
+}
+/// An event that is not reached yet is by the next time.
+inline cudaError_t cudaEventQuery(cudaEvent_t event) {
+    if ((*event)->state == EmulatedEvent::captured) return cudaErrorCapturedEvent;
+    bool reached = (*event)->state != EmulatedEvent::queued;
+    cudaError_t error = emulated_wait("cudaEventQuery");
+    return error != cudaSuccess ? error : reached ? cudaSuccess : cudaErrorNotReady;
+}
+inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t stop) {
+    for (cudaEvent_t event : {start, stop}) {
+        if ((*event)->state == EmulatedEvent::captured) return cudaErrorCapturedEvent;
+        if ((*event)->state == EmulatedEvent::never || !(*event)->timed) return cudaErrorInvalidResourceHandle;
+        if ((*event)->state == EmulatedEvent::queued) return cudaErrorNotReady;
+    }
+    return *milliseconds = std::chrono::duration<float, std::milli>((*stop)->at - (*start)->at).count(), cudaSuccess;
+}
+
+// ------------------------------------------------------------------------------------------------------------------ the device
 
 // A device of few multiprocessors, so that a grid that fills it walks over the work in several rounds.
 enum cudaDeviceAttr {
@@ -187,22 +333,50 @@ inline cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
     return cudaSuccess;
 }
 inline cudaError_t cudaMalloc(void** memory, size_t bytes) {
+    if (cudaError_t refused = emulated_refuse("cudaMalloc"); refused != cudaSuccess) return refused;
     *memory = bytes <= size_t{8} << 30 ? emulated_malloc(bytes) : nullptr;
     return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-inline cudaError_t cudaFree(void* memory) { return !memory || emulated_free(memory) ? cudaSuccess : cudaErrorInvalidValue; }
-inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
-    if (bytes && !is_device_memory(memory)) return cudaErrorInvalidValue;
-    DeviceAccess open;
-    if (bytes) std::memset(memory, value, bytes);
-    return cudaSuccess;
+/// Waits first for all that may still use the memory.
+inline cudaError_t cudaFree(void* memory) {
+    if (!memory) return cudaSuccess;
+    if (cudaError_t refused = emulated_wait("cudaFree"); refused != cudaSuccess) return refused;
+    return emulated_free(memory) ? cudaSuccess : cudaErrorInvalidValue;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
+enum : unsigned { cudaHostAllocDefault = 0 };
+inline cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
+    if (cudaError_t refused = emulated_refuse("cudaHostAlloc"); refused != cudaSuccess) return refused;
+    *memory = bytes <= size_t{8} << 30 ? emulated_malloc_host(bytes) : nullptr;
+    return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+inline cudaError_t cudaMallocHost(void** memory, size_t bytes, unsigned flags = cudaHostAllocDefault) { return cudaHostAlloc(memory, bytes, flags); }
+inline cudaError_t cudaFreeHost(void* memory) {
+    if (!memory) return cudaSuccess;
+    if (cudaError_t refused = emulated_wait("cudaFreeHost"); refused != cudaSuccess) return refused;
+    return emulated_free_host(memory) ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
+    if (bytes && !is_device_memory(memory)) return cudaErrorInvalidValue;
+    return emulated_submit("cudaMemsetAsync", stream, [=] {
+        DeviceAccess open;
+        if (bytes) std::memset(memory, value, bytes);
+    });
+}
+/// Pinned host memory is read and written when the stream comes to it. Of other host memory, which a graph cannot have, a copy is
+/// read at the call, and written before it returns.
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
     if (bytes && (is_device_memory(to) != (kind != cudaMemcpyDeviceToHost) || is_device_memory(from) != (kind != cudaMemcpyHostToDevice)))
         return cudaErrorInvalidValue;
-    DeviceAccess open;
-    if (bytes) std::memcpy(to, from, bytes);
-    return cudaSuccess;
+    const bool pageable = bytes && kind != cudaMemcpyDeviceToDevice && !is_pinned_memory(kind == cudaMemcpyHostToDevice ? from : to, bytes);
+    if (pageable && emulated_capture.stream && stream == emulated_capture.stream) return emulated_refuse("cudaMemcpyAsync of host memory that is not pinned");
+    std::vector<char> staged;
+    if (pageable && kind == cudaMemcpyHostToDevice) staged.assign(static_cast<const char*>(from), static_cast<const char*>(from) + bytes);
+    cudaError_t error = emulated_submit("cudaMemcpyAsync", stream, [=, staged = std::move(staged)] {
+        DeviceAccess open;
+        if (bytes) std::memcpy(to, staged.empty() ? from : staged.data(), bytes);
+    });
+    return error == cudaSuccess && pageable && kind == cudaMemcpyDeviceToHost ? emulated_wait("cudaMemcpyAsync") : error;
 }
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
@@ -232,7 +406,7 @@ void check_argument(const T& argument, int number) {
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
-    const dim3 &grid = config->gridDim, &threads = config->blockDim;
+    const dim3 grid = config->gridDim, threads = config->blockDim;
     auto limit = emulated_shared_limits.find(reinterpret_cast<const void*>(kernel));
     size_t shared_limit = limit == emulated_shared_limits.end() ? 48 << 10 : static_cast<size_t>(limit->second);
     if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || !threads.x || !threads.y || !threads.z ||
@@ -241,6 +415,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     if (config->dynamicSmemBytes > shared_limit) return cudaErrorInvalidValue;
     std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
     std::apply([](const auto&... each) { int number = 0; (check_argument(each, number++), ...); }, values);
-    emulate_grid(grid, threads, config->dynamicSmemBytes, [&] { std::apply(kernel, values); });
-    return cudaSuccess;
+    return emulated_submit("cudaLaunchKernelEx", config->stream, [=, shared = config->dynamicSmemBytes] {
+        emulate_grid(grid, threads, shared, [&] { std::apply(kernel, values); });
+    });
 }

@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <memory>
 #include <new>
 #include <random>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 #include "llmc/error.h"
 
@@ -346,11 +348,51 @@ void emulated_copy_wait(int newer) {
     }
 }
 
+// -------------------------------------------------------------------------------------------------------------------- streams
+
+static std::deque<EmulatedWork>& waiting_work() {
+    static std::deque<EmulatedWork> all;
+    return all;
+}
+
+EmulatedWork emulated_named(EmulatedWork work) {
+    return [work = std::move(work), name = names.empty() ? std::string("a kernel") : names.back()] {
+        auto before = std::exchange(names, {name});
+        work();
+        names = std::move(before);
+    };
+}
+
+void emulated_queue(EmulatedWork work) { waiting_work().push_back(emulated_named(std::move(work))); }
+
+void emulated_finish() {
+    auto all = std::exchange(waiting_work(), {});
+    auto before = names;
+    try {
+        for (EmulatedWork& work : all) work();
+    } catch (...) {
+        names = std::move(before);
+        throw;
+    }
+}
+
 // ------------------------------------------------------------------------------------------------------------ device memory
 
-static std::map<const char*, size_t>& blocks() {
-    static std::map<const char*, size_t> all;
+using Blocks = std::map<const char*, size_t>;
+static Blocks& blocks() {
+    static Blocks all;
     return all;
+}
+static Blocks& pinned_blocks() {
+    static Blocks all;
+    return all;
+}
+// Whether all the bytes lie in one block; the end of a block is fine for none.
+static bool lies_in(const Blocks& all, const void* pointer, size_t bytes) {
+    auto after = all.upper_bound(static_cast<const char*>(pointer));
+    if (after == all.begin()) return false;
+    auto [begin, size] = *std::prev(after);
+    return static_cast<size_t>(static_cast<const char*>(pointer) - begin) + bytes <= size;
 }
 static int access_depth = 0;
 
@@ -376,12 +418,23 @@ bool emulated_free(void* memory) {
     return true;
 }
 
-bool is_device_memory(const void* pointer) {
-    auto after = blocks().upper_bound(static_cast<const char*>(pointer));
-    if (after == blocks().begin()) return false;
-    auto [begin, bytes] = *std::prev(after);
-    return static_cast<const char*>(pointer) <= begin + bytes;
+bool is_device_memory(const void* pointer) { return lies_in(blocks(), pointer, 0); }
+
+void* emulated_malloc_host(size_t bytes) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 256, bytes) != 0) return nullptr;
+    emulator_poison(memory, bytes);
+    pinned_blocks()[static_cast<char*>(memory)] = bytes;
+    return memory;
 }
+
+bool emulated_free_host(void* memory) {
+    if (pinned_blocks().erase(static_cast<char*>(memory)) == 0) return false;
+    std::free(memory);
+    return true;
+}
+
+bool is_pinned_memory(const void* pointer, size_t bytes) { return lies_in(pinned_blocks(), pointer, bytes); }
 
 // EMULATOR_OPEN=1 leaves device memory open to the host, for ops whose CPU files run in place of CUDA's.
 static bool guarded() {

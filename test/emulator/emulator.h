@@ -7,7 +7,8 @@
 //     allocated, and closed to the host by AddressSanitizer while no kernel and no copy runs.
 //   - A barrier or warp operation that can never complete, or that a mask makes undefined, is an error that names the kernel,
 //     block and thread, and ends the launch. So is an argument that points to host memory.
-//   - What hardware does later (cp.async) happens as late as it may: at the wait. Until then the target is poison.
+//   - What hardware does later happens as late as it may: cp.async at the wait, and until then the target is poison; kernels and
+//     copies when the host waits for the stream. So a result that is read too early, and an input that is overwritten too early, shows.
 // What it cannot show: races between blocks, and within a warp between threads that a barrier would not order either.
 #pragma once
 #include <cstddef>
@@ -30,6 +31,17 @@ void emulate_grid(EmulatedDim grid, EmulatedDim block, size_t shared_bytes, cons
 /// Names what runs, in errors: the innermost NVTX range.
 void emulator_push_name(const char* name);
 void emulator_pop_name();
+
+// -------------------------------------------------------------------------------------------------------------------- streams
+
+using EmulatedWork = std::function<void()>;
+
+/// Work of a stream, named by the innermost NVTX range of this moment: waits in one queue for all streams.
+void emulated_queue(EmulatedWork work);
+/// Does all that waits. An error in it ends the rest.
+void emulated_finish();
+/// The work as it is queued: for what is queued again later.
+EmulatedWork emulated_named(EmulatedWork work);
 
 // ----------------------------------------------------------------------------------------- called by the thread that runs now
 
@@ -59,6 +71,11 @@ void* emulated_malloc(size_t bytes);
 /// False when there is no such block.
 bool emulated_free(void* memory);
 bool is_device_memory(const void* pointer);
+
+/// The host's, which copies may go on reading and writing after the call that started them.
+void* emulated_malloc_host(size_t bytes);
+bool emulated_free_host(void* memory);
+bool is_pinned_memory(const void* pointer, size_t bytes);
 
 /// While one lives, device memory is open: to kernels, and to the copies and libraries that the emulator stands for.
 struct DeviceAccess {
