@@ -49,13 +49,14 @@ void device_wait(Stream stream) { cuda_check(cudaStreamSynchronize(cuda_stream(s
 
 // Pinned memory in slots; a slot is free again when the event behind its copy has come.
 struct Uploads::Ring {
-    size_t bytes;
+    size_t bytes = 0;
     char* memory = nullptr;
     std::vector<cudaEvent_t> done;
     size_t next = 0;
 };
 
-Uploads::Uploads(size_t bytes, int slots) : ring(new Ring{.bytes = bytes}) {
+Uploads::Uploads(size_t bytes, int slots) : ring(std::make_unique<Ring>()) {
+    ring->bytes = bytes;
     require(bytes >= 1 && slots >= 1, "uploads: bytes and slots must be at least 1, not ", bytes, " and ", slots);
     cuda_check(cudaMallocHost(reinterpret_cast<void**>(&ring->memory), bytes * static_cast<size_t>(slots)), "uploads");
     ring->done.resize(static_cast<size_t>(slots));
