@@ -10,7 +10,7 @@ BUILD := build/cpu-$(PRECISION)
 CXX ?= g++
 # g++ 12 warns of its own vector headers (GCC bug 105593).
 GCC12 := -Wno-uninitialized -Wno-maybe-uninitialized
-CXXFLAGS := -std=c++20 -O3 -march=native -fopenmp -fno-math-errno -Wall -Wextra -Wshadow $(GCC12) -MMD -MP -I. \
+CXXFLAGS := -std=c++20 -O3 -march=native -fopenmp -fno-math-errno -Wall -Wextra -Wshadow $(GCC12) -MMD -MP -iquote . \
             $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32) $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY))
 LDLIBS := -ldnnl -lpcre2-8 -pthread
 export THIRD_PARTY
@@ -83,7 +83,7 @@ tests_bf16 tests_fp32: tests_%:
 EMULATED := $(patsubst llmc/%.cu,%,$(wildcard llmc/*.cu))
 EMULATOR := build/emulator-$(PRECISION)
 EMULATOR_FLAGS := -std=c++20 -O1 -g1 -march=native -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all -fno-strict-aliasing \
-                  -ftrivial-auto-var-init=pattern -Wall -Wextra -Wshadow $(GCC12) -Wno-unknown-pragmas -MMD -MP -Itest/emulator -I. \
+                  -ftrivial-auto-var-init=pattern -Wall -Wextra -Wshadow $(GCC12) -Wno-unknown-pragmas -MMD -MP -iquote test/emulator -iquote . -Itest/emulator \
                   $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32) $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY))
 EMULATOR_OBJECTS := $(EMULATED:%=$(EMULATOR)/llmc/%.cu.o) $(patsubst %,$(EMULATOR)/llmc/%.o,config gpt json memory optimizer rotary_table tensors) \
                     $(patsubst test/%.cpp,$(EMULATOR)/test/%.o,$(wildcard $(EMULATED:%=test/%.cpp)) test/golden.cpp test/main.cpp) \
