@@ -26,8 +26,11 @@ public:
     explicit Optimizer(GPT& model);
     void allocate();
 
-    /// One update of every tensor that is not frozen, from the model's gradients. step: 1 at the first.
-    void update(const OptimizerOptions& options, const StepSchedule& schedule, int64_t step);
+    /// What the next updates do, written to the device. step: 1 at the first. Waits for what the device was given before.
+    void set_step(const OptimizerOptions& options, const StepSchedule& schedule, int64_t step);
+    /// One update of every tensor that is not frozen, from the model's gradients. Only starts work on the device, always the same:
+    /// a recording of it can be run again after another set_step.
+    void update();
 
     /// One piece of state, as a checkpoint names it: h.3.fc/momentum.
     struct State {
@@ -46,6 +49,7 @@ private:
         std::vector<MuonTensor> matrices;
     };
     void list_tensors();
+    MuonKind muon_kind() const { return model.config.recipe == Recipe::speedrun ? MuonKind::speedrun : MuonKind::nanochat; }
 
     GPT& model;
     Arena memory{"optimizer"}, scratch{"optimizer scratch"};
@@ -53,5 +57,8 @@ private:
     char* muon = nullptr;                    // muon_scratch bytes of the largest shape
     std::vector<AdamWTensor> adamw;
     std::vector<Group> adamw_groups;         // of each entry of adamw
+    std::vector<AdamWHyper> adamw_step;      // the same, as set_step makes it
+    AdamWHyper* adamw_hypers = nullptr;      // a copy of adamw_step on the device
+    MuonHyper* muon_hyper = nullptr;         // on the device
     std::vector<Shape> shapes;
 };
