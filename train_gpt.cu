@@ -857,7 +857,8 @@ bool Run::step_once() {
     StepSchedule now{.lr_multiplier = lr_multiplier(schedule, step), .momentum = muon_momentum(config.recipe, step)};
     OptimizerOptions rates = scaled_rates(s, plan);
     now.weight_decay = rates.weight_decay * weight_decay_multiplier(config.recipe, step, plan.steps);
-    optimizer->update(rates, now, step + 1);   // the device goes on with it while the next tokens are read
+    optimizer->set_step(rates, now, step + 1);
+    optimizer->update();   // the device goes on with it while the next tokens are read
 
     step++;
     tokens += plan.batch_tokens;

@@ -47,7 +47,10 @@ static double bench(const char* name, const GPTConfig& config, int batch, int re
 
     OptimizerOptions rates = default_optimizer_options(config.recipe);
     int64_t step = 0;
-    auto update = [&] { optimizer.update(rates, {.lr_multiplier = 1e-3, .weight_decay = rates.weight_decay}, ++step); };
+    auto update = [&] {
+        optimizer.set_step(rates, {.lr_multiplier = 1e-3, .weight_decay = rates.weight_decay}, ++step);
+        optimizer.update();
+    };
     update();   // off the zeros that some tensors start from
     double seconds = median_seconds(repeats, [&] {
         model.begin_step();

@@ -9,6 +9,7 @@
 #include <vector>
 #include "llmc/error.h"
 #include "llmc/matmul_tile.h"
+#include "llmc/profile.h"
 
 using dnnl::memory;
 
@@ -138,22 +139,26 @@ static void require_dims(const char* op, int64_t N, int64_t IC, int64_t OC) {
 }
 
 void matmul_forward(floatX* out, const floatX* x, const floatX* w, int64_t N, int64_t IC, int64_t OC, Stream) {
+    Range range("matmul_forward");
     require_dims("matmul_forward", N, IC, OC);
     multiply(out, x, w, {.M = N, .N = OC, .K = IC, .lda = IC, .ldb = IC, .ldout = OC, .transpose_b = true});
 }
 
 void matmul_backward_input(floatX* dx, const floatX* dout, const floatX* w, int64_t N, int64_t IC, int64_t OC, Stream) {
+    Range range("matmul_backward_input");
     require_dims("matmul_backward_input", N, IC, OC);
     multiply(dx, dout, w, {.M = N, .N = IC, .K = OC, .lda = OC, .ldb = IC, .ldout = IC});
 }
 
 void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int64_t N, int64_t IC, int64_t OC, Stream) {
+    Range range("matmul_backward_weight");
     require_dims("matmul_backward_weight", N, IC, OC);
     multiply(dw, dout, x, {.M = OC, .N = IC, .K = N, .lda = OC, .ldb = IC, .ldout = IC, .transpose_a = true, .beta = 1});
 }
 
 void matmul(floatX* out, const floatX* a, const floatX* b, int64_t M, int64_t N, int64_t K, bool transpose_a, bool transpose_b,
             float alpha, float beta, int64_t batch, Stream) {
+    Range range("matmul");
     require(M >= 1, "matmul: M must be at least 1, not ", M);
     require(N >= 1, "matmul: N must be at least 1, not ", N);
     require(K >= 1, "matmul: K must be at least 1, not ", K);

@@ -6,6 +6,7 @@
 #include "llmc/device.h"
 #include "llmc/error.h"
 #include "llmc/matmul.h"
+#include "llmc/profile.h"
 #include "llmc/reduce.h"
 
 // A step of the iteration: the singular values of x go through a s + b s^3 + c s^5, which drives them to 1.
@@ -169,15 +170,16 @@ static void update_nanochat(const MuonTensor& t, int rows, int cols, const MuonH
     }
 }
 
-void muon_update(const MuonTensor* tensors, int count, int rows, int cols, const MuonHyper& hyper, void* scratch, Stream stream) {
+void muon_update(const MuonTensor* tensors, void* scratch, const MuonHyper* hyper, int count, int rows, int cols, MuonKind kind, Stream stream) {
+    Range range("muon_update");
     require_dims("muon_update", count, rows, cols);
     for (int i = 0; i < count; i++) {
         const MuonTensor& t = tensors[i];
-        require(hyper.kind == MuonKind::speedrun || t.second, "muon_update: nanochat needs a second moment, and tensor ", i, " has none");
+        require(kind == MuonKind::speedrun || t.second, "muon_update: nanochat needs a second moment, and tensor ", i, " has none");
         Workspace w;
         cut(rows, cols, scratch, &w);
-        if (hyper.kind == MuonKind::speedrun) update_speedrun(t, rows, cols, hyper, w);
-        else update_nanochat(t, rows, cols, hyper, w);
+        if (kind == MuonKind::speedrun) update_speedrun(t, rows, cols, *hyper, w);
+        else update_nanochat(t, rows, cols, *hyper, w);
         if (t.weight) cast(t.weight, t.master, static_cast<int64_t>(rows) * cols, stream);
     }
 }

@@ -31,10 +31,13 @@ static constexpr int THREADS = 256, PARTS = 128;   // sums of squares that a mat
 
 // -------------------------------------------------------------------------------------------------------- before the products
 
-/// m = mu m + k g, x = k g + mu m. Block (part, matrix): the elements from part * size on, whose squares it adds up.
+/// m = mu m + k g, x = k g + mu m, with k = 1 for a summed momentum and 1 - mu for an averaged one. Block (part, matrix): the elements
+/// from part * size on, whose squares it adds up.
 template <int WIDTH>
 __global__ void __launch_bounds__(THREADS)
-muon_momentum_kernel(floatX* x, float* squares, const __grid_constant__ MuonMatrices matrices, int64_t n, int64_t size, float mu, float k) {
+muon_momentum_kernel(floatX* x, float* squares, const __grid_constant__ MuonMatrices matrices, const MuonHyper* hyper, int64_t n, int64_t size,
+                     bool averaged) {
+    const float mu = hyper->momentum, k = averaged ? 1 - mu : 1;
     const MuonTensor& t = matrices.tensor[blockIdx.y];
     const int64_t begin = blockIdx.x * size, end = min(n, begin + size);
     float sum = 0;
@@ -80,10 +83,11 @@ __device__ inline void store_weights(const MuonTensor& t, int64_t i, const float
     if (t.weight) store(t.weight + i, w);
 }
 
-/// w -= lr x
+/// w -= lr x, lr = hyper's * scale
 template <int WIDTH>
 __global__ void __launch_bounds__(THREADS)
-muon_speedrun_kernel(const floatX* x, const __grid_constant__ MuonMatrices matrices, int64_t n, float lr) {
+muon_speedrun_kernel(const floatX* x, const __grid_constant__ MuonMatrices matrices, const MuonHyper* hyper, int64_t n, float scale) {
+    const float lr = hyper->lr * scale;
     const MuonTensor& t = matrices.tensor[blockIdx.y];
     const int64_t i = (int64_t{blockIdx.x} * THREADS + threadIdx.x) * WIDTH;
     if (i >= n) return;
@@ -135,7 +139,8 @@ static constexpr int MOMENT_THREADS = 1024;
 /// NorMuon: each row (column of a wide matrix) is divided by the root of its second moment, and the whole keeps its norm.
 /// sums (matrices, lines): the squares of each line on entry, its factor on return. A block takes a matrix.
 __global__ void __launch_bounds__(MOMENT_THREADS)
-muon_second_moment_kernel(float* sums, const __grid_constant__ MuonMatrices matrices, int lines, int length, float beta2) {
+muon_second_moment_kernel(float* sums, const __grid_constant__ MuonMatrices matrices, const MuonHyper* hyper, int lines, int length) {
+    const float beta2 = hyper->beta2;
     float* scratch = shared_memory<float>();
     float *second = matrices.tensor[blockIdx.x].second, *mine = sums + int64_t{blockIdx.x} * lines;
     float before = 0, after = 0;
@@ -153,11 +158,12 @@ muon_second_moment_kernel(float* sums, const __grid_constant__ MuonMatrices matr
     for (int i = static_cast<int>(threadIdx.x); i < lines; i += MOMENT_THREADS) mine[i] *= keep;
 }
 
-/// u = x * factor of its line; w -= lr u + decay w where u and w have one sign: decay only where the update shrinks w too.
+/// u = x * factor of its line; w -= lr u + decay w where u and w have one sign: decay only where the update shrinks w too. lr = hyper's * scale.
 template <int WIDTH, bool BY_ROW>
 __global__ void __launch_bounds__(THREADS)
-muon_nanochat_kernel(const floatX* x, const float* factors, const __grid_constant__ MuonMatrices matrices, int64_t n, int rows, int cols, float lr,
-                     float decay) {
+muon_nanochat_kernel(const floatX* x, const float* factors, const __grid_constant__ MuonMatrices matrices, const MuonHyper* hyper, int64_t n, int rows,
+                     int cols, float scale) {
+    const float lr = hyper->lr * scale, decay = lr * hyper->weight_decay;
     const MuonTensor& t = matrices.tensor[blockIdx.y];
     const int64_t i = (int64_t{blockIdx.x} * THREADS + threadIdx.x) * WIDTH;
     if (i >= n) return;
@@ -239,19 +245,19 @@ static Grid grid_for(int64_t n, int width, int count) {
 }
 
 template <int WIDTH>
-static void update(const MuonMatrices& matrices, int count, int rows, int cols, const MuonHyper& hyper, void* scratch, Stream stream) {
+static void update(const MuonMatrices& matrices, void* scratch, const MuonHyper* hyper, int count, int rows, int cols, MuonKind kind, Stream stream) {
     const char* op = "muon_update";
-    const bool speedrun = hyper.kind == MuonKind::speedrun, by_row = rows >= cols;
+    const bool speedrun = kind == MuonKind::speedrun, by_row = rows >= cols;
     const int64_t n = int64_t{rows} * cols, piece = ceil_div(ceil_div(n, PARTS), WIDTH) * WIDTH;
     MuonWorkspace w;
     cut(count, rows, cols, scratch, &w);
 
     const Grid pieces{dim3(PARTS, static_cast<unsigned>(count)), dim3(THREADS), WARP * sizeof(float)}, vectors = grid_for(n, WIDTH, count);
-    launch(op, muon_momentum_kernel<WIDTH>, pieces, stream, w.x, w.squares, matrices, n, piece, hyper.momentum, speedrun ? 1.0f : 1 - hyper.momentum);
+    launch(op, muon_momentum_kernel<WIDTH>, pieces, stream, w.x, w.squares, matrices, hyper, n, piece, !speedrun);
     launch(op, muon_scale_kernel<WIDTH>, vectors, stream, w.x, w.squares, n, speedrun ? 1.0f : 1.02f, speedrun ? 1e-7f : 1e-6f);
     orthogonalize(w, count, rows, cols, speedrun ? NEWTON_SCHULZ : POLAR_EXPRESS, stream);
     if (speedrun) {
-        launch(op, muon_speedrun_kernel<WIDTH>, vectors, stream, w.x, matrices, n, hyper.lr * std::sqrt(static_cast<float>(std::max(rows, cols))));
+        launch(op, muon_speedrun_kernel<WIDTH>, vectors, stream, w.x, matrices, hyper, n, std::sqrt(static_cast<float>(std::max(rows, cols))));
         return;
     }
 
@@ -263,23 +269,22 @@ static void update(const MuonMatrices& matrices, int count, int rows, int cols, 
                {dim3(static_cast<unsigned>(ceil_div(cols, WARP)), static_cast<unsigned>(count)), dim3(THREADS), THREADS * sizeof(float)}, stream, w.lines,
                w.x, rows, cols);
     launch(op, muon_second_moment_kernel, {dim3(static_cast<unsigned>(count)), dim3(MOMENT_THREADS), WARP * sizeof(float)}, stream, w.lines, matrices,
-           by_row ? rows : cols, by_row ? cols : rows, hyper.beta2);
-    const float lr = hyper.lr * std::sqrt(std::max(1.0f, static_cast<float>(rows) / static_cast<float>(cols)));
-    launch(op, by_row ? muon_nanochat_kernel<WIDTH, true> : muon_nanochat_kernel<WIDTH, false>, vectors, stream, w.x, w.lines, matrices, n, rows, cols, lr,
-           lr * hyper.weight_decay);
+           hyper, by_row ? rows : cols, by_row ? cols : rows);
+    launch(op, by_row ? muon_nanochat_kernel<WIDTH, true> : muon_nanochat_kernel<WIDTH, false>, vectors, stream, w.x, w.lines, matrices, hyper, n, rows,
+           cols, std::sqrt(std::max(1.0f, static_cast<float>(rows) / static_cast<float>(cols))));
 }
 
-void muon_update(const MuonTensor* tensors, int count, int rows, int cols, const MuonHyper& hyper, void* scratch, Stream stream) {
+void muon_update(const MuonTensor* tensors, void* scratch, const MuonHyper* hyper, int count, int rows, int cols, MuonKind kind, Stream stream) {
     require_dims("muon_update", count, rows, cols);
     for (int begin = 0; begin < count; begin += MAX_MATRICES) {
         MuonMatrices matrices{};
         const int these = std::min(MAX_MATRICES, count - begin);
         for (int i = 0; i < these; i++) {
             const MuonTensor& t = matrices.tensor[i] = tensors[begin + i];
-            require(hyper.kind == MuonKind::speedrun || t.second, "muon_update: nanochat needs a second moment, and tensor ", begin + i, " has none");
+            require(kind == MuonKind::speedrun || t.second, "muon_update: nanochat needs a second moment, and tensor ", begin + i, " has none");
             require_aligned("muon_update", t.master, t.weight, t.grad, t.momentum);
         }
         auto run = cols % 8 == 0 ? update<8> : update<1>;
-        run(matrices, these, rows, cols, hyper, scratch, stream);
+        run(matrices, scratch, hyper, these, rows, cols, kind, stream);
     }
 }

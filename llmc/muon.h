@@ -17,8 +17,9 @@ struct MuonTensor {
     float* second;       ///< nanochat: (rows) when rows >= cols, else (cols), 0 at start; speedrun: null
 };
 
+/// What one step does to all matrices. The update reads it from device memory, so that a step once recorded can be run again with
+/// other values.
 struct MuonHyper {
-    MuonKind kind;
     float lr, momentum, beta2, weight_decay;   ///< beta2 and weight_decay: nanochat only
 };
 
@@ -27,7 +28,8 @@ struct MuonHyper {
 ///
 /// tensors (count)               on the host
 /// scratch (muon_scratch bytes)
-void muon_update(const MuonTensor* tensors, int count, int rows, int cols, const MuonHyper& hyper, void* scratch, Stream stream);
+/// hyper   (1)                   on the device
+void muon_update(const MuonTensor* tensors, void* scratch, const MuonHyper* hyper, int count, int rows, int cols, MuonKind kind, Stream stream);
 
 /// Bytes of scratch for `count` matrices of a shape.
 size_t muon_scratch(int count, int rows, int cols);

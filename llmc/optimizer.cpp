@@ -2,7 +2,10 @@
 #include "llmc/optimizer.h"
 #include <algorithm>
 #include <cmath>
-#include "llmc/error.h"
+#include "llmc/device.h"
+#include "llmc/profile.h"
+
+static constexpr int UPLOADS = 4;   // two a step
 
 OptimizerOptions default_optimizer_options(Recipe recipe) {
     if (recipe == Recipe::speedrun)
@@ -34,11 +37,15 @@ Optimizer::Optimizer(GPT& model_) : model(model_) {
     for (const Shape& shape : shapes)
         largest = std::max(largest, muon_scratch(static_cast<int>(shape.matrices.size()), shape.rows, shape.cols));
     scratch.add(muon, static_cast<int64_t>(largest));
+    adamw_step.resize(adamw.size());
+    scratch.add(adamw_hypers, static_cast<int64_t>(adamw.size()));
+    scratch.add(muon_hyper, 1);
 }
 
 void Optimizer::allocate() {
     memory.allocate();
     scratch.allocate();
+    uploads.emplace(std::max(adamw_step.size() * sizeof(AdamWHyper), sizeof(MuonHyper)), UPLOADS);
     list_tensors();
 }
 
@@ -65,7 +72,7 @@ void Optimizer::list_tensors() {
         } else {
             float* m = take();
             float* v = take();
-            adamw.push_back({master, weight, gradient, m, v, tensor.numel, 0, 0, 0, 0, 0});
+            adamw.push_back({master, weight, gradient, m, v, tensor.numel});
             adamw_groups.push_back(tensor.spec->group);
         }
     }
@@ -74,17 +81,12 @@ void Optimizer::list_tensors() {
 /// The nanochat recipe tunes its AdamW rates at width 768.
 static double width_scale(const GPTConfig& config) { return 1 / std::sqrt(config.n_embd / 768.0); }
 
-static void set_hyper(AdamWTensor& tensor, Group group, const GPTConfig& config, const OptimizerOptions& options, const StepSchedule& schedule) {
+static AdamWHyper hyper_of(Group group, const GPTConfig& config, const OptimizerOptions& options, const StepSchedule& schedule, int64_t step) {
     if (config.recipe == Recipe::speedrun) {
         double lr = group == Group::embedding || group == Group::value_embedding ? options.embedding_lr
                     : group == Group::unembedding                               ? options.unembedding_lr
                                                                                  : options.scalar_lr;
-        tensor.lr = static_cast<float>(lr * schedule.lr_multiplier);
-        tensor.beta1 = 0.9f;
-        tensor.beta2 = 0.95f;
-        tensor.eps = 1e-8f;
-        tensor.weight_decay = static_cast<float>(schedule.weight_decay);
-        return;
+        return adamw_hyper(static_cast<float>(lr * schedule.lr_multiplier), 0.9f, 0.95f, 1e-8f, static_cast<float>(schedule.weight_decay), step);
     }
     double lr = 0, beta1 = 0.8;
     switch (group) {
@@ -95,22 +97,25 @@ static void set_hyper(AdamWTensor& tensor, Group group, const GPTConfig& config,
         case Group::x0_scalar: lr = options.scalar_lr; beta1 = 0.96; break;
         case Group::matrix: break;
     }
-    tensor.lr = static_cast<float>(lr * schedule.lr_multiplier);
-    tensor.beta1 = static_cast<float>(beta1);
-    tensor.beta2 = 0.95f;
-    tensor.eps = 1e-10f;
-    tensor.weight_decay = 0;
+    return adamw_hyper(static_cast<float>(lr * schedule.lr_multiplier), static_cast<float>(beta1), 0.95f, 1e-10f, 0, step);
 }
 
-void Optimizer::update(const OptimizerOptions& options, const StepSchedule& schedule, int64_t step) {
-    for (size_t i = 0; i < adamw.size(); i++) set_hyper(adamw[i], adamw_groups[i], model.config, options, schedule);
-    adamw_update(adamw.data(), static_cast<int>(adamw.size()), step, nullptr);
+void Optimizer::set_step(const OptimizerOptions& options, const StepSchedule& schedule, int64_t step) {
+    for (size_t i = 0; i < adamw.size(); i++) adamw_step[i] = hyper_of(adamw_groups[i], model.config, options, schedule, step);
+    uploads->copy(adamw_hypers, adamw_step.data(), adamw_step.size() * sizeof(AdamWHyper), nullptr);
 
-    MuonHyper hyper{.kind = model.config.recipe == Recipe::speedrun ? MuonKind::speedrun : MuonKind::nanochat,
-                    .lr = static_cast<float>(options.matrix_lr * schedule.lr_multiplier),
+    MuonHyper hyper{.lr = static_cast<float>(options.matrix_lr * schedule.lr_multiplier),
                     .momentum = static_cast<float>(schedule.momentum),
                     .beta2 = 0.95f,
                     .weight_decay = static_cast<float>(schedule.weight_decay)};
-    for (const Shape& shape : shapes)
-        muon_update(shape.matrices.data(), static_cast<int>(shape.matrices.size()), shape.rows, shape.cols, hyper, muon, nullptr);
+    uploads->copy(muon_hyper, &hyper, sizeof hyper, nullptr);
+}
+
+void Optimizer::update() {
+    Range phase("update");
+    recording.run(nullptr, [this] {
+        adamw_update(adamw.data(), adamw_hypers, static_cast<int>(adamw.size()), nullptr);
+        for (const Shape& shape : shapes)
+            muon_update(shape.matrices.data(), muon, muon_hyper, static_cast<int>(shape.matrices.size()), shape.rows, shape.cols, muon_kind(), nullptr);
+    });
 }

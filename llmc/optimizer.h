@@ -1,8 +1,10 @@
 // Which optimizer each tensor gets, and its state: AdamW on embeddings, head and lambdas, Muon on the matrices of the layers.
 #pragma once
+#include <optional>
 #include <string>
 #include <vector>
 #include "llmc/adamw.h"
+#include "llmc/device.h"
 #include "llmc/gpt.h"
 #include "llmc/muon.h"
 
@@ -26,8 +28,11 @@ public:
     explicit Optimizer(GPT& model);
     void allocate();
 
-    /// One update of every tensor that is not frozen, from the model's gradients. step: 1 at the first.
-    void update(const OptimizerOptions& options, const StepSchedule& schedule, int64_t step);
+    /// What the next updates do, written to the device. step: 1 at the first. Waits for what the device was given before.
+    void set_step(const OptimizerOptions& options, const StepSchedule& schedule, int64_t step);
+    /// One update of every tensor that is not frozen, from the model's gradients. Only starts work on the device, always the same:
+    /// a recording of it can be run again after another set_step.
+    void update();
 
     /// One piece of state, as a checkpoint names it: h.3.fc/momentum.
     struct State {
@@ -46,12 +51,18 @@ private:
         std::vector<MuonTensor> matrices;
     };
     void list_tensors();
+    MuonKind muon_kind() const { return model.config.recipe == Recipe::speedrun ? MuonKind::speedrun : MuonKind::nanochat; }
 
     GPT& model;
     Arena memory{"optimizer"}, scratch{"optimizer scratch"};
     std::vector<State> state;
+    std::optional<Uploads> uploads;
+    Recording recording;
     char* muon = nullptr;                    // muon_scratch bytes of the largest shape
     std::vector<AdamWTensor> adamw;
     std::vector<Group> adamw_groups;         // of each entry of adamw
+    std::vector<AdamWHyper> adamw_step;      // the same, as set_step makes it
+    AdamWHyper* adamw_hypers = nullptr;      // a copy of adamw_step on the device
+    MuonHyper* muon_hyper = nullptr;         // on the device
     std::vector<Shape> shapes;
 };

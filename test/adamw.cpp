@@ -27,11 +27,10 @@ struct Device {
     FloatXs weight;
     explicit Device(const Values& start)
         : master(start), grad(start.size()), m(Values(start.size(), 0)), v(Values(start.size(), 0)), weight(start.size()) {}
-    AdamWTensor tensor(const Hyper& h, bool with_weight) {
-        return {master, with_weight ? weight.data() : nullptr, grad, m, v, static_cast<int64_t>(master.size), h.lr, h.beta1, h.beta2, h.eps,
-                h.weight_decay};
-    }
+    AdamWTensor tensor(bool with_weight) { return {master, with_weight ? weight.data() : nullptr, grad, m, v, static_cast<int64_t>(master.size)}; }
 };
+
+AdamWHyper at_step(const Hyper& h, int64_t step) { return adamw_hyper(h.lr, h.beta1, h.beta2, h.eps, h.weight_decay, step); }
 
 }  // namespace
 
@@ -50,14 +49,16 @@ TEST_CASE("adamw_update is the formula, for several tensors and steps") {
         }
         for (int step = 1; step <= 4; step++) {
             std::vector<AdamWTensor> tensors;
+            std::vector<AdamWHyper> step_hypers;
             for (int i = 0; i < 3; i++) {
                 Values g = random.floats(sizes[i], 0.01);
                 if (step == 2) g[0] = 0;
                 device[i]->grad.write(g);
                 want[i].update(g, hypers[i], step);
-                tensors.push_back(device[i]->tensor(hypers[i], with_weight));
+                tensors.push_back(device[i]->tensor(with_weight));
+                step_hypers.push_back(at_step(hypers[i], step));
             }
-            adamw_update(tensors.data(), 3, step, nullptr);
+            adamw_update(tensors.data(), OnDevice(step_hypers), 3, nullptr);
         }
         for (int i = 0; i < 3; i++) {
             CAPTURE(i);
@@ -75,8 +76,8 @@ TEST_CASE("adamw_update is the formula, for several tensors and steps") {
 TEST_CASE("adamw_update of a zero gradient moves nothing") {
     Device device({1, -2, 3});
     device.grad.write({0, 0, 0});
-    AdamWTensor tensor = device.tensor({0.1f, 0.9f, 0.95f, 1e-10f, 0}, true);
-    adamw_update(&tensor, 1, 1, nullptr);
+    AdamWTensor tensor = device.tensor(true);
+    adamw_update(&tensor, OnDevice<AdamWHyper>({at_step({0.1f, 0.9f, 0.95f, 1e-10f, 0}, 1)}), 1, nullptr);
     CHECK(device.master.values() == Values{1, -2, 3});
 }
 
@@ -86,16 +87,38 @@ TEST_CASE("adamw_update late in a run") {
     device.m.write({0.5});
     device.v.write({0.25});
     device.grad.write({0.5});
-    AdamWTensor tensor = device.tensor(h, true);
-    adamw_update(&tensor, 1, 1000000, nullptr);         // no correction is left: m = 0.5, v = 0.25, a step of lr
+    AdamWTensor tensor = device.tensor(true);
+    adamw_update(&tensor, OnDevice<AdamWHyper>({at_step(h, 1000000)}), 1, nullptr);    // no correction is left: m = 0.5, v = 0.25, a step of lr
     check_close("master", device.master.values(), {1 - 0.01}, 4 * FP32_ROUND, 0);
 }
 
-TEST_CASE("adamw_update refuses wrong steps and sizes") {
+TEST_CASE("adamw_update of many tensors") {   // of more than the 584 that a launch on CUDA takes
+    const int count = 1200, n = 16;
+    Random random(2);
+    Values start = random.floats(count * n), g = random.floats(count * n, 0.01), want;
+    Device device(start);
+    device.grad.write(g);
+    std::vector<AdamWTensor> tensors;
+    std::vector<AdamWHyper> hypers;
+    for (int i = 0; i < count; i++) {
+        const Hyper h{0.01f + 0.001f * static_cast<float>(i % 7), 0.9f, 0.95f, 1e-8f, 0};
+        AdamWTensor all = device.tensor(true);
+        tensors.push_back({all.master + i * n, all.weight + i * n, all.grad + i * n, all.m + i * n, all.v + i * n, i % 3 == 0 ? n - 3 : n});
+        hypers.push_back(at_step(h, 1));
+        Reference one(Values(start.begin() + i * n, start.begin() + (i + 1) * n));
+        one.update(Values(g.begin() + i * n, g.begin() + (i + 1) * n), h, 1);
+        for (int k = 0; k < n; k++) want.push_back(k < tensors.back().n ? one.w[k] : start[i * n + k]);
+    }
+    adamw_update(tensors.data(), OnDevice(hypers), count, nullptr);
+    // 1 - beta has the rounding of beta in it, and so has the square root of v; an update is of size 0.016 at most.
+    check_close("master", device.master.values(), want, 8 * FP32_ROUND, 0.016 * 80 * FP32_ROUND);
+}
+
+TEST_CASE("adamw refuses wrong steps and sizes") {
+    CHECK_REFUSED("adamw_hyper", adamw_hyper(0.1f, 0.9f, 0.95f, 1e-8f, 0, 0));
+    CHECK_REFUSED("adamw_hyper", adamw_hyper(0.1f, 0.9f, 0.95f, 1e-8f, 0, -1));
     Device device(Values{1});
-    AdamWTensor tensor = device.tensor({0.1f, 0.9f, 0.95f, 1e-8f, 0}, true);
-    CHECK_REFUSED("adamw_update", adamw_update(&tensor, 1, 0, nullptr));
-    CHECK_REFUSED("adamw_update", adamw_update(&tensor, 1, -1, nullptr));
+    AdamWTensor tensor = device.tensor(true);
     tensor.n = 0;
-    CHECK_REFUSED("adamw_update", adamw_update(&tensor, 1, 1, nullptr));
+    CHECK_REFUSED("adamw_update", adamw_update(&tensor, OnDevice<AdamWHyper>({at_step({0.1f, 0.9f, 0.95f, 1e-8f, 0}, 1)}), 1, nullptr));
 }

@@ -76,7 +76,8 @@ static void train_three_steps(GPT& model, const Case& c) {
         CHECK(std::abs(loss - expected) <= (it == 0 ? LOSS_TOLERANCE : FP32 ? 2e-5 : 2e-2) * expected);
         StepSchedule schedule{.lr_multiplier = c.golden.meta["lr_mults"][it], .momentum = 0.95, .weight_decay = options.weight_decay};
         if (c.config.recipe == Recipe::nanochat) schedule.momentum = 0.85 + 0.10 * std::min(it / 300.0, 1.0);
-        optimizer.update(options, schedule, it + 1);
+        optimizer.set_step(options, schedule, it + 1);
+        optimizer.update();
     }
 }
 

@@ -117,8 +117,10 @@ Values difference(Values a, const Values& b) {
     return a;
 }
 
-MuonHyper hyper(MuonKind kind) {
-    return kind == MuonKind::speedrun ? MuonHyper{kind, 0.00036f, 0.95f, 0, 0} : MuonHyper{kind, 0.02f, 0.85f, 0.95f, 0.2f};
+MuonHyper hyper(MuonKind kind) { return kind == MuonKind::speedrun ? MuonHyper{0.00036f, 0.95f, 0, 0} : MuonHyper{0.02f, 0.85f, 0.95f, 0.2f}; }
+
+void update(const MuonTensor* tensors, void* scratch, int count, int rows, int cols, MuonKind kind) {
+    muon_update(tensors, scratch, OnDevice<MuonHyper>({hyper(kind)}), count, rows, cols, kind, nullptr);
 }
 
 struct Sizes { int count, rows, cols; };
@@ -151,7 +153,7 @@ TEST_CASE("muon_update moves as the reference does") {
                     if (kind == MuonKind::speedrun) want[i].speedrun(g, hyper(kind));
                     else want[i].nanochat(g, hyper(kind));
                 }
-                muon_update(tensors.data(), s.count, s.rows, s.cols, hyper(kind), scratch, nullptr);
+                update(tensors.data(), scratch, s.count, s.rows, s.cols, kind);
             }
             for (int i = 0; i < s.count; i++) {
                 check_close("momentum", device[i]->momentum.values(), want[i].m, 20 * FP32_ROUND, FP32_ROUND);
@@ -181,8 +183,8 @@ TEST_CASE("muon_update does the same to a matrix alone as among others") {
         second.grad.write(g);
         MuonTensor one = alone.tensor(kind, true), two[] = {first.tensor(kind, true), second.tensor(kind, true)};
         Scratch scratch(2, rows, cols);
-        muon_update(two, 2, rows, cols, hyper(kind), scratch, nullptr);
-        muon_update(&one, 1, rows, cols, hyper(kind), scratch, nullptr);
+        update(two, scratch, 2, rows, cols, kind);
+        update(&one, scratch, 1, rows, cols, kind);
         CHECK(alone.master.same_bytes(second.master));
         CHECK(alone.second.same_bytes(second.second));
     }
@@ -193,9 +195,9 @@ TEST_CASE("muon_update of a zero gradient only decays") {
     Scratch scratch(1, 2, 4);
     device.grad.write(Values(8, 0));
     MuonTensor speedrun = device.tensor(MuonKind::speedrun, true), nanochat = device.tensor(MuonKind::nanochat, true);
-    muon_update(&speedrun, 1, 2, 4, hyper(MuonKind::speedrun), scratch, nullptr);
+    update(&speedrun, scratch, 1, 2, 4, MuonKind::speedrun);
     CHECK(device.master.values() == Values{1, -2, 3, 4, -5, 6, 7, 8});
-    muon_update(&nanochat, 1, 2, 4, hyper(MuonKind::nanochat), scratch, nullptr);
+    update(&nanochat, scratch, 1, 2, 4, MuonKind::nanochat);
     Values want{1, -2, 3, 4, -5, 6, 7, 8};
     for (double& w : want) w *= 1 - 0.02 * 0.2;
     check_close("master", device.master.values(), want, 4 * FP32_ROUND, 0);
@@ -207,8 +209,8 @@ TEST_CASE("muon refuses wrong sizes") {
     Scratch scratch(1, 4, 4);
     MuonTensor tensor = device.tensor(MuonKind::speedrun, true);
     for (auto [count, rows, cols] : {std::tuple{0, 4, 4}, {1, 0, 4}, {1, 4, 0}, {1, -4, 4}}) {
-        CHECK_REFUSED("muon_update", muon_update(&tensor, count, rows, cols, hyper(MuonKind::speedrun), scratch, nullptr));
+        CHECK_REFUSED("muon_update", update(&tensor, scratch, count, rows, cols, MuonKind::speedrun));
         CHECK_REFUSED("muon_scratch", muon_scratch(count, rows, cols));
     }
-    CHECK_REFUSED("muon_update", muon_update(&tensor, 1, 4, 4, hyper(MuonKind::nanochat), scratch, nullptr));
+    CHECK_REFUSED("muon_update", update(&tensor, scratch, 1, 4, 4, MuonKind::nanochat));
 }

@@ -99,6 +99,23 @@ private:
     char* memory;
 };
 
+/// The host's values, whatever they are, in device memory.
+template <class T>
+class OnDevice {
+public:
+    explicit OnDevice(const std::vector<T>& host) : memory(device_alloc(host.size() * sizeof(T))) {
+        copy_to_device(memory, host.data(), host.size() * sizeof(T), nullptr);
+    }
+    OnDevice(const OnDevice&) = delete;
+    OnDevice& operator=(const OnDevice&) = delete;
+    ~OnDevice() { device_free(memory); }
+
+    operator const T*() const { return static_cast<const T*>(memory); }
+
+private:
+    void* memory;
+};
+
 using Floats = Guarded<float>;
 using FloatXs = Guarded<floatX>;
 using Ints = Guarded<int>;
