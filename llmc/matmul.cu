@@ -1,7 +1,6 @@
 // Matrix products on CUDA: cuBLASLt shares the work among the threads. Large products are bound by the tensor cores, those with
 // a short side by the bytes of their operands.
 #include <cublasLt.h>
-#include <algorithm>
 #include <unordered_map>
 #include <vector>
 #include "llmc/cuda_common.h"
@@ -178,22 +177,24 @@ struct DeviceNumbers {
 };
 
 double matmul_flops(int64_t N, int64_t OC, int64_t IC, int repeats) {
-    require(repeats >= 1, "matmul_flops: repeats must be at least 1, not ", repeats);
+    const char* op = "matmul_flops";
+    require_dims(op, N, IC, OC);
+    require(repeats >= 1, op, ": repeats must be at least 1, not ", repeats);
     DeviceNumbers x(N * IC), w(OC * IC), out(N * OC);
     cudaEvent_t start, stop;
-    cuda_check(cudaEventCreate(&start), "matmul_flops");
-    cuda_check(cudaEventCreate(&stop), "matmul_flops");
-    double best = 0;
+    cuda_check(cudaEventCreate(&start), op);
+    cuda_check(cudaEventCreate(&stop), op);
+    float best = 0;
     for (int i = 0; i <= repeats; i++) {   // the first run chooses the kernel
         float milliseconds = 0;
-        cuda_check(cudaEventRecord(start, cuda_stream(nullptr)), "matmul_flops");
+        cuda_check(cudaEventRecord(start, cuda_stream(nullptr)), op);
         matmul_forward(out.data, x.data, w.data, N, IC, OC, nullptr);
-        cuda_check(cudaEventRecord(stop, cuda_stream(nullptr)), "matmul_flops");
-        cuda_check(cudaEventSynchronize(stop), "matmul_flops");
-        cuda_check(cudaEventElapsedTime(&milliseconds, start, stop), "matmul_flops");
-        if (i > 0) best = std::max(best, 2.0 * static_cast<double>(N * OC * IC) / (milliseconds * 1e-3));
+        cuda_check(cudaEventRecord(stop, cuda_stream(nullptr)), op);
+        cuda_check(cudaEventSynchronize(stop), op);
+        cuda_check(cudaEventElapsedTime(&milliseconds, start, stop), op);
+        if (i == 1 || (i > 1 && milliseconds < best)) best = milliseconds;
     }
     cudaEventDestroy(start);
     cudaEventDestroy(stop);
-    return best;
+    return 2.0 * static_cast<double>(N * OC * IC) / (best * 1e-3);
 }

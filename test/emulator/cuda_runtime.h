@@ -413,9 +413,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
         size_t{threads.x} * threads.y * threads.z > 1024)
         return cudaErrorInvalidConfiguration;
     if (config->dynamicSmemBytes > shared_limit) return cudaErrorInvalidValue;
-    std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
-    std::apply([](const auto&... each) { int number = 0; (check_argument(each, number++), ...); }, values);
+    // On the heap: g++ 12 spoils a closure of many bytes under -ftrivial-auto-var-init=pattern.
+    auto values = std::make_shared<const std::tuple<Parameters...>>(std::forward<Arguments>(arguments)...);
+    std::apply([](const auto&... each) { int number = 0; (check_argument(each, number++), ...); }, *values);
     return emulated_submit("cudaLaunchKernelEx", config->stream, [=, shared = config->dynamicSmemBytes] {
-        emulate_grid(grid, threads, shared, [&] { std::apply(kernel, values); });
+        emulate_grid(grid, threads, shared, [&] { std::apply(kernel, *values); });
     });
 }
