@@ -2,8 +2,9 @@
 # dev/setup.sh          installs the Debian packages that building, testing and plotting need; nothing when all are there
 # dev/setup.sh --check  only says which of those that building needs are missing; exit 2 if any is
 set -eu
-build="g++ make libdnnl-dev libcli11-dev nlohmann-json3-dev libpcre2-dev libxxhash-dev"
-rest="doctest-dev python3-matplotlib curl ca-certificates"
+build="g++ make libcli11-dev nlohmann-json3-dev libxxhash-dev"
+[ "${TARGET:-cpu}" = cuda ] || build="$build libdnnl-dev libpcre2-dev"
+rest="libdnnl-dev libpcre2-dev doctest-dev python3-matplotlib curl ca-certificates"
 
 missing() {
     for package in "$@"; do

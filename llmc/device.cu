@@ -12,7 +12,38 @@ size_t device_alloc_bytes(size_t bytes) {
     return (bytes + unit - 1) / unit * unit;
 }
 
+static cudaDeviceProp properties() {
+    int device = 0;
+    cudaDeviceProp found{};
+    cuda_check(cudaGetDevice(&device), "device_name");
+    cuda_check(cudaGetDeviceProperties(&found, device), "device_name");
+    return found;
+}
+
+static std::string describe(const cudaDeviceProp& p) {
+    return concat(p.name, ", ", p.multiProcessorCount, " multiprocessors, ", p.totalGlobalMem >> 30, " GiB, compute capability ", p.major, ".", p.minor);
+}
+
+__global__ void probe_kernel() {}
+
+// Every program's way to the GPU begins here: says what is missing where there is none, or none that this build has code for.
+static void require_gpu() {
+    static const bool there = [] {
+        int count = 0;
+        cudaError_t error = cudaGetDeviceCount(&count);
+        require(error == cudaSuccess && count > 0, "no GPU to run on (", error == cudaSuccess ? "CUDA sees none" : cudaGetErrorString(error),
+                "); run it where nvidia-smi lists one, or build for the CPU: make DEVICE=cpu");
+        cudaFuncAttributes attributes{};
+        error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(probe_kernel));
+        require(error == cudaSuccess, "this build has no code for ", describe(properties()), " (", cudaGetErrorString(error),
+                "); it needs compute capability 8.0 or more, and an ARCH that fits: make DEVICE=cuda, without ARCH, fits all");
+        return true;
+    }();
+    static_cast<void>(there);
+}
+
 void* device_alloc(size_t bytes) {
+    require_gpu();
     void* memory = nullptr;
     cudaError_t error = cudaMalloc(&memory, bytes > 0 ? bytes : 1);
     if (error == cudaErrorMemoryAllocation) {
@@ -125,20 +156,13 @@ void Recording::abandon(Stream stream) {
 
 void Recording::forget() { graph.reset(); }
 
-static cudaDeviceProp properties() {
-    int device = 0;
-    cudaDeviceProp found{};
-    cuda_check(cudaGetDevice(&device), "device_name");
-    cuda_check(cudaGetDeviceProperties(&found, device), "device_name");
-    return found;
-}
-
 std::string device_name() {
-    cudaDeviceProp p = properties();
-    return concat(p.name, ", ", p.multiProcessorCount, " multiprocessors, ", p.totalGlobalMem >> 30, " GiB, compute capability ", p.major, ".", p.minor);
+    require_gpu();
+    return describe(properties());
 }
 
 size_t device_free_bytes() {
+    require_gpu();
     size_t available = 0, total = 0;
     cuda_check(cudaMemGetInfo(&available, &total), "device_free_bytes");
     return available;
@@ -155,6 +179,7 @@ static constexpr std::pair<const char*, double> BF16_PEAKS[] = {
 size_t device_peak_bytes() { return 0; }   // the data sheet needs none
 
 double device_peak_flops() {
+    require_gpu();
     cudaDeviceProp p = properties();
     if constexpr (sizeof(floatX) == 4) {
         return 2 * fp32_lanes(p.major, p.minor) * p.multiProcessorCount * 1e3 * device_attribute(cudaDevAttrClockRate);
