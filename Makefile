@@ -70,7 +70,7 @@ comma := ,
 space := $(empty) $(empty)
 SUITES_OF_PROGRAMS := $(subst $(space),$(comma),$(RUN_PROGRAMS:%=*test/%.cpp))
 
-.PHONY: all run test bench emulator help parts packages tests_bf16 tests_fp32 emulator_bf16 emulator_fp32 clean FORCE
+.PHONY: all run test bench profile emulator help parts packages tests_bf16 tests_fp32 emulator_bf16 emulator_fp32 clean FORCE
 
 all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert data/tokenize (DEVICE=auto|cpu|cuda, PRECISION=bf16|fp32, ARCH=sm_90a, THIRD_PARTY=dir of headers)
 
@@ -85,6 +85,10 @@ test: packages  ## install what is missing, build, and run every test, in both p
 bench: packages  ## speed of the training step, beside the peak of matrix products on this machine (BENCH=nano|d12|speedrun: one case)
 	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench
 	@$(BUILD)/bench $(BENCH)
+
+profile: packages  ## where a step's time goes: command lines for Nsight; on the CPU a table by phase, layer and op (STEP=4, FLAGS='...' of train_gpt)
+	@$(MAKE) --no-print-directory -j2 all
+	@STEP="$(STEP)" FLAGS="$(FLAGS)" dev/profile.sh $(TARGET)
 
 emulator: packages  ## build and run the op suite and the golden cases with the CUDA kernels, on the emulator of test/emulator
 	@$(MAKE) --no-print-directory -j2 emulator_bf16 emulator_fp32
