@@ -70,7 +70,7 @@ comma := ,
 space := $(empty) $(empty)
 SUITES_OF_PROGRAMS := $(subst $(space),$(comma),$(RUN_PROGRAMS:%=*test/%.cpp))
 
-.PHONY: all run test bench emulator help parts packages tests_bf16 tests_fp32 emulator_bf16 emulator_fp32 clean FORCE
+.PHONY: all run test bench emulator help parts packages tests_bf16 tests_fp32 emulator_bf16 emulator_fp32 faults plant_faults clean FORCE
 
 all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert data/tokenize (DEVICE=auto|cpu|cuda, PRECISION=bf16|fp32, ARCH=sm_90a, THIRD_PARTY=dir of headers)
 
@@ -149,6 +149,10 @@ $(EMULATOR)/%.o: %.cpp
 	$(CXX) $(EMULATOR_FLAGS) -c -o $@ $<
 $(EMULATOR)/tests: $(EMULATOR_OBJECTS)
 	$(CXX) $(EMULATOR_FLAGS) -o $@ $^
+faults: emulator_bf16
+	@$(MAKE) --no-print-directory PRECISION=bf16 plant_faults
+plant_faults:
+	@BUILD=$(EMULATOR) CXX='$(CXX)' FLAGS='$(EMULATOR_FLAGS) -O0' test/emulator/faults.sh $(if $(FAULT),"$(FAULT)")
 emulator_bf16 emulator_fp32: emulator_%:
 	@$(MAKE) --no-print-directory PRECISION=$* build/emulator-$*/tests
 
