@@ -24,7 +24,9 @@ ifeq ($(filter $(PRECISION),bf16 fp32),)
 endif
 
 # build/host-*: what is the same for every device. build/cpu-*, build/cuda-*: the ops of one, and the programs.
+# build/emulator-*: the CUDA files, for the CPU.
 HOST := build/host-$(PRECISION)
+EMULATOR := build/emulator-$(PRECISION)
 BUILD := build/$(TARGET)-$(PRECISION)
 
 CXX ?= g++
@@ -70,7 +72,7 @@ comma := ,
 space := $(empty) $(empty)
 SUITES_OF_PROGRAMS := $(subst $(space),$(comma),$(RUN_PROGRAMS:%=*test/%.cpp))
 
-.PHONY: all run test bench profile emulator help parts packages tests_bf16 tests_fp32 emulator_bf16 emulator_fp32 clean FORCE
+.PHONY: all run test bench profile emulator help parts packages tests emulator_tests cuda_binaries clean FORCE
 
 all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert data/tokenize (DEVICE=auto|cpu|cuda, PRECISION=bf16|fp32, ARCH=sm_90a, THIRD_PARTY=dir of headers)
 
@@ -78,9 +80,12 @@ run: packages  ## install what is missing, build, and do the main job: text, tra
 	@$(MAKE) --no-print-directory -j2 all
 	@SMOKE=$(SMOKE) dev/run.sh
 
-test: packages  ## install what is missing, build, and run every test, in both precisions
-	@$(MAKE) --no-print-directory -j2 all tests_bf16 tests_fp32
-	@dev/run_tests.sh $(TARGET) "$(SUITES_OF_PROGRAMS)"
+test: packages  ## install what is missing, build, and run every test, in both precisions, on the emulator too; CUDA's compiler where there is one
+	@$(MAKE) --no-print-directory -j2 all
+	$(call in_both,tests)
+	$(call in_both,emulator_tests)
+	$(if $(NVCC),$(call in_both,DEVICE=cuda cuda_binaries),@echo "no nvcc here: the CUDA files were compiled for the emulator alone")
+	@ONCE="$(SUITES_OF_PROGRAMS)" dev/run_tests.sh $(TARGET) emulator faults $(if $(NVCC),nvcc)
 
 bench: packages  ## speed of the training step, beside the peak of matrix products on this machine (BENCH=nano|d12|speedrun: one case)
 	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench
@@ -90,9 +95,9 @@ profile: packages  ## where a step's time goes: command lines for Nsight; on the
 	@$(MAKE) --no-print-directory -j2 all
 	@STEP="$(STEP)" FLAGS="$(FLAGS)" dev/profile.sh $(TARGET)
 
-emulator: packages  ## build and run the op suite and the golden cases with the CUDA kernels, on the emulator of test/emulator
-	@$(MAKE) --no-print-directory -j2 emulator_bf16 emulator_fp32
-	@dev/run_tests.sh emulator
+emulator: packages  ## op suite, golden cases, whole steps and planted faults with the CUDA kernels, on the emulator of test/emulator
+	$(call in_both,emulator_tests)
+	@dev/run_tests.sh emulator faults
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 14
@@ -124,23 +129,26 @@ $(BUILD)/data/tokenize: $(HOST)/data/tokenize.o
 $(BUILD)/bench: $(HOST)/dev/bench.o
 $(BUILD)/report: $(HOST)/dev/report.o
 $(BUILD)/tests: $(TESTS)
-$(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/report $(BUILD)/tests: $(BUILD)/llmc.a
+$(BUILD)/step: $(HOST)/test/emulator/step.o
+$(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/report $(BUILD)/tests $(BUILD)/step: $(BUILD)/llmc.a
 	@mkdir -p $(@D)
 	$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
 all: $(BUILD)/report
 
-tests_bf16 tests_fp32: tests_%:
-	@$(MAKE) --no-print-directory PRECISION=$* build/$(TARGET)-$*/tests $(if $(filter fp32,$*),build/$(TARGET)-fp32/tests_without_pcre2)
+# One precision after the other: two makes at once would write the same files.
+in_both = @for precision in bf16 fp32; do $(MAKE) --no-print-directory -j2 PRECISION=$$precision $(1) || exit; done
+tests: $(BUILD)/tests $(BUILD)/step $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
+cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench
+emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(if $(filter bf16,$(PRECISION)),$(EMULATOR)/faults.sh)
+	@$(MAKE) --no-print-directory DEVICE=cpu build/cpu-$(PRECISION)/step
 
 # The CUDA files, unmodified, compiled by g++ for the emulator, under AddressSanitizer and UBSan. The op suite, and the whole model.
-EMULATED := $(OPS:llmc/%=%)
-EMULATOR := build/emulator-$(PRECISION)
 EMULATOR_FLAGS := -std=c++20 -O1 -g1 -march=native -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all -fno-strict-aliasing \
                   -ftrivial-auto-var-init=pattern -Wall -Wextra -Wshadow $(GCC12) -Wno-unknown-pragmas -MMD -MP -iquote test/emulator -iquote . -Itest/emulator \
                   $(DEFINES)
-EMULATOR_OBJECTS := $(EMULATED:%=$(EMULATOR)/llmc/%.cu.o) $(patsubst %,$(EMULATOR)/llmc/%.o,config gpt json memory optimizer rotary_table tensors) \
-                    $(patsubst test/%.cpp,$(EMULATOR)/test/%.o,$(wildcard $(EMULATED:%=test/%.cpp)) test/golden.cpp test/main.cpp test/emulator/stream.cpp) \
+EMULATOR_LIBRARY := $(OPS:%=$(EMULATOR)/%.cu.o) $(patsubst %,$(EMULATOR)/llmc/%.o,config gpt json memory optimizer rotary_table tensors) \
                     $(EMULATOR)/test/emulator/emulator.o
+EMULATOR_TESTS := $(patsubst %.cpp,$(EMULATOR)/%.o,$(wildcard $(OPS:llmc/%=test/%.cpp)) test/golden.cpp test/main.cpp test/emulator/stream.cpp)
 $(EMULATOR)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(CXX) $(EMULATOR_FLAGS) -O2 -x c++ -c -o $@ $<
@@ -151,10 +159,13 @@ $(EMULATOR)/test/emulator/emulator.o: test/emulator/emulator.cpp
 $(EMULATOR)/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(CXX) $(EMULATOR_FLAGS) -c -o $@ $<
-$(EMULATOR)/tests: $(EMULATOR_OBJECTS)
+$(EMULATOR)/tests: $(EMULATOR_TESTS)
+$(EMULATOR)/step: $(EMULATOR)/test/emulator/step.o
+$(EMULATOR)/tests $(EMULATOR)/step: $(EMULATOR_LIBRARY)
 	$(CXX) $(EMULATOR_FLAGS) -o $@ $^
-emulator_bf16 emulator_fp32: emulator_%:
-	@$(MAKE) --no-print-directory PRECISION=$* build/emulator-$*/tests
+# The faults, with the compiler that they are planted with.
+$(EMULATOR)/faults.sh: test/emulator/faults.sh $(EMULATOR)/tests
+	@printf '#!/bin/sh\nBUILD=%s CXX="%s" FLAGS="%s" exec test/emulator/faults.sh "$$@"\n' '$(EMULATOR)' '$(CXX)' '$(EMULATOR_FLAGS) -O0' >$@ && chmod +x $@
 
 $(BUILD)/llmc.a: $(LIBRARY)
 	@mkdir -p $(@D)

@@ -1,33 +1,79 @@
 #!/bin/bash
-# dev/run_tests.sh WHERE [SUITES]: runs the tests that make built in build/WHERE-bf16 and build/WHERE-fp32, and adds up the counts.
-# SUITES: source files of those that run the programs, which are run once.
+# dev/run_tests.sh WHAT...: runs tests that make built, and adds up their counts, which are the last line.
+#   cpu, cuda   the suites on that device, in both precisions; ONCE: source files of those that run the programs, which are run once
+#   emulator    op suite and golden cases with the CUDA files on the emulator, and whole steps against those of the CPU
+#   faults      faults planted in the CUDA files, which that suite must find
+#   nvcc        what CUDA's compiler reported, and what a program for a GPU says where there is none
 set -u
 status=0 passed=0 failed=0
 
-# suite NAME PROGRAM [ARGUMENT...]
-suite() {
-    local name=$1 program=$2 log=$2.log code counts p f
-    shift 2
-    echo "== $name"
-    "$program" "$@" 2>&1 | tee "$log"
-    code=${PIPESTATUS[0]}
-    [ "$code" = 0 ] || status=1
-    counts=$(sed -nE 's/.*test cases: *([0-9]+) \| *([0-9]+) passed \| *([0-9]+) failed.*/\2 \3/p' "$log")
+# counted NAME LOG CODE: adds the counts that a log ends with.
+counted() {
+    local counts p f
+    counts=$(sed -nE 's/.*test cases: *[0-9]+ \| *([0-9]+) passed \| *([0-9]+) failed.*/\1 \2/p; s/^([0-9]+) passed, ([0-9]+) failed$/\1 \2/p' "$2" | tail -n 1)
     if [ -z "$counts" ] || [ "$counts" = "0 0" ]; then
-        echo "run_tests.sh: $name ended without a test (exit $code)" >&2
-        status=1 counts="0 1"
+        echo "run_tests.sh: $1 ended without a test (exit $3)" >&2
+        counts="0 1"
     fi
     read -r p f <<<"$counts"
+    [ "$3" = 0 ] && [ "$f" = 0 ] || status=1
     passed=$((passed + p)) failed=$((failed + f))
 }
 
-for precision in bf16 fp32; do
-    once=()
-    [ $precision = bf16 ] || [ -z "${2:-}" ] || once=("--source-file-exclude=$2")
-    suite "tests on the $1 in $precision" "build/$1-$precision/tests" "${once[@]}"
+# suite NAME LOG COMMAND...
+suite() {
+    local name=$1 log=$2
+    shift 2
+    echo "== $name"
+    "$@" 2>&1 | tee "$log"
+    counted "$name" "$log" "${PIPESTATUS[0]}"
+}
+
+# check NAME COMMAND...: one test, passed when the command is content.
+check() {
+    echo "== $1"
+    if "${@:2}"; then
+        passed=$((passed + 1))
+    else
+        status=1 failed=$((failed + 1))
+    fi
+}
+
+without_gpu() {
+    local says code
+    says=$(CUDA_VISIBLE_DEVICES='' build/cuda-bf16/bench 2>&1 >/dev/null)
+    code=$?
+    [ $code = 2 ] && [ "$(wc -l <<<"$says")" = 1 ] && [[ $says == *"no GPU"*"make DEVICE=cpu"* ]] && return
+    echo "build/cuda-bf16/bench without a GPU should say so in one line and exit with 2; exit $code: $says"
+    return 1
+}
+
+for what in "$@"; do
+    case $what in
+        cpu | cuda)
+            for precision in bf16 fp32; do
+                once=()
+                [ $precision = bf16 ] || [ -z "${ONCE:-}" ] || once=("--source-file-exclude=$ONCE")
+                suite "tests on the $what in $precision" "build/$what-$precision/tests.log" "build/$what-$precision/tests" "${once[@]}"
+            done
+            suite "what is left of the tokenizer without PCRE2" build/$what-fp32/tests_without_pcre2.log build/$what-fp32/tests_without_pcre2 \
+                '--test-case=split:*,tokenizer:*'
+            ;;
+        emulator)
+            for precision in bf16 fp32; do
+                build=build/emulator-$precision
+                suite "the CUDA files on the emulator in $precision" $build/tests.log $build/tests
+                build/cpu-$precision/step build/cpu-$precision/step.out
+                suite "whole steps on the emulator and on the CPU in $precision" $build/step.log $build/step $build/step.out build/cpu-$precision/step.out
+            done
+            ;;
+        faults) suite "faults planted in the CUDA files" build/emulator-bf16/faults.log build/emulator-bf16/faults.sh ;;
+        nvcc)
+            check "registers and local memory of the CUDA files" dev/check_spills.sh build/cuda-{bf16,fp32}/llmc/*.cu.o.log
+            check "a program for a GPU where there is none" without_gpu
+            ;;
+        *) echo "run_tests.sh: cpu, cuda, emulator, faults or nvcc, not '$what'" >&2 && exit 2 ;;
+    esac
 done
-if [ -x "build/$1-fp32/tests_without_pcre2" ]; then
-    suite "what is left of the tokenizer without PCRE2" "build/$1-fp32/tests_without_pcre2" '--test-case=split:*,tokenizer:*'
-fi
 echo "$passed passed, $failed failed"
 exit $status

@@ -34,8 +34,8 @@ Values backward(const Values& g, const Values& y, const Values& rstd, Norm kind,
 }
 
 constexpr float EPS = 1e-6f;
-// The output is rounded once; the sums over C are made in fp32, in lanes of at most C / 8 terms, at most 100 here.
-constexpr double TOLERANCE = ROUND + 100 * FP32_ROUND;
+// The output is rounded once; the sums over C are made in fp32, in lanes of at most C / 8 terms, at most 130 here.
+constexpr double TOLERANCE = ROUND + 130 * FP32_ROUND;
 
 std::string name(Norm kind) { return kind == Norm::none ? "none" : kind == Norm::rms_norm ? "rms_norm" : "layer_norm"; }
 
@@ -43,7 +43,7 @@ std::string name(Norm kind) { return kind == Norm::none ? "none" : kind == Norm:
 
 TEST_CASE("norm_forward is the formula") {
     for (Norm kind : {Norm::none, Norm::rms_norm, Norm::layer_norm})
-        for (auto [N, C] : {std::pair{1, 8}, {3, 24}, {17, 64}, {33, 200}, {5, 768}}) {
+        for (auto [N, C] : {std::pair{1, 8}, {3, 24}, {17, 64}, {33, 200}, {5, 768}, {2, 1032}}) {
             CAPTURE(name(kind));
             CAPTURE(C);
             Random random(C);
@@ -53,9 +53,9 @@ TEST_CASE("norm_forward is the formula") {
             FloatXs input(x), before(x), out(N * C);
             Floats rstd(N);
             norm_forward(out, rstd, input, kind, N, C, EPS, nullptr);
-            check_close("out", out.values(), want.out, TOLERANCE, 100 * FP32_ROUND);
+            check_close("out", out.values(), want.out, TOLERANCE, 130 * FP32_ROUND);
             if (kind == Norm::none) CHECK(rstd.same_bytes(Floats(N)));               // not written
-            else check_close("rstd", rstd.values(), want.rstd, 100 * FP32_ROUND, 0);
+            else check_close("rstd", rstd.values(), want.rstd, 130 * FP32_ROUND, 0);
             CHECK(input.same_bytes(before));
 
             Floats rstd_again(N);
@@ -76,7 +76,7 @@ TEST_CASE("norm_forward of a row of zeros is zero: eps keeps the division whole"
 
 TEST_CASE("norm_backward is the formula") {
     for (Norm kind : {Norm::none, Norm::rms_norm, Norm::layer_norm})
-        for (auto [N, C] : {std::pair{1, 8}, {3, 24}, {17, 64}, {33, 200}, {5, 768}}) {
+        for (auto [N, C] : {std::pair{1, 8}, {3, 24}, {17, 64}, {33, 200}, {5, 768}, {2, 1032}}) {
             CAPTURE(name(kind));
             CAPTURE(C);
             Random random(C);

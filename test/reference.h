@@ -23,8 +23,9 @@ constexpr double FP32_ROUND = 1.0 / (1 << 24);
 constexpr double ROUND = sizeof(floatX) == 4 ? FP32_ROUND : 1.0 / (1 << 8);
 constexpr bool FP32 = sizeof(floatX) == 4;
 
-/// Device memory of `size` elements between two guards. Memory and guards start as a NaN pattern (-3801147 as an int), so an
-/// element that is not written, or one read beyond the ends, shows in the result; a write beyond the ends changes a guard.
+/// Device memory of `size` elements between two guards. Memory and guards start as a NaN pattern (-7995515 as an int), so an
+/// element that is not written, or one read beyond the ends, shows in the result; a write beyond the ends changes a guard (the NaN is a
+/// signalling one, which no arithmetic leaves as it is: a guard that is read, computed with and written back has changed).
 template <class Number>
 class Guarded {
 public:
@@ -87,7 +88,7 @@ public:
 private:
     static constexpr size_t GUARD = 4096;
 
-    static char pattern(size_t i) { return static_cast<char>(i % 2 == 0 ? 0xc5 : 0xff); }
+    static char pattern(size_t i) { return static_cast<char>(i % 2 == 0 ? 0x85 : 0xff); }
     static Number convert(double value) {
         if constexpr (std::is_same_v<Number, int>) return static_cast<int>(value);
         else if constexpr (std::is_same_v<Number, double>) return value;

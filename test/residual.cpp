@@ -5,8 +5,8 @@
 namespace {
 
 constexpr float EPS = 1e-6f;
-// Outputs are rounded once; sums over C are made in fp32, in lanes of at most C / 8 terms, at most 100 here.
-constexpr double TOLERANCE = ROUND + 100 * FP32_ROUND;
+// Outputs are rounded once; sums over C are made in fp32, in lanes of at most C / 8 terms, at most 130 here.
+constexpr double TOLERANCE = ROUND + 130 * FP32_ROUND;
 
 struct Normed {
     Values h, rstd;
@@ -33,7 +33,7 @@ Values rms_norm_backward(const Values& dh, const Values& h, const Values& rstd, 
     return dx;
 }
 
-const std::vector<std::pair<int, int>> SIZES = {{1, 8}, {3, 24}, {17, 64}, {33, 200}, {5, 768}};
+const std::vector<std::pair<int, int>> SIZES = {{1, 8}, {3, 24}, {17, 64}, {33, 200}, {5, 768}, {2, 1032}};
 
 }  // namespace
 
@@ -53,7 +53,7 @@ TEST_CASE("add_norm_forward adds the branch and norms the sum") {
             check_close("x", x.values(), sum, with_branch ? ROUND : 0, with_branch ? 8 * FP32_ROUND : 0);
             Normed want = rms_norm(x.values(), N, C);           // of the stream as it is stored
             check_close("h", h.values(), want.h, TOLERANCE, 0);
-            check_close("rstd", rstd.values(), want.rstd, 100 * FP32_ROUND, 0);
+            check_close("rstd", rstd.values(), want.rstd, 130 * FP32_ROUND, 0);
             CHECK(branch.same_bytes(branch_before));
         }
 }
@@ -72,11 +72,11 @@ TEST_CASE("add_norm_backward adds the norm's gradient and scales it for the bran
             for (size_t i = 0; i < want.size(); i++) want[i] += add[i];
 
             add_norm_backward(dx, with_branch ? dbranch.data() : nullptr, dh, h, rstd, scale, N, C, nullptr);
-            check_close("dx", dx.values(), want, TOLERANCE, 100 * FP32_ROUND);
+            check_close("dx", dx.values(), want, TOLERANCE, 130 * FP32_ROUND);
             Values scaled = dx.values();
             for (double& v : scaled) v *= scale;
             // dbranch may be made of dx before or after that was rounded
-            if (with_branch) check_close("dbranch", dbranch.values(), scaled, 2.01 * ROUND, 100 * FP32_ROUND);
+            if (with_branch) check_close("dbranch", dbranch.values(), scaled, 2.01 * ROUND, 130 * FP32_ROUND);
             else CHECK(dbranch.same_bytes(FloatXs(N * C)));     // not written
         }
 }
@@ -102,7 +102,7 @@ TEST_CASE("mix_norm_forward is the formula") {
             check_close("x", x.values(), mixed, 2.01 * ROUND, (with_branch ? 20 * ROUND : 0) + 20 * FP32_ROUND);
             Normed want = rms_norm(x.values(), N, C);
             check_close("h", h.values(), want.h, TOLERANCE, 0);
-            check_close("rstd", rstd.values(), want.rstd, 100 * FP32_ROUND, 0);
+            check_close("rstd", rstd.values(), want.rstd, 130 * FP32_ROUND, 0);
             CHECK(branch.same_bytes(branch_before));
             CHECK(x0.same_bytes(x0_before));
         }
@@ -130,10 +130,10 @@ TEST_CASE("mix_norm_backward is the formula, and its sums do not depend on the n
         }
 
         mix_norm_backward(dx, dx0, dresid, dskip, scratch, dh, h, rstd, prev, x0, resid, skip, N, C, nullptr);
-        check_close("dx", dx.values(), want_dx, 2.01 * ROUND, 100 * FP32_ROUND);
-        check_close("dx0", dx0.values(), want_dx0, ROUND, ROUND + 100 * FP32_ROUND);
+        check_close("dx", dx.values(), want_dx, 2.01 * ROUND, 130 * FP32_ROUND);
+        check_close("dx0", dx0.values(), want_dx0, ROUND, ROUND + 130 * FP32_ROUND);
         // Row sums in fp32, and each of their N C terms, of size one, may have been rounded to the storage type before.
-        double sum_error = std::sqrt(N * C) * (4 * ROUND + 100 * FP32_ROUND);
+        double sum_error = std::sqrt(N * C) * (4 * ROUND + 130 * FP32_ROUND);
         check_close("dresid", dresid.values(), {resid_sum}, FP32_ROUND, sum_error);
         check_close("dskip", dskip.values(), {skip_sum}, FP32_ROUND, sum_error);
         scratch.read();

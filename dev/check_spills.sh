@@ -1,0 +1,33 @@
+#!/bin/bash
+# dev/check_spills.sh LOG...: reads what ptxas reported when the CUDA files were compiled (build/cuda-*/llmc/*.cu.o.log). A kernel that
+# keeps registers or arrays in local memory, which is as slow as the device's, is an error, unless it is one of these.
+set -u
+
+# kernel, target: most bytes of stack; why that is fine
+allowed='
+'
+
+found=$(awk '
+    /Compiling entry function/ { match($0, /for .sm_[0-9a-z]+/); target = substr($0, RSTART + 5, RLENGTH - 5) }
+    /Function properties for/  { name = $NF; kernels++ }
+    /bytes stack frame/ && ($1 > 0 || $5 > 0 || $9 > 0) {
+        split(FILENAME, part, "/")
+        print part[2], part[4], target, $1, $5, $9, name
+    }
+    END { if (kernels == 0) print "none" }' "$@")
+if [ "$found" = none ]; then
+    echo "check_spills.sh: no report of ptxas in the logs" >&2
+    exit 2
+fi
+status=0
+while read -r build file target stack stored loaded name; do
+    [ -n "$build" ] || continue
+    kernel=$(c++filt "$name") file=${file%.o.log}
+    kernel=${kernel#void } kernel=${kernel%%(*}
+    limit=$(awk -F': *|, *|;' -v kernel="$kernel" -v target="$target" '$1 == kernel && $2 == target { print $3 }' <<<"$allowed")
+    if ((stack > ${limit:-0})); then
+        echo "spill: $kernel of llmc/$file for $target ($build): $stack bytes of local memory, $stored written and $loaded read as spills"
+        status=1
+    fi
+done <<<"$found"
+exit $status

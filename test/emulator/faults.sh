@@ -1,0 +1,109 @@
+#!/bin/bash
+# test/emulator/faults.sh (make faults): plants faults in copies of the kernels, one at a time, and demands that the op suite on the
+# emulator turns red for each, and is green without. A test that cannot fail is a bug; this is the test of the tests.
+#   BUILD  where the emulator was built     CXX, FLAGS  the compiler, and how
+# faults.sh NAME plants one fault and shows what the suite then says.
+set -u
+cd "$(dirname "$0")/../.." || exit 2
+
+# fault NAME OP CASES FILE FROM TO: in FILE the words FROM, which must be there exactly once, become TO; llmc/OP.cu is compiled with
+# that file, and the cases CASES of its suite run.
+faults() {
+    fault "no barrier between the warps' sums and the sum of those" norm '*forward is the formula' llmc/cuda_common.h \
+        $'scratch[warp_of_thread()] = x;\n    __syncthreads();' 'scratch[warp_of_thread()] = x;'
+    fault "no barrier before the next half of a tree of sums" reduce 'sum_of_squares*' llmc/reduce.cu \
+        $'__syncthreads();\n        if (threadIdx.x < half)' 'if (threadIdx.x < half)'
+    fault "no barrier between the denominators of the warps and of the row" cross_entropy '*loss and its gradient' llmc/cross_entropy.cu \
+        $'scratch[warp_of_thread()] = mine;\n    __syncthreads();' 'scratch[warp_of_thread()] = mine;'
+    fault "no barrier between the gates' gradients and their sum" value_embedding '*backward is the formula*' llmc/value_embedding.cu \
+        $'__syncthreads();\n\n    for (int g = warp' 'for (int g = warp'
+    fault "no barrier between two chunks of tokens" embedding '*order sorts*' llmc/embedding.cu \
+        $'static_cast<int>(begin + i);\n        __syncthreads();' 'static_cast<int>(begin + i);'
+    fault "no barrier of the warp between reading and moving a place" embedding '*order sorts*' llmc/embedding.cu \
+        $'shared.next[token] : 0;\n                __syncwarp();' 'shared.next[token] : 0;'
+    fault "a load one element off" cross_entropy '*loss and its gradient' llmc/cross_entropy.cu 'to_float(row[target])' 'to_float(row[target + 1])'
+    fault "a loop that reads one element too many" reduce 'sum_of_squares*' llmc/reduce.cu 'i + 3 < end' 'i + 2 < end'
+    fault "a row looked up one too far" embedding '*forward copies*' llmc/embedding.cu 'wte + idx[n] *' 'wte + (idx[n] + 1) *'
+    fault "a store that is skipped at the end" embedding '*forward copies*' llmc/embedding.cu 'if (i >= vectors) return;' 'if (i + 1 >= vectors) return;'
+    fault "a store that is skipped for the last head" rotary '*forward turns*' llmc/rotary.cu \
+        'if (lanes.at == 0 && h < heads) rstd' 'if (lanes.at == 0 && h + 1 < heads) rstd'
+    fault "the tail of a row is not masked" norm '*forward is the formula' llmc/cuda_common.h \
+        'at(i) < C ? load_packed(row + at(i)) : Packed{}' 'load_packed(row + at(i))'
+    fault "the tail of a tensor is not masked" adamw '*formula*' llmc/adamw.cu 'if (i + WIDTH <= t.n)' 'if (i < t.n)'
+    fault "keys beyond the end are not masked" attention '*forward is the softmax*' llmc/attention.cu 'from, row + i < rows)' 'from)'
+    fault "a shuffle without the last lane" norm '*forward is the formula' llmc/cuda_common.h \
+        'x += __shfl_xor_sync(ALL_LANES, x' 'x += __shfl_xor_sync(ALL_LANES >> 1, x'
+    fault "a shuffle of all lanes where eight take part" embedding '*backward sums*' llmc/run_sum.cuh \
+        '__shfl_sync(group.mask, position' '__shfl_sync(ALL_LANES, position'
+    local loop=$'sum[m][r] = 0;\n\n    for (int k0 = first, stage = 0; k0 < end; k0 += KEYS, stage ^= 1) {\n        '
+    local wait=$'copy_async_wait<0>();\n        ' sync='__syncthreads();'
+    fault "asynchronous copies are not waited for" attention '*forward is the softmax*' llmc/attention.cu "$loop$wait" "$loop"
+    fault "no barrier after asynchronous copies" attention '*forward is the softmax*' llmc/attention.cu "$loop$wait$sync" "$loop$wait"
+}
+
+work=$BUILD/faults
+
+# build FOLDER OP: llmc/OP.cu with the files that FOLDER has, and its suite.
+build() {
+    local source=llmc/$2.cu
+    [ ! -f "$1/$source" ] || source=$1/$source
+    $CXX -iquote "$1" $FLAGS -x c++ -c -o "$1/$2.o" "$source" &&
+        $CXX $FLAGS -o "$1/tests" "$1/$2.o" "$BUILD/test/$2.o" "$BUILD"/test/main.o "$BUILD"/test/emulator/emulator.o "$work/ops.a"
+}
+
+# One fault, in a process of its own; says ok or not ok.
+plant() {
+    local name=$1 op=$2 cases=$3 file=$4 from=$5 to=$6 folder text rest
+    folder=$work/$(tr -c 'a-z\n' _ <<<"$name")
+    rm -rf "$folder" && mkdir -p "$folder/llmc"
+    text=$(<"$file") rest=${text#*"$from"}
+    if [ "$rest" = "$text" ] || [[ $rest == *"$from"* ]]; then
+        echo "not ok: $name: $file must have exactly once: ${from//$'\n'/ }"
+        return
+    fi
+    printf '%s\n' "${text%%"$from"*}$to$rest" >"$folder/$file"
+    if ! build "$folder" "$op" >"$folder/log" 2>&1; then
+        echo "not ok: $name: does not compile ($folder/log)"
+        return
+    fi
+    timeout 120 "$folder/tests" "--test-case=$cases" >"$folder/log" 2>&1
+    case $? in
+        0) echo "not ok: $name: the suite of $op stayed green ($folder)" ;;
+        124) echo "not ok: $name: the suite of $op did not end ($folder)" ;;
+        *) echo "ok: $name: $(grep -m1 -oE 'emulator: .*|AddressSanitizer: [a-z]+-[a-z-]+|runtime error: .*|[^ ]+ is .* times the tolerance|ERROR: CHECK.*|SUMMARY: .*' "$folder/log")" ;;
+    esac
+}
+
+# The suite without a fault, built the same way.
+green() {
+    local op=$1 folder=$work/$1
+    rm -rf "$folder" && mkdir -p "$folder"
+    if build "$folder" "$op" >"$folder/log" 2>&1 && "$folder/tests" "--test-case-exclude=attention_backward*,attention gives*" >"$folder/log" 2>&1; then
+        echo "ok: $op without a fault is green"
+    else
+        echo "not ok: $op without a fault is not green ($folder/log)"
+    fi
+}
+
+# Two at a time: each job's words come in one piece.
+results=$(mktemp)
+trap 'rm -f "$results"' EXIT
+job() {
+    while (($(jobs -rp | wc -l) >= $(nproc))); do wait -n; done
+    "$@" >>"$results" &
+}
+fault() {
+    [ "$1" = "${only:-$1}" ] && job plant "$@"
+    case " $ops " in *" $2 "*) ;; *) ops+=" $2" ;; esac
+}
+
+only=${1:-} ops=""
+mkdir -p "$work"
+rm -f "$work/ops.a" && ar rcs "$work/ops.a" "$BUILD"/llmc/*.o
+faults
+if [ -z "$only" ]; then for op in $ops; do job green "$op"; done; fi
+wait
+sort "$results"
+bad=$(grep -c '^not ok' "$results")
+echo "$(grep -c '^ok' "$results") passed, $bad failed"
+[ "$bad" = 0 ]

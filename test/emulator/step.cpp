@@ -1,0 +1,123 @@
+// Whole training steps of tiny models on one backend, and on another: make test writes what the CPU gives and compares the CUDA files
+// on the emulator with it. step OUT: trains both recipes, writes losses, gradients and parameters. step OUT REFERENCE: compares them
+// with those of an earlier call, too.
+#include <cstdio>
+#include <fstream>
+#include <random>
+#include "llmc/device.h"
+#include "llmc/error.h"
+#include "llmc/optimizer.h"
+#include "test/golden.h"
+
+namespace {
+
+constexpr bool FP32 = sizeof(floatX) == 4;
+// Three steps, so that both the pass and the update are done directly, recorded, and replayed.
+constexpr int STEPS = 3, MICRO_BATCHES = 3;
+
+// Both backends compute in floatX with fp32 sums and differ in the order of the sums alone. Each is within 2e-6 (loss) and 1e-5
+// (gradients) of float64 in fp32, within 2e-3, 3e-2 and, for the lambdas' cancelling sums, 1e-1 in bf16 (test/golden.cpp): so far
+// apart may they be, times sqrt(2).
+constexpr double LOSS = FP32 ? 3e-6 : 3e-3, GRADIENT = FP32 ? 1.5e-5 : 4.5e-2, LAMBDA = FP32 ? 1.5e-5 : 1.5e-1;
+
+constexpr double AFTER_LOSS = 1, MUON = 1, ADAMW = 1;
+struct Numbers {
+    std::string name;
+    std::vector<float> values;
+    double tolerance;   ///< of the difference, relative to the norm
+};
+
+// Sizes that fill no tile: 37 tokens, heads of 24, a width of 72.
+GPTConfig tiny(Recipe recipe) {
+    if (recipe == Recipe::speedrun) return speedrun_config(2, 3, 72, 88, 37);
+    GPTConfig config = nanochat_config(3, 4, 96, 88, 37, "SL");
+    config.n_kv_head = 2;
+    return config;
+}
+
+std::vector<Numbers> train(Recipe recipe) {
+    const GPTConfig config = tiny(recipe);
+    const int B = 2, N = B * config.seq_len;
+    GPT model(config, B, Mode::train);
+    Optimizer optimizer(model);
+    model.allocate();
+    optimizer.allocate();
+    std::mt19937_64 generator(3);
+    std::normal_distribution<float> normal;
+    for (const Tensor& tensor : model.tensors) {   // moved off the zeros that some tensors start from
+        std::vector<float> values(tensor.numel);
+        for (float& value : values) value = (tensor.spec->has == Has::lambdas ? 1 : 0) + 0.1f * normal(generator);
+        model.set_tensor(tensor, values.data());
+    }
+    OptimizerOptions options = default_optimizer_options(recipe);
+    std::vector<Numbers> all;
+    for (int step = 1; step <= STEPS; step++) {
+        model.begin_step();
+        for (int i = 0; i < MICRO_BATCHES; i++) {
+            std::vector<int> inputs(N), targets(N);
+            for (int& token : inputs) token = static_cast<int>(generator() % config.vocab_size);
+            for (int& token : targets) token = static_cast<int>(generator() % config.vocab_size);
+            targets[5] = -1;
+            model.train_micro_batch(inputs.data(), targets.data(), 1.0 / MICRO_BATCHES);
+        }
+        const StepSums sums = model.end_step();
+        all.push_back({concat("loss of step ", step), {static_cast<float>(sums.loss)}, step == 1 ? LOSS : AFTER_LOSS});
+        if (step == 1)
+            for (const Tensor& tensor : model.tensors) {
+                std::vector<float> values(tensor.numel);
+                copy_to_host(values.data(), model.gradient(tensor), values.size() * sizeof(float), nullptr);
+                all.push_back({"gradient of " + tensor.name, values, tensor.spec->has == Has::lambdas ? LAMBDA : GRADIENT});
+            }
+        std::vector<std::vector<float>> before;
+        if (step == 1)
+            for (const Tensor& tensor : model.tensors) model.get_tensor(before.emplace_back(tensor.numel).data(), tensor);
+        optimizer.set_step(options, {.lr_multiplier = 1, .momentum = 0.95, .weight_decay = options.weight_decay}, step);
+        optimizer.update();
+        if (step == 1)
+            for (size_t t = 0; t < model.tensors.size(); t++) {
+                const Tensor& tensor = model.tensors[t];
+                std::vector<float> values(tensor.numel);
+                model.get_tensor(values.data(), tensor);
+                for (size_t i = 0; i < values.size(); i++) values[i] -= before[t][i];
+                all.push_back({"update of " + tensor.name, values, tensor.spec->group == Group::matrix ? MUON : ADAMW});
+            }
+    }
+    return all;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    return run_program("step", [&] {
+        require(argc == 2 || argc == 3, "usage: step OUT [REFERENCE]");
+        std::ofstream out(argv[1], std::ios::binary);
+        std::ifstream reference;
+        if (argc == 3) reference.open(argv[2], std::ios::binary);
+        require(argc == 2 || reference.good(), argv[2], ": cannot be read; the CPU's build writes it");
+        int passed = 0, failed = 0;
+        for (Recipe recipe : {Recipe::speedrun, Recipe::nanochat}) {
+            const char* name = recipe == Recipe::speedrun ? "speedrun" : "nanochat";
+            const Numbers* worst = nullptr;
+            double worst_share = 0, worst_error = 0;
+            const std::vector<Numbers> all = train(recipe);
+            for (const Numbers& numbers : all) {
+                const auto bytes = static_cast<std::streamsize>(numbers.values.size() * sizeof(float));
+                out.write(reinterpret_cast<const char*>(numbers.values.data()), bytes);
+                if (argc == 2) continue;
+                std::vector<float> expected(numbers.values.size());
+                reference.read(reinterpret_cast<char*>(expected.data()), bytes);
+                require(reference.gcount() == bytes, argv[2], ": ends in the middle of the ", numbers.name, "; build both anew");
+                const double error = relative_error(numbers.values, expected);
+                const bool fine = error <= numbers.tolerance;
+                (fine ? passed : failed)++;
+                if (!fine) std::printf("%s, %s: the %s differs by %.2g of its norm, more than %.2g\n", name, PRECISION_NAME, numbers.name.c_str(), error, numbers.tolerance);
+                if (std::getenv("STEP_SHOW")) std::printf("SHOW %s %s %s %.3g of %.3g\n", name, PRECISION_NAME, numbers.name.c_str(), error, numbers.tolerance);
+                if (!(error / numbers.tolerance <= worst_share)) worst = &numbers, worst_share = error / numbers.tolerance, worst_error = error;
+            }
+            if (worst) std::printf("%s, %s: nearest to its tolerance: the %s, %.2g of %.2g\n", name, PRECISION_NAME, worst->name.c_str(), worst_error, worst->tolerance);
+        }
+        require(out.flush().good(), argv[1], ": cannot be written");
+        if (argc == 3) std::printf("%d passed, %d failed\n", passed, failed);
+        return failed == 0 ? 0 : 1;
+    });
+}
