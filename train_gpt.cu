@@ -98,9 +98,9 @@ static void declare(Flags& flags, Settings& s) {
     flags.text("--tokenizer", s.tokenizer, K::run, data,
                "tokenizer file, or GPT-2's vocab.bpe (the one beside the shards, else the checkpoint's)");
     flags.choice("--packing", s.packing, {"stream", "bos-bestfit"}, K::training, data,
-                 "how rows are cut out of the shards (stream)");
+                 "how rows are cut out of the shards of --data (stream; with --init the file's, on the same shards)");
     flags.at_least("--data-seed", s.data_seed, int64_t{0}, K::training, data,
-                   "shuffles the order of the shards; without it they are read sorted");
+                   "shuffles the order of the shards (read sorted; with --init the file's, on the same shards)");
 
     const std::string horizon = "Horizon: one of the first three (nanochat: ratio 10.5, speedrun: 6200 steps)";
     flags.at_least("--steps", s.steps, int64_t{1}, K::training, horizon, "updates");
@@ -446,6 +446,7 @@ private:
     void take_embedding();
     void resume_state();
     void warn_of_shared_shards() const;
+    bool takes_data_order();
     void start_data();
     int evaluate_only();
     int sample_only();
@@ -509,11 +510,18 @@ static double ancestors_flops(const json& lineage, std::vector<std::string>& see
 
 // -------------------------------------------------------------------------------------------- starting a run
 
+/// A checkpoint of which every tensor is what it was when it was written, those that are not used too.
+static Checkpoint open_whole(const std::string& path) {
+    Checkpoint checkpoint = open_checkpoint(path);
+    verify_tensors(checkpoint);
+    return checkpoint;
+}
+
 void Run::open_parent() {
     require(s.init.empty() || s.resume.empty(),
             "--init and --resume both name a checkpoint: --resume goes on exactly, --init takes the weights alone");
     const std::string& path = s.resume.empty() ? s.init : s.resume;
-    if (!path.empty()) parent = open_checkpoint(path);
+    if (!path.empty()) parent = open_whole(path);
     if (s.resume.empty()) return;
 
     require(parent->can_resume(), path,
@@ -539,7 +547,10 @@ void Run::open_parent() {
 /// --embeddings-from. A run that is resumed has its frozen embedding already; the flag may say again which.
 void Run::open_embedding() {
     if (s.embeddings_from.empty()) return;
-    embedding = open_checkpoint(s.embeddings_from);
+    embedding = open_whole(s.embeddings_from);
+    require(embedding->config.vocab_size == config.vocab_size && embedding->config.n_embd == config.n_embd, embedding->path,
+            ": its embedding is ", embedding->config.vocab_size, " x ", embedding->config.n_embd, ", but the model's is ",
+            config.vocab_size, " x ", config.n_embd, " (vocabulary x width)");
     bool again = frozen_embedding && embedding->at("wte").xxh3 == parent->at("wte").xxh3;
     require(s.resume.empty() || again, s.embeddings_from, ": --resume goes on with the embedding of the run, which is ",
             frozen_embedding ? "another one" : "not frozen", "; leave --embeddings-from out");
@@ -598,9 +609,6 @@ void Run::load_weights(const Checkpoint& checkpoint) {
 
 void Run::take_embedding() {
     const Tensor& wte = model->tensors.front();
-    require(embedding->config.vocab_size == config.vocab_size && embedding->config.n_embd == config.n_embd, embedding->path,
-            ": its embedding is ", embedding->config.vocab_size, " x ", embedding->config.n_embd, ", but the model's is ",
-            config.vocab_size, " x ", config.n_embd, " (vocabulary x width)");
     read_to_device(*embedding, wte.name, model->master(wte));
     model->round_weights(wte);
 }
@@ -633,6 +641,16 @@ void Run::warn_of_shared_shards() const {
             return warn("--val-data shares ", path, " with --data: its loss will not tell of new text");
 }
 
+/// --init on the shards of before goes on in their order, unless flags ask for another. True when it is another than until now.
+bool Run::takes_data_order() {
+    if (s.init.empty() || !parent->header.contains("data")) return false;
+    const json& place = json_object(parent->header["data"], s.init + ": position in the data");
+    if (!place.contains("fingerprint") || place["fingerprint"] != data->fingerprint()) return false;
+    const json before = flags.values(FlagKind::training);
+    flags.restore(FlagKind::training, {{"packing", place.value("packing", json())}, {"data-seed", place.value("shuffle_seed", json())}});
+    return flags.values(FlagKind::training) != before;
+}
+
 void Run::start_data() {
     LoaderOptions options;
     options.B = s.device_batch;
@@ -644,9 +662,13 @@ void Run::start_data() {
     }
     if (s.data.empty()) return find_tokenizer();
     options.pattern = s.data;
-    options.packing = packing_named(s.packing);
-    if (s.data_seed >= 0) options.shuffle_seed = static_cast<uint64_t>(s.data_seed);
-    data = std::make_unique<DataLoader>(options);
+    auto open = [&] {
+        options.packing = packing_named(s.packing);
+        if (s.data_seed >= 0) options.shuffle_seed = static_cast<uint64_t>(s.data_seed);
+        data = std::make_unique<DataLoader>(options);
+    };
+    open();
+    if (takes_data_order()) open();
     find_tokenizer();
     if (options.packing == Packing::bos_bestfit && tokenizer) {
         options.bos = tokenizer->bos();
