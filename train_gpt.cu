@@ -72,7 +72,7 @@ static void declare(Flags& flags, Settings& s) {
     const std::string model = "Model (0 or empty: the recipe's own; with --init and --resume the file's)";
     flags.choice("--recipe", s.recipe, {"nanochat", "speedrun"}, K::model, model,
                  "which of the two studies' models and optimizers");
-    flags.number("--depth", s.depth, 1, 100000, K::model, model, "layers (12)");
+    flags.number("--depth", s.depth, 1, MAX_LAYERS, K::model, model, "layers (12)");
     flags.number("--width", s.width, 8, 1 << 20, K::model, model,
                  "channels (64 x depth; nanochat: rounded up to whole heads of 128)");
     flags.number("--heads", s.heads, 1, 1 << 17, K::model, model, "heads (of size 128 in nanochat, 64 in speedrun)");

@@ -479,7 +479,7 @@ TEST_CASE("train_gpt: a command line that is not right is refused, and leaves no
         {"--ste 5", "--ste"},
         {"stray", "stray"},
         {"--steps", "--steps"},
-        {"--steps 0", "--steps is 0, but must be 1 to"},
+        {"--steps 0", "--steps is 0, but must be 1 or more"},
         {"--steps -3", "--steps is -3"},
         {"--steps 5x", "--steps is '5x'"},
         {"--steps 99999999999999999999", "out of range"},
