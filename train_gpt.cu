@@ -394,6 +394,8 @@ static fs::path log_path(const std::string& folder) { return fs::path(folder) / 
 static void prepare_folder(const Settings& s) {
     require(!s.out.empty(), "--out is missing: the folder for checkpoints and log");
     std::error_code error;
+    const bool there = fs::status(s.out, error).type() != fs::file_type::not_found;
+    require(!there || access(s.out.c_str(), R_OK | W_OK) == 0, s.out, ": cannot be written to: ", std::strerror(errno), "; choose another --out");
     bool continues = !s.resume.empty() && fs::equivalent(fs::canonical(s.resume).parent_path(), s.out, error) && !error;
     bool holds_run = !checkpoints_in(s.out).empty() || fs::exists(log_path(s.out));
     require(!s.overwrite || !continues, "--overwrite would remove the run that --resume continues; leave one of them out");

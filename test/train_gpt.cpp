@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <algorithm>
 #include <chrono>
@@ -595,6 +596,14 @@ TEST_CASE("train_gpt: a folder that cannot be written, a disk that is full") {
     check_refused(run + w / "train_0.bin", "train_0.bin: cannot be made a folder");
     check_refused(run + "/dev/null/x", "/dev/null/x: cannot be made a folder");
     check_refused(run + "/sys/kernel", "/sys/kernel: cannot be written to");   // root may not either
+    if (geteuid() == 0) {
+        fs::create_directory(w / "mine");
+        chmod((w / "mine").c_str(), 0700);
+        chmod(w.dir.path.c_str(), 0755);
+        check_refused("setpriv --reuid 65534 --clear-groups " + run + w / "mine/run", "mine/run: cannot be written to: Permission denied");
+    }
+    check_refused("./train_gpt --plan >/dev/full", "stdout: cannot be written: No space left on device");
+    check_refused("sh -c 'ulimit -f 8; exec " + SPEEDRUN + " --data " + w / "train_0.bin --steps 300 --out " + w / "small'", "log.jsonl: cannot be written: File too large");
 
     // A megabyte holds the log and a few checkpoints.
     fs::create_directory(w / "disk");
