@@ -73,7 +73,7 @@ static void declare(Flags& flags, Settings& s) {
     const std::string model = "Model (0 or empty: the recipe's own; with --init and --resume the file's)";
     flags.choice("--recipe", s.recipe, {"nanochat", "speedrun"}, K::model, model,
                  "which of the two studies' models and optimizers");
-    flags.number("--depth", s.depth, 1, 100000, K::model, model, "layers (12)");
+    flags.number("--depth", s.depth, 1, MAX_LAYERS, K::model, model, "layers (12)");
     flags.number("--width", s.width, 8, 1 << 20, K::model, model,
                  "channels (64 x depth; nanochat: rounded up to whole heads of 128)");
     flags.number("--heads", s.heads, 1, 1 << 17, K::model, model, "heads (of size 128 in nanochat, 64 in speedrun)");
@@ -99,9 +99,9 @@ static void declare(Flags& flags, Settings& s) {
     flags.text("--tokenizer", s.tokenizer, K::run, data,
                "tokenizer file, or GPT-2's vocab.bpe (the one beside the shards, else the checkpoint's)");
     flags.choice("--packing", s.packing, {"stream", "bos-bestfit"}, K::training, data,
-                 "how rows are cut out of the shards (stream)");
+                 "how rows are cut out of the shards of --data (stream; with --init the file's, on the same shards)");
     flags.at_least("--data-seed", s.data_seed, int64_t{0}, K::training, data,
-                   "shuffles the order of the shards; without it they are read sorted");
+                   "shuffles the order of the shards (read sorted; with --init the file's, on the same shards)");
 
     const std::string horizon = "Horizon: one of the first three (nanochat: ratio 10.5, speedrun: 6200 steps)";
     flags.at_least("--steps", s.steps, int64_t{1}, K::training, horizon, "updates");
@@ -414,6 +414,8 @@ static fs::path log_path(const std::string& folder) { return fs::path(folder) / 
 static void prepare_folder(const Settings& s) {
     require(!s.out.empty(), "--out is missing: the folder for checkpoints and log");
     std::error_code error;
+    const bool there = fs::status(s.out, error).type() != fs::file_type::not_found;
+    require(!there || access(s.out.c_str(), R_OK | W_OK) == 0, s.out, ": cannot be written to: ", std::strerror(errno), "; choose another --out");
     bool continues = !s.resume.empty() && fs::equivalent(fs::canonical(s.resume).parent_path(), s.out, error) && !error;
     bool holds_run = !checkpoints_in(s.out).empty() || fs::exists(log_path(s.out));
     require(!s.overwrite || !continues, "--overwrite would remove the run that --resume continues; leave one of them out");
@@ -466,6 +468,7 @@ private:
     void take_embedding();
     void resume_state();
     void warn_of_shared_shards() const;
+    bool takes_data_order();
     void start_data();
     int evaluate_only();
     int sample_only();
@@ -531,11 +534,18 @@ static double ancestors_flops(const json& lineage, std::vector<std::string>& see
 
 // -------------------------------------------------------------------------------------------- starting a run
 
+/// A checkpoint of which every tensor is what it was when it was written, those that are not used too.
+static Checkpoint open_whole(const std::string& path) {
+    Checkpoint checkpoint = open_checkpoint(path);
+    verify_tensors(checkpoint);
+    return checkpoint;
+}
+
 void Run::open_parent() {
     require(s.init.empty() || s.resume.empty(),
             "--init and --resume both name a checkpoint: --resume goes on exactly, --init takes the weights alone");
     const std::string& path = s.resume.empty() ? s.init : s.resume;
-    if (!path.empty()) parent = open_checkpoint(path);
+    if (!path.empty()) parent = open_whole(path);
     if (s.resume.empty()) return;
 
     require(parent->can_resume(), path,
@@ -561,7 +571,10 @@ void Run::open_parent() {
 /// --embeddings-from. A run that is resumed has its frozen embedding already; the flag may say again which.
 void Run::open_embedding() {
     if (s.embeddings_from.empty()) return;
-    embedding = open_checkpoint(s.embeddings_from);
+    embedding = open_whole(s.embeddings_from);
+    require(embedding->config.vocab_size == config.vocab_size && embedding->config.n_embd == config.n_embd, embedding->path,
+            ": its embedding is ", embedding->config.vocab_size, " x ", embedding->config.n_embd, ", but the model's is ",
+            config.vocab_size, " x ", config.n_embd, " (vocabulary x width)");
     bool again = frozen_embedding && embedding->at("wte").xxh3 == parent->at("wte").xxh3;
     require(s.resume.empty() || again, s.embeddings_from, ": --resume goes on with the embedding of the run, which is ",
             frozen_embedding ? "another one" : "not frozen", "; leave --embeddings-from out");
@@ -620,9 +633,6 @@ void Run::load_weights(const Checkpoint& checkpoint) {
 
 void Run::take_embedding() {
     const Tensor& wte = model->tensors.front();
-    require(embedding->config.vocab_size == config.vocab_size && embedding->config.n_embd == config.n_embd, embedding->path,
-            ": its embedding is ", embedding->config.vocab_size, " x ", embedding->config.n_embd, ", but the model's is ",
-            config.vocab_size, " x ", config.n_embd, " (vocabulary x width)");
     read_to_device(*embedding, wte.name, model->master(wte));
     model->round_weights(wte);
 }
@@ -655,6 +665,16 @@ void Run::warn_of_shared_shards() const {
             return warn("--val-data shares ", path, " with --data: its loss will not tell of new text");
 }
 
+/// --init on the shards of before goes on in their order, unless flags ask for another. True when it is another than until now.
+bool Run::takes_data_order() {
+    if (s.init.empty() || !parent->header.contains("data")) return false;
+    const json& place = json_object(parent->header["data"], s.init + ": position in the data");
+    if (!place.contains("fingerprint") || place["fingerprint"] != data->fingerprint()) return false;
+    const json before = flags.values(FlagKind::training);
+    flags.restore(FlagKind::training, {{"packing", place.value("packing", json())}, {"data-seed", place.value("shuffle_seed", json())}});
+    return flags.values(FlagKind::training) != before;
+}
+
 void Run::start_data() {
     LoaderOptions options;
     options.B = s.device_batch;
@@ -666,9 +686,13 @@ void Run::start_data() {
     }
     if (s.data.empty()) return find_tokenizer();
     options.pattern = s.data;
-    options.packing = packing_named(s.packing);
-    if (s.data_seed >= 0) options.shuffle_seed = static_cast<uint64_t>(s.data_seed);
-    data = std::make_unique<DataLoader>(options);
+    auto open = [&] {
+        options.packing = packing_named(s.packing);
+        if (s.data_seed >= 0) options.shuffle_seed = static_cast<uint64_t>(s.data_seed);
+        data = std::make_unique<DataLoader>(options);
+    };
+    open();
+    if (takes_data_order()) open();
     find_tokenizer();
     if (options.packing == Packing::bos_bestfit && tokenizer) {
         options.bos = tokenizer->bos();

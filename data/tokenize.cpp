@@ -57,7 +57,7 @@ public:
         for (const std::string& input : inputs) {
             require(fs::exists(input), "input '", input, "' is not there");
             require(fs::is_regular_file(input) || fs::is_directory(input), "input '", input, "' is neither a file nor a folder");
-            visit(input, documents);
+            visit(input, documents, true);
         }
         std::sort(documents.begin(), documents.end(), [](const Document& a, const Document& b) { return a.path < b.path; });
         return documents;
@@ -71,26 +71,28 @@ public:
     }
 
 private:
-    void visit(const fs::path& path, std::vector<Document>& documents) {
+    /// named: by the user himself, not found in a folder.
+    void visit(const fs::path& path, std::vector<Document>& documents, bool named) {
         check_stop();
         std::error_code unreadable;
         fs::path real = fs::canonical(path, unreadable);
         if (unreadable) return skip("a link that leads nowhere", path);
         if (!seen.insert(real).second) return;
-        if (!fs::is_directory(real)) return visit_file(path, documents);
+        if (!fs::is_directory(real)) return visit_file(path, documents, named);
 
         std::vector<fs::path> entries;
         for (const fs::directory_entry& entry : fs::directory_iterator(path, unreadable)) entries.push_back(entry.path());
         if (unreadable) return skip("a folder that cannot be read", path);
         std::sort(entries.begin(), entries.end());
-        for (const fs::path& entry : entries) visit(entry, documents);
+        for (const fs::path& entry : entries) visit(entry, documents, false);
     }
 
-    void visit_file(const fs::path& path, std::vector<Document>& documents) {
+    void visit_file(const fs::path& path, std::vector<Document>& documents, bool named) {
         if (!fs::is_regular_file(path)) return skip("not a file", path);
         if (access(path.c_str(), R_OK) != 0) return skip("cannot be read", path);
         File file(path);
         if (file.size() == 0) return skip("empty", path);
+        if (named) return documents.push_back({path, file.size()});
         std::string start(static_cast<size_t>(std::min<int64_t>(file.size(), 8192)), '\0');
         file.read(start.data(), static_cast<int64_t>(start.size()), 0);
         if (start.find('\0') != start.npos) return skip("binary (a NUL in the first 8 KiB)", path);
@@ -299,7 +301,7 @@ int main(int argc, char** argv) {
         CLI::App app("Text files and folders to shards of tokens, each document (file) begun by bos.\n"
                      "Writes DIR/train_000000.bin, ..., DIR/val_000000.bin and DIR/tokenizer.txt, all of them or none.", "tokenize");
         app.get_formatter()->column_width(28);
-        app.add_option("inputs", o.inputs, "files of text and folders of them, taken in the order of their paths")->required();
+        app.add_option("inputs", o.inputs, "files of text and folders of them, taken in the order of their paths; in folders, binary files are left out")->required();
         app.add_option("--out", o.out, "folder for the shards; made if it is not there")->required();
         CLI::Option* train = app.add_option("--train-tokenizer", o.train_tokenizer,
                                             "train a tokenizer of this many tokens, 257 to 65536, on the training documents (on at most "

@@ -48,15 +48,16 @@ static TensorSource source_of(const Safetensors& file, const SafetensorsEntry& e
     return {entry.name, bytes ? "U8" : "F32", entry.shape, fill, nullptr, 0, 0};
 }
 
+/// The first ten, and how many more there are.
 static std::string names_of(const std::vector<std::string>& names) {
     std::string text;
-    for (const std::string& name : names) text += concat(text.empty() ? "" : ", ", name.substr(0, 100));
-    return text;
+    for (size_t i = 0; i < std::min<size_t>(names.size(), 10); i++) text += concat(i == 0 ? "" : ", ", names[i].substr(0, 100));
+    return names.size() <= 10 ? text : concat(text, " and ", names.size() - 10, " more");
 }
 
 static std::string shape_of(const std::vector<int64_t>& shape) { return json(shape).dump(); }
 
-/// All that is wrong with the names and shapes, at once.
+/// What is wrong with the names and shapes, at once.
 static void require_tensors(const Safetensors& file, const std::vector<Tensor>& weights) {
     Entries entries = entries_of(file);
     std::set<std::string> known;

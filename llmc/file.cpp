@@ -72,11 +72,11 @@ static void remove_leftovers(const std::string& path) {
     }
 }
 
-/// Creates and locks `name`; -1 when there is such a file. Another writer may take it for a leftover before it is locked:
-/// then it has no name any more, and the next try gets a new one.
-static int create_locked(const std::string& name) {
+/// Creates and locks `name`, the temporary of `path`; -1 when there is such a file. Another writer may take it for a leftover
+/// before it is locked: then it has no name any more, and the next try gets a new one.
+static int create_locked(const std::string& name, const std::string& path) {
     int fd = open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    require(fd >= 0 || errno == EEXIST, name, ": cannot be made: ", std::strerror(errno));
+    require(fd >= 0 || errno == EEXIST, path, ": cannot be written: ", std::strerror(errno), "; name a file in a folder that is there, where you may write");
     if (fd < 0) return -1;
     flock(fd, LOCK_EX);   // where a file system has no locks, leftovers stay
     struct stat info;
@@ -97,7 +97,7 @@ NewFile::NewFile(const std::string& path, int64_t bytes) : path_(target_of(path)
     for (int n = 0; fd_ < 0; n++) {
         require(n < 1000, path_, ": has too many temporary files beside it; remove ", path_, ".*.tmp");
         temporary_ = concat(path_, ".", getpid(), n == 0 ? "" : concat("-", n), ".tmp");
-        fd_ = create_locked(temporary_);
+        fd_ = create_locked(temporary_, path_);
     }
 }
 

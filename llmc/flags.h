@@ -25,7 +25,8 @@ public:
     void number(const std::string& flag, Number& value, Number low, Number high, FlagKind kind, const std::string& group, const std::string& help) {
         add(flag, value, kind, group, help);
         checks.push_back([this, flag, &value, low, high] {
-            require(!given(flag) || (value >= low && value <= high), flag, " is ", value, ", but must be ", low, " to ", high);
+            const std::string limit = high == std::numeric_limits<Number>::max() ? " or more" : concat(" to ", high);
+            require(!given(flag) || (value >= low && value <= high), flag, " is ", value, ", but must be ", low, limit);
         });
     }
     template <class Number>

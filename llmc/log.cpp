@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include "llmc/error.h"
 
 Log::Log(const std::string& file) : path(file), stream(std::fopen(file.c_str(), "a+")) {
+    std::signal(SIGXFSZ, SIG_IGN);   // above `ulimit -f`, a write then fails and says so, instead of ending the process
     require(stream, path, ": cannot be written: ", std::strerror(errno));
     if (std::fseek(stream, -1, SEEK_END) == 0 && std::fgetc(stream) != '\n') std::fputc('\n', stream);
 }

@@ -67,6 +67,9 @@ TEST_CASE("tokenize: every file is a document, in the order of the paths, begun 
     CHECK(contains(result.out, "val: none, there are only 3 documents"));
     for (std::string reason : {"empty: ", "binary (a NUL in the first 8 KiB): ", "not a file: ", "a link that leads nowhere: "})
         CHECK_MESSAGE(contains(result.err, "skipped 1 file: " + reason), result.err);
+    // A file that is named by itself is text, whatever it holds.
+    REQUIRE(run("data/tokenize " + dir / "in/binary" + " --out " + dir / "named --train-tokenizer 257").code == 0);
+    CHECK(documents_in(dir / "named/train_000000.bin") == Names{std::string("a\0b", 3)});
 }
 
 TEST_CASE("tokenize: the same input gives the same bytes, and a learned vocabulary shortens them") {

@@ -1,204 +1,648 @@
-// The trainer as it is used: exact resumption, signals and kills, plan, evaluation, refusals. A tiny model on tokens made here.
+// ./train_gpt as its users meet it, hostile ones too: what must be exact, what must be refused, what must never be lost.
+// A tiny model, on shards made here; each run takes a fraction of a second.
 #include <doctest/doctest.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <algorithm>
+#include <chrono>
 #include <cmath>
-#include <cstdint>
-#include <vector>
-#include "test/program.h"
+#include <numbers>
+#include <random>
+#include <regex>
+#include <sstream>
+#include <thread>
+#include "llmc/shard.h"
+#include "test/small_model.h"
 
-/// A folder with shards of tokens below 64: two for training, one for validation.
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using Names = std::vector<std::string>;
+
+// --------------------------------------------------------------------------------------------------- running it
+
+/// A command that runs beside the test, on one thread: tiny models gain nothing from more. It is killed with its test.
+class Child {
+public:
+    explicit Child(const std::string& command) {
+        pid_t parent = getpid();
+        process = fork();
+        if (process != 0) return;
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (getppid() != parent) _exit(1);
+        setenv("OMP_NUM_THREADS", "1", 1);
+        redirect("/dev/null", O_RDONLY, STDIN_FILENO);
+        redirect(dir / "out", O_WRONLY | O_CREAT, STDOUT_FILENO);
+        redirect(dir / "err", O_WRONLY | O_CREAT, STDERR_FILENO);
+        execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
+        _exit(127);
+    }
+    ~Child() { finish(); }
+    Child(const Child&) = delete;
+    Child& operator=(const Child&) = delete;
+
+    /// Until stdout holds the text, or the program has ended.
+    void wait_for(const std::string& text) {
+        while (!ended() && (!fs::exists(dir / "out") || !contains(read_file(dir / "out"), text))) pause(0.002);
+    }
+    static void pause(double seconds) { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); }
+    void signal(int number) {
+        if (process > 0) kill(process, number);
+    }
+    const Result& finish() {
+        if (process > 0) take(waitpid(process, &status, 0));
+        return result;
+    }
+
+private:
+    static void redirect(const std::string& path, int flags, int to) {
+        int file = open(path.c_str(), flags, 0600);
+        if (file < 0 || dup2(file, to) < 0) _exit(127);
+        close(file);
+    }
+    bool ended() {
+        if (process > 0) take(waitpid(process, &status, WNOHANG));
+        return process <= 0;
+    }
+    void take(pid_t waited) {
+        if (waited != process) return;
+        process = 0;
+        result = {WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status), read_file(dir / "out"), read_file(dir / "err")};
+    }
+
+    TempDir dir;
+    pid_t process = 0;
+    int status = 0;
+    Result result{};
+};
+
+Result go(const std::string& command) { return Child("exec " + command).finish(); }
+
+/// Runs it, and requires that it ends well and says nothing on stderr. Returns stdout.
+std::string go_well(const std::string& command) {
+    Result result = go(command);
+    CAPTURE(command);
+    CAPTURE(result.err);
+    REQUIRE(result.code == 0);
+    CHECK(result.err.empty());
+    return result.out;
+}
+
+/// The same of several, two at a time.
+void go_all(const std::vector<std::string>& commands) {
+    for (size_t i = 0; i < commands.size(); i += 2) {
+        Child first("exec " + commands[i]), second("exec " + (i + 1 < commands.size() ? commands[i + 1] : "true"));
+        for (Child* child : {&first, &second}) {
+            CAPTURE(commands[i]);
+            CAPTURE(child->finish().err);
+            REQUIRE(child->finish().code == 0);
+            CHECK(child->finish().err.empty());
+        }
+    }
+}
+
+/// Exit code 2, and one line on stderr that begins with the program's name and holds the words; stdout has nothing of it.
+Result check_refused(const std::string& command, const std::string& words) {
+    Result result = go(command);
+    CAPTURE(command);
+    CAPTURE(result.err);
+    CHECK(result.code == 2);
+    CHECK(contains(result.err, words));
+    CHECK(result.err.starts_with("train_gpt: "));
+    CHECK(std::count(result.err.begin(), result.err.end(), '\n') == 1);
+    CHECK(!contains(result.out, "train_gpt: "));
+    return result;
+}
+
+/// The number behind `name` in the output.
+double number_after(const std::string& out, const std::string& name) {
+    size_t at = out.find(name);
+    CAPTURE(name);
+    REQUIRE(at != std::string::npos);
+    return std::stod(out.substr(at + name.size()));
+}
+
+// ------------------------------------------------------------------------------------------------------------- data
+
+/// Tokens 0 to 63; documents of 5 to 60 tokens begin with 64.
+std::vector<uint16_t> random_tokens(int count, unsigned seed) {
+    std::mt19937 generator(seed);
+    std::vector<uint16_t> tokens;
+    while (static_cast<int>(tokens.size()) < count) {
+        tokens.push_back(64);
+        for (int length = 4 + static_cast<int>(generator() % 56); length > 0; length--) tokens.push_back(generator() % 64);
+    }
+    tokens.resize(count);
+    return tokens;
+}
+
+void write_shard(const std::string& path, const std::vector<uint16_t>& tokens) {
+    ShardWriter writer(path);
+    writer.write(tokens);
+    writer.finish();
+}
+
+/// A folder with shards: two to train on, one to evaluate on, and nothing else.
 struct Workplace {
     TempDir dir;
-    std::string data;
+    std::string data, val;
 
     Workplace() {
-        for (int shard = 0; shard < 2; shard++) write_shard(dir / ("train_" + std::to_string(shard) + ".bin"), 3001 + shard, 1000 + shard);
-        write_shard(dir / "val_0.bin", 1500, 7);
+        write_shard(dir / "train_0.bin", random_tokens(3000, 1));
+        write_shard(dir / "train_1.bin", random_tokens(2500, 2));
+        write_shard(dir / "val_0.bin", random_tokens(1100, 3));
         data = " --data '" + dir / "train_*.bin'";
-    }
-    static void write_shard(const std::string& path, int tokens, uint32_t seed, int largest = 63) {
-        std::vector<int32_t> header(256, 0);
-        header[0] = 20240520, header[1] = 1, header[2] = tokens;
-        std::string bytes(reinterpret_cast<const char*>(header.data()), 1024);
-        for (int i = 0; i < tokens; i++) {
-            seed = seed * 1664525u + 1013904223u;
-            uint16_t token = i == tokens - 1 ? static_cast<uint16_t>(largest) : static_cast<uint16_t>((seed >> 16) % 61 + (i % 40 == 0));
-            bytes.append(reinterpret_cast<const char*>(&token), 2);
-        }
-        write_file(path, bytes);
+        val = " --val-data " + dir / "val_0.bin";
     }
     std::string operator/(const std::string& name) const { return dir / name; }
 };
 
-static const std::string NANOCHAT = "./train_gpt --recipe nanochat --depth 2 --width 32 --heads 2 --seq-len 16 --vocab-size 64 --device-batch 2"
-                                    " --batch-tokens 64 --eval-every 0";
-static const std::string SPEEDRUN = "./train_gpt --recipe speedrun --depth 2 --width 32 --heads 2 --seq-len 16 --vocab-size 64 --device-batch 2"
-                                    " --batch-tokens 64 --eval-every 0";
+// Two micro-batches a step.
+const std::string SIZES = " --depth 2 --width 32 --heads 2 --seq-len 32 --vocab-size 72";
+const std::string BATCH = " --device-batch 2 --batch-tokens 128";
+const std::string NANOCHAT = "./train_gpt --recipe nanochat" + SIZES + BATCH;
+const std::string SPEEDRUN = "./train_gpt --recipe speedrun" + SIZES + BATCH;
 
-static void check_refused(const std::string& command, const std::string& words) {
-    CAPTURE(command);
-    Result result = run(command);
-    CHECK(result.code == 2);
-    CHECK(result.err.find(words) != std::string::npos);
-    CHECK(result.err.rfind("train_gpt: ", 0) == 0);
-    CHECK(result.err.find('\n') == result.err.size() - 1);   // one line
-    CAPTURE(result.err);
+std::string step_file(const std::string& folder, int step) {
+    std::string digits = std::to_string(step);
+    return folder + "/step_" + std::string(7 - digits.size(), '0') + digits + ".bin";
 }
 
-TEST_CASE("train_gpt: 20 steps, resume and 20 more give the bytes of 40 in one go") {
+/// Lines of a run's log of one kind.
+std::vector<json> events(const std::string& folder, const std::string& kind) {
+    std::vector<json> found;
+    std::istringstream text(read_file(folder + "/log.jsonl"));
+    for (std::string line; std::getline(text, line);)
+        if (json parsed = json::parse(line); parsed["event"] == kind) found.push_back(parsed);
+    return found;
+}
+
+// --------------------------------------------------------------------------------------------------- exact resumption
+
+TEST_CASE("train_gpt: 20 steps, resumed for 20 more, give the bytes of 40 in one go") {
     Workplace w;
-    for (std::string model : {NANOCHAT, SPEEDRUN + " --warmdown-ratio 0.5 --coconut-every 5 --coconut-targets next", NANOCHAT + " --packing bos-bestfit --data-seed 3",
-                              SPEEDRUN + " --coconut-every 7 --warmup-steps 5"}) {
-        CAPTURE(model);
-        REQUIRE(run(model + w.data + " --steps 40 --overwrite --out " + w / "one").code == 0);
-        REQUIRE(run(model + w.data + " --steps 40 --save-every 20 --overwrite --out " + w / "two").code == 0);
-        std::filesystem::remove(w / "two/step_0000040.bin");
-        Result resumed = run("./train_gpt --eval-every 0" + w.data + " --resume " + w / "two/step_0000020.bin");
-        CAPTURE(resumed.err);
-        REQUIRE(resumed.code == 0);
-        CHECK(read_file(w / "one/step_0000040.bin") == read_file(w / "two/step_0000040.bin"));
+    go_well(SPEEDRUN + w.data + " --steps 5 --out " + w / "parent");
+    const std::string frozen = " --embeddings-from " + step_file(w / "parent", 5);
+    const std::vector<std::string> models = {
+        NANOCHAT,
+        SPEEDRUN,
+        NANOCHAT + " --packing bos-bestfit --warmdown-ratio 2",
+        SPEEDRUN + " --packing bos-bestfit --data-seed 5 --weight-decay 0.1",
+        NANOCHAT + " --coconut-every 3 --coconut-targets next --warmup-steps 25",
+        SPEEDRUN + " --coconut-every 3 --coconut-targets same --warmdown-steps 30",
+        SPEEDRUN + frozen,
+        NANOCHAT + " --kv-heads 1 --tied yes --norm-wte layer_norm --window-pattern SL --no-scaling --seed 7",
+    };
+    std::vector<std::string> whole, halves;
+    for (size_t i = 0; i < models.size(); i++) {
+        std::string to = w / std::to_string(i);
+        whole.push_back(models[i] + w.data + " --steps 40 --save-every 20 --keep 9 --out " + to);
+        // Every second one with the flags of before said again, the others with the file's alone.
+        std::string flags = i % 2 == 0 ? models[i] + " --steps 40" : "./train_gpt";
+        halves.push_back(flags + w.data + " --resume " + step_file(to, 20) + " --out " + to + "-resumed");
+    }
+    go_all(whole);
+    go_all(halves);
+    go_well(NANOCHAT + w.data + " --steps 40 --out " + w / "in-one-go");
+    CHECK(read_file(step_file(w / "in-one-go", 40)) == read_file(step_file(w / "0", 40)));   // saves between change nothing
+    CHECK(names_in(w / "in-one-go") == Names{"log.jsonl", "step_0000040.bin"});
+    for (size_t i = 0; i < models.size(); i++) {
+        CAPTURE(models[i]);
+        CHECK(read_file(step_file(w / std::to_string(i), 40)) == read_file(step_file(w / std::to_string(i) + "-resumed", 40)));
+        CHECK(read_file(step_file(w / std::to_string(i), 40)) != read_file(step_file(w / std::to_string(i), 20)));
+    }
+    CHECK(values_of(open_checkpoint(step_file(w / "6", 40)), "wte") == values_of(open_checkpoint(step_file(w / "parent", 5)), "wte"));
+    check_refused("./train_gpt" + w.data + " --resume " + step_file(w / "0", 40), "the run is done");
+    check_refused("./train_gpt" + w.data + " --resume " + step_file(w / "0", 20) + " --out " + w / "x" + frozen, "not frozen");
+}
+
+TEST_CASE("train_gpt: a longer horizon goes on where a shorter one ended, while no schedule depends on it") {
+    Workplace w;
+    for (std::string model : {NANOCHAT + " --weight-decay 0", SPEEDRUN}) {
+        const std::string flags = model + w.data + " --warmdown-ratio 0 --overwrite --out " + w / "one";
+        go_all({flags + " --steps 40", flags + "-short --steps 20"});
+        Result longer = go("./train_gpt --steps 40" + w.data + " --resume " + step_file(w / "one-short", 20));
+        CHECK(longer.code == 0);
+        CHECK(longer.err == "train_gpt: warning: --resume goes on with another setting: --steps 20 -> 40\n");
+        CHECK(read_file(step_file(w / "one", 40)) == read_file(step_file(w / "one-short", 40)));
     }
 }
 
-TEST_CASE("train_gpt: a longer horizon goes on where a shorter one ended, while the rate is constant") {
+TEST_CASE("train_gpt: SIGTERM and SIGINT save and exit with 0; resumed, the run ends with the bytes of one never stopped") {
     Workplace w;
-    REQUIRE(run(NANOCHAT + w.data + " --weight-decay 0 --warmdown-ratio 0 --steps 40 --out " + w / "one").code == 0);
-    REQUIRE(run(NANOCHAT + w.data + " --weight-decay 0 --warmdown-ratio 0 --steps 20 --out " + w / "two").code == 0);
-    REQUIRE(run("./train_gpt --eval-every 0 --steps 40" + w.data + " --resume " + w / "two/step_0000020.bin").code == 0);
-    CHECK(read_file(w / "one/step_0000040.bin") == read_file(w / "two/step_0000040.bin"));
-    check_refused("./train_gpt --eval-every 0" + w.data + " --resume " + w / "two/step_0000040.bin", "the run is done");
-}
-
-TEST_CASE("train_gpt: killed at any instant it resumes from its last file; asked to stop it saves") {
-    Workplace w;
-    const std::string command = NANOCHAT + w.data + " --steps 200000 --save-every 1";
-    for (int i = 0; i < 6; i++) {
-        std::string out = w / ("killed" + std::to_string(i));
-        run("timeout -s KILL 0." + std::to_string(4 + i) + " " + command + " --keep 3 --out " + out);
-        Result last = run("ls " + out + "/step_*.bin | tail -n 1");
-        if (last.out.empty()) continue;   // killed before the first checkpoint
-        last.out.pop_back();
-        Result resumed = run("timeout -s TERM 1 ./train_gpt --eval-every 0" + w.data + " --resume " + last.out);
-        CAPTURE(resumed.err);
-        CHECK(resumed.code == 124);       // what timeout says when it had to end a program that then ended by itself
-        CHECK(resumed.out.find("go on with --resume") != std::string::npos);
-        CHECK(run("find " + out + " -name '*.bin' -not -name 'step_*.bin' | wc -l").out == "0\n");
-    }
-    for (std::string signal : {"TERM", "INT"}) {
-        Result stopped = run("timeout -s " + signal + " --preserve-status 1 " + NANOCHAT + w.data + " --steps 2000000 --out " + w / signal);
-        CHECK(stopped.code == 0);
-        CHECK(run("ls " + w / signal + "/step_*.bin | wc -l").out == "1\n");
+    const std::string model = NANOCHAT + w.data + " --packing bos-bestfit --steps 300";
+    go_well(model + " --out " + w / "whole");
+    for (int number : {SIGTERM, SIGINT}) {
+        std::string out = w / ("stopped" + std::to_string(number));
+        Child child("exec " + model + " --out " + out);
+        child.wait_for("\nstep 9/300");
+        child.signal(number);
+        CHECK(child.finish().code == 0);
+        CHECK(child.finish().err.empty());
+        std::smatch said;
+        const std::string printed = child.finish().out;
+        REQUIRE(std::regex_search(printed, said, std::regex("stopped at step ([0-9]+) of 300; go on with --resume (.*)\n")));
+        CHECK(names_in(out).size() == 2);
+        CHECK(said[2].str() == step_file(out, std::stoi(said[1])));
+        go_well("./train_gpt" + w.data + " --resume " + said[2].str());
+        CHECK(read_file(step_file(out, 300)) == read_file(step_file(w / "whole", 300)));
     }
 }
 
-TEST_CASE("train_gpt: --plan gives the studies' numbers and does nothing else") {
-    Result d12 = run("./train_gpt --plan --recipe nanochat --depth 12 --seq-len 2048 --vocab-size 32768 --param-data-ratio 10.5");
-    CHECK(d12.code == 0);
-    CHECK(d12.err.empty());
-    for (std::string line : {"matmul_params: 110101632\n", "total_params: 286262424\n", "flops_per_token: 802167552\n", "batch_tokens: 524288\n", "steps: 2205\n",
-                             "tokens: 1156055040\n", "total_flops: 9.2735e+17\n"})
-        CHECK(d12.out.find(line) != std::string::npos);
-    Result d6 = run("./train_gpt --plan --depth 6 --width 768 --heads 6 --param-data-ratio 3.25");
-    for (std::string line : {"flops_per_token: 481299840\n", "steps: 419\n", "total_flops: 1.0573e+17\n"}) CHECK(d6.out.find(line) != std::string::npos);
+TEST_CASE("train_gpt: killed at random instants it goes on from its last file, to the bytes of one never killed") {
+    Workplace w;
+    const std::string out = w / "killed", flags = w.data + " --save-every 1 --out " + out;
+    go_well(SPEEDRUN + w.data + " --steps 60 --out " + w / "whole");
+    auto last_file = [&] {
+        std::string last;
+        if (fs::exists(out))
+            for (const std::string& name : names_in(out))
+                if (name.ends_with(".bin")) last = out + "/" + name;
+        return last;
+    };
+    // Every step is saved: most of the time goes into writing.
+    std::mt19937 generator(1);
+    int kills = 0;
+    while (last_file() != step_file(out, 60)) {
+        REQUIRE(kills < 200);
+        std::string last = last_file();
+        std::string start = SPEEDRUN + flags + " --steps 60" + (fs::exists(out + "/log.jsonl") ? " --overwrite" : "");
+        Child child("exec " + (last.empty() ? start : "./train_gpt" + flags + " --resume " + last));
+        child.wait_for("peak of matrix products");
+        Child::pause(1e-4 * static_cast<double>(generator() % 800));
+        child.signal(SIGKILL);
+        kills += child.finish().code == 128 + SIGKILL;
+        CHECK(child.finish().err.empty());
+        if (!last_file().empty()) verify_tensors(open_checkpoint(last_file()));   // the last file is always good
+    }
+    CHECK(kills >= 3);
+    CHECK(read_file(step_file(out, 60)) == read_file(step_file(w / "whole", 60)));
+    for (const std::string& name : names_in(out)) CHECK(std::regex_match(name, std::regex("step_[0-9]{7}\\.bin|log\\.jsonl|.*\\.tmp")));
+    CHECK(events(out, "step").size() >= 60);   // no line is half-written
 }
 
-/// What --plan calls `name`.
-static double planned(const std::string& out, const std::string& name) {
-    size_t at = out.find(name + ": ");
-    REQUIRE(at != std::string::npos);
-    return std::stod(out.substr(at + name.size() + 2));
+// ------------------------------------------------------------------------------------------------------ the plan
+
+TEST_CASE("train_gpt: --plan gives the studies' numbers, in eight lines, and does nothing else") {
+    const std::regex lines("matmul_params: 110101632\ntotal_params: 286262424\nflops_per_token: 802167552\nbatch_tokens: 524288\nsteps: 2205\n"
+                           "tokens: 1156055040\nmemory_bytes: [0-9]+\ntotal_flops: 9\\.2735e\\+17\n");
+    CHECK(std::regex_match(go_well("./train_gpt --plan --depth 12 --seq-len 2048 --vocab-size 32768 --param-data-ratio 10.5"), lines));
+    CHECK(std::regex_match(go_well("./train_gpt --plan"), lines));   // the defaults are that model
+    std::string d6s12 = go_well("./train_gpt --plan --depth 6 --width 768 --param-data-ratio 3.25");
+    CHECK(number_after(d6s12, "flops_per_token: ") == 481299840);
+    CHECK(number_after(d6s12, "steps: ") == 419);
+    CHECK(contains(d6s12, "total_flops: 1.0573e+17\n"));
+    std::string speedrun = go_well("./train_gpt --plan --recipe speedrun");
+    CHECK(number_after(speedrun, "total_params: ") == 50304 * 768 + 12 * 12 * 768 * 768);
+    CHECK(number_after(speedrun, "batch_tokens: ") == 524288);
+    CHECK(number_after(speedrun, "steps: ") == 6200);
+
+    Workplace w;
+    Names before = names_in(w.dir.path);
+    go_well(NANOCHAT + w.data + " --steps 5 --plan --out " + w / "out");
+    CHECK(names_in(w.dir.path) == before);
+    go_well(NANOCHAT + w.data + " --steps 5 --out " + w / "out");
+    CHECK(number_after(go_well("./train_gpt --plan --steps 7 --batch-tokens 64 --init " + step_file(w / "out", 5)), "\ntokens: ") == 7 * 64);
+    check_refused("./train_gpt --plan --eval", "give one of them");
 }
 
 TEST_CASE("train_gpt: memory is what the plan said, within 5 %") {
     Workplace w;
+    const std::string two_threads = "env OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ./train_gpt --steps 2 ";
     for (std::string model : {"--recipe nanochat --depth 4 --width 256 --heads 2 --seq-len 256 --vocab-size 4096 --device-batch 4 --batch-tokens 1024",
-                              "--recipe speedrun --depth 3 --width 128 --heads 2 --seq-len 64 --vocab-size 8192 --device-batch 8 --batch-tokens 1024"}) {
+                              "--recipe speedrun --depth 3 --width 128 --heads 2 --seq-len 64 --vocab-size 8192 --device-batch 8 --batch-tokens 1024"
+                              " --coconut-every 1"}) {
         CAPTURE(model);
-        double plan = planned(run("./train_gpt --plan --steps 2 " + model).out, "memory_bytes");
-        Result result = run("./train_gpt --eval-every 0 --steps 2 --overwrite " + model + w.data + " --out " + w / "out");
-        REQUIRE(result.code == 0);
-        size_t at = result.out.find("peak of the process ");
-        REQUIRE(at != std::string::npos);
-        double peak = std::stod(result.out.substr(at + 20)) * (1 << 20);
+        double plan = number_after(go_well(two_threads + "--plan " + model), "memory_bytes: ");
+        std::string out = go_well(two_threads + "--save-every 1 " + model + w.data + w.val + " --overwrite --out " + w / "out");
+        CHECK(number_after(out, "memory_bytes: ") == doctest::Approx(plan).epsilon(0.01));
+        double peak = number_after(out, "memory: peak of the process ") * (1 << 20);
         CHECK(std::abs(peak - plan) <= 0.05 * plan);
     }
 }
 
-TEST_CASE("train_gpt: evaluation, initial weights, samples") {
-    Workplace w;
-    REQUIRE(run(NANOCHAT + w.data + " --steps 5 --out " + w / "a").code == 0);
-    std::string checkpoint = w / "a/step_0000005.bin";
-    Result eval = run("./train_gpt --eval --init " + checkpoint + " --val-data " + w / "val_0.bin");
-    CHECK(eval.code == 0);
-    CHECK(eval.out.find("val_bpb: unknown\n") != std::string::npos);
-    double loss = planned(eval.out, "val_loss");
-    CHECK(loss > 1);
-    CHECK(loss < std::log(64.0) + 0.5);
-    // Weights alone: the data goes on after 5 steps of 64 tokens, the steps start again.
-    Result init = run("./train_gpt --eval-every 0 --steps 1 --batch-tokens 64 --device-batch 2" + w.data + " --init " + checkpoint + " --out " + w / "b");
-    CHECK(init.code == 0);
-    CHECK(init.err.empty());
-    CHECK(init.out.find("step 1/1 ") != std::string::npos);
-    // The same file for training and validation is allowed, and said.
-    Result same = run(NANOCHAT + " --data " + w / "val_0.bin --val-data " + w / "val_0.bin --steps 1 --out " + w / "c");
-    CHECK(same.code == 0);
-    CHECK(same.err.find("warning") != std::string::npos);
-    check_refused("./train_gpt --init " + checkpoint + " --sample x", "no tokenizer");
-    // A grown file holds weights, and where the data goes on, but no training.
-    REQUIRE(run("./grow " + checkpoint + " " + w / "grown.bin --factor 2 --order stack").code == 0);
-    check_refused("./train_gpt" + w.data + " --out " + w / "d --resume " + w / "grown.bin", "--init");
-    CHECK(run("./train_gpt --eval-every 0 --steps 1 --batch-tokens 64 --device-batch 2" + w.data + " --init " + w / "grown.bin --out " + w / "d").code == 0);
-}
+// ------------------------------------------------------------------------------------------------ what a run leaves
 
-TEST_CASE("train_gpt: what cannot be is refused in one line, and nothing is lost") {
+TEST_CASE("train_gpt: what a run prints, logs and keeps") {
     Workplace w;
-    const std::string go = NANOCHAT + w.data + " --steps 2 --out " + w / "out";
-    REQUIRE(run(go).code == 0);
-    std::string checkpoint = w / "out/step_0000002.bin", bytes = read_file(checkpoint);
-    check_refused(go, "already holds a run");
-    CHECK(run(go + " --overwrite").code == 0);
-    CHECK(read_file(checkpoint) == bytes);
-    const std::string at = w.data + " --out " + w / "x";
-    check_refused(NANOCHAT + at + " --no-such-flag", "--no-such-flag");
-    check_refused(NANOCHAT + at + " --steps 0", "--steps is 0");
-    check_refused(NANOCHAT + at + " --steps 2 --warmdown-ratio 11", "--warmdown-ratio is 11, but must be 0 to 10");
-    check_refused(NANOCHAT + at + " --steps 2 --matrix-lr nan", "--matrix-lr");
-    check_refused(NANOCHAT + at + " --steps 2 --total-flops 1e9", "give one of them");
-    check_refused("./train_gpt --depth 2 --width 30 --steps 1" + at, "multiple of 8");
-    check_refused("./train_gpt --depth 2 --width 32 --heads 3 --steps 1" + at, "multiple of heads");
-    check_refused("./train_gpt --depth 2 --width 32 --heads 2 --seq-len 16 --vocab-size 64 --batch-tokens 5000 --device-batch 8 --steps 1" + at, "must be a multiple of");
-    check_refused("./train_gpt --depth 3 --steps 5" + at + " --init " + checkpoint, "contradicts");
-    check_refused(NANOCHAT + " --steps 2 --data " + w / "missing_*.bin --out " + w / "x", "missing_");
-    write_file(w / "bad.bin", "not a shard");
-    check_refused(NANOCHAT + " --steps 2 --data " + w / "bad.bin --out " + w / "x", "bad.bin");
-    write_file(w / "short.bin", read_file(w / "val_0.bin").substr(0, 2000));
-    check_refused(NANOCHAT + " --steps 2 --data " + w / "short.bin --out " + w / "x", "short.bin");
-    for (size_t cut : {size_t{10}, size_t{5000}, bytes.size() - 1}) {
-        write_file(w / "cut.bin", bytes.substr(0, cut));
-        check_refused("./train_gpt" + at + " --resume " + w / "cut.bin", "cut.bin");
+    const std::string out = w / "out";
+    std::string printed = go_well(SPEEDRUN + w.data + w.val + " --steps 10 --save-every 4 --eval-every 5 --coconut-every 4 --out " + out);
+    CHECK(names_in(out) == Names{"log.jsonl", "step_0000004.bin", "step_0000008.bin", "step_0000010.bin"});
+    for (const char* line : {"  depth              2\n", "memory: all ", "total_params: ", "memory: parameters "}) CHECK(contains(printed, line));
+    const std::regex step_line("step [0-9]+/10 loss [0-9.]+ lr [0-9.e-]+ norm [0-9.]+ ms [0-9.]+ tok/s [0-9]+ mfu [0-9.]+% eta [0-9:]+( loop_loss [0-9.]+)?");
+    int steps = 0;
+    std::istringstream text(printed);
+    for (std::string line; std::getline(text, line);)
+        if (line.starts_with("step ")) steps += std::regex_match(line, step_line);
+    CHECK(steps == 10);
+
+    json start = events(out, "start").at(0);
+    CHECK(start["argv"][0] == "./train_gpt");
+    for (const char* key : {"config", "machine", "build", "flags"}) CHECK(start.contains(key));
+    std::vector<json> logged = events(out, "step");
+    REQUIRE(logged.size() == 10);
+    double flops = 0, smooth = 0;
+    for (int i = 0; i < 10; i++) {
+        bool loops = i % 4 == 0;   // the first one too
+        flops += 128.0 * start["flops_per_token"].get<double>() * (loops ? 2 : 1);
+        CHECK(logged[i]["flops"] == flops);
+        CHECK(logged[i].contains("loop_loss") == loops);
+        CHECK(logged[i]["tokens"] == 128 * (i + 1));
+        smooth = logged[i]["smooth_loss"];
     }
-    std::string flipped = bytes;
-    flipped[bytes.size() / 2] = static_cast<char>(flipped[bytes.size() / 2] ^ 4);
-    write_file(w / "flipped.bin", flipped);
-    check_refused("./train_gpt" + at + " --resume " + w / "flipped.bin", "flipped.bin");
-    check_refused(NANOCHAT + w.data + " --steps 2 --out /dev/null/x", "/dev/null/x");
-    CHECK(read_file(checkpoint) == bytes);
+    CHECK(smooth == doctest::Approx(logged[9]["loss"].get<double>()).epsilon(0.02));   // of losses near ln 64, all of them
+    std::vector<json> evaluated = events(out, "eval");
+    CHECK(evaluated.size() == 3);   // at the start, at 5, at the end
+    CHECK(evaluated.back()["step"] == 10);
+
+    // 0 is never, but a checkpoint is always there at the end; --keep keeps the newest.
+    const std::string never = " --save-every 0 --eval-every 0 --sample-every 0";
+    go_well(SPEEDRUN + w.data + w.val + " --steps 10 --out " + w / "never" + never);
+    CHECK(names_in(w / "never") == Names{"log.jsonl", "step_0000010.bin"});
+    CHECK(events(w / "never", "eval").empty());
+    go_well(SPEEDRUN + w.data + " --steps 10 --save-every 2 --keep 2 --out " + w / "keep");
+    CHECK(names_in(w / "keep") == Names{"log.jsonl", "step_0000008.bin", "step_0000010.bin"});
 }
 
-TEST_CASE("train_gpt: a token beyond the vocabulary ends the run, and what was trained is kept") {
+TEST_CASE("train_gpt: a folder that holds a run is left alone unless it is said otherwise") {
     Workplace w;
-    Workplace::write_shard(w / "big.bin", 1985, 5, 900);   // the last token is 900, the target that ends step 31
-    Result result = run(NANOCHAT + " --steps 100 --data " + w / "big.bin --out " + w / "out");
-    CHECK(result.code == 2);
-    CHECK(result.err.find("900") != std::string::npos);
-    CHECK(run("ls " + w / "out/step_*.bin | wc -l").out == "1\n");
+    const std::string run = SPEEDRUN + w.data + " --steps 4 --out " + w / "out";
+    go_well(run + " --save-every 2");
+    const std::string bytes = read_file(step_file(w / "out", 4)), log = read_file(w / "out/log.jsonl");
+    check_refused(run, "already holds a run");
+    check_refused(run + " --overwrite --resume " + step_file(w / "out", 2), "leave one of them out");
+    check_refused("./train_gpt" + w.data + " --steps 4 --batch-tokens 64 --overwrite --out " + w / "out --init " + step_file(w / "out", 4), "which this run starts from");
+    check_refused(run + " --overwrite --val-data " + w / "missing.bin", "missing.bin");
+    CHECK(read_file(step_file(w / "out", 4)) == bytes);
+    CHECK(read_file(w / "out/log.jsonl") == log);
+    go_well(run + " --overwrite --seed 1");
+    CHECK(names_in(w / "out") == Names{"log.jsonl", "step_0000004.bin"});
+    CHECK(read_file(step_file(w / "out", 4)) != bytes);
 }
 
-TEST_CASE("train_gpt: NaN stops the run and is named; the last good checkpoint stays") {
+// -------------------------------------------------------------------------------------------- evaluation and samples
+
+TEST_CASE("train_gpt: --eval prints loss and bits per byte, those of the training run at its end") {
     Workplace w;
-    Result result = run(SPEEDRUN + w.data + " --steps 50 --save-every 1 --matrix-lr 1e30 --out " + w / "out");
-    CHECK(result.code == 2);
-    CHECK(result.err.find("first NaN or Inf in ") != std::string::npos);
-    CHECK(result.err.find("step ") != std::string::npos);
-    CHECK(result.err.find("last good checkpoint") != std::string::npos);
-    CHECK(result.err.find('\n') == result.err.size() - 1);
+    go_well(NANOCHAT + w.data + w.val + " --steps 5 --out " + w / "out");
+    const std::string eval = "./train_gpt --eval --device-batch 2 --init " + step_file(w / "out", 5);
+    const std::string out = go_well(eval + w.val + " --eval-tokens 1088");   // 17 micro-batches, all there are
+    CHECK(std::regex_match(out, std::regex("val_loss: [0-9]\\.[0-9]{7}\nval_bpb: unknown\n")));
+    CHECK(number_after(out, "val_loss: ") == doctest::Approx(events(w / "out", "eval").back()["val_loss"].get<double>()).epsilon(1e-6));
+    CHECK(contains(go_well(eval + w.val), "note: --eval-tokens 10485760 is capped at one pass: 1088 tokens\n"));
+    CHECK(go_well(eval + w.val + " --eval-tokens 64") != out);
+    check_refused("./train_gpt --eval" + w.val, "--init");
+    check_refused(eval, "--val-data");
+    // A shard for both is allowed, and said.
+    Result same = go(NANOCHAT + " --data " + w / "val_0.bin" + w.val + " --steps 1 --out " + w / "same");
+    CHECK(same.code == 0);
+    CHECK(same.err.starts_with("train_gpt: warning: "));
+    CHECK(contains(same.err, "shares"));
 }
+
+TEST_CASE("train_gpt: bits per byte are those of the text, with the tokenizer beside the shards or in the checkpoint") {
+    TempDir dir;
+    std::string text;
+    for (int i = 0; i < 400; i++) text += "the " + std::to_string(i) + "th line, with a \xE2\x82\xAC\n";
+    write_file(dir / "text", text);
+    // A token a byte, and bos once at the start, where it is no target: bits per byte are bits per token.
+    REQUIRE(run("data/tokenize " + dir / "text --val-every 0 --train-tokenizer 257 --out " + dir / "corpus").code == 0);
+    const std::string shards = dir / "corpus/train_000000.bin", val = " --val-data " + shards;
+    Result trained = go("./train_gpt --depth 2 --width 32 --heads 2 --seq-len 32 --vocab-size 264 --device-batch 2 --batch-tokens 128 --steps 10 --data " + shards +
+                        " --out " + dir / "out" + val + " --eval-tokens 4096 --sample the --sample-tokens 20");
+    REQUIRE(trained.code == 0);
+    CHECK(contains(trained.out, "sample at step 10: the"));
+    const std::string init = "./train_gpt --init " + step_file(dir / "out", 10);
+    std::string beside = go_well(init + " --eval --eval-tokens 4096" + val);
+    CHECK(number_after(beside, "val_bpb: ") == doctest::Approx(number_after(beside, "val_loss: ") / std::numbers::ln2).epsilon(1e-6));
+    CHECK(number_after(trained.out, "eval step 10 val_loss ") == doctest::Approx(number_after(go_well(init + " --device-batch 2 --eval --eval-tokens 4096" + val), "val_loss: ")).epsilon(1e-6));
+    fs::rename(dir / "corpus/train_000000.bin", dir / "alone.bin");
+    CHECK(go_well(init + " --eval --eval-tokens 4096 --val-data " + dir / "alone.bin") == beside);
+
+    // What an untrained model says is random bytes; what is printed is UTF-8.
+    std::string sample = go_well(init + " --sample 'the \xE2\x82\xAC' --sample-tokens 300 --temperature 2 --top-k 0");   // longer than the model sees
+    CHECK(sample.starts_with("the \xE2\x82\xAC"));
+    CHECK_NOTHROW(json(sample).dump());
+    CHECK(std::regex_search(sample, std::regex("\n[0-9.]+ tok/s\n$")));
+    auto without_speed = [](const std::string& out) { return out.substr(0, out.rfind('\n', out.size() - 2)); };
+    CHECK(without_speed(go_well(init + " --sample the --temperature 0")) == without_speed(go_well(init + " --sample the --temperature 0 --seed 9")));
+    CHECK(without_speed(go_well(init + " --sample the")) != without_speed(go_well(init + " --sample the --seed 9")));
+    CHECK(go(init + " --sample ''").code == 0);
+    check_refused("./train_gpt --sample x", "--init");
+}
+
+// ---------------------------------------------------------------------------------------------------- other weights
+
+TEST_CASE("train_gpt: --init takes weights and the place in the data, and starts the schedules again") {
+    Workplace w;
+    go_well(NANOCHAT + w.data + " --steps 5 --packing bos-bestfit --data-seed 3 --out " + w / "parent");
+    const std::string parent = step_file(w / "parent", 5), horizon = w.data + " --batch-tokens 128 --device-batch 2 --steps ";
+    go_well("./train_gpt --init " + parent + horizon + "5 --out " + w / "child");   // packing and order of the shards are the file's
+    go_well(NANOCHAT + w.data + " --steps 10 --packing bos-bestfit --data-seed 3 --out " + w / "ten");
+    json child = open_checkpoint(step_file(w / "child", 5)).header, ten = open_checkpoint(step_file(w / "ten", 10)).header;
+    CHECK(child["data"] == ten["data"]);
+    CHECK(child["progress"]["tokens"] == 5 * 128);
+    CHECK(child["lineage"]["parents"][0]["hash"] == open_checkpoint(parent).content_hash());
+    for (int i = 0; i < 5; i++) CHECK(events(w / "child", "step")[i]["lr"] == events(w / "parent", "step")[i]["lr"]);
+    // Another order was asked for: that is said, and the data starts at its first token.
+    Result other = go("./train_gpt --init " + parent + horizon + "1 --packing stream --out " + w / "other");
+    CHECK(other.code == 0);
+    CHECK(contains(other.err, "train_gpt: warning: the data starts at its first token: "));
+
+    REQUIRE(run("./grow " + parent + " " + w / "grown.bin --factor 2 --order stack").code == 0);
+    go_well("./train_gpt --init " + w / "grown.bin" + horizon + "5 --out " + w / "grown");
+    CHECK(open_checkpoint(step_file(w / "grown", 5)).header["data"] == ten["data"]);
+    CHECK(open_checkpoint(step_file(w / "grown", 5)).config.n_layer == 4);
+    // Without a training state there is nothing to resume; without a place in the data it starts at the first token.
+    REQUIRE(run("./stack " + parent + " " + parent + " --use-first-layer --use-last-layer --out " + w / "stacked.bin").code == 0);
+    check_refused("./train_gpt" + w.data + " --resume " + w / "stacked.bin --out " + w / "x", "--init");
+    go_well("./train_gpt --init " + w / "stacked.bin" + horizon + "1 --out " + w / "stacked");
+    CHECK(open_checkpoint(step_file(w / "stacked", 1)).header["data"]["token"] == 128);
+
+    // The model is the file's: what agrees is fine, what contradicts is an error.
+    go_well("./train_gpt --plan --steps 1 --batch-tokens 128 --init " + parent + " --depth 2 --width 32 --norm-wte rms_norm --softcap 15 --recipe nanochat");
+    for (std::string flag : {"--depth 3", "--width 64", "--recipe speedrun", "--softcap 0", "--attn-scale 0.5", "--tied yes", "--window-pattern L"})
+        check_refused("./train_gpt --plan --init " + parent + " " + flag, "a flag contradicts it");
+    check_refused("./train_gpt --resume " + parent + " --init " + parent + w.data, "--resume goes on exactly, --init takes the weights alone");
+}
+
+// ------------------------------------------------------------------------------------------------------- refusals
+
+TEST_CASE("train_gpt: a command line that is not right is refused, and leaves nothing") {
+    Workplace w;
+    const std::string at = w.data + " --out " + w / "x";
+    const std::vector<std::pair<std::string, std::string>> wrong = {
+        {"--no-such-flag", "--no-such-flag"},
+        {"--ste 5", "--ste"},
+        {"stray", "stray"},
+        {"--steps", "--steps"},
+        {"--steps 0", "--steps is 0, but must be 1 or more"},
+        {"--steps -3", "--steps is -3"},
+        {"--steps 5x", "--steps is '5x'"},
+        {"--steps 99999999999999999999", "out of range"},
+        {"--steps ''", "--steps"},
+        {"--steps 2 --seed -1", "--seed is '-1'"},
+        {"--steps 2 --matrix-lr nan", "--matrix-lr is nan"},
+        {"--steps 2 --matrix-lr -0.1", "--matrix-lr is -0.1"},
+        {"--steps 2 --warmdown-ratio 11", "--warmdown-ratio is 11, but must be 0 to 10"},
+        {"--steps 2 --warmdown-ratio 1 --warmdown-steps 1", "give one of them"},
+        {"--steps 2 --total-flops 1e9", "give one of them"},
+        {"--total-flops 1", "less than one step"},
+        {"--steps 2 --packing bfd", "--packing is 'bfd', but must be one of: stream, bos-bestfit"},
+        {"--steps 2 --norm-wte batch", "none, rms_norm, layer_norm"},
+        {"--steps 2 --window-pattern SXL", "window pattern is 'SXL'"},
+        {"--steps 2 --kv-heads 3", "heads (2) must be a multiple of key/value heads (3)"},
+        {"--steps 2 --tokenizer " + w / "train_0.bin", "is not a tokenizer"},
+        {"--steps 2 --sample-every 1", "give --tokenizer"},
+        {"--steps 2 --val-data ''", "--val-data is empty"},
+        {"--steps 2 --val-data " + w / "missing_*.bin", "missing_"},
+    };
+    for (auto& [flags, words] : wrong) check_refused(NANOCHAT + at + " " + flags, words);
+    const std::string shape = "./train_gpt --steps 1" + at + " --depth 2 --seq-len 32";
+    check_refused(shape + " --width 30", "width is 30, but must be a multiple of 8");
+    check_refused(shape + " --width 32 --heads 3", "width (32) must be a multiple of heads (3)");
+    check_refused(shape + " --width 32 --heads 8", "must be a multiple of 8; choose other --heads");
+    check_refused(shape + " --width 32 --heads 2 --vocab-size 50257", "round up, as 50257 to 50304");
+    check_refused(shape + " --width 32 --heads 2 --vocab-size 72 --batch-tokens 5000 --device-batch 8",
+                  "batch_tokens (5000) must be a multiple of device_batch x seq_len (8 x 32 = 256)");
+    check_refused(SPEEDRUN + " --steps 2 --out " + w / "x", "--data is missing");
+    check_refused(SPEEDRUN + w.data + " --steps 2", "--out is missing");
+    CHECK(!fs::exists(w / "x"));
+    Result help = go("./train_gpt --help");
+    CHECK(help.code == 0);
+    CHECK(contains(help.out, "--coconut-targets"));
+}
+
+TEST_CASE("train_gpt: shards that are not right are refused, and what was trained is kept") {
+    Workplace w;
+    const std::string good = read_file(w / "val_0.bin"), run = SPEEDRUN + " --steps 30 --out " + w / "x --data ";
+    auto refuse = [&](const std::string& bytes, const std::string& words) {
+        write_file(w / "bad.bin", bytes);
+        check_refused(run + w / "bad.bin", words);
+        check_refused(SPEEDRUN + w.data + " --steps 30 --out " + w / "x --val-data " + w / "bad.bin", "bad.bin");
+        CHECK(!fs::exists(w / "x"));
+    };
+    auto with = [&](size_t byte, char value) {
+        std::string bytes = good;
+        bytes[byte] = value;
+        return bytes;
+    };
+    check_refused(run + w / "missing_*.bin", "missing_");
+    refuse("", "cut short");
+    refuse("not a shard" + std::string(2000, ' '), "is not a token shard");
+    refuse(with(0, 1), "is not a token shard");
+    refuse(with(4, 7), "version 7");
+    refuse(good.substr(0, 700), "cut short");
+    refuse(good.substr(0, good.size() - 2), "cut short");
+    refuse(good + "xx", "too long");
+    refuse(good.substr(0, 8) + std::string(4, '\0') + good.substr(12), "0 tokens");
+    refuse(std::string(good).replace(8, 4, std::string("\x10\0\0\0", 4)).substr(0, 1024 + 32), "takes 65 tokens of one shard");
+
+    std::vector<uint16_t> tokens = random_tokens(2000, 9);
+    tokens[1349] = 300;   // the second micro-batch of step 11 reads it
+    write_shard(w / "bad.bin", tokens);
+    check_refused(run + w / "bad.bin", "bad.bin' holds token 300 at position 1349, but the vocabulary has 72");
+    CHECK(names_in(w / "x") == Names{"log.jsonl", "step_0000010.bin"});
+    CHECK(open_checkpoint(step_file(w / "x", 10)).header["data"]["token"] == 1280);   // where step 11 begins
+    check_refused("./train_gpt --data " + w / "bad.bin --resume " + step_file(w / "x", 10), "300");
+    check_refused("./train_gpt" + w.data + " --resume " + step_file(w / "x", 10), "it is one in other shards");
+    CHECK(names_in(w / "x") == Names{"log.jsonl", "step_0000010.bin"});
+}
+
+TEST_CASE("train_gpt: checkpoints that are not right are refused, wherever they are named") {
+    Workplace w;
+    go_well(SPEEDRUN + w.data + " --steps 2 --out " + w / "run");
+    go_well(NANOCHAT + w.data + " --steps 2 --out " + w / "other");
+    go_well("./train_gpt --recipe speedrun --depth 2 --width 64 --heads 2 --seq-len 32 --vocab-size 72 --batch-tokens 128" + w.data + " --steps 2 --out " + w / "wide");
+    const std::string good = read_file(step_file(w / "run", 2)), bad = w / "bad.bin", out = w.data + " --out " + w / "x ";
+    auto refuse = [&](const std::string& bytes, const std::string& words) {
+        write_file(bad, bytes);
+        check_refused("./train_gpt --resume " + bad + out, words);
+        check_refused("./train_gpt --steps 2 --batch-tokens 128 --init " + bad + out, words);
+        check_refused("./train_gpt --eval --init " + bad + w.val, words);
+        CHECK(!fs::exists(w / "x"));
+    };
+    auto flipped = [&](size_t byte) {
+        std::string bytes = good;
+        bytes[byte] = static_cast<char>(bytes[byte] ^ 4);
+        return bytes;
+    };
+    refuse("", "too few for a checkpoint");
+    refuse(good.substr(0, 5000), "the file was cut short");
+    refuse(good.substr(0, good.size() - 1), "the file was cut short");
+    refuse(flipped(0), "is not a checkpoint");
+    refuse(flipped(8), "version 5");
+    refuse(flipped(200), "does not match its hash");
+    const TensorEntry fc = open_checkpoint(step_file(w / "run", 2)).at("h.1.fc");
+    refuse(flipped(fc.offset + 77), "tensor h.1.fc");
+    check_refused(SPEEDRUN + " --steps 2" + out + "--embeddings-from " + bad, "tensor h.1.fc");
+
+    // Of another recipe, another width, another training.
+    check_refused("./train_gpt --recipe speedrun --resume " + step_file(w / "other", 2) + out, "a flag contradicts it (file -> flag): --recipe \"nanochat\" -> \"speedrun\"");
+    check_refused(SPEEDRUN + " --steps 2" + out + "--embeddings-from " + step_file(w / "wide", 2), "its embedding is 72 x 64, but the model's is 72 x 32");
+    check_refused("./train_gpt --resume " + w / "missing.bin" + out, "missing.bin");
+    check_refused("./train_gpt --resume " + w.dir.path + out, "must be a file");
+    CHECK(!fs::exists(w / "x"));
+    CHECK(read_file(step_file(w / "run", 2)) == good);
+}
+
+TEST_CASE("train_gpt: a folder that cannot be written, a disk that is full") {
+    Workplace w;
+    const std::string run = SPEEDRUN + w.data + " --steps 30 --save-every 1 --out ";
+    check_refused(run + w / "train_0.bin", "train_0.bin: cannot be made a folder");
+    check_refused(run + "/dev/null/x", "/dev/null/x: cannot be made a folder");
+    check_refused(run + "/sys/kernel", "/sys/kernel: cannot be written to");   // root may not either
+    if (geteuid() == 0) {
+        fs::create_directory(w / "mine");
+        chmod((w / "mine").c_str(), 0700);
+        chmod(w.dir.path.c_str(), 0755);
+        check_refused("setpriv --reuid 65534 --clear-groups " + run + w / "mine/run", "mine/run: cannot be written to: Permission denied");
+    }
+    check_refused("./train_gpt --plan >/dev/full", "stdout: cannot be written: No space left on device");
+    check_refused("sh -c 'ulimit -f 8; exec " + SPEEDRUN + " --data " + w / "train_0.bin --steps 300 --out " + w / "small'", "log.jsonl: cannot be written: File too large");
+
+    // A megabyte holds the log and a few checkpoints.
+    fs::create_directory(w / "disk");
+    fs::create_directory(w / "left");
+    Result full = go("unshare -m sh -c 'mount -t tmpfs -o size=1m deepen " + w / "disk || exit 77; " + SPEEDRUN + " --data \"" + w / "train_*.bin\" --steps 30 --save-every 1 --out " +
+                     w / "disk/run; code=$?; cp " + w / "disk/run/* " + w / "left; exit $code'");
+    if (full.code == 77 || contains(full.err, "unshare")) {
+        MESSAGE("no right to mount: the full disk was left out");
+        return;
+    }
+    CAPTURE(full.err);
+    CHECK(full.code == 2);
+    CHECK(std::count(full.err.begin(), full.err.end(), '\n') == 1);
+    CHECK(contains(full.err, "but its disk has"));
+    Names left = names_in(w / "left");
+    REQUIRE(left.size() >= 2);
+    CHECK(left.size() == 1 + number_after(left.back(), "step_"));   // the log, and a file of every step until then
+    go_well("./train_gpt" + w.data + " --resume " + w / ("left/" + left.back()));
+    go_well(SPEEDRUN + w.data + " --steps 30 --out " + w / "whole");
+    CHECK(read_file(step_file(w / "left", 30)) == read_file(step_file(w / "whole", 30)));
+}
+
+TEST_CASE("train_gpt: NaN or Inf ends the run: tensor, layer and step are named, and the last good checkpoint stays") {
+    Workplace w;
+    // Muon's matrices overflow in the first update.
+    Result burst = check_refused(SPEEDRUN + w.data + " --steps 50 --save-every 1 --matrix-lr 1e30 --out " + w / "burst", "last good checkpoint: ");
+    CHECK(std::regex_search(burst.err, std::regex("step [0-9]+: .* of layer [0-9]|step [0-9]+: .*\\(layer [0-9]\\)")));
+    // A weight that is not finite from the start on.
+    go_well(SPEEDRUN + w.data + " --steps 3 --out " + w / "good");
+    Checkpoint good = open_checkpoint(step_file(w / "good", 3));
+    Values values;
+    for (const Tensor& tensor : tensor_table(good.config)) values[tensor.name] = values_of(good, tensor.name);
+    values["h.1.proj"][5] = std::numeric_limits<float>::infinity();
+    write_checkpoint(w / "bad.bin", small_header(good.config), small_sources(good.config, values));
+    Result bad = go("./train_gpt --steps 3 --batch-tokens 128 --init " + w / "bad.bin" + w.data + " --out " + w / "bad");
+    CHECK(bad.code == 2);
+    CHECK(contains(bad.err, "step 1: loss is "));
+    CHECK(contains(bad.err, "first NaN or Inf in the weights h.1.proj (layer 1)"));
+    CHECK(contains(bad.err, "last good checkpoint: none was saved yet"));
+    CHECK(names_in(w / "bad") == Names{"log.jsonl"});
+}
+}  // namespace
