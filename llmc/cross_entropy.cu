@@ -4,7 +4,8 @@
 #include "llmc/cross_entropy.h"
 #include "llmc/cuda_common.h"
 
-static constexpr int THREADS = 512;
+static constexpr int THREADS = 512, STRIDE = THREADS * VECTOR;   // elements from a thread's vector to its next
+static constexpr int UNDER_WAY = 8;   // vectors of a thread that are being copied: two blocks on a multiprocessor ask for 128 KB at a time
 static constexpr float LOG2_E = 1.44269504f;
 
 /// A logit through the cap. The fast way has an absolute error of softcap * 2^-22 and so is right where only exponentials
@@ -53,7 +54,7 @@ __device__ Denominator block_join(Denominator mine, Denominator* scratch) {
     return join_warp(lane_of_thread() < THREADS / WARP ? scratch[lane_of_thread()] : Denominator{-INFINITY, 0});
 }
 
-/// CACHED: the row is kept in shared memory between the passes, after block_join's scratch; each thread reads only what it wrote.
+/// CACHED: the row is copied to shared memory, after block_join's scratch, and kept between the passes; each thread reads what it copied.
 template <bool CAPPED, bool GRADIENT, bool CACHED>
 __global__ void __launch_bounds__(THREADS)
 cross_entropy_kernel(float* losses, floatX* logits, const int* targets, float dloss, float softcap, int V) {
@@ -66,13 +67,19 @@ cross_entropy_kernel(float* losses, floatX* logits, const int* targets, float dl
     const float inverse = CAPPED ? 1 / softcap : 0;
     const float target_z = cap<CAPPED, false>(target >= 0 ? to_float(row[target]) : 0, softcap, inverse).z;
 
+    const int first = static_cast<int>(threadIdx.x) * VECTOR;
+    auto fetch = [&](int v) {
+        if (CACHED && v < V) copy_async(cache + v, row + v);
+        copy_async_commit();
+    };
+    for (int i = 0; i < UNDER_WAY; i++) fetch(first + i * STRIDE);
     Denominator mine{-INFINITY, 0};
 #pragma unroll 4
-    for (int v = static_cast<int>(threadIdx.x) * VECTOR; v < V; v += THREADS * VECTOR) {
-        const Packed packed = load_packed(row + v);
-        if (CACHED) store_packed(cache + v, packed);
+    for (int v = first; v < V; v += STRIDE) {
+        copy_async_wait<UNDER_WAY - 1>();
+        fetch(v + UNDER_WAY * STRIDE);
         float z[VECTOR];
-        unpack(z, packed);
+        unpack(z, load_packed(cache + v));
         float greatest = mine.greatest;
 #pragma unroll
         for (int k = 0; k < VECTOR; k++) {
@@ -89,7 +96,7 @@ cross_entropy_kernel(float* losses, floatX* logits, const int* targets, float dl
     if (threadIdx.x == 0) losses[n] = target < 0 ? 0 : log_sum - target_z;
 
 #pragma unroll 4
-    for (int v = static_cast<int>(threadIdx.x) * VECTOR; v < V; v += THREADS * VECTOR) {
+    for (int v = first; v < V; v += STRIDE) {
         float x[VECTOR];
         unpack(x, load_packed(cache + v));
 #pragma unroll

@@ -110,21 +110,22 @@ void token_order(int* order, int*, const int* idx, int64_t N, int V, Stream stre
 
 // --------------------------------------------------------------------------------------------------------------- embedding
 
-static constexpr int COPY_THREADS = 256;
-
-__global__ void embedding_forward_kernel(floatX* out, const int* idx, const floatX* wte, int64_t vectors, int C) {
-    const int64_t i = int64_t{blockIdx.x} * COPY_THREADS + threadIdx.x;
-    if (i >= vectors) return;
-    const int64_t n = i * VECTOR / C, c = i * VECTOR % C;
-    store_packed(out + i * VECTOR, load_packed(wte + idx[n] * int64_t{C} + c));
+template <int VECTORS, bool BLOCK>
+__global__ void __launch_bounds__(ROW_BLOCK<BLOCK>) embedding_forward_kernel(floatX* out, const int* idx, const floatX* wte, int64_t N, int C) {
+    const Row<VECTORS, BLOCK> row(C);
+    const int64_t n = row.index();
+    if (n >= N) return;
+    Packed pieces[VECTORS];
+    row.load(pieces, wte + int64_t{idx[n]} * C);
+    row.store(out + n * C, pieces);
 }
 
 void embedding_forward(floatX* out, const int* idx, const floatX* wte, int64_t N, int C, Stream stream) {
     require_rows("embedding_forward", N, C);
     require_aligned("embedding_forward", out, wte);
-    const int64_t vectors = N * C / VECTOR;
-    launch("embedding_forward", embedding_forward_kernel, {dim3(static_cast<unsigned>(ceil_div(vectors, COPY_THREADS))), dim3(COPY_THREADS)}, stream, out,
-           idx, wte, vectors, C);
+    for_rows("embedding_forward", N, C, [&]<int VECTORS, bool BLOCK>(const Grid& grid) {
+        launch("embedding_forward", embedding_forward_kernel<VECTORS, BLOCK>, grid, stream, out, idx, wte, N, C);
+    });
 }
 
 void embedding_backward(float* dwte, const floatX* dout, const int* idx, const int* order, int64_t N, int C, Stream stream) {

@@ -7,6 +7,7 @@
 #include <omp.h>
 #include <unordered_map>
 #include <vector>
+#include "llmc/device.h"
 #include "llmc/error.h"
 #include "llmc/matmul_tile.h"
 #include "llmc/profile.h"
@@ -156,15 +157,31 @@ void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int6
     multiply(dw, dout, x, {.M = OC, .N = IC, .K = N, .lda = OC, .ldb = IC, .ldout = IC, .transpose_a = true, .beta = 1});
 }
 
-void matmul(floatX* out, const floatX* a, const floatX* b, int64_t M, int64_t N, int64_t K, bool transpose_a, bool transpose_b,
-            float alpha, float beta, int64_t batch, Stream) {
+static void require_products(const char* op, int64_t M, int64_t N, int64_t K, int64_t batch, const floatX* c, float beta) {
+    require(M >= 1, op, ": M must be at least 1, not ", M);
+    require(N >= 1, op, ": N must be at least 1, not ", N);
+    require(K >= 1, op, ": K must be at least 1, not ", K);
+    require(batch >= 1, op, ": batch must be at least 1, not ", batch);
+    require(c || beta == 0, op, ": beta of ", beta, " needs a matrix c");
+}
+
+void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t M, int64_t N, int64_t K, bool transpose_a, bool transpose_b,
+            float alpha, float beta, int64_t batch, Stream stream) {
     Range range("matmul");
-    require(M >= 1, "matmul: M must be at least 1, not ", M);
-    require(N >= 1, "matmul: N must be at least 1, not ", N);
-    require(K >= 1, "matmul: K must be at least 1, not ", K);
-    require(batch >= 1, "matmul: batch must be at least 1, not ", batch);
+    require_products("matmul", M, N, K, batch, c, beta);
+    if (beta != 0 && c != out) copy_on_device(out, c, static_cast<size_t>(batch * M * N) * sizeof(floatX), stream);   // oneDNN adds to what is there
     multiply(out, a, b, {.M = M, .N = N, .K = K, .lda = transpose_a ? M : K, .ldb = transpose_b ? K : N, .ldout = N,
                          .transpose_a = transpose_a, .transpose_b = transpose_b, .alpha = alpha, .beta = beta, .batch = batch});
+}
+
+void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t M, int64_t K, bool transposed, float alpha,
+                      float beta, int64_t batch, Stream stream) {
+    Range range("matmul_symmetric");
+    require_products("matmul_symmetric", M, M, K, batch, c, beta);
+    matmul(out, x, x, c, M, M, K, transposed, !transposed, alpha, beta, batch, stream);
+    if (!scale) return;
+#pragma omp parallel for
+    for (int64_t i = 0; i < batch * M * M; i++) out[i] = to_floatX(scale[i / (M * M)] * to_float(out[i]));
 }
 
 double matmul_flops(int64_t N, int64_t OC, int64_t IC, int repeats) {

@@ -1,5 +1,6 @@
 // Matrix products on CUDA: cuBLASLt shares the work among the threads. Large products are bound by the tensor cores, those with
-// a short side by the bytes of their operands.
+// a short side by the bytes of their operands. The product of a matrix with its own transpose has a kernel here: a block takes one of
+// the tiles on and below the diagonal and stores it twice.
 #include <cublasLt.h>
 #include <unordered_map>
 #include <vector>
@@ -15,13 +16,13 @@ static void blas_check(cublasStatus_t status, const char* op) {
 // NVIDIA's advice for Hopper; older devices need less.
 static constexpr size_t WORKSPACE_BYTES = size_t{32} << 20;
 
-// out (M, N) = alpha * op(a) op(b) + beta * out, `batch` times: all that the choice of a kernel depends on.
+// out (M, N) = alpha * op(a) op(b) + beta * c, `batch` times: all that the choice of a kernel depends on.
 struct Product {
     int64_t M, N, K;
     bool transpose_a = false, transpose_b = false;
     int64_t batch = 1;
     cudaDataType_t out_type = sizeof(floatX) == 4 ? CUDA_R_32F : CUDA_R_16BF;
-    uint32_t out_alignment = 0, a_alignment = 0, b_alignment = 0;     // bytes, filled in by run()
+    uint32_t out_alignment = 0, a_alignment = 0, b_alignment = 0, c_alignment = 0;     // bytes, filled in by run()
 
     bool operator==(const Product&) const = default;
 };
@@ -31,7 +32,8 @@ struct ProductHash {
         uint64_t hash = 0;
         for (int64_t field : {p.M, p.N, p.K, static_cast<int64_t>(p.transpose_a), static_cast<int64_t>(p.transpose_b), p.batch,
                               static_cast<int64_t>(p.out_type), static_cast<int64_t>(p.out_alignment),
-                              static_cast<int64_t>(p.a_alignment), static_cast<int64_t>(p.b_alignment)})
+                              static_cast<int64_t>(p.a_alignment), static_cast<int64_t>(p.b_alignment),
+                              static_cast<int64_t>(p.c_alignment)})
             hash = (hash ^ static_cast<uint64_t>(field)) * 0x9e3779b97f4a7c15u, hash ^= hash >> 29;
         return hash;
     }
@@ -61,7 +63,9 @@ struct Plan {
     cublasLtMatmulAlgo_t kernel;
 };
 
-// One for each thread, because a product uses the workspace until it is done: the products of a thread run on one stream.
+// One for each thread, because a product uses the workspace until it is done: the products of a thread run on one stream. A product
+// that is seen for the first time asks for its plan, the first of a thread also allocates; seen again it only launches, so that a
+// step which has run once can be captured in a graph by the same thread.
 struct Library {
     cublasLtHandle_t handle;
     void* workspace;
@@ -99,7 +103,7 @@ static Plan choose(cublasLtHandle_t handle, const Product& p) {
     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE_BYTES);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, p.b_alignment);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, p.a_alignment);
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, p.out_alignment);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, p.c_alignment);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, p.out_alignment);
 
     cublasLtMatmulHeuristicResult_t best{};
@@ -115,16 +119,19 @@ static Plan choose(cublasLtHandle_t handle, const Product& p) {
     return plan;
 }
 
-static void run(const char* op, void* out, const floatX* a, const floatX* b, Product product, float alpha, float beta, Stream stream) {
+// c is read only where beta is not 0.
+static void run(const char* op, void* out, const floatX* a, const floatX* b, const void* c, Product product, float alpha, float beta, Stream stream) {
     Range range(op);
+    if (beta == 0) c = out;
     product.out_alignment = alignment(out);
     product.a_alignment = alignment(a);
     product.b_alignment = alignment(b);
+    product.c_alignment = alignment(c);
     Library& blas = library();
     auto found = blas.plans.find(product);
     if (found == blas.plans.end()) found = blas.plans.emplace(product, choose(blas.handle, product)).first;
     const Plan& plan = found->second;
-    blas_check(cublasLtMatmul(blas.handle, plan.product, &alpha, b, plan.b, a, plan.a, &beta, out, plan.out, out, plan.out, &plan.kernel,
+    blas_check(cublasLtMatmul(blas.handle, plan.product, &alpha, b, plan.b, a, plan.a, &beta, c, plan.out, out, plan.out, &plan.kernel,
                               blas.workspace, WORKSPACE_BYTES, cuda_stream(stream)),
                op);
 }
@@ -137,26 +144,191 @@ static void require_dims(const char* op, int64_t N, int64_t IC, int64_t OC) {
 
 void matmul_forward(floatX* out, const floatX* x, const floatX* w, int64_t N, int64_t IC, int64_t OC, Stream stream) {
     require_dims("matmul_forward", N, IC, OC);
-    run("matmul_forward", out, x, w, {.M = N, .N = OC, .K = IC, .transpose_b = true}, 1, 0, stream);
+    run("matmul_forward", out, x, w, nullptr, {.M = N, .N = OC, .K = IC, .transpose_b = true}, 1, 0, stream);
 }
 
 void matmul_backward_input(floatX* dx, const floatX* dout, const floatX* w, int64_t N, int64_t IC, int64_t OC, Stream stream) {
     require_dims("matmul_backward_input", N, IC, OC);
-    run("matmul_backward_input", dx, dout, w, {.M = N, .N = IC, .K = OC}, 1, 0, stream);
+    run("matmul_backward_input", dx, dout, w, nullptr, {.M = N, .N = IC, .K = OC}, 1, 0, stream);
 }
 
 void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int64_t N, int64_t IC, int64_t OC, Stream stream) {
     require_dims("matmul_backward_weight", N, IC, OC);
-    run("matmul_backward_weight", dw, dout, x, {.M = OC, .N = IC, .K = N, .transpose_a = true, .out_type = CUDA_R_32F}, 1, 1, stream);
+    run("matmul_backward_weight", dw, dout, x, dw, {.M = OC, .N = IC, .K = N, .transpose_a = true, .out_type = CUDA_R_32F}, 1, 1, stream);
 }
 
-void matmul(floatX* out, const floatX* a, const floatX* b, int64_t M, int64_t N, int64_t K, bool transpose_a, bool transpose_b,
+static void require_products(const char* op, int64_t M, int64_t N, int64_t K, int64_t batch, const floatX* c, float beta) {
+    require(M >= 1, op, ": M must be at least 1, not ", M);
+    require(N >= 1, op, ": N must be at least 1, not ", N);
+    require(K >= 1, op, ": K must be at least 1, not ", K);
+    require(batch >= 1, op, ": batch must be at least 1, not ", batch);
+    require(c || beta == 0, op, ": beta of ", beta, " needs a matrix c");
+}
+
+void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t M, int64_t N, int64_t K, bool transpose_a, bool transpose_b,
             float alpha, float beta, int64_t batch, Stream stream) {
-    require(M >= 1, "matmul: M must be at least 1, not ", M);
-    require(N >= 1, "matmul: N must be at least 1, not ", N);
-    require(K >= 1, "matmul: K must be at least 1, not ", K);
-    require(batch >= 1, "matmul: batch must be at least 1, not ", batch);
-    run("matmul", out, a, b, {.M = M, .N = N, .K = K, .transpose_a = transpose_a, .transpose_b = transpose_b, .batch = batch}, alpha, beta, stream);
+    require_products("matmul", M, N, K, batch, c, beta);
+    run("matmul", out, a, b, c, {.M = M, .N = N, .K = K, .transpose_a = transpose_a, .transpose_b = transpose_b, .batch = batch}, alpha, beta, stream);
+}
+
+// ------------------------------------------------------------------------------------------------------ symmetric products
+
+#ifndef PRECISION_FP32
+static constexpr int TILE = 128, STEP = 32, STAGES = 4, TILE_THREADS = 128;   // of a block; each of its 4 warps takes 64 x 64
+
+/// STEP elements along K of TILE rows of op(x), in shared memory, in x's own order: (TILE, STEP), or (STEP, TILE) where x is transposed.
+/// The 16-byte chunks of a line are permuted so that the eight lines that ldmatrix reads at once lie in different banks.
+template <bool TRANSPOSED>
+struct Piece {
+    static constexpr int CHUNKS = (TRANSPOSED ? TILE : STEP) / 8;   // of a line
+    bf16 elements[TILE * STEP];
+
+    __device__ static int at(int line, int chunk) { return 8 * (line * CHUNKS + (chunk ^ (TRANSPOSED ? line % 8 : line / 2 % 4))); }
+
+    /// Starts to copy rows row.. and columns k.. of op(x) (M, K); beyond its end lie zeros.
+    __device__ void copy(const bf16* x, int row, int k, int M, int K) {
+#pragma unroll
+        for (int i = 0; i < TILE * STEP / 8 / TILE_THREADS; i++) {
+            const int mine = i * TILE_THREADS + static_cast<int>(threadIdx.x), line = mine / CHUNKS, chunk = mine % CHUNKS;
+            const int m = row + (TRANSPOSED ? 8 * chunk : line), n = k + (TRANSPOSED ? line : 8 * chunk);
+            const bool there = m < M && n < K;
+            copy_async(elements + at(line, chunk), there ? x + (TRANSPOSED ? int64_t{n} * M + m : int64_t{m} * K + n) : x, there);
+        }
+    }
+
+    /// Rows row.. and columns k.. of the piece, 16 x 16, as mma's a; r[0], r[2] and r[1], r[3] are the b of either eight rows.
+    __device__ void fragment(uint32_t (&r)[4], int row, int k) const {
+        row += lane_of_thread() / 8 % 2 * 8;
+        k += lane_of_thread() / 16 * 8;
+        if constexpr (TRANSPOSED) ldmatrix_x4_trans(r, elements + at(k + lane_of_thread() % 8, row / 8));
+        else ldmatrix_x4(r, elements + at(row + lane_of_thread() % 8, k / 8));
+    }
+};
+
+template <bool TRANSPOSED>
+struct SymmetricShared {
+    Piece<TRANSPOSED> a[STAGES], b[STAGES];
+};
+
+/// Where an element of the finished tile waits in shared memory: eight rows one after another, and eight of the pairs of rows that
+/// the mirrored store gathers, begin in different banks.
+__device__ inline int tile_at(int row, int column) { return row * (TILE + 8) + row / 8 * 16 + column; }
+
+/// Tiles (row, column) with column <= row of matrix blockIdx.y, numbered (0, 0), (1, 0), (1, 1), (2, 0), ...
+template <bool TRANSPOSED>
+__global__ void __launch_bounds__(TILE_THREADS, 2)
+matmul_symmetric_kernel(bf16* out, const bf16* x, const bf16* c, const float* scale, int M, int K, float alpha, float beta) {
+    SymmetricShared<TRANSPOSED>& shared = *shared_memory<SymmetricShared<TRANSPOSED>>();
+    int tile_row = 0, tile_column = static_cast<int>(blockIdx.x);
+    while (tile_column > tile_row) tile_column -= ++tile_row;
+    const int row = tile_row * TILE, column = tile_column * TILE, lane = lane_of_thread(), warp = warp_of_thread();
+    const int warp_row = warp / 2 * 64, warp_column = warp % 2 * 64;   // in the tile
+    x += int64_t{blockIdx.y} * M * K;
+    const int64_t matrix = int64_t{blockIdx.y} * M * M;
+
+    Piece<TRANSPOSED>* const b_pieces = row == column ? shared.a : shared.b;
+    const int steps = (K + STEP - 1) / STEP;
+    auto copy = [&](int step) {
+        if (step < steps) {
+            shared.a[step % STAGES].copy(x, row, step * STEP, M, K);
+            if (row != column) shared.b[step % STAGES].copy(x, column, step * STEP, M, K);
+        }
+        copy_async_commit();
+    };
+    for (int step = 0; step < STAGES - 1; step++) copy(step);
+    float sum[4][8][4] = {};
+    for (int step = 0; step < steps; step++) {
+        copy_async_wait<STAGES - 2>();
+        __syncthreads();   // this step's pieces are there, and all have done with those of the step before
+        copy(step + STAGES - 1);
+#pragma unroll
+        for (int k = 0; k < STEP; k += 16) {
+            uint32_t a[4][4], b[4][4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                shared.a[step % STAGES].fragment(a[i], warp_row + 16 * i, k);
+                b_pieces[step % STAGES].fragment(b[i], warp_column + 16 * i, k);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    mma_m16n8k16(sum[i][2 * j], a[i], {b[j][0], b[j][2]});
+                    mma_m16n8k16(sum[i][2 * j + 1], a[i], {b[j][1], b[j][3]});
+                }
+        }
+    }
+    __syncthreads();
+
+    bf16* tile = shared_memory<bf16>();
+    const float factor = scale ? scale[blockIdx.y] : 1;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                const int r = warp_row + 16 * i + 8 * half + lane / 4, n = warp_column + 8 * j + lane % 4 * 2;
+                float low = alpha * sum[i][j][2 * half], high = alpha * sum[i][j][2 * half + 1];
+                if (beta != 0 && row + r < M && column + n < M) {
+                    float c_low, c_high;
+                    unpack_bf16(c_low, c_high, *reinterpret_cast<const uint32_t*>(c + matrix + int64_t{row + r} * M + column + n));
+                    low += beta * c_low;
+                    high += beta * c_high;
+                }
+                *reinterpret_cast<uint32_t*>(tile + tile_at(r, n)) = pack_bf16(factor * low, factor * high);
+            }
+    __syncthreads();
+
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < TILE * TILE / 8; i += TILE_THREADS) {
+        const int r = i / (TILE / 8), n = i % (TILE / 8) * 8;
+        if (row + r < M && column + n < M) store_packed(out + matrix + int64_t{row + r} * M + column + n, load_packed(tile + tile_at(r, n)));
+    }
+    if (tile_row == tile_column) return;
+    // Lane 8 i + j gives ldmatrix row j of matrix i; taken from these rows, each lane gets a column of eight.
+    const int gathered = lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;
+#pragma unroll 4
+    for (int i = warp; i < TILE / 32 * TILE / 8; i += TILE_THREADS / WARP) {
+        uint32_t r[4];
+        const int from = i % (TILE / 32) * 32, n = i / (TILE / 32) * 8;
+        ldmatrix_x4_trans(r, tile + tile_at(from + gathered, n));
+        const int to_row = column + n + lane / 4, to_column = row + from + lane % 4 * 8;
+        if (to_row < M && to_column < M) store_packed(out + matrix + int64_t{to_row} * M + to_column, {r[0], r[1], r[2], r[3]});
+    }
+}
+
+static void multiply_lower(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t M, int64_t K, bool transposed, float alpha,
+                           float beta, int64_t batch, Stream stream) {
+    static_assert(sizeof(SymmetricShared<true>) >= sizeof(bf16) * (TILE * (TILE + 8) + TILE / 8 * 16));
+    const int64_t tiles = ceil_div(M, TILE);
+    const Grid grid{dim3(static_cast<unsigned>(tiles * (tiles + 1) / 2), static_cast<unsigned>(batch)), dim3(TILE_THREADS), sizeof(SymmetricShared<true>)};
+    launch("matmul_symmetric", transposed ? matmul_symmetric_kernel<true> : matmul_symmetric_kernel<false>, grid, stream, out, x, c, scale,
+           static_cast<int>(M), static_cast<int>(K), alpha, beta);
+}
+#endif
+
+/// out[i] *= scale[i] for `batch` matrices of n elements.
+static constexpr int SCALE_THREADS = 256;
+static __global__ void matmul_scale_kernel(floatX* out, const float* scale, int64_t n) {
+    const int64_t i = int64_t{blockIdx.x} * SCALE_THREADS + threadIdx.x;
+    if (i < n) out[blockIdx.y * n + i] = to_floatX(scale[blockIdx.y] * to_float(out[blockIdx.y * n + i]));
+}
+
+void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t M, int64_t K, bool transposed, float alpha,
+                      float beta, int64_t batch, Stream stream) {
+    require_products("matmul_symmetric", M, M, K, batch, c, beta);
+    require(batch <= 65535 && M <= INT32_MAX / 2 && K <= INT32_MAX / 2, "matmul_symmetric: too large: M ", M, ", K ", K, ", batch ", batch);
+#ifndef PRECISION_FP32
+    if (M % 8 == 0 && (transposed || K % 8 == 0)) {   // lines of whole 16-byte chunks
+        require_aligned("matmul_symmetric", out, x, c);
+        return multiply_lower(out, x, c, scale, M, K, transposed, alpha, beta, batch, stream);
+    }
+#endif
+    run("matmul_symmetric", out, x, x, c, {.M = M, .N = M, .K = K, .transpose_a = transposed, .transpose_b = !transposed, .batch = batch}, alpha, beta, stream);
+    if (scale)
+        launch("matmul_symmetric", matmul_scale_kernel,
+               {dim3(static_cast<unsigned>(ceil_div(M * M, SCALE_THREADS)), static_cast<unsigned>(batch)), dim3(SCALE_THREADS)}, stream, out, scale, M * M);
 }
 
 // Device memory of numbers between -1 and 1: on zeros the tensor cores run faster than on real data.

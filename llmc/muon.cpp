@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include "llmc/device.h"
 #include "llmc/error.h"
 #include "llmc/matmul.h"
 #include "llmc/profile.h"
@@ -91,11 +90,9 @@ static void orthogonalize(Workspace& w, int rows, int cols, const Step* steps, i
     const int64_t m = std::min(rows, cols);
     for (int i = 0; i < count; i++) {
         const Step& step = steps[i];
-        matmul(w.gram, w.x, w.x, m, m, tall ? rows : cols, tall, !tall, 1, 0, 1, nullptr);
-        copy_on_device(w.polynomial, w.gram, m * m * sizeof(floatX), nullptr);
-        matmul(w.polynomial, w.gram, w.gram, m, m, m, false, false, step.c, step.b, 1, nullptr);
-        copy_on_device(w.next, w.x, static_cast<size_t>(rows) * cols * sizeof(floatX), nullptr);
-        matmul(w.next, tall ? w.x : w.polynomial, tall ? w.polynomial : w.x, rows, cols, m, false, false, 1, step.a, 1, nullptr);
+        matmul_symmetric(w.gram, w.x, nullptr, nullptr, m, tall ? rows : cols, tall, 1, 0, 1, nullptr);
+        matmul_symmetric(w.polynomial, w.gram, w.gram, nullptr, m, m, false, step.c, step.b, 1, nullptr);
+        matmul(w.next, tall ? w.x : w.polynomial, tall ? w.polynomial : w.x, w.x, rows, cols, m, false, false, 1, step.a, 1, nullptr);
         std::swap(w.x, w.next);
     }
 }

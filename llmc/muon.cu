@@ -1,10 +1,12 @@
-// Muon on CUDA: all matrices of a shape at once. One pass before the products (momentum; then the division by its norm), one after
-// them (the update), both bound by memory; five times three batched products between, bound by operations.
+// Muon on CUDA: all matrices of a shape at once. One pass before the products (momentum), one after them (the update), both bound by
+// memory; five times three batched products between, bound by operations.
+//
+// The matrix is never divided by its norm: the iteration is linear in x but for s, so x stays as long as it was, s alone is scaled
+// (by scale^2, in the product that makes it), and the update multiplies by scale = 1 / (|x| * safety + eps) at the end.
 #include "llmc/muon.h"
 #include <algorithm>
 #include <cmath>
 #include "llmc/cuda_common.h"
-#include "llmc/device.h"
 #include "llmc/matmul.h"
 
 // A step of the iteration: the singular values of x go through a s + b s^3 + c s^5, which drives them to 1.
@@ -21,11 +23,20 @@ static constexpr MuonStep POLAR_EXPRESS[] = {{8.156554524902461f, -22.4832929255
                                              {3.285753657755655f, -2.3681294933425376f, 0.46449024233003106f},
                                              {2.3465413258596377f, -1.7097828382687081f, 0.42323551169305323f}};
 
-/// Matrices of one kernel launch: as many as fit in the 4 KB of a kernel's arguments.
+/// Matrices that go together, and their elements: as many as fill any device for several rounds of blocks. More would be no faster and
+/// take more scratch, up to 8 bytes an element.
 static constexpr int MAX_MATRICES = 96;
+static constexpr int64_t MAX_ELEMENTS = int64_t{64} << 20;
+
 struct MuonMatrices {
     MuonTensor tensor[MAX_MATRICES];
 };
+
+/// How many matrices go together: equal shares of `count`.
+static int group_size(int count, int rows, int cols) {
+    const int64_t most = std::clamp<int64_t>(MAX_ELEMENTS / (int64_t{rows} * cols), 1, MAX_MATRICES);
+    return static_cast<int>(ceil_div(int64_t{count}, ceil_div(int64_t{count}, most)));
+}
 
 static constexpr int THREADS = 256, PARTS = 128;   // sums of squares that a matrix's norm is made of
 
@@ -59,20 +70,16 @@ muon_momentum_kernel(floatX* x, float* squares, const __grid_constant__ MuonMatr
     if (threadIdx.x == 0) squares[blockIdx.y * PARTS + blockIdx.x] = sum;
 }
 
-/// x = x / (its norm * safety + eps), the norm from PARTS sums of squares.
-template <int WIDTH>
-__global__ void __launch_bounds__(THREADS) muon_scale_kernel(floatX* x, const float* squares, int64_t n, float safety, float eps) {
+/// scales = 1 / (norm * safety + eps) of each matrix, then their squares; the norm from PARTS sums of squares. A warp takes a matrix.
+__global__ void muon_scale_kernel(float* scales, const float* squares, float safety, float eps) {
     double total = 0;
-    for (int i = lane_of_thread(); i < PARTS; i += WARP) total += squares[blockIdx.y * PARTS + i];
+    for (int i = lane_of_thread(); i < PARTS; i += WARP) total += squares[blockIdx.x * PARTS + i];
 #pragma unroll
     for (int distance = WARP / 2; distance > 0; distance /= 2) total += __shfl_xor_sync(ALL_LANES, total, distance);
-    const float scale = static_cast<float>(1 / (sqrt(total) * safety + eps));
-    const int64_t i = (int64_t{blockIdx.x} * THREADS + threadIdx.x) * WIDTH;
-    if (i >= n) return;
-    float v[WIDTH];
-    load(v, x + blockIdx.y * n + i);
-    for (float& element : v) element *= scale;
-    store(x + blockIdx.y * n + i, v);
+    if (lane_of_thread() > 0) return;
+    const double scale = 1 / (sqrt(total) * safety + eps);
+    scales[blockIdx.x] = static_cast<float>(scale);
+    scales[gridDim.x + blockIdx.x] = static_cast<float>(scale * scale);
 }
 
 // --------------------------------------------------------------------------------------------------------- after the products
@@ -83,11 +90,12 @@ __device__ inline void store_weights(const MuonTensor& t, int64_t i, const float
     if (t.weight) store(t.weight + i, w);
 }
 
-/// w -= lr x, lr = hyper's * scale
+/// w -= lr x, lr = hyper's * shape_scale * scales[matrix]
 template <int WIDTH>
 __global__ void __launch_bounds__(THREADS)
-muon_speedrun_kernel(const floatX* x, const __grid_constant__ MuonMatrices matrices, const MuonHyper* hyper, int64_t n, float scale) {
-    const float lr = hyper->lr * scale;
+muon_speedrun_kernel(const floatX* x, const float* scales, const __grid_constant__ MuonMatrices matrices, const MuonHyper* hyper, int64_t n,
+                     float shape_scale) {
+    const float lr = hyper->lr * shape_scale * scales[blockIdx.y];
     const MuonTensor& t = matrices.tensor[blockIdx.y];
     const int64_t i = (int64_t{blockIdx.x} * THREADS + threadIdx.x) * WIDTH;
     if (i >= n) return;
@@ -137,33 +145,35 @@ __global__ void __launch_bounds__(THREADS) muon_column_squares_kernel(float* sum
 static constexpr int MOMENT_THREADS = 1024;
 
 /// NorMuon: each row (column of a wide matrix) is divided by the root of its second moment, and the whole keeps its norm.
-/// sums (matrices, lines): the squares of each line on entry, its factor on return. A block takes a matrix.
+/// sums (matrices, lines): the squares of each line of x on entry, the factor of x's line on return. A block takes a matrix.
 __global__ void __launch_bounds__(MOMENT_THREADS)
-muon_second_moment_kernel(float* sums, const __grid_constant__ MuonMatrices matrices, const MuonHyper* hyper, int lines, int length) {
-    const float beta2 = hyper->beta2;
+muon_second_moment_kernel(float* sums, const float* scales, const __grid_constant__ MuonMatrices matrices, const MuonHyper* hyper, int lines,
+                          int length) {
+    const float beta2 = hyper->beta2, scale = scales[blockIdx.x], scale_squared = scales[gridDim.x + blockIdx.x];
     float* scratch = shared_memory<float>();
     float *second = matrices.tensor[blockIdx.x].second, *mine = sums + int64_t{blockIdx.x} * lines;
     float before = 0, after = 0;
     for (int i = static_cast<int>(threadIdx.x); i < lines; i += MOMENT_THREADS) {
-        const float moment = beta2 * second[i] + (1 - beta2) * (mine[i] / static_cast<float>(length));
+        const float squares = mine[i] * scale_squared;
+        const float moment = beta2 * second[i] + (1 - beta2) * (squares / static_cast<float>(length));
         const float factor = rsqrtf(fmaxf(moment, 1e-10f));
         second[i] = moment;
-        before += mine[i];
-        after += mine[i] * factor * factor;
+        before += squares;
+        after += squares * factor * factor;
         mine[i] = factor;
     }
     before = block_sum(before, scratch);
     after = block_sum(after, scratch);
-    const float keep = sqrtf(before) / fmaxf(sqrtf(after), 1e-10f);
+    const float keep = scale * sqrtf(before) / fmaxf(sqrtf(after), 1e-10f);
     for (int i = static_cast<int>(threadIdx.x); i < lines; i += MOMENT_THREADS) mine[i] *= keep;
 }
 
-/// u = x * factor of its line; w -= lr u + decay w where u and w have one sign: decay only where the update shrinks w too. lr = hyper's * scale.
+/// u = x * factor of its line; w -= lr u + decay w where u and w have one sign: decay only where the update shrinks w too. lr = hyper's * shape_scale.
 template <int WIDTH, bool BY_ROW>
 __global__ void __launch_bounds__(THREADS)
 muon_nanochat_kernel(const floatX* x, const float* factors, const __grid_constant__ MuonMatrices matrices, const MuonHyper* hyper, int64_t n, int rows,
-                     int cols, float scale) {
-    const float lr = hyper->lr * scale, decay = lr * hyper->weight_decay;
+                     int cols, float shape_scale) {
+    const float lr = hyper->lr * shape_scale, decay = lr * hyper->weight_decay;
     const MuonTensor& t = matrices.tensor[blockIdx.y];
     const int64_t i = (int64_t{blockIdx.x} * THREADS + threadIdx.x) * WIDTH;
     if (i >= n) return;
@@ -191,6 +201,7 @@ struct MuonWorkspace {
     floatX *x, *next;           // (count, rows, cols)
     floatX *gram, *polynomial;  // (count, m, m), m = min(rows, cols)
     float* squares;             // (count, PARTS)
+    float* scales;              // (2, count) of each matrix, and their squares
     float* lines;               // (count, max(rows, cols))
 };
 
@@ -208,6 +219,7 @@ static size_t cut(int count, int rows, int cols, void* scratch, MuonWorkspace* w
     w->gram = static_cast<floatX*>(take(count * m * m * sizeof(floatX)));
     w->polynomial = static_cast<floatX*>(take(count * m * m * sizeof(floatX)));
     w->squares = static_cast<float*>(take(static_cast<size_t>(count) * PARTS * sizeof(float)));
+    w->scales = static_cast<float*>(take(2 * static_cast<size_t>(count) * sizeof(float)));
     w->lines = static_cast<float*>(take(static_cast<size_t>(count) * std::max(rows, cols) * sizeof(float)));
     return size;
 }
@@ -221,7 +233,7 @@ static void require_dims(const char* op, int count, int rows, int cols) {
 size_t muon_scratch(int count, int rows, int cols) {
     require_dims("muon_scratch", count, rows, cols);
     MuonWorkspace w;
-    return cut(std::min(count, MAX_MATRICES), rows, cols, nullptr, &w);
+    return cut(group_size(count, rows, cols), rows, cols, nullptr, &w);
 }
 
 // x = a x + (b s + c s s) x with s = x x^T; for a tall x the same from the other side, with s = x^T x.
@@ -230,11 +242,9 @@ static void orthogonalize(MuonWorkspace& w, int count, int rows, int cols, const
     const int64_t m = std::min(rows, cols);
     for (int i = 0; i < 5; i++) {
         const MuonStep& step = steps[i];
-        matmul(w.gram, w.x, w.x, m, m, tall ? rows : cols, tall, !tall, 1, 0, count, stream);
-        copy_on_device(w.polynomial, w.gram, count * m * m * sizeof(floatX), stream);
-        matmul(w.polynomial, w.gram, w.gram, m, m, m, false, false, step.c, step.b, count, stream);
-        copy_on_device(w.next, w.x, static_cast<size_t>(count) * rows * cols * sizeof(floatX), stream);
-        matmul(w.next, tall ? w.x : w.polynomial, tall ? w.polynomial : w.x, rows, cols, m, false, false, 1, step.a, count, stream);
+        matmul_symmetric(w.gram, w.x, nullptr, w.scales + count, m, tall ? rows : cols, tall, 1, 0, count, stream);
+        matmul_symmetric(w.polynomial, w.gram, w.gram, nullptr, m, m, false, step.c, step.b, count, stream);
+        matmul(w.next, tall ? w.x : w.polynomial, tall ? w.polynomial : w.x, w.x, rows, cols, m, false, false, 1, step.a, count, stream);
         std::swap(w.x, w.next);
     }
 }
@@ -254,10 +264,12 @@ static void update(const MuonMatrices& matrices, void* scratch, const MuonHyper*
 
     const Grid pieces{dim3(PARTS, static_cast<unsigned>(count)), dim3(THREADS), WARP * sizeof(float)}, vectors = grid_for(n, WIDTH, count);
     launch(op, muon_momentum_kernel<WIDTH>, pieces, stream, w.x, w.squares, matrices, hyper, n, piece, !speedrun);
-    launch(op, muon_scale_kernel<WIDTH>, vectors, stream, w.x, w.squares, n, speedrun ? 1.0f : 1.02f, speedrun ? 1e-7f : 1e-6f);
+    launch(op, muon_scale_kernel, {dim3(static_cast<unsigned>(count)), dim3(WARP)}, stream, w.scales, w.squares, speedrun ? 1.0f : 1.02f,
+           speedrun ? 1e-7f : 1e-6f);
     orthogonalize(w, count, rows, cols, speedrun ? NEWTON_SCHULZ : POLAR_EXPRESS, stream);
     if (speedrun) {
-        launch(op, muon_speedrun_kernel<WIDTH>, vectors, stream, w.x, matrices, hyper, n, std::sqrt(static_cast<float>(std::max(rows, cols))));
+        launch(op, muon_speedrun_kernel<WIDTH>, vectors, stream, w.x, w.scales, matrices, hyper, n,
+               std::sqrt(static_cast<float>(std::max(rows, cols))));
         return;
     }
 
@@ -268,17 +280,18 @@ static void update(const MuonMatrices& matrices, void* scratch, const MuonHyper*
         launch(op, muon_column_squares_kernel,
                {dim3(static_cast<unsigned>(ceil_div(cols, WARP)), static_cast<unsigned>(count)), dim3(THREADS), THREADS * sizeof(float)}, stream, w.lines,
                w.x, rows, cols);
-    launch(op, muon_second_moment_kernel, {dim3(static_cast<unsigned>(count)), dim3(MOMENT_THREADS), WARP * sizeof(float)}, stream, w.lines, matrices,
-           hyper, by_row ? rows : cols, by_row ? cols : rows);
+    launch(op, muon_second_moment_kernel, {dim3(static_cast<unsigned>(count)), dim3(MOMENT_THREADS), WARP * sizeof(float)}, stream, w.lines, w.scales,
+           matrices, hyper, by_row ? rows : cols, by_row ? cols : rows);
     launch(op, by_row ? muon_nanochat_kernel<WIDTH, true> : muon_nanochat_kernel<WIDTH, false>, vectors, stream, w.x, w.lines, matrices, hyper, n, rows,
            cols, std::sqrt(std::max(1.0f, static_cast<float>(rows) / static_cast<float>(cols))));
 }
 
 void muon_update(const MuonTensor* tensors, void* scratch, const MuonHyper* hyper, int count, int rows, int cols, MuonKind kind, Stream stream) {
     require_dims("muon_update", count, rows, cols);
-    for (int begin = 0; begin < count; begin += MAX_MATRICES) {
-        MuonMatrices matrices{};
-        const int these = std::min(MAX_MATRICES, count - begin);
+    const int group = group_size(count, rows, cols);
+    for (int begin = 0; begin < count; begin += group) {
+        MuonMatrices matrices;
+        const int these = std::min(group, count - begin);
         for (int i = 0; i < these; i++) {
             const MuonTensor& t = matrices.tensor[i] = tensors[begin + i];
             require(kind == MuonKind::speedrun || t.second, "muon_update: nanochat needs a second moment, and tensor ", begin + i, " has none");

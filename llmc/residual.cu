@@ -225,6 +225,7 @@ __global__ void __launch_bounds__(SUM_THREADS) add_row_sums_kernel(float* dresid
     const float* mine = row_sums + blockIdx.x * N;
     double* sums = shared_memory<double>();
     double sum = 0;
+#pragma unroll 16
     for (int64_t n = threadIdx.x; n < N; n += SUM_THREADS) sum += mine[n];
     sums[threadIdx.x] = sum;
     for (unsigned half = SUM_THREADS / 2; half > 0; half /= 2) {
