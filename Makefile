@@ -12,8 +12,11 @@ CXX ?= g++
 GCC12 := -Wno-uninitialized -Wno-maybe-uninitialized
 CXXFLAGS := -std=c++20 -O3 -march=native -fopenmp -fno-math-errno -Wall -Wextra -Wshadow $(GCC12) -MMD -MP -iquote . \
             $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32) $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY))
-LDLIBS := -ldnnl -lpcre2-8 -pthread
-export THIRD_PARTY
+# Without PCRE2 the tokenizer's encoder is left out.
+PCRE2 ?= $(if $(shell echo 'int main(){return pcre2_jit_compile_8(0,0);}' | $(CXX) -include pcre2.h -DPCRE2_CODE_UNIT_WIDTH=8 \
+           $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY)) -x c++ - -lpcre2-8 -o /dev/null 2>/dev/null && echo yes),yes,no)
+LDLIBS := -ldnnl $(if $(filter yes,$(PCRE2)),-lpcre2-8) -pthread
+export THIRD_PARTY PCRE2
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
 PROGRAMS := train_gpt grow stack convert data/tokenize
@@ -77,7 +80,7 @@ $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/report $(BUILD)/tests: $(BUILD)
 all: $(BUILD)/report
 
 tests_bf16 tests_fp32: tests_%:
-	@$(MAKE) --no-print-directory PRECISION=$* build/cpu-$*/tests
+	@$(MAKE) --no-print-directory PRECISION=$* build/cpu-$*/tests $(if $(filter fp32,$*),build/cpu-fp32/tests_without_pcre2)
 
 # The CUDA files, unmodified, compiled by g++ for the emulator, under AddressSanitizer and UBSan. The op suite, and the whole model.
 EMULATED := $(patsubst llmc/%.cu,%,$(wildcard llmc/*.cu))
@@ -115,5 +118,19 @@ $(BUILD)/llmc/build.o: CXXFLAGS += -DDEEPEN_COMMIT='"$(COMMIT)"'
 $(BUILD)/llmc/build.o: build/commit
 build/commit: FORCE
 	@mkdir -p build && echo '$(COMMIT)' | cmp -s - $@ || echo '$(COMMIT)' > $@
+
+# Compiled anew when PCRE2 has come or gone.
+$(BUILD)/llmc/split.o: $(BUILD)/pcre2-$(PCRE2)
+ifneq ($(PCRE2),yes)
+$(BUILD)/llmc/split.o: CXXFLAGS += -DNO_PCRE2
+endif
+$(BUILD)/pcre2-$(PCRE2):
+	@mkdir -p $(@D) && rm -f $(@D)/pcre2-* && touch $@
+# What a build without PCRE2 does: the tests once more, with the splitter of such a build.
+$(BUILD)/without_pcre2.o: llmc/split.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) -DNO_PCRE2 -c -o $@ $<
+$(BUILD)/tests_without_pcre2: $(TESTS) $(BUILD)/without_pcre2.o $(BUILD)/llmc.a
+	$(CXX) $(CXXFLAGS) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
 
 -include $(shell find $(BUILD) $(EMULATOR) -name '*.d' 2>/dev/null)

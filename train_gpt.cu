@@ -1006,6 +1006,7 @@ int Run::main() {
     const bool samples = s.sample_every > 0;
     require(!samples || tokenizer,
             "samples need a tokenizer: none lies beside the shards or in the checkpoint; give --tokenizer, or --sample-every 0");
+    if (samples) tokenizer->encode(s.sample);   // a build without the encoder refuses it now, not in the middle of the run
     prepare_folder(s);
     print_start();
 

@@ -5,10 +5,28 @@
 #include <new>
 #include <string>
 
+#ifndef NO_PCRE2
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
+#endif
 
 #include "llmc/error.h"
+
+#ifdef NO_PCRE2
+
+bool can_split() { return false; }
+
+struct Splitter::Pattern {};
+
+Splitter::Splitter(SplitKind) {}
+
+void Splitter::split(std::string_view, const std::function<void(std::string_view)>&) {
+    fail("split: this program was built without PCRE2, which encoding text needs; install libpcre2-dev (dev/setup.sh does) and make again");
+}
+
+#else
+
+bool can_split() { return true; }
 
 // Unicode's White_Space. PCRE2's \s has U+180E besides, which left that property in 2013.
 #define SPACE "\\t-\\r\\x{85}\\p{Z}"
@@ -70,9 +88,6 @@ struct Splitter::Pattern {
 };
 
 Splitter::Splitter(SplitKind kind) : pattern_(std::make_unique<Pattern>(kind)) {}
-Splitter::Splitter(Splitter&&) noexcept = default;
-Splitter& Splitter::operator=(Splitter&&) noexcept = default;
-Splitter::~Splitter() = default;
 
 /// Bytes of the UTF-8 character that `text` begins with, 0 when it begins with none (RFC 3629).
 static size_t character_bytes(std::string_view text) {
@@ -112,6 +127,12 @@ void Splitter::split(std::string_view text, const std::function<void(std::string
         take(text.substr(begin, match[1] - begin));
     }
 }
+
+#endif
+
+Splitter::Splitter(Splitter&&) noexcept = default;
+Splitter& Splitter::operator=(Splitter&&) noexcept = default;
+Splitter::~Splitter() = default;
 
 size_t last_border(std::string_view text) {
     auto word = [](unsigned char c) { return (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z'); };

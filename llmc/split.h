@@ -9,6 +9,9 @@
 /// gpt2:     the pattern of GPT-2 (Radford et al. 2019).
 enum class SplitKind { nanochat, gpt2 };
 
+/// False in a build without PCRE2 (make PCRE2=no, or where it was not found): everything but split() works there.
+bool can_split();
+
 /// Splits with a compiled pattern. The pieces, one after another, are the text: every byte is in exactly one.
 /// A byte that is not part of a UTF-8 character is split as a sign would be, neither letter nor number nor white space:
 /// the pieces are those that Python's decode("utf-8", "surrogateescape") gives, so that any bytes can be encoded.
@@ -21,6 +24,7 @@ public:
     ~Splitter();
 
     /// Calls take(piece) for each piece of the text, in order; the pieces lie in `text`. Not for two threads at once.
+    /// Throws std::invalid_argument unless can_split().
     void split(std::string_view text, const std::function<void(std::string_view)>& take);
 
 private:

@@ -44,6 +44,8 @@ static Names documents_in(const std::string& path) {
 static bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 static bool one_line(const std::string& text) { return std::count(text.begin(), text.end(), '\n') == 1; }
 
+TEST_SUITE_BEGIN("encoder" * doctest::skip(!can_split()));
+
 TEST_CASE("tokenize: every file is a document, in the order of the paths, begun by bos") {
     TempDir dir;
     fs::create_directories(dir / "in/b/c");
@@ -263,3 +265,5 @@ TEST_CASE("data/default_corpus.sh: the headers of this machine") {
     CHECK(read_shard_header(dir / "corpus/train_000000.bin") > 5 * read_shard_header(dir / "corpus/val_000000.bin"));
     CHECK(run("data/default_corpus.sh " + dir / "corpus").code == 2);
 }
+
+TEST_SUITE_END();

@@ -25,6 +25,13 @@ static std::string from_hex(const std::string& hex) {
 static Tokenizer train_on(const std::string& text, int vocab_size) { return Tokenizer::train({&text, 1}, vocab_size); }
 static Tokenizer golden_tokenizer() { return train_on(from_hex(golden()["text"]), 357); }
 
+/// What its file must be.
+static std::string golden_file() {
+    std::string file = "deepen tokenizer 1\nsplit nanochat\nmerges 100\n";
+    for (const auto& merge : golden()["merges"]) file += merge[0].dump() + " " + merge[1].dump() + "\n";
+    return file + "bos <|bos|>\n";
+}
+
 /// The text of the error that reading these bytes as a tokenizer throws; empty when it throws none.
 static std::string refusal(const std::string& file) {
     try {
@@ -36,6 +43,88 @@ static std::string refusal(const std::string& file) {
 }
 
 static bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+TEST_CASE("tokenizer: bytes of tokens") {
+    Tokenizer tokenizer = Tokenizer::parse("deepen tokenizer 1\nsplit nanochat\nmerges 1\n97 98\nbos <|bos|>\n", "a.txt");
+    CHECK(tokenizer.token_bytes('a') == 1);
+    CHECK(tokenizer.token_bytes(256) == 2);
+    CHECK(tokenizer.token_bytes(257) == 0);
+    CHECK(tokenizer.decode(Ids{257, 256, 0, 257, 'x'}) == std::string("ab\0x", 4));
+    CHECK_THROWS_WITH_AS(tokenizer.decode(Ids{258}), "token 258 is not in the vocabulary of 258", std::invalid_argument);
+    CHECK_THROWS_AS(tokenizer.token_bytes(-1), std::invalid_argument);
+}
+
+TEST_CASE("tokenizer: a file gives the same tokenizer back") {
+    TempDir dir;
+    std::string path = tokenizer_beside(dir / "train_000000.bin");
+    CHECK(path == dir / "tokenizer.txt");
+    for (bool own : {true, false}) {
+        Tokenizer tokenizer = own ? Tokenizer::parse(golden_file(), "a.txt") : Tokenizer::load(GPT2);
+        tokenizer.save(path);
+        CHECK(read_file(path) == tokenizer.serialize());
+        Tokenizer loaded = Tokenizer::load(path);
+        CHECK(loaded.serialize() == tokenizer.serialize());
+        CHECK(loaded.bos() == tokenizer.bos());
+        for (int token = 0; token < tokenizer.vocab_size(); token++) {
+            Ids id{static_cast<uint16_t>(token)};
+            CHECK(loaded.decode(id) == tokenizer.decode(id));
+        }
+        CHECK_THROWS_AS(tokenizer.save(dir / "none/tokenizer.txt"), std::invalid_argument);
+    }
+}
+
+TEST_CASE("tokenizer: whatever is wrong in a file is named with its line") {
+    std::string good = "deepen tokenizer 1\nsplit nanochat\nmerges 2\n97 98\n256 99\nbos <|bos|>\n";
+    CHECK(refusal(good) == "");
+    auto with = [&](const std::string& from, const std::string& to) { return std::string(good).replace(good.find(from), from.size(), to); };
+    CHECK(contains(refusal(""), "'a.txt' is not a tokenizer"));
+    CHECK(contains(refusal(with("tokenizer 1", "tokenizer 2")), "its first line is neither"));
+    CHECK(refusal(with("nanochat", "gpt4")) == "tokenizer 'a.txt', line 2: expected 'split nanochat' or 'split gpt2', found 'split gpt4'");
+    for (std::string count : {"-1", "65280", "2x", "", "02", "99999999999999999999"})
+        CHECK(contains(refusal(with("merges 2", "merges " + count)), "line 3: expected 'merges N', N from 0 to 65279"));
+    for (std::string pair : {"256 98", "97 256", "-1 98", "97", "97 ", " 98", "97  98", "97 98 99", "97 98\r", "a b", "097 98", ""})
+        CHECK_MESSAGE(contains(refusal(with("97 98", pair)), "line 4: expected 'LEFT RIGHT', the tokens that make token 256"), pair);
+    CHECK(contains(refusal(with("256 99", "97 98")), "line 5: expected a pair that is not merged before, found '97 98'"));
+    CHECK(contains(refusal(with("merges 2", "merges 1")), "line 5: expected 'bos <|bos|>', found '256 99'"));
+    CHECK(contains(refusal(with("merges 2", "merges 3")), "line 6"));
+    CHECK(contains(refusal(with("<|bos|>", "<|eos|>")), "line 6: expected 'bos <|bos|>', found 'bos <|eos|>'"));
+    CHECK(refusal(good + "\n") == "tokenizer 'a.txt' goes on after its last line, 6");
+
+    std::string doubling = "deepen tokenizer 1\nsplit nanochat\nmerges 11\n97 97\n";
+    for (int i = 256; i < 266; i++) doubling += std::to_string(i) + " " + std::to_string(i) + "\n";
+    CHECK(contains(refusal(doubling + "bos <|bos|>\n"), "line 14: expected a token of at most 1024 bytes"));
+}
+
+TEST_CASE("tokenizer: a file that is cut short anywhere, or has a flipped bit, is refused or another tokenizer's") {
+    std::string good = golden_file();
+    for (size_t size = 0; size < good.size(); size++) CHECK(refusal(good.substr(0, size)) != "");
+    for (size_t bit = 0; bit < good.size() * 8; bit++) {
+        std::string flipped = good;
+        flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << bit % 8));
+        if (refusal(flipped) == "") CHECK(Tokenizer::parse(flipped, "a.txt").serialize() == flipped);
+    }
+}
+
+TEST_CASE("tokenizer: GPT-2's file is checked too") {
+    std::string good = read_file(GPT2);
+    CHECK(refusal(good) == "");
+    CHECK(contains(refusal(good.substr(0, good.size() - 1)), "cut short: it ends in line 50001"));
+    CHECK(contains(refusal(good.substr(0, 200)), "cut short: it ends in line"));
+    CHECK(contains(refusal(good + "a b\n"), "goes on after its last line, 50001"));
+    CHECK(contains(refusal("#version: 0.2\nh e\nh e\n"), "line 3: expected a token that is not there yet, found 'h e'"));
+    for (std::string line : {"h", "", "h  e", "h e x", "hh e", "h e\r", "\x01 e"})
+        CHECK_MESSAGE(contains(refusal("#version: 0.2\n" + line + "\n"), "line 2: expected two tokens of the lines before"), line);
+}
+
+TEST_CASE("tokenizer: what is no tokenizer's file") {
+    TempDir dir;
+    write_file(dir / "big", std::string(5'000'000, 'x'));
+    CHECK_THROWS_AS(Tokenizer::load(dir / "big"), std::invalid_argument);
+    CHECK_THROWS_AS(Tokenizer::load(dir / "none"), std::invalid_argument);
+    CHECK_THROWS_AS(Tokenizer::load(dir.path), std::invalid_argument);
+}
+
+TEST_SUITE_BEGIN("encoder" * doctest::skip(!can_split()));
 
 TEST_CASE("tokenizer: GPT-2's ids") {
     Tokenizer gpt2 = Tokenizer::load(GPT2);
@@ -55,12 +144,12 @@ TEST_CASE("tokenizer: learned merges, and their ids") {
     Tokenizer tokenizer = golden_tokenizer();
     CHECK(tokenizer.vocab_size() == 357);
     CHECK(tokenizer.bos() == 356);
-    std::string file = "deepen tokenizer 1\nsplit nanochat\nmerges 100\n";
-    for (const auto& merge : golden()["merges"]) file += merge[0].dump() + " " + merge[1].dump() + "\n";
-    CHECK(tokenizer.serialize() == file + "bos <|bos|>\n");
+    CHECK(tokenizer.serialize() == golden_file());
+    Tokenizer from_file = Tokenizer::parse(golden_file(), "a.txt");
     for (const auto& test : golden()["cases"]) {
         std::string text = from_hex(test["bytes"]);
         CHECK(tokenizer.encode(text) == test["trained"].get<Ids>());
+        CHECK(from_file.encode(text) == test["trained"].get<Ids>());
         CHECK(tokenizer.decode(tokenizer.encode(text)) == text);
     }
 }
@@ -79,20 +168,10 @@ TEST_CASE("tokenizer: any bytes come back, and never through bos") {
         }
 }
 
-TEST_CASE("tokenizer: bytes of tokens") {
-    Tokenizer tokenizer = train_on("abab", 258);
-    CHECK(tokenizer.serialize() == "deepen tokenizer 1\nsplit nanochat\nmerges 1\n97 98\nbos <|bos|>\n");
-    CHECK(tokenizer.token_bytes('a') == 1);
-    CHECK(tokenizer.token_bytes(256) == 2);
-    CHECK(tokenizer.token_bytes(257) == 0);
-    CHECK(tokenizer.decode(Ids{257, 256, 0, 257, 'x'}) == std::string("ab\0x", 4));
-    CHECK_THROWS_WITH_AS(tokenizer.decode(Ids{258}), "token 258 is not in the vocabulary of 258", std::invalid_argument);
-    CHECK_THROWS_AS(tokenizer.token_bytes(-1), std::invalid_argument);
-}
-
 TEST_CASE("tokenizer: documents are split apart, in any number") {
     std::vector<std::string> apart{"ab", "ab", "cd"};
     CHECK(contains(Tokenizer::train(apart, 259).serialize(), "\n97 98\n99 100\n"));
+    CHECK(train_on("abab", 258).serialize() == "deepen tokenizer 1\nsplit nanochat\nmerges 1\n97 98\nbos <|bos|>\n");
     CHECK_THROWS_WITH_AS(Tokenizer::train(apart, 260),
                          "the text has pairs for a vocabulary of 259, not of 260; ask for a smaller one or give more text",
                          std::invalid_argument);
@@ -140,69 +219,4 @@ TEST_CASE("tokenizer: a million bytes without a space") {
         CHECK(gpt2.decode(gpt2.encode(word)) == word);
 }
 
-TEST_CASE("tokenizer: a file gives the same tokenizer back") {
-    TempDir dir;
-    std::string path = tokenizer_beside(dir / "train_000000.bin");
-    CHECK(path == dir / "tokenizer.txt");
-    for (bool own : {true, false}) {
-        Tokenizer tokenizer = own ? golden_tokenizer() : Tokenizer::load(GPT2);
-        tokenizer.save(path);
-        CHECK(read_file(path) == tokenizer.serialize());
-        Tokenizer loaded = Tokenizer::load(path);
-        CHECK(loaded.serialize() == tokenizer.serialize());
-        CHECK(loaded.bos() == tokenizer.bos());
-        CHECK(loaded.encode("Speak, speak. \U0001F600\n") == tokenizer.encode("Speak, speak. \U0001F600\n"));
-    }
-    CHECK_THROWS_AS(train_on("abab", 258).save(dir / "none/tokenizer.txt"), std::invalid_argument);
-}
-
-TEST_CASE("tokenizer: whatever is wrong in a file is named with its line") {
-    std::string good = "deepen tokenizer 1\nsplit nanochat\nmerges 2\n97 98\n256 99\nbos <|bos|>\n";
-    CHECK(refusal(good) == "");
-    auto with = [&](const std::string& from, const std::string& to) { return std::string(good).replace(good.find(from), from.size(), to); };
-    CHECK(contains(refusal(""), "'a.txt' is not a tokenizer"));
-    CHECK(contains(refusal(with("tokenizer 1", "tokenizer 2")), "its first line is neither"));
-    CHECK(refusal(with("nanochat", "gpt4")) == "tokenizer 'a.txt', line 2: expected 'split nanochat' or 'split gpt2', found 'split gpt4'");
-    for (std::string count : {"-1", "65280", "2x", "", "02", "99999999999999999999"})
-        CHECK(contains(refusal(with("merges 2", "merges " + count)), "line 3: expected 'merges N', N from 0 to 65279"));
-    for (std::string pair : {"256 98", "97 256", "-1 98", "97", "97 ", " 98", "97  98", "97 98 99", "97 98\r", "a b", "097 98", ""})
-        CHECK_MESSAGE(contains(refusal(with("97 98", pair)), "line 4: expected 'LEFT RIGHT', the tokens that make token 256"), pair);
-    CHECK(contains(refusal(with("256 99", "97 98")), "line 5: expected a pair that is not merged before, found '97 98'"));
-    CHECK(contains(refusal(with("merges 2", "merges 1")), "line 5: expected 'bos <|bos|>', found '256 99'"));
-    CHECK(contains(refusal(with("merges 2", "merges 3")), "line 6"));
-    CHECK(contains(refusal(with("<|bos|>", "<|eos|>")), "line 6: expected 'bos <|bos|>', found 'bos <|eos|>'"));
-    CHECK(refusal(good + "\n") == "tokenizer 'a.txt' goes on after its last line, 6");
-
-    std::string doubling = "deepen tokenizer 1\nsplit nanochat\nmerges 11\n97 97\n";
-    for (int i = 256; i < 266; i++) doubling += std::to_string(i) + " " + std::to_string(i) + "\n";
-    CHECK(contains(refusal(doubling + "bos <|bos|>\n"), "line 14: expected a token of at most 1024 bytes"));
-}
-
-TEST_CASE("tokenizer: a file that is cut short anywhere, or has a flipped bit, is refused or another tokenizer's") {
-    std::string good = golden_tokenizer().serialize();
-    for (size_t size = 0; size < good.size(); size++) CHECK(refusal(good.substr(0, size)) != "");
-    for (size_t bit = 0; bit < good.size() * 8; bit++) {
-        std::string flipped = good;
-        flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << bit % 8));
-        if (refusal(flipped) == "") CHECK(Tokenizer::parse(flipped, "a.txt").serialize() == flipped);
-    }
-}
-
-TEST_CASE("tokenizer: GPT-2's file is checked too") {
-    std::string good = read_file(GPT2);
-    CHECK(refusal(good) == "");
-    CHECK(contains(refusal(good.substr(0, good.size() - 1)), "cut short: it ends in line 50001"));
-    CHECK(contains(refusal(good.substr(0, 200)), "cut short: it ends in line"));
-    CHECK(contains(refusal(good + "a b\n"), "goes on after its last line, 50001"));
-    CHECK(contains(refusal("#version: 0.2\nh e\nh e\n"), "line 3: expected a token that is not there yet, found 'h e'"));
-    for (std::string line : {"h", "", "h  e", "h e x", "hh e", "h e\r", "\x01 e"})
-        CHECK_MESSAGE(contains(refusal("#version: 0.2\n" + line + "\n"), "line 2: expected two tokens of the lines before"), line);
-}
-
-TEST_CASE("tokenizer: what is no tokenizer's file") {
-    TempDir dir;
-    write_file(dir / "big", std::string(5'000'000, 'x'));
-    CHECK_THROWS_AS(Tokenizer::load(dir / "big"), std::invalid_argument);
-    CHECK_THROWS_AS(Tokenizer::load(dir / "none"), std::invalid_argument);
-    CHECK_THROWS_AS(Tokenizer::load(dir.path), std::invalid_argument);
-}
+TEST_SUITE_END();
