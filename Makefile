@@ -29,7 +29,7 @@ comma := ,
 space := $(empty) $(empty)
 SUITES_OF_PROGRAMS := $(subst $(space),$(comma),$(RUN_PROGRAMS:%=*test/%.cpp))
 
-.PHONY: all run test bench emulator help parts packages tests_bf16 tests_fp32 emulator_bf16 emulator_fp32 clean FORCE
+.PHONY: all run test bench bench-ops gpu-check emulator help parts packages tests_bf16 tests_fp32 emulator_bf16 emulator_fp32 clean FORCE
 
 all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert data/tokenize (PRECISION=bf16|fp32, THIRD_PARTY=dir of headers)
 
@@ -45,12 +45,16 @@ bench: packages  ## speed of the training step, beside the peak of matrix produc
 	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench
 	@$(BUILD)/bench $(BENCH)
 
+bench-ops: packages  ## time of every op of a step, at the shapes of MODEL (speedrun124M) and BATCH (2), beside the ceilings of this machine
+	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench_ops
+	@$(BUILD)/bench_ops $(or $(MODEL),speedrun124M) --batch $(or $(BATCH),2)
+
 emulator: packages  ## build and run the op suite and the golden cases with the CUDA kernels, on the emulator of test/emulator
 	@$(MAKE) --no-print-directory -j2 emulator_bf16 emulator_fp32
 	@dev/run_tests.sh emulator
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 14
 
 clean:  ## remove what was built
 	rm -rf build $(PROGRAMS)
@@ -73,9 +77,10 @@ $(BUILD)/stack: $(BUILD)/stack.o
 $(BUILD)/convert: $(BUILD)/dev/convert.o
 $(BUILD)/data/tokenize: $(BUILD)/data/tokenize.o
 $(BUILD)/bench: $(BUILD)/dev/bench.o
+$(BUILD)/bench_ops: $(BUILD)/dev/bench_ops.o
 $(BUILD)/report: $(BUILD)/dev/report.o
 $(BUILD)/tests: $(TESTS)
-$(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/report $(BUILD)/tests: $(BUILD)/llmc.a
+$(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/report $(BUILD)/tests: $(BUILD)/llmc.a
 	$(CXX) $(CXXFLAGS) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
 all: $(BUILD)/report
 
