@@ -11,7 +11,6 @@
 // studies' accounting, which counts the whole window for every token, stands beside it.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <functional>
@@ -19,7 +18,7 @@
 #include <set>
 #include <string>
 #include <vector>
-#include "dev/bench_models.h"
+#include "dev/bench.h"
 #include "llmc/adamw.h"
 #include "llmc/attention.h"
 #include "llmc/cross_entropy.h"
@@ -37,76 +36,7 @@ static int64_t cache = int64_t{256} << 20;     // several times the last cache o
 static int64_t large_tensor = int64_t{512} << 20;
 static double round_seconds = 0.02;
 
-// ------------------------------------------------------------------------------------------------------- tensors to work on
-
-static void put(float& to, float value) { to = value; }
-static void put(bf16& to, float value) { to = to_bf16(value); }
-
-/// Device tensors of one op's arguments, freed together.
-class Tensors {
-public:
-    Tensors() = default;
-    ~Tensors() {
-        for (void* memory : blocks) device_free(memory);
-    }
-    Tensors(const Tensors&) = delete;
-    Tensors& operator=(const Tensors&) = delete;
-
-    /// n elements of normal noise: products of zeros run faster than training's.
-    template <class T>
-    T* noise(int64_t n, float deviation = 1) {
-        static const std::vector<float> normal = [] {
-            std::mt19937 generator(1);
-            std::normal_distribution<float> draw;
-            std::vector<float> values(1 << 20);
-            for (float& value : values) value = draw(generator);
-            return values;
-        }();
-        std::vector<T> host(static_cast<size_t>(std::min<int64_t>(n, 1 << 20)));
-        for (size_t i = 0; i < host.size(); i++) put(host[i], deviation * normal[i]);
-        return repeat(host, n);
-    }
-    template <class T>
-    T* fill(int64_t n, T value) {
-        return repeat(std::vector<T>(static_cast<size_t>(std::min<int64_t>(n, 1 << 20)), value), n);
-    }
-    template <class T>
-    T* zeros(int64_t n) {
-        void* memory = device_alloc(static_cast<size_t>(n) * sizeof(T));
-        blocks.push_back(memory);
-        total += n * static_cast<int64_t>(sizeof(T));
-        return static_cast<T*>(memory);
-    }
-    template <class T>
-    T* copy_of(const std::vector<T>& host) {
-        return repeat(host, static_cast<int64_t>(host.size()));
-    }
-    int64_t bytes() const { return total; }
-
-private:
-    /// n elements: host's, again and again.
-    template <class T>
-    T* repeat(const std::vector<T>& host, int64_t n) {
-        T* to = zeros<T>(n);
-        int64_t have = static_cast<int64_t>(host.size());
-        copy_to_device(to, host.data(), host.size() * sizeof(T), nullptr);
-        for (; have < n; have *= 2) copy_on_device(to + have, to, static_cast<size_t>(std::min(have, n - have)) * sizeof(T), nullptr);
-        return to;
-    }
-
-    std::vector<void*> blocks;
-    int64_t total = 0;
-};
-
 // ----------------------------------------------------------------------------------------------------------------- the clock
-
-static double seconds_of(int times, const auto& work) {
-    device_wait(nullptr);
-    auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < times; i++) work(i);
-    device_wait(nullptr);
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / times;
-}
 
 /// Seconds of one work(i), i counting up.
 static double median_seconds(const auto& work) {
@@ -115,8 +45,7 @@ static double median_seconds(const auto& work) {
     int times = static_cast<int>(std::clamp(round_seconds / once, 1.0, 500.0));
     std::vector<double> rounds;
     for (int i = 0; i < 5; i++) rounds.push_back(seconds_of(times, work));
-    std::nth_element(rounds.begin(), rounds.begin() + 2, rounds.end());
-    return rounds[2];
+    return median(rounds);
 }
 
 using Run = std::function<void()>;
