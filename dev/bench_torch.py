@@ -2,6 +2,7 @@
 """The two models of dev/results in compiled PyTorch, to stand beside make gpu-check's numbers.
 
     dev/bench_torch.py [attention] [MODEL...]       speed on this machine's GPU (default: all of it; --cpu: on the CPU)
+    dev/bench_torch.py --warm [PART...]             compiles and measures nothing: the next run is quicker
     dev/bench_torch.py --check test/golden/CASE.safetensors...   the same code in fp32 against golden cases: loss, gradients, three steps
 
 The models are written plainly, in the engine's precision: fp32 master weights and gradients, products and activations in bf16,
@@ -318,7 +319,7 @@ class Clock:
 
 
 def bench_attention(clock, device):
-    """Attention alone, at the shapes of both models."""
+    """Attention alone, at the shapes of both models. Without a clock it only compiles."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
     cases = [(64, 1024, 12, 64, 1024), (32, 2048, 6, 128, 2048), (32, 2048, 6, 128, 1024)] if device == "cuda" else [(1, 64, 2, 64, 64)]
@@ -340,6 +341,9 @@ def bench_attention(clock, device):
                             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
                 y = forward()
                 backward = lambda: torch.autograd.grad(y, (q, k, v), dy, retain_graph=True)
+                if not clock:
+                    backward()
+                    continue
                 for which, work, products in (("forward", forward, 2), ("backward", backward, 5)):
                     seconds = clock.median(work)
                     print(f"torch attention {name} {which} {B}x{T}x{H}x{D} window {window}: {seconds * 1e6:.1f} us, "
@@ -349,6 +353,7 @@ def bench_attention(clock, device):
 
 
 def bench_model(name, clock, device, compiled=True):
+    """Without a clock it only compiles."""
     c, B, accumulate = MODELS[name]
     T, started = c["seq_len"], time.perf_counter()
     torch.manual_seed(1)
@@ -376,6 +381,8 @@ def bench_model(name, clock, device, compiled=True):
 
     loss = gradients(1).item()
     step(1)
+    if not clock:
+        return
     clock.wait()
     print(f"torch {name}: loss at the start {loss:.4f} (ln V = {math.log(c['vocab_size']):.4f}), compiled in {time.perf_counter() - started:.0f} s", flush=True)
     tokens, flops = B * T, flops_per_token(c)
@@ -393,6 +400,7 @@ def main():
     parser = argparse.ArgumentParser(description="the models of dev/results in compiled PyTorch")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"attention, {', '.join(MODELS)} (default: attention, speedrun124M, nanochat-d12)")
     parser.add_argument("--check", nargs="+", metavar="FILE", help="golden cases to compare with, in fp32 on the CPU, instead of measuring")
+    parser.add_argument("--warm", action="store_true", help="only compile, so that a later run finds the programs in TORCHINDUCTOR_CACHE_DIR")
     parser.add_argument("--cpu", action="store_true", help="on the CPU, without compiling: to try the script")
     options = parser.parse_args()
     if options.check:
@@ -405,7 +413,7 @@ def main():
         print("bench_torch.py: PyTorch sees no GPU here (--cpu tries the script without one)", file=sys.stderr)
         return 2
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}", flush=True)
-    clock, failed = Clock(device), 0
+    clock, failed = None if options.warm else Clock(device), 0
     for part in options.parts or ["attention", "speedrun124M", "nanochat-d12"]:
         try:
             if part == "attention":
