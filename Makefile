@@ -49,6 +49,9 @@ bench-ops: packages  ## time of every op of a step, at the shapes of MODEL (spee
 	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench_ops
 	@$(BUILD)/bench_ops $(or $(MODEL),speedrun124M) --batch $(or $(BATCH),2)
 
+gpu-check:  ## on a machine with a GPU and CUDA's toolkit, in nine minutes: build, check, measure; writes dev/results/<gpu>.md
+	@COMMIT='$(COMMIT)' dev/gpu_check.sh "$(SUITES_OF_PROGRAMS)"
+
 emulator: packages  ## build and run the op suite and the golden cases with the CUDA kernels, on the emulator of test/emulator
 	@$(MAKE) --no-print-directory -j2 emulator_bf16 emulator_fp32
 	@dev/run_tests.sh emulator

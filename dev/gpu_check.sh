@@ -124,10 +124,17 @@ for p in bf16 fp32; do
     if [ "$code" = 0 ]; then built+=("$p"); else status=1; fi
     say "| build, $p | $(verdict build-$p) | $took |"
 done
-for p in bf16 fp32; do
-    [[ " ${built[*]} " == *" $p "* ]] || { say "" && grep -m 5 -E 'error|Error|\*\*\*' "$logs/build-$p.log" >"$logs/errors" && quote "$logs/errors"; }
-done
-[ ${#built[@]} -gt 0 ] || { bad "" && say "Nothing was built, so nothing was run." && exit 1; }
+build_errors() {
+    say ""
+    for p in bf16 fp32; do
+        [[ " ${built[*]} " == *" $p "* ]] || ! grep -m 5 -E 'error|Error|\*\*\*' "$logs/build-$p.log" >"$logs/errors" || quote "$logs/errors"
+    done
+}
+if [ ${#built[@]} = 0 ]; then
+    build_errors
+    say "Nothing was built, so nothing was run."
+    exit 1
+fi
 
 # -------------------------------------------------------------------------------------------------------------------------- the tests
 
@@ -184,7 +191,7 @@ if [[ " ${built[*]} " == *" bf16 "* ]]; then
         say "| $recipe: 40 steps twice, and 20 + resume + 20: the same bytes | $(verdict repeat-$recipe) | $took |"
     done
 fi
-say ""
+build_errors
 [ -z "${no_encoder:-}" ] || say "PCRE2 is not on this machine: the tokenizer's encoder and its tests were left out."
 
 # --------------------------------------------------------------------------------------------------------------------- the benchmarks
@@ -258,7 +265,7 @@ else
         others=$(awk -v t=$tool '$1 == t && $3 == "time" {print $2 ": not done in 60 s"}
                                  $1 == t && $3 == "refused" {print $2 ": the tool does not run on this machine"}
                                  $1 == t && $3 == "failed" {print $2 ": the tests failed under it"}' "$logs/sanitizer.lines" | sort | paste -sd ';')
-        rest=$(awk -v t=$tool 'NR == FNR {done[$1 " " $2] = 1; next} $1 == t && !done[$1 " " $2] {print $2}' "$logs/sanitizer.lines" "$logs/sanitizer.todo" | paste -sd ' ')
+        rest=$(awk -v t=$tool 'NR == FNR {done[$1 " " $2] = 1; next} $1 == t && !done[$1 " " $2] {print $2}' "$logs/sanitizer.lines" "$logs/sanitizer.todo" | sort | paste -sd ' ')
         say "| $tool | $clean | $errors | $others${rest:+${others:+; }no time left: $rest} |"
     done
     if grep -qE ' (errors|failed)$' "$logs/sanitizer.lines"; then
