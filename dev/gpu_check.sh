@@ -93,7 +93,8 @@ say "# $gpu"
 say ""
 say "Written by \`make gpu-check${THIRD_PARTY:+ THIRD_PARTY=$THIRD_PARTY}\` (dev/gpu_check.sh) as it ran."
 say ""
-say "- date: $(date -u '+%Y-%m-%d %H:%M UTC'); commit: ${COMMIT:-$(git describe --always --dirty 2>/dev/null || echo unknown)}"
+COMMIT=${COMMIT:-$(git describe --always --dirty 2>/dev/null || echo unknown)}
+say "- date: $(date -u '+%Y-%m-%d %H:%M UTC'); commit: $COMMIT"
 say "- GPU: $gpu, $(ask memory.total), driver $(ask driver_version), compute capability $capability, built for $arch"
 say "- clocks: $(ask clocks.max.sm) at most, memory $(ask clocks.max.mem); power limit $(ask power.limit)"
 say "- CUDA: $(nvcc --version | sed -n 's/.*release \([0-9.]*\).*/\1/p'); g++ $(g++ -dumpfullversion 2>/dev/null); $(nproc) processors"
@@ -116,7 +117,7 @@ for p in bf16 fp32; do
     targets="build/cuda-$p/tests"
     [ $p = fp32 ] || targets+=" build/cuda-$p/train_gpt build/cuda-$p/bench build/cuda-$p/bench_ops"
     # shellcheck disable=SC2086
-    start "build-$p" 300 make --no-print-directory -j"$(nproc)" DEVICE=cuda ARCH="$arch" PRECISION=$p $targets
+    start "build-$p" 300 make --no-print-directory -j"$(nproc)" DEVICE=cuda ARCH="$arch" PRECISION=$p COMMIT="$COMMIT" $targets
 done
 built=()
 for p in bf16 fp32; do
