@@ -1,27 +1,68 @@
 # deepen: every command. `make help` lists them.
 
+# Where the programs run: auto is cuda where nvcc and a GPU are both there, else cpu.
+DEVICE ?= auto
+ifeq ($(filter $(DEVICE),auto cpu cuda),)
+  $(error DEVICE must be auto, cpu or cuda, not '$(DEVICE)')
+endif
+export DEVICE TARGET
+NVCC ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+NVCC := $(NVCC)
+GPU := $(firstword $(wildcard /dev/nvidia[0-9]*) $(shell nvidia-smi -L 2>/dev/null | grep -o '^GPU'))
+ifeq ($(DEVICE),auto)
+  TARGET := $(if $(and $(NVCC),$(GPU)),cuda,cpu)
+  WHY := $(if $(NVCC),$(if $(GPU),nvcc and a GPU are here,no GPU here),no nvcc here)
+else
+  TARGET := $(DEVICE)
+  WHY := asked for
+endif
+
 HAS_BF16 := $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo yes)
-PRECISION ?= $(if $(HAS_BF16),bf16,fp32)
+PRECISION ?= $(if $(or $(HAS_BF16),$(filter cuda,$(TARGET))),bf16,fp32)
 ifeq ($(filter $(PRECISION),bf16 fp32),)
   $(error PRECISION must be bf16 or fp32, not '$(PRECISION)')
 endif
-BUILD := build/cpu-$(PRECISION)
+
+# build/host-*: what is the same for every device. build/cpu-*, build/cuda-*: the ops of one, and the programs.
+HOST := build/host-$(PRECISION)
+BUILD := build/$(TARGET)-$(PRECISION)
 
 CXX ?= g++
 # g++ 12 warns of its own vector headers (GCC bug 105593).
 GCC12 := -Wno-uninitialized -Wno-maybe-uninitialized
-CXXFLAGS := -std=c++20 -O3 -march=native -fopenmp -fno-math-errno -Wall -Wextra -Wshadow $(GCC12) -MMD -MP -iquote . \
-            $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32) $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY))
+DEFINES := $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32) $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY))
+CXXFLAGS := -std=c++20 -O3 -march=native -fopenmp -fno-math-errno -Wall -Wextra -Wshadow $(GCC12) -MMD -MP -iquote . $(DEFINES)
 # Without PCRE2 the tokenizer's encoder is left out.
 PCRE2 ?= $(if $(shell echo 'int main(){return pcre2_jit_compile_8(0,0);}' | $(CXX) -include pcre2.h -DPCRE2_CODE_UNIT_WIDTH=8 \
            $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY)) -x c++ - -lpcre2-8 -o /dev/null 2>/dev/null && echo yes),yes,no)
-LDLIBS := -ldnnl $(if $(filter yes,$(PCRE2)),-lpcre2-8) -pthread
 export THIRD_PARTY PCRE2
+LDLIBS := $(if $(filter yes,$(PCRE2)),-lpcre2-8) -lpthread
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
+# CUDA: the code of A100 and its kind and of H100 and its kind, and what newer cards translate for themselves; or ARCH="sm_90a ...".
+ifneq ($(filter-out sm_%,$(ARCH)),)
+  $(error ARCH must be of the form sm_80 or sm_90a, not '$(ARCH)')
+endif
+GENCODE := $(if $(ARCH),$(foreach arch,$(ARCH),-gencode arch=$(arch:sm_%=compute_%),code=$(arch)),-gencode arch=compute_80,code=sm_80 \
+             -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=compute_80)
+NVCCFLAGS := -std=c++20 -O3 -lineinfo -Xcompiler=-iquote,.,-Wall,-Wextra -Xptxas=-v -MMD -MP $(GENCODE) $(DEFINES)
+ifeq ($(TARGET),cuda)
+  ifeq ($(NVCC),)
+    $(error DEVICE=cuda needs nvcc: install CUDA's toolkit and put nvcc on the PATH (or NVCC=where/it/is), or make DEVICE=cpu)
+  endif
+  LINK = $(NVCC) -Xcompiler=-fopenmp -Xlinker=-rpath,$(abspath $(dir $(realpath $(NVCC)))/../lib64)
+  LDLIBS += -lcublasLt
+else
+  LINK = $(CXX) $(CXXFLAGS)
+  LDLIBS += -ldnnl
+endif
+
 PROGRAMS := train_gpt grow stack convert data/tokenize
-LIBRARY := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard llmc/*.cpp))
-TESTS := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard test/*.cpp))
+# Ops come in two files of one name: the .cpp is the CPU's, the .cu is CUDA's.
+OPS := $(basename $(wildcard llmc/*.cu))
+LIBRARY := $(patsubst %.cpp,$(HOST)/%.o,$(filter-out $(OPS:%=%.cpp),$(wildcard llmc/*.cpp))) \
+           $(if $(filter cuda,$(TARGET)),$(OPS:%=$(BUILD)/%.cu.o),$(OPS:%=$(HOST)/%.o))
+TESTS := $(patsubst %.cpp,$(HOST)/%.o,$(wildcard test/*.cpp))
 # Suites that work with files and programs: once, whichever precision these are built for.
 RUN_PROGRAMS := $(basename $(notdir $(shell grep -l '"test/program.h"' test/*.cpp)))
 empty :=
@@ -31,7 +72,7 @@ SUITES_OF_PROGRAMS := $(subst $(space),$(comma),$(RUN_PROGRAMS:%=*test/%.cpp))
 
 .PHONY: all run test bench bench-ops gpu-check emulator help parts packages tests_bf16 tests_fp32 emulator_bf16 emulator_fp32 clean FORCE
 
-all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert data/tokenize (PRECISION=bf16|fp32, THIRD_PARTY=dir of headers)
+all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert data/tokenize (DEVICE=auto|cpu|cuda, PRECISION=bf16|fp32, ARCH=sm_90a, THIRD_PARTY=dir of headers)
 
 run: packages  ## install what is missing, build, and do the main job: text, train, grow, train, stack, measure (SMOKE=1: in 30 seconds)
 	@$(MAKE) --no-print-directory -j2 all
@@ -39,7 +80,7 @@ run: packages  ## install what is missing, build, and do the main job: text, tra
 
 test: packages  ## install what is missing, build, and run every test, in both precisions
 	@$(MAKE) --no-print-directory -j2 all tests_bf16 tests_fp32
-	@dev/run_tests.sh cpu "$(SUITES_OF_PROGRAMS)"
+	@dev/run_tests.sh $(TARGET) "$(SUITES_OF_PROGRAMS)"
 
 bench: packages  ## speed of the training step, beside the peak of matrix products on this machine (BENCH=nano|d12|speedrun: one case)
 	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench
@@ -57,7 +98,7 @@ emulator: packages  ## build and run the op suite and the golden cases with the 
 	@dev/run_tests.sh emulator
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
 
 clean:  ## remove what was built
 	rm -rf build $(PROGRAMS)
@@ -65,39 +106,44 @@ clean:  ## remove what was built
 packages:
 	@dev/setup.sh
 
-# Which real parts the build found: a tick or a cross each.
+# Which real parts the build found, a tick or a cross each, and what it is built for.
+tick = $(if $(2),✓,✗) $(1)
 parts:
 	@dev/setup.sh --check
-	@echo "parts: ✓ oneDNN $$(pkg-config --modversion dnnl 2>/dev/null || sed -n 's/.*DNNL_VERSION_\(MAJOR\|MINOR\|PATCH\) \([0-9]*\).*/\2/p' $(firstword $(wildcard $(THIRD_PARTY)/oneapi/dnnl/dnnl_version.h /usr/include/oneapi/dnnl/dnnl_version.h)) /dev/null | paste -sd.)" \
-	      "  $(if $(HAS_BF16),✓ bf16 products in hardware,✗ bf16 products in hardware (fp32 is the default here))  built for: cpu, $(PRECISION)"
+	@echo "parts: $(call tick,nvcc,$(NVCC)) $(if $(NVCC),$$($(NVCC) --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p'))" \
+	      "  $(call tick,GPU,$(GPU))" \
+	      "  $$(sed -n 's/.*DNNL_VERSION_\(MAJOR\|MINOR\|PATCH\) \([0-9]*\).*/\2/p' $(firstword $(wildcard $(THIRD_PARTY)/oneapi/dnnl/dnnl_version.h /usr/include/oneapi/dnnl/dnnl_version.h) /dev/null) | paste -sd. | sed 's/.\+/✓ oneDNN &/; s/^$$/✗ oneDNN/')" \
+	      "  $(call tick,PCRE2,$(filter yes,$(PCRE2)))$(if $(filter yes,$(PCRE2)),, (text cannot be encoded))" \
+	      "  $(call tick,bf16 products of the CPU,$(HAS_BF16))  built for: $(TARGET) ($(WHY)), $(PRECISION)"
 
 # A program lies with its objects; the name at the top points to the one that was asked for last.
 $(PROGRAMS): %: $(BUILD)/% FORCE
 	@ln -srfn $< $@
-$(BUILD)/train_gpt: $(BUILD)/train_gpt.o
-$(BUILD)/grow: $(BUILD)/grow.o
-$(BUILD)/stack: $(BUILD)/stack.o
-$(BUILD)/convert: $(BUILD)/dev/convert.o
-$(BUILD)/data/tokenize: $(BUILD)/data/tokenize.o
-$(BUILD)/bench: $(BUILD)/dev/bench.o
-$(BUILD)/bench_ops: $(BUILD)/dev/bench_ops.o
-$(BUILD)/report: $(BUILD)/dev/report.o
+$(BUILD)/train_gpt: $(HOST)/train_gpt.o
+$(BUILD)/grow: $(HOST)/grow.o
+$(BUILD)/stack: $(HOST)/stack.o
+$(BUILD)/convert: $(HOST)/dev/convert.o
+$(BUILD)/data/tokenize: $(HOST)/data/tokenize.o
+$(BUILD)/bench: $(HOST)/dev/bench.o
+$(BUILD)/bench_ops: $(HOST)/dev/bench_ops.o
+$(BUILD)/report: $(HOST)/dev/report.o
 $(BUILD)/tests: $(TESTS)
 $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/report $(BUILD)/tests: $(BUILD)/llmc.a
-	$(CXX) $(CXXFLAGS) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
+	@mkdir -p $(@D)
+	$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
 all: $(BUILD)/report
 
 tests_bf16 tests_fp32: tests_%:
-	@$(MAKE) --no-print-directory PRECISION=$* build/cpu-$*/tests $(if $(filter fp32,$*),build/cpu-fp32/tests_without_pcre2)
+	@$(MAKE) --no-print-directory PRECISION=$* build/$(TARGET)-$*/tests $(if $(filter fp32,$*),build/$(TARGET)-fp32/tests_without_pcre2)
 
 # The CUDA files, unmodified, compiled by g++ for the emulator, under AddressSanitizer and UBSan. The op suite, and the whole model.
-EMULATED := $(patsubst llmc/%.cu,%,$(wildcard llmc/*.cu))
+EMULATED := $(OPS:llmc/%=%)
 EMULATOR := build/emulator-$(PRECISION)
 EMULATOR_FLAGS := -std=c++20 -O1 -g1 -march=native -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all -fno-strict-aliasing \
                   -ftrivial-auto-var-init=pattern -Wall -Wextra -Wshadow $(GCC12) -Wno-unknown-pragmas -MMD -MP -iquote test/emulator -iquote . -Itest/emulator \
-                  $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32) $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY))
+                  $(DEFINES)
 EMULATOR_OBJECTS := $(EMULATED:%=$(EMULATOR)/llmc/%.cu.o) $(patsubst %,$(EMULATOR)/llmc/%.o,config gpt json memory optimizer rotary_table tensors) \
-                    $(patsubst test/%.cpp,$(EMULATOR)/test/%.o,$(wildcard $(EMULATED:%=test/%.cpp)) test/golden.cpp test/main.cpp) \
+                    $(patsubst test/%.cpp,$(EMULATOR)/test/%.o,$(wildcard $(EMULATED:%=test/%.cpp)) test/golden.cpp test/main.cpp test/emulator/stream.cpp) \
                     $(EMULATOR)/test/emulator/emulator.o
 $(EMULATOR)/%.cu.o: %.cu
 	@mkdir -p $(@D)
@@ -115,30 +161,41 @@ emulator_bf16 emulator_fp32: emulator_%:
 	@$(MAKE) --no-print-directory PRECISION=$* build/emulator-$*/tests
 
 $(BUILD)/llmc.a: $(LIBRARY)
+	@mkdir -p $(@D)
 	rm -f $@ && ar rcs $@ $^
-$(BUILD)/%.o: %.cpp
+$(HOST)/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS) -c -o $@ $<
-$(BUILD)/%.o: %.cu
+# The programs at the top of the tree: no kernels in them, so any compiler of C++ does.
+$(HOST)/%.o: %.cu
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS) -x c++ -c -o $@ $<
-$(BUILD)/llmc/build.o: CXXFLAGS += -DDEEPEN_COMMIT='"$(COMMIT)"'
-$(BUILD)/llmc/build.o: build/commit
-build/commit: FORCE
-	@mkdir -p build && echo '$(COMMIT)' | cmp -s - $@ || echo '$(COMMIT)' > $@
+# What ptxas reports is kept beside the object, for dev/check_spills.sh.
+$(BUILD)/%.cu.o: %.cu $(BUILD)/gencode
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -c -o $@ $< >$@.log 2>&1 || { cat $@.log >&2; exit 1; }
+	@grep -vE '^ptxas info|^ +[0-9]+ bytes stack frame' $@.log >&2 || true
+$(HOST)/llmc/build.o: CXXFLAGS += -DDEEPEN_COMMIT='"$(COMMIT)"'
+$(HOST)/llmc/build.o: build/commit
 
-# Compiled anew when PCRE2 has come or gone.
-$(BUILD)/llmc/split.o: $(BUILD)/pcre2-$(PCRE2)
+# Files that change when what they hold does, and so make anew what was built with it.
+holds = @mkdir -p $(@D) && echo '$(1)' | cmp -s - $@ || echo '$(1)' >$@
+build/commit: FORCE
+	$(call holds,$(COMMIT))
+$(BUILD)/gencode: FORCE
+	$(call holds,$(GENCODE))
+$(HOST)/pcre2: FORCE
+	$(call holds,$(PCRE2))
+
+$(HOST)/llmc/split.o: $(HOST)/pcre2
 ifneq ($(PCRE2),yes)
-$(BUILD)/llmc/split.o: CXXFLAGS += -DNO_PCRE2
+$(HOST)/llmc/split.o: CXXFLAGS += -DNO_PCRE2
 endif
-$(BUILD)/pcre2-$(PCRE2):
-	@mkdir -p $(@D) && rm -f $(@D)/pcre2-* && touch $@
 # What a build without PCRE2 does: the tests once more, with the splitter of such a build.
-$(BUILD)/without_pcre2.o: llmc/split.cpp
+$(HOST)/without_pcre2.o: llmc/split.cpp
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS) -DNO_PCRE2 -c -o $@ $<
-$(BUILD)/tests_without_pcre2: $(TESTS) $(BUILD)/without_pcre2.o $(BUILD)/llmc.a
-	$(CXX) $(CXXFLAGS) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
+$(BUILD)/tests_without_pcre2: $(TESTS) $(HOST)/without_pcre2.o $(BUILD)/llmc.a
+	$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
 
--include $(shell find $(BUILD) $(EMULATOR) -name '*.d' 2>/dev/null)
+-include $(shell find $(HOST) $(BUILD) $(EMULATOR) -name '*.d' 2>/dev/null)
