@@ -72,7 +72,7 @@ comma := ,
 space := $(empty) $(empty)
 SUITES_OF_PROGRAMS := $(subst $(space),$(comma),$(RUN_PROGRAMS:%=*test/%.cpp))
 
-.PHONY: all run test bench profile emulator help parts packages tests emulator_tests cuda_binaries clean FORCE
+.PHONY: all run test bench bench-ops profile gpu-check emulator help parts packages tests emulator_tests cuda_binaries clean FORCE
 
 all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert data/tokenize (DEVICE=auto|cpu|cuda, PRECISION=bf16|fp32, ARCH=sm_90a, THIRD_PARTY=dir of headers)
 
@@ -91,16 +91,23 @@ bench: packages  ## speed of the training step, beside the peak of matrix produc
 	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench
 	@$(BUILD)/bench $(BENCH)
 
+bench-ops: packages  ## time of every op of a step, at the shapes of MODEL (speedrun124M) and BATCH (2), beside the ceilings of this machine
+	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench_ops
+	@$(BUILD)/bench_ops $(or $(MODEL),speedrun124M) --batch $(or $(BATCH),2)
+
 profile: packages  ## where a step's time goes: command lines for Nsight; on the CPU a table by phase, layer and op (STEP=4, FLAGS='...' of train_gpt)
 	@$(MAKE) --no-print-directory -j2 all
 	@STEP="$(STEP)" FLAGS="$(FLAGS)" dev/profile.sh $(TARGET)
+
+gpu-check:  ## on a machine with a GPU and CUDA's toolkit, in nine minutes: build, check, measure; writes dev/results/<gpu>.md
+	@COMMIT='$(COMMIT)' dev/gpu_check.sh "$(SUITES_OF_PROGRAMS)"
 
 emulator: packages  ## op suite, golden cases, whole steps and planted faults with the CUDA kernels, on the emulator of test/emulator
 	$(call in_both,emulator_tests)
 	@dev/run_tests.sh emulator faults
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
 
 clean:  ## remove what was built
 	rm -rf build $(PROGRAMS)
@@ -127,10 +134,11 @@ $(BUILD)/stack: $(HOST)/stack.o
 $(BUILD)/convert: $(HOST)/dev/convert.o
 $(BUILD)/data/tokenize: $(HOST)/data/tokenize.o
 $(BUILD)/bench: $(HOST)/dev/bench.o
+$(BUILD)/bench_ops: $(HOST)/dev/bench_ops.o
 $(BUILD)/report: $(HOST)/dev/report.o
 $(BUILD)/tests: $(TESTS)
 $(BUILD)/step: $(HOST)/test/emulator/step.o
-$(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/report $(BUILD)/tests $(BUILD)/step: $(BUILD)/llmc.a
+$(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/report $(BUILD)/tests $(BUILD)/step: $(BUILD)/llmc.a
 	@mkdir -p $(@D)
 	$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
 all: $(BUILD)/report
@@ -138,7 +146,7 @@ all: $(BUILD)/report
 # One precision after the other: two makes at once would write the same files.
 in_both = @for precision in bf16 fp32; do $(MAKE) --no-print-directory -j2 PRECISION=$$precision $(1) || exit; done
 tests: $(BUILD)/tests $(BUILD)/step $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
-cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench
+cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops
 emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(if $(filter bf16,$(PRECISION)),$(EMULATOR)/faults.sh)
 	@$(MAKE) --no-print-directory DEVICE=cpu build/cpu-$(PRECISION)/step
 

@@ -1,81 +1,118 @@
-// make bench: speed of the training step on this machine, against the peak that oneDNN's matrix products reach on it.
+// bench [CASE...]: speed of the training step on this machine, against the peak that its matrix products reach.
 // One line a case:  bench NAME TOKENS_PER_S tok/s SHARE %   (gradients zeroed, forward, backward; FLOPs a token as in the
-// accounting), with the optimizer's step on a line of its own.
-#include <algorithm>
-#include <chrono>
+// accounting), with the optimizer's step on a line of its own, and for the models of dev/results whole steps with it:
+//     step NAME TOKENS tokens MS ms TOKENS_PER_S tok/s SHARE % of the best product, SHARE % of device_peak_flops
 #include <cstdio>
-#include <random>
-#include <string>
-#include <vector>
-#include "llmc/device.h"
-#include "llmc/error.h"
+#include "dev/bench.h"
 #include "llmc/matmul.h"
 #include "llmc/optimizer.h"
 
-static double seconds_of(const auto& work) {
-    auto start = std::chrono::steady_clock::now();
-    work();
-    device_wait(nullptr);
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+/// FLOP/s of the best product of shapes that these models have, with so many rows.
+static double matmul_peak(int64_t rows, int repeats) {
+    double best = 0;
+    for (auto [out, in] : {std::pair<int64_t, int64_t>{768, 3072}, {3072, 768}, {32768, 768}}) {
+        Tensors tensors;
+        floatX *y = tensors.zeros<floatX>(rows * out), *x = tensors.noise<floatX>(rows * in), *w = tensors.noise<floatX>(out * in);
+        for (int i = 0; i <= repeats; i++) {   // the first run sets up
+            double seconds = seconds_of(1, [&](int) { matmul_forward(y, x, w, rows, in, out, nullptr); });
+            if (i > 0) best = std::max(best, 2.0 * static_cast<double>(rows * out * in) / seconds);
+        }
+    }
+    return best;
 }
 
-/// Median of `repeats` runs after one that is not counted.
-static double median_seconds(int repeats, const auto& work) {
-    work();
-    std::vector<double> seconds;
-    for (int i = 0; i < repeats; i++) seconds.push_back(seconds_of(work));
-    std::nth_element(seconds.begin(), seconds.begin() + repeats / 2, seconds.end());
-    return seconds[repeats / 2];
+struct Case {
+    BenchModel model;
+    int64_t peak_rows;
+    int repeats;
+    bool whole_steps = false;
+};
+
+static std::vector<Case> cases() {
+    std::vector<Case> all{{{"nano", nanochat_config(4, 2, 256, 4096, 256, "SSSL"), 16, 1}, 2048, 20},
+                          {{"d12", nanochat_config(12, 6, 768, 32768, 1024, "SSSL"), 2, 1}, 2048, 5},
+                          {{"speedrun", speedrun_config(12, 12, 768, 50304, 1024), 2, 1}, 2048, 5}};
+    for (const BenchModel& model : bench_models()) all.push_back({model, model.trial ? 64 : 65536, model.trial ? 1 : 10, true});
+    return all;
 }
 
-/// FLOP/s of the best product of shapes that these models have (rows x out x in).
-static double matmul_peak(int repeats) {
-    return std::max({matmul_flops(2048, 768, 3072, repeats), matmul_flops(2048, 3072, 768, repeats), matmul_flops(2048, 768, 32768, repeats)});
-}
-
-static double bench(const char* name, const GPTConfig& config, int batch, int repeats, double peak_before) {
-    GPT model(config, batch, Mode::train);
+static double bench(const Case& c, double peak) {
+    GPT model(c.model.config, c.model.batch, Mode::train);
     Optimizer optimizer(model);
     model.allocate();
     model.initialize_weights(1);
     optimizer.allocate();
-    int64_t tokens = int64_t{batch} * config.seq_len;
+    const char* name = c.model.name.c_str();
+    const int64_t tokens = int64_t{model.B} * model.T;
+    const double flops = static_cast<double>(flops_per_token(model.config));
     std::mt19937 generator(1);
     std::vector<int> inputs(tokens), targets(tokens);
-    for (int& token : inputs) token = static_cast<int>(generator() % config.vocab_size);
-    for (int& token : targets) token = static_cast<int>(generator() % config.vocab_size);
+    for (int& token : inputs) token = static_cast<int>(generator() % model.config.vocab_size);
+    for (int& token : targets) token = static_cast<int>(generator() % model.config.vocab_size);
 
-    OptimizerOptions rates = default_optimizer_options(config.recipe);
+    OptimizerOptions rates = default_optimizer_options(model.config.recipe);
     int64_t step = 0;
-    auto update = [&] {
+    auto update = [&](int) {
         optimizer.set_step(rates, {.lr_multiplier = 1e-3, .weight_decay = rates.weight_decay}, ++step);
         optimizer.update();
     };
-    update();   // off the zeros that some tensors start from
-    double seconds = median_seconds(repeats, [&] {
+    auto gradients = [&](int micro_batches) {
         model.begin_step();
-        model.train_micro_batch(inputs.data(), targets.data(), 1);
+        for (int i = 0; i < micro_batches; i++) model.train_micro_batch(inputs.data(), targets.data(), 1.0 / micro_batches);
         model.end_step();
-    });
-    double update_seconds = median_seconds(std::max(1, repeats / 4), update);
-    double peak = std::max(peak_before, matmul_peak(3));
-    double rate = static_cast<double>(tokens) / seconds;
-    std::printf("bench %s %.0f tok/s %.1f %%\n", name, rate, 100 * rate * static_cast<double>(flops_per_token(config)) / peak);
+    };
+    /// Median of single runs, after one that is not counted.
+    auto measure = [](int repeats, const auto& work) {
+        work(0);
+        std::vector<double> seconds;
+        for (int i = 0; i < repeats; i++) seconds.push_back(seconds_of(1, work));
+        return median(seconds);
+    };
+    update(0);   // off the zeros that some tensors start from
+    const double seconds = measure(c.repeats, [&](int) { gradients(1); });
+    const double update_seconds = measure(std::max(1, c.repeats / 4), update);
+    peak = std::max(peak, matmul_peak(c.peak_rows, 3));
+    const double rate = static_cast<double>(tokens) / seconds;
+    std::printf("bench %s %.0f tok/s %.1f %%\n", name, rate, 100 * rate * flops / peak);
     std::printf("optimizer %s %.1f ms\n", name, update_seconds * 1e3);
     std::fflush(stdout);
+    if (!c.whole_steps) return peak;
+
+    const double sheet = device_peak_flops();
+    for (int micro_batches : {1, c.model.accumulate}) {
+        const double step_seconds = measure(std::max(3, c.repeats / micro_batches), [&](int) {
+            gradients(micro_batches);
+            update(0);
+        });
+        const double step_rate = static_cast<double>(tokens) * micro_batches / step_seconds;
+        std::printf("step %s %ld tokens %.1f ms %.0f tok/s %.1f %% of the best product", name, tokens * micro_batches, step_seconds * 1e3, step_rate,
+                    100 * step_rate * flops / peak);
+        if (sheet > 0) std::printf(", %.1f %% of device_peak_flops", 100 * step_rate * flops / sheet);
+        std::printf("\n");
+        std::fflush(stdout);
+    }
     return peak;
 }
 
 int main(int argc, char** argv) {
     return run_program("bench", [&] {
-        std::string only = argc > 1 ? argv[1] : "";
-        require(argc <= 2 && (only.empty() || only == "nano" || only == "d12" || only == "speedrun"), "usage: bench [nano|d12|speedrun]");
-        double peak = matmul_peak(5);
-        std::printf("%s, %s\npeak %.1f GFLOP/s: the best %s product of 2048x768x3072, 2048x3072x768, 2048x768x32768\n", device_name().c_str(), PRECISION_NAME,
-                    peak * 1e-9, PRECISION_NAME);
-        if (only.empty() || only == "nano") peak = bench("nano", nanochat_config(4, 2, 256, 4096, 256, "SSSL"), 16, 20, peak);
-        if (only.empty() || only == "d12") peak = bench("d12", nanochat_config(12, 6, 768, 32768, 1024, "SSSL"), 2, 5, peak);
-        if (only.empty() || only == "speedrun") bench("speedrun", speedrun_config(12, 12, 768, 50304, 1024), 2, 5, peak);
+        std::vector<std::string> names(argv + 1, argv + argc);
+        if (names.empty()) names = {"nano", "d12", "speedrun"};
+        std::vector<Case> wanted;
+        for (const std::string& name : names) {
+            std::string known;
+            for (const Case& c : cases()) {
+                known += " " + c.model.name;
+                if (c.model.name == name) wanted.push_back(c);
+            }
+            require(!wanted.empty() && wanted.back().model.name == name, "no case '", name, "'; usage: bench [CASE...], with the cases", known);
+        }
+        int64_t rows = 0;
+        for (const Case& c : wanted) rows = std::max(rows, c.peak_rows);
+        double peak = matmul_peak(rows, 5);
+        std::printf("%s, %s\npeak %.1f GFLOP/s: the best %s product of %ldx768x3072, %ldx3072x768, %ldx768x32768\n", device_name().c_str(), PRECISION_NAME,
+                    peak * 1e-9, PRECISION_NAME, rows, rows, rows);
+        for (const Case& c : wanted) peak = bench(c, peak);
         return 0;
     });
 }

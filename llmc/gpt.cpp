@@ -18,8 +18,7 @@ static constexpr int64_t LOGITS_BYTES = int64_t{128} << 20;   // of the piece of
 
 static constexpr int UPLOADS = 16;   // inputs and targets of so many micro-batches, halved, may be on their way
 
-/// Rows of logits held at once: never a whole batch's, and pieces of one size.
-static int64_t logits_rows(int64_t N, int64_t V) {
+int64_t logits_rows(int64_t N, int64_t V) {
     int64_t bytes = N * V * static_cast<int64_t>(sizeof(floatX));
     int64_t pieces = std::max<int64_t>(2, (bytes + LOGITS_BYTES - 1) / LOGITS_BYTES);
     return (N + pieces - 1) / pieces;

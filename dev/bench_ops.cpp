@@ -1,0 +1,450 @@
+// bench_ops MODEL: every op of a training step by itself, at the model's shapes: time, and the share of what the device can do at
+// most. Both ceilings are measured first, by the same clock: memory by a copy and by a sum of two large tensors, whichever is faster;
+// products by the best of large squares.
+//
+// A time is the median of five rounds; a round runs the op many times between two waits for the device. Before it comes back to the
+// same tensors, an op has touched at least 256 MiB of others (its own, or those of further copies of its arguments), so that what
+// it reads comes from memory, as in training.
+//
+// Bytes are the algorithm's: every input read once and every output written once, whatever the kernel really moves. FLOPs are the
+// products' alone; in attention only pairs of tokens that see each other count (forward 2 products, backward 5), and the rate by the
+// studies' accounting, which counts the whole window for every token, stands beside it.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+#include "dev/bench.h"
+#include "llmc/adamw.h"
+#include "llmc/attention.h"
+#include "llmc/cross_entropy.h"
+#include "llmc/device.h"
+#include "llmc/embedding.h"
+#include "llmc/gpt.h"
+#include "llmc/matmul.h"
+#include "llmc/muon.h"
+#include "llmc/reduce.h"
+#include "llmc/residual.h"
+#include "llmc/rotary.h"
+#include "llmc/value_embedding.h"
+
+static int64_t cache = int64_t{256} << 20;     // several times the last cache of any GPU
+static int64_t large_tensor = int64_t{512} << 20;
+static double round_seconds = 0.02;
+
+// ----------------------------------------------------------------------------------------------------------------- the clock
+
+/// Seconds of one work(i), i counting up.
+static double median_seconds(const auto& work) {
+    seconds_of(1, work);   // what is set up at the first call
+    double once = seconds_of(2, work);
+    int times = static_cast<int>(std::clamp(round_seconds / once, 1.0, 500.0));
+    std::vector<double> rounds;
+    for (int i = 0; i < 5; i++) rounds.push_back(seconds_of(times, work));
+    return median(rounds);
+}
+
+using Run = std::function<void()>;
+
+/// Seconds of what `prepare` makes ready, over as many copies of its tensors as leave the caches cold.
+static double time_op(const std::function<Run(Tensors&)>& prepare) {
+    Tensors tensors;
+    std::vector<Run> copies;
+    do copies.push_back(prepare(tensors));
+    while (tensors.bytes() < cache && copies.size() < 64);
+    return median_seconds([&](int i) { copies[static_cast<size_t>(i) % copies.size()](); });
+}
+
+// -------------------------------------------------------------------------------------------------------------- what is printed
+
+struct Ceilings {
+    double bytes = 0, flops = 0;   // a second
+};
+
+struct Report {
+    bool markdown;
+    std::string only;
+    Ceilings ceilings;
+    double step_seconds = 0;
+
+    void head() const {
+        if (markdown) std::printf("| op | shape | us | GB/s | of copy | TFLOP/s | of products | calls a step | ms a step | |\n"
+                                  "|---|---|--:|--:|--:|--:|--:|--:|--:|---|\n");
+        else std::printf("%-26s %-30s %10s %8s %7s %8s %7s %6s %9s\n", "op", "shape", "us", "GB/s", "share", "TFLOP/s", "share", "calls", "ms a step");
+    }
+
+    /// One op: `bytes` and `flops` of one call; 0 where that is not what bounds it. calls: in a step of one micro-batch.
+    void op(const std::string& name, const std::string& shape, double calls, double bytes, double flops, const std::function<Run(Tensors&)>& prepare,
+            double accounted_flops = 0) {
+        if (!only.empty() && name.find(only) == std::string::npos) return;
+        double seconds = time_op(prepare);
+        step_seconds += calls * seconds;
+        std::string note = accounted_flops > 0 ? rate(accounted_flops / seconds * 1e-12) + " TFLOP/s as accounted" : "";
+        std::string gbs = bytes > 0 ? rate(bytes / seconds * 1e-9) : "", of_copy = bytes > 0 ? share(bytes / seconds, ceilings.bytes) : "";
+        std::string tflops = flops > 0 ? rate(flops / seconds * 1e-12) : "", of_peak = flops > 0 ? share(flops / seconds, ceilings.flops) : "";
+        const char* format = markdown ? "| %s | %s | %.1f | %s | %s | %s | %s | %g | %.2f | %s |\n" : "%-26s %-30s %10.1f %8s %7s %8s %7s %6g %9.2f  %s\n";
+        std::printf(format, name.c_str(), shape.c_str(), seconds * 1e6, gbs.c_str(), of_copy.c_str(), tflops.c_str(), of_peak.c_str(), calls,
+                    calls * seconds * 1e3, note.c_str());
+        std::fflush(stdout);
+    }
+
+    static std::string rate(double value) {
+        char text[32];
+        std::snprintf(text, sizeof text, value >= 100 ? "%.0f" : "%.3g", value);
+        return text;
+    }
+    static std::string share(double value, double of) {
+        char text[32];
+        std::snprintf(text, sizeof text, "%.1f %%", 100 * value / of);
+        return text;
+    }
+};
+
+/// Every line gives what was measured; the ceiling of each kind is the best.
+static Ceilings measure_ceilings(bool markdown) {
+    Ceilings best;
+    const char* start = markdown ? "- " : "";
+    auto bandwidth = [&](const std::string& name, double moved, const std::function<Run(Tensors&)>& prepare) {
+        double rate = moved / time_op(prepare);
+        best.bytes = std::max(best.bytes, rate);
+        std::printf("%sceiling %s: %.0f GB/s\n", start, name.c_str(), rate * 1e-9);
+    };
+    const int64_t n = large_tensor / static_cast<int64_t>(sizeof(floatX));
+    const double bytes = static_cast<double>(large_tensor);
+    bandwidth(concat("copy_on_device, ", large_tensor >> 20, " MiB read and written"), 2 * bytes, [&](Tensors& t) {
+        floatX *to = t.zeros<floatX>(n), *from = t.noise<floatX>(n);
+        return [=] { copy_on_device(to, from, n * sizeof(floatX), nullptr); };
+    });
+    bandwidth(concat("residual_add, two tensors of ", large_tensor >> 20, " MiB read, one written"), 3 * bytes, [&](Tensors& t) {
+        floatX *x = t.noise<floatX>(n), *branch = t.noise<floatX>(n);
+        return [=] { residual_add(x, branch, n, nullptr); };
+    });
+    // Larger squares, as long as one product takes no more than a few hundredths of a second.
+    double seconds = 0;
+    for (int64_t side = large_tensor >> 20 << 2; side <= 16384 && seconds < round_seconds; side *= 2) {
+        const double flops = 2.0 * static_cast<double>(side) * static_cast<double>(side) * static_cast<double>(side);
+        seconds = time_op([&](Tensors& t) {
+            floatX *out = t.zeros<floatX>(side * side), *x = t.noise<floatX>(side * side), *w = t.noise<floatX>(side * side);
+            return [=] { matmul_forward(out, x, w, side, side, side, nullptr); };
+        });
+        best.flops = std::max(best.flops, flops / seconds);
+        std::printf("%sceiling matmul_forward %ldx%ldx%ld: %.1f TFLOP/s\n", start, side, side, side, flops / seconds * 1e-12);
+    }
+    double sheet = device_peak_flops();
+    std::printf("%sceilings: %.0f GB/s, %.1f TFLOP/s in %s", start, best.bytes * 1e-9, best.flops * 1e-12, PRECISION_NAME);
+    if (sheet > 0) std::printf(" (device_peak_flops: %.1f)", sheet * 1e-12);
+    std::printf("\n%s", markdown ? "\n" : "");
+    std::fflush(stdout);
+    return best;
+}
+
+// ------------------------------------------------------------------------------------------------------------------ the ops
+
+struct Step {
+    const GPTConfig& c;
+    int B;
+    Report& report;
+    const int64_t N = int64_t{B} * c.seq_len;
+    const int C = c.n_embd, V = c.vocab_size, T = c.seq_len, H = c.n_head, HK = c.n_kv_head, D = c.head_size(), CK = c.kv_width(), L = c.n_layer;
+    const double n = static_cast<double>(N), X = sizeof(floatX);
+    const bool nanochat = c.recipe == Recipe::nanochat;
+    const float eps = norm_eps(c, Norm::rms_norm);
+
+    void run() {
+        embeddings();
+        norms();
+        products();
+        heads();
+        mlp_and_loss();
+        updates();
+    }
+
+    std::string rows(int64_t channels) const { return concat(N, " x ", channels); }
+
+    /// Tokens of a micro-batch, drawn evenly, and how many different ones there are.
+    std::vector<int> tokens(double& different) const {
+        std::mt19937 generator(7);
+        std::vector<int> ids(static_cast<size_t>(N));
+        for (int& id : ids) id = static_cast<int>(generator() % static_cast<unsigned>(V));
+        different = static_cast<double>(std::set<int>(ids.begin(), ids.end()).size());
+        return ids;
+    }
+
+    void embeddings() {
+        double different = 0;
+        const std::vector<int> ids = tokens(different);
+        report.op("token_order", concat(N), 1, 8 * n, 0, [&](Tensors& t) {
+            int *order = t.zeros<int>(N), *scratch = t.zeros<int>(V + 1), *idx = t.copy_of(ids);
+            return [=, this] { token_order(order, scratch, idx, N, V, nullptr); };
+        });
+        report.op("embedding_forward", rows(C), 1, n * C * X + different * C * X + 4 * n, 0, [&](Tensors& t) {
+            floatX *out = t.zeros<floatX>(N * C), *wte = t.noise<floatX>(int64_t{V} * C);
+            int* idx = t.copy_of(ids);
+            return [=, this] { embedding_forward(out, idx, wte, N, C, nullptr); };
+        });
+        report.op("embedding_backward", rows(C), 1, n * C * X + 8 * different * C + 8 * n, 0, [&](Tensors& t) {
+            float* dwte = t.zeros<float>(int64_t{V} * C);
+            floatX* dout = t.noise<floatX>(N * C);
+            int *idx = t.copy_of(ids), *order = t.zeros<int>(N), *scratch = t.zeros<int>(V + 1);
+            token_order(order, scratch, idx, N, V, nullptr);
+            return [=, this] { embedding_backward(dwte, dout, idx, order, N, C, nullptr); };
+        });
+        const double layers = static_cast<double>(std::count(c.value_embeds.begin(), c.value_embeds.end(), true));
+        if (layers == 0) return;
+        const double gates = 4 * n * HK, head = n * VE_GATE_CHANNELS * X;
+        report.op("value_embedding_forward", rows(CK), layers, 2 * n * CK * X + different * CK * X + gates + head + 4 * n, 0, [&](Tensors& t) {
+            floatX *qkv = t.noise<floatX>(N * c.qkv_width()), *h = t.noise<floatX>(N * C), *ve = t.noise<floatX>(int64_t{V} * CK),
+                   *w = t.noise<floatX>(int64_t{HK} * VE_GATE_CHANNELS, 0.1f);
+            float* gate = t.zeros<float>(N * HK);
+            int* idx = t.copy_of(ids);
+            return [=, this] { value_embedding_forward(qkv, gate, h, idx, ve, w, N, C, H, HK, D, nullptr); };
+        });
+        report.op("value_embedding_backward", rows(CK), layers, n * CK * X + different * CK * (X + 8) + 2 * gates + 3 * head + 8 * n, 0, [&](Tensors& t) {
+            float *dve = t.zeros<float>(int64_t{V} * CK), *dw = t.zeros<float>(int64_t{HK} * VE_GATE_CHANNELS), *sums = t.zeros<float>(N * HK),
+                  *gate = t.fill<float>(N * HK, 1.0f);
+            floatX *dh = t.noise<floatX>(N * C), *dqkv = t.noise<floatX>(N * c.qkv_width()), *h = t.noise<floatX>(N * C),
+                   *ve = t.noise<floatX>(int64_t{V} * CK), *w = t.noise<floatX>(int64_t{HK} * VE_GATE_CHANNELS, 0.1f);
+            int *idx = t.copy_of(ids), *order = t.zeros<int>(N), *scratch = t.zeros<int>(V + 1);
+            token_order(order, scratch, idx, N, V, nullptr);
+            return [=, this] { value_embedding_backward(dve, dw, dh, sums, dqkv, gate, h, idx, order, ve, w, N, C, H, HK, D, nullptr); };
+        });
+    }
+
+    void norms() {
+        const double row = n * C * X, f = 4 * n;   // bytes of a tensor (N, C), and of one float a row
+        const int64_t NC = N * C;
+        const double normed = (c.norm_wte == Norm::none ? 0 : 1) + (c.norm_lm_head == Norm::none ? 0 : 1);
+        report.op("copy_on_device", rows(C), 1, 2 * row, 0, [&](Tensors& t) {
+            floatX *to = t.zeros<floatX>(NC), *from = t.noise<floatX>(NC);
+            return [=] { copy_on_device(to, from, NC * sizeof(floatX), nullptr); };
+        });
+        report.op("residual_add", rows(C), nanochat ? 2 : 1, 3 * row, 0, [&](Tensors& t) {
+            floatX *x = t.noise<floatX>(NC), *branch = t.noise<floatX>(NC);
+            return [=] { residual_add(x, branch, NC, nullptr); };
+        });
+        report.op("norm_forward", rows(C), normed, 2 * row + f, 0, [&](Tensors& t) {
+            floatX *out = t.zeros<floatX>(NC), *x = t.noise<floatX>(NC);
+            float* rstd = t.zeros<float>(N);
+            return [=, this] { norm_forward(out, rstd, x, Norm::rms_norm, N, C, eps, nullptr); };
+        });
+        report.op("norm_backward", rows(C), normed, 3 * row + f, 0, [&](Tensors& t) {
+            floatX *dx = t.zeros<floatX>(NC), *dout = t.noise<floatX>(NC), *out = t.noise<floatX>(NC);
+            float* rstd = t.fill<float>(N, 1.0f);
+            return [=, this] { norm_backward(dx, dout, out, rstd, Norm::rms_norm, N, C, nullptr); };
+        });
+        report.op("add_norm_forward", rows(C), nanochat ? L : 2 * L - 1, 4 * row + f, 0, [&](Tensors& t) {
+            floatX *h = t.zeros<floatX>(NC), *x = t.noise<floatX>(NC), *branch = t.noise<floatX>(NC);
+            float* rstd = t.zeros<float>(N);
+            return [=, this] { add_norm_forward(h, rstd, x, branch, 0.2f, N, C, eps, nullptr); };
+        });
+        const bool scaled = c.attn_scale[0] != 1;
+        if (scaled)
+            report.op("add_norm_backward, scaled", rows(C), L, 5 * row + f, 0, [&](Tensors& t) {
+                floatX *dx = t.noise<floatX>(NC), *dbranch = t.zeros<floatX>(NC), *dh = t.noise<floatX>(NC), *h = t.noise<floatX>(NC);
+                float* rstd = t.fill<float>(N, 1.0f);
+                return [=, this] { add_norm_backward(dx, dbranch, dh, h, rstd, 0.2f, N, C, nullptr); };
+            });
+        report.op("add_norm_backward", rows(C), L, 4 * row + f, 0, [&](Tensors& t) {
+            floatX *dx = t.noise<floatX>(NC), *dh = t.noise<floatX>(NC), *h = t.noise<floatX>(NC);
+            float* rstd = t.fill<float>(N, 1.0f);
+            return [=, this] { add_norm_backward(dx, nullptr, dh, h, rstd, 1, N, C, nullptr); };
+        });
+        if (!c.lambdas) return;
+        report.op("mix_norm_forward", rows(C), L, 6 * row + f, 0, [&](Tensors& t) {
+            floatX *h = t.zeros<floatX>(NC), *prev = t.zeros<floatX>(NC), *x = t.noise<floatX>(NC), *branch = t.noise<floatX>(NC),
+                   *x0 = t.noise<floatX>(NC);
+            float *rstd = t.zeros<float>(N), *resid = t.fill<float>(1, 0.9f), *skip = t.fill<float>(1, 0.1f);
+            return [=, this] { mix_norm_forward(h, rstd, prev, x, branch, x0, resid, skip, N, C, eps, nullptr); };
+        });
+        report.op("mix_norm_backward", rows(C), L, 8 * row + 3 * f, 0, [&](Tensors& t) {
+            floatX *dx = t.noise<floatX>(NC), *dx0 = t.zeros<floatX>(NC), *dh = t.noise<floatX>(NC), *h = t.noise<floatX>(NC),
+                   *prev = t.noise<floatX>(NC), *x0 = t.noise<floatX>(NC);
+            float *rstd = t.fill<float>(N, 1.0f), *resid = t.fill<float>(1, 0.9f), *skip = t.fill<float>(1, 0.1f), *dresid = t.zeros<float>(1),
+                  *dskip = t.zeros<float>(1), *sums = t.zeros<float>(2 * N);
+            return [=, this] { mix_norm_backward(dx, dx0, dresid, dskip, sums, dh, h, rstd, prev, x0, resid, skip, N, C, nullptr); };
+        });
+        report.op("device_zero", rows(C), 1, row, 0, [&](Tensors& t) {
+            floatX* dx0 = t.noise<floatX>(NC);
+            return [=] { device_zero(dx0, NC * sizeof(floatX), nullptr); };
+        });
+    }
+
+    void products() {
+        struct Product {
+            const char* name;
+            int64_t rows, in, out;
+            double calls;
+        };
+        const int64_t chunk = logits_rows(N, V);
+        for (auto [name, m, in, out, calls] : {Product{"qkv", N, C, c.qkv_width(), double(L)}, Product{"proj", N, C, C, double(L)}, Product{"fc", N, C, 4 * C, double(L)},
+                                               Product{"fc_proj", N, 4 * C, C, double(L)}, Product{"head", chunk, C, V, std::ceil(n / double(chunk))}}) {
+            const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(in) * static_cast<double>(out);
+            const std::string shape = concat(m, " x ", in, " x ", out);
+            report.op(concat("matmul_forward ", name), shape, calls, 0, flops, [=](Tensors& t) {
+                floatX *y = t.zeros<floatX>(m * out), *x = t.noise<floatX>(m * in), *w = t.noise<floatX>(out * in, 0.03f);
+                return [=] { matmul_forward(y, x, w, m, in, out, nullptr); };
+            });
+            report.op(concat("matmul_bwd_input ", name), shape, calls, 0, flops, [=](Tensors& t) {
+                floatX *dx = t.zeros<floatX>(m * in), *dy = t.noise<floatX>(m * out), *w = t.noise<floatX>(out * in, 0.03f);
+                return [=] { matmul_backward_input(dx, dy, w, m, in, out, nullptr); };
+            });
+            report.op(concat("matmul_bwd_weight ", name), shape, calls, 0, flops, [=](Tensors& t) {
+                float* dw = t.zeros<float>(out * in);
+                floatX *dy = t.noise<floatX>(m * out), *x = t.noise<floatX>(m * in);
+                return [=] { matmul_backward_weight(dw, dy, x, m, in, out, nullptr); };
+            });
+        }
+    }
+
+    void heads() {
+        const int64_t QKV = c.qkv_width();
+        const double turned = n * (H + HK) * D * X, table = 4.0 * T * D, scales = c.qk_norm ? 4 * n * (H + HK) : 0;
+        std::vector<float> angles(static_cast<size_t>(T) * D);
+        rotary_table(angles.data(), T, D);
+        report.op("rotary_forward", concat(N, " x ", H + HK, " x ", D), L, 2 * turned + table + scales, 0, [&](Tensors& t) {
+            floatX* qkv = t.noise<floatX>(N * QKV);
+            float *rstd = t.zeros<float>(N * (H + HK)), *cosines = t.copy_of(angles);
+            return [=, this] { rotary_forward(qkv, rstd, cosines, 0, B, T, H, HK, D, c.qk_norm, eps, nullptr); };
+        });
+        report.op("rotary_backward", concat(N, " x ", H + HK, " x ", D), L, (c.qk_norm ? 3 : 2) * turned + table + scales, 0, [&](Tensors& t) {
+            floatX *dqkv = t.noise<floatX>(N * QKV), *qkv = t.noise<floatX>(N * QKV);
+            float *rstd = t.fill<float>(N * (H + HK), 1.0f), *cosines = t.copy_of(angles);
+            return [=, this] { rotary_backward(dqkv, qkv, rstd, cosines, B, T, H, HK, D, c.qk_norm, nullptr); };
+        });
+        for (int window : std::set<int>(c.windows.begin(), c.windows.end())) {
+            const double layers = static_cast<double>(std::count(c.windows.begin(), c.windows.end(), window));
+            double pairs = 0;
+            for (int query = 0; query < T; query++) pairs += std::min(query, window) + 1;
+            const double product = 2.0 * B * H * pairs * D, accounted = 4.0 * C * std::min(window, T) * n;
+            const std::string shape = concat(B, " x ", T, " x ", H, " x ", D, ", window ", window);
+            auto forward = [=, this](Tensors& t, floatX*& y, float*& lse, char*& scratch, floatX*& qkv) {
+                y = t.zeros<floatX>(N * C);
+                lse = t.zeros<float>(N * H);
+                scratch = t.zeros<char>(static_cast<int64_t>(attention_scratch(B, T, H, HK, D)));
+                qkv = t.noise<floatX>(N * QKV);
+                attention_forward(y, lse, scratch, qkv, B, T, H, HK, D, window, nullptr);
+            };
+            report.op("attention_forward", shape, layers, 0, 2 * product, [&](Tensors& t) {
+                floatX *y, *qkv;
+                float* lse;
+                char* scratch;
+                forward(t, y, lse, scratch, qkv);
+                return [=, this] { attention_forward(y, lse, scratch, qkv, B, T, H, HK, D, window, nullptr); };
+            }, accounted);
+            report.op("attention_backward", shape, layers, 0, 5 * product, [&](Tensors& t) {
+                floatX *y, *qkv;
+                float* lse;
+                char* scratch;
+                forward(t, y, lse, scratch, qkv);
+                floatX *dqkv = t.zeros<floatX>(N * QKV), *dy = t.noise<floatX>(N * C);
+                return [=, this] { attention_backward(dqkv, scratch, dy, y, lse, qkv, B, T, H, HK, D, window, nullptr); };
+            }, 2 * accounted);
+        }
+    }
+
+    void mlp_and_loss() {
+        const int64_t n4 = N * 4 * C;
+        const double tensor = static_cast<double>(n4) * X;
+        report.op(concat("activation_forward ", name_of(c.activation)), rows(4 * C), L, 2 * tensor, 0, [&](Tensors& t) {
+            floatX *out = t.zeros<floatX>(n4), *x = t.noise<floatX>(n4);
+            return [=, this] { activation_forward(out, x, c.activation, n4, nullptr); };
+        });
+        report.op(concat("activation_backward ", name_of(c.activation)), rows(4 * C), L, 3 * tensor, 0, [&](Tensors& t) {
+            floatX *dx = t.zeros<floatX>(n4), *dout = t.noise<floatX>(n4), *x = t.noise<floatX>(n4);
+            return [=, this] { activation_backward(dx, dout, x, c.activation, n4, nullptr); };
+        });
+        const int64_t chunk = logits_rows(N, V);
+        double different = 0;
+        std::vector<int> ids = tokens(different);
+        ids.resize(static_cast<size_t>(chunk));
+        report.op("cross_entropy", concat(chunk, " x ", V), std::ceil(n / static_cast<double>(chunk)), 2.0 * static_cast<double>(chunk) * V * X, 0, [&](Tensors& t) {
+            float* losses = t.zeros<float>(chunk);
+            floatX* logits = t.noise<floatX>(chunk * V);
+            int* targets = t.copy_of(ids);
+            return [=, this] { cross_entropy(losses, logits, targets, 1e-5f, static_cast<float>(c.softcap), chunk, V, nullptr); };
+        });
+    }
+
+    void updates() {
+        const std::vector<Tensor> table = tensor_table(c);
+        const int64_t gradients = block_size(table);
+        report.op("device_zero, gradients", concat(gradients), 1, 4.0 * static_cast<double>(gradients), 0, [&](Tensors& t) {
+            float* g = t.zeros<float>(gradients);
+            return [=] { device_zero(g, gradients * sizeof(float), nullptr); };
+        });
+        report.op("sum_of_squares, gradients", concat(gradients), 1, 4.0 * static_cast<double>(gradients), 0, [&](Tensors& t) {
+            float *out = t.zeros<float>(1), *scratch = t.zeros<float>(REDUCE_PARTS), *g = t.noise<float>(gradients);
+            return [=] { sum_of_squares(out, scratch, g, gradients, nullptr); };
+        });
+        const double rounded = sizeof(floatX) < sizeof(float) ? X : 0;
+
+        int64_t elements = 0;
+        for (const Tensor& tensor : table) elements += tensor.spec->group == Group::matrix ? 0 : tensor.numel;
+        report.op("adamw_update", concat(elements), 1, (28 + rounded) * static_cast<double>(elements), 0, [&](Tensors& t) {
+            std::vector<AdamWTensor> all;
+            for (const Tensor& tensor : table)
+                if (tensor.spec->group != Group::matrix)
+                    all.push_back({t.noise<float>(tensor.numel), rounded > 0 ? t.zeros<floatX>(tensor.numel) : nullptr, t.noise<float>(tensor.numel),
+                                   t.zeros<float>(tensor.numel), t.zeros<float>(tensor.numel), tensor.numel, 1e-3f, 0.9f, 0.95f, 1e-8f, 0});
+            return [all] { adamw_update(all.data(), static_cast<int>(all.size()), 10, nullptr); };
+        });
+
+        std::set<std::pair<int, int>> shapes;
+        auto has_shape = [](const Tensor& tensor, int rows, int cols) {
+            return tensor.spec->group == Group::matrix && tensor.shape[0] == rows && tensor.shape[1] == cols;
+        };
+        for (const Tensor& tensor : table)
+            if (tensor.spec->group == Group::matrix) shapes.insert({static_cast<int>(tensor.shape[0]), static_cast<int>(tensor.shape[1])});
+        for (auto [m, k] : shapes) {
+            const int count = static_cast<int>(std::count_if(table.begin(), table.end(), [&](const Tensor& tensor) { return has_shape(tensor, m, k); }));
+            const double small = std::min(m, k), large = std::max(m, k), numel = small * large;
+            // Five times x x^T, s s and s x, in full: what symmetry saves shows as a higher rate.
+            const double flops = count * 5 * (4 * small * small * large + 2 * small * small * small);
+            report.op("muon_update", concat(count, " x ", m, " x ", k), 1, count * numel * (20 + rounded), flops, [&, rows = m, cols = k](Tensors& t) {
+                std::vector<MuonTensor> all;
+                for (int i = 0; i < count; i++)
+                    all.push_back({t.noise<float>(int64_t{rows} * cols), rounded > 0 ? t.zeros<floatX>(int64_t{rows} * cols) : nullptr,
+                                   t.noise<float>(int64_t{rows} * cols), t.zeros<float>(int64_t{rows} * cols), nanochat ? t.zeros<float>(std::max(rows, cols)) : nullptr});
+                char* scratch = t.zeros<char>(static_cast<int64_t>(muon_scratch(count, rows, cols)));
+                MuonHyper hyper{.kind = nanochat ? MuonKind::nanochat : MuonKind::speedrun, .lr = 1e-3f, .momentum = 0.95f, .beta2 = 0.95f, .weight_decay = 0};
+                return [=] { muon_update(all.data(), count, rows, cols, hyper, scratch, nullptr); };
+            });
+        }
+    }
+};
+
+int main(int argc, char** argv) {
+    return run_program("bench_ops", [&] {
+        CLI::App app("Time of every op at a model's shapes, beside the ceilings of the device.", "bench_ops");
+        std::string name;
+        int batch = 0;
+        Report report{};
+        app.add_option("MODEL", name, "speedrun124M or nanochat-d12 (or trial-speedrun, trial-nanochat: in a moment, on any device)")->required();
+        app.add_option("--batch", batch, "sequences of a micro-batch (0: what the model trains with on one GPU)")->capture_default_str();
+        app.add_option("--only", report.only, "ops whose name has this in it");
+        app.add_flag("--markdown", report.markdown, "print a table in Markdown");
+        try {
+            app.parse(argc, argv);
+        } catch (const CLI::CallForHelp&) {
+            std::printf("%s", app.help().c_str());
+            return 0;
+        } catch (const CLI::ParseError& error) {
+            fail(error.what(), "; see bench_ops --help");
+        }
+        require(batch >= 0, "--batch is ", batch, ", but must be 0 or more");
+        const BenchModel model = bench_model(name);
+        if (model.trial) cache = 0, large_tensor = 8 << 20, round_seconds = 1e-4;
+        if (batch == 0) batch = model.batch;
+        std::printf("%s%s, %s: %s, %d x %d tokens\n", report.markdown ? "- " : "", device_name().c_str(), PRECISION_NAME, name.c_str(), batch, model.config.seq_len);
+        report.ceilings = measure_ceilings(report.markdown);
+        report.head();
+        Step{model.config, batch, report}.run();
+        std::printf("%s%.2f ms: the sum over a step of one micro-batch%s\n", report.markdown ? "\n" : "", report.step_seconds * 1e3,
+                    report.only.empty() ? "" : ", of these ops");
+        return 0;
+    });
+}

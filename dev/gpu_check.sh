@@ -1,0 +1,340 @@
+#!/bin/bash
+# dev/gpu_check.sh [SUITES]: what make gpu-check does, in under nine minutes on a machine that has a GPU, CUDA's toolkit, make and g++:
+# builds for the card, runs the tests on it, checks that a run can be repeated and resumed to the byte, measures, and looks for errors
+# with compute-sanitizer. Everything goes to dev/results/<gpu>.md as it comes, so that a run that is cut off leaves what it has; whole
+# logs stay in build/gpu-check. SUITES: source files of test suites that run the programs, which are left out.
+# Exit code: 0 when nothing failed, 1 when something did, 2 when there is nothing to run on. What the machine does not have or does
+# not allow (profiler, sanitizer, PyTorch) is a line of the report, no failure.
+#
+# shellcheck disable=SC2317  # functions that are exported to a bash of their own
+set -u
+cd "${0%/*}/.." || exit 2
+budget=530     # seconds, the build included
+refuse() {
+    echo "gpu_check.sh: $*; nothing was built or written" >&2
+    exit 2
+}
+
+# ---------------------------------------------------------------------------------------------------------- what there is to run on
+
+command -v nvidia-smi >/dev/null || refuse "no GPU here (no nvidia-smi); run it on a machine with an NVIDIA GPU and CUDA's toolkit"
+ask() { nvidia-smi -i 0 --query-gpu="$1" --format=csv,noheader 2>&1; }
+gpu=$(ask name) || refuse "no GPU here (nvidia-smi: ${gpu%%$'\n'*}); run it on a machine with an NVIDIA GPU and CUDA's toolkit"
+capability=$(ask compute_cap)
+[[ $capability =~ ^[0-9]+\.[0-9]+$ ]] || refuse "nvidia-smi does not tell the compute capability of $gpu, but: ${capability%%$'\n'*}"
+((${capability%.*} >= 8)) || refuse "$gpu has compute capability $capability; the kernels need 8.0 or more"
+command -v nvcc >/dev/null || PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
+command -v nvcc >/dev/null || refuse "$gpu is here, but no nvcc, neither in PATH nor in ${CUDA_HOME:-/usr/local/cuda}/bin; install CUDA's toolkit or set CUDA_HOME"
+arch=sm_${capability/./}
+[ "$capability" != 9.0 ] || arch=sm_90a     # wgmma and TMA are in the architecture's own set alone
+
+# ---------------------------------------------------------------------------------------------------------------- running, reporting
+
+logs=build/gpu-check
+rm -rf "$logs" && mkdir -p "$logs" dev/results
+slug=$(tr '[:upper:]' '[:lower:]' <<<"$gpu" | sed -E 's/[^a-z0-9]+/-/g; s/^-|-$//g')
+report=dev/results/$slug.md
+status=0
+declare -A pids
+trap 'kill "${pids[@]}" 2>/dev/null; say "Stopped after $SECONDS s."; exit 1' INT TERM
+
+# What the report, and whoever waits, gets to read.
+say() { printf '%s\n' "$*" | tee -a "$report"; }
+bad() { status=1 && say "$*"; }
+left() { echo $((budget - SECONDS)); }
+
+# start NAME SECONDS COMMAND...: begins the command, which gets so many seconds, or what is left; its output goes to $logs/NAME.log.
+start() {
+    local name=$1 limit=$2
+    shift 2
+    (($(left) >= limit)) || limit=$(left)
+    : >"$logs/$name.log"
+    if ((limit < 5)); then
+        echo "left 0" >"$logs/$name.end"
+        return
+    fi
+    (
+        begin=$SECONDS
+        timeout -k 3 "$limit" "$@" >"$logs/$name.log" 2>&1 </dev/null &
+        trap 'kill $!; exit 1' TERM
+        wait $!
+        code=$?
+        ((code != 124 && code != 137)) || code="time"
+        echo "$code $((SECONDS - begin))" >"$logs/$name.end"
+    ) &
+    pids[$name]=$!
+}
+
+# finish NAME: waits for it. $code: its exit code, time when it took too long, left when there was no time to begin; $took: seconds.
+finish() {
+    [ -z "${pids[$1]:-}" ] || wait "${pids[$1]}"
+    read -r code took <"$logs/$1.end"
+}
+run() {
+    start "$@"
+    finish "$1"
+}
+
+# How it went, in words.
+verdict() {
+    case $code in
+        0) echo "fine" ;;
+        time) echo "not done after $took s" ;;
+        left) echo "left out: no time left" ;;
+        *) echo "**failed** (exit code $code; $logs/$1.log)" ;;
+    esac
+}
+quote() { say '```' && cat "$1" >>"$report" && cat "$1" && say '```'; }
+
+# ------------------------------------------------------------------------------------------------------------------------ the machine
+
+: >"$report"
+say "# $gpu"
+say ""
+say "Written by \`make gpu-check${THIRD_PARTY:+ THIRD_PARTY=$THIRD_PARTY}\` (dev/gpu_check.sh) as it ran."
+say ""
+COMMIT=${COMMIT:-$(git describe --always --dirty 2>/dev/null || echo unknown)}
+say "- date: $(date -u '+%Y-%m-%d %H:%M UTC'); commit: $COMMIT"
+say "- GPU: $gpu, $(ask memory.total), driver $(ask driver_version), compute capability $capability, built for $arch"
+say "- clocks: $(ask clocks.max.sm) at most, memory $(ask clocks.max.mem); power limit $(ask power.limit)"
+say "- CUDA: $(nvcc --version | sed -n 's/.*release \([0-9.]*\).*/\1/p'); g++ $(g++ -dumpfullversion 2>/dev/null); $(nproc) processors"
+say ""
+
+# -------------------------------------------------------------------------------------------------------------------------- the build
+
+say "## Build and tests"
+say ""
+say "| what | result | seconds |"
+say "|---|---|--:|"
+# PyTorch's compiler takes minutes: it works while nvcc does, and its cache has the programs later.
+if command -v python3 >/dev/null; then
+    run torch-version 60 python3 -c 'import torch; print(torch.__version__)'
+    torch=$code
+    export TORCHINDUCTOR_CACHE_DIR=$PWD/$logs/inductor
+    [ "$torch" != 0 ] || start torch-warm 240 python3 dev/bench_torch.py --warm
+fi
+for p in bf16 fp32; do
+    targets="build/cuda-$p/tests"
+    [ $p = fp32 ] || targets+=" build/cuda-$p/train_gpt build/cuda-$p/bench build/cuda-$p/bench_ops"
+    # shellcheck disable=SC2086
+    start "build-$p" 300 make --no-print-directory -j"$(nproc)" DEVICE=cuda ARCH="$arch" PRECISION=$p COMMIT="$COMMIT" $targets
+done
+built=()
+for p in bf16 fp32; do
+    finish build-$p
+    if [ "$code" = 0 ]; then built+=("$p"); else status=1; fi
+    say "| build, $p | $(verdict build-$p) | $took |"
+done
+build_errors() {
+    say ""
+    for p in bf16 fp32; do
+        [[ " ${built[*]} " == *" $p "* ]] || ! grep -m 5 -E 'error|Error|\*\*\*' "$logs/build-$p.log" >"$logs/errors" || quote "$logs/errors"
+    done
+}
+if [ ${#built[@]} = 0 ]; then
+    build_errors
+    say "Nothing was built, so nothing was run."
+    exit 1
+fi
+
+# -------------------------------------------------------------------------------------------------------------------------- the tests
+
+for p in "${built[@]}"; do
+    once=()
+    [ -z "${1:-}" ] || once=("--source-file-exclude=$1")
+    start tests-"$p" 120 "build/cuda-$p/tests" "${once[@]}"
+done
+for p in "${built[@]}"; do
+    finish tests-"$p"
+    counts=$(sed -nE 's/.*test cases: *[0-9]+ \| *([0-9]+ passed) \| *([0-9]+ failed).*/\1, \2/p' "$logs/tests-$p.log")
+    [ "$code" = 0 ] || status=1
+    say "| op suites, golden cases and model, $p | ${counts:-no summary}; $(verdict "tests-$p") | $took |"
+    if grep -q 'built without PCRE2' "$logs/tests-$p.log"; then no_encoder=1; fi
+done
+
+# Two runs give the same bytes, and so does one that stops half-way and is resumed. The tokens: the sources themselves, two letters of
+# ASCII a token, behind the header of a shard; the smaller vocabulary keeps the high letter's last four bits.
+shard() {
+    local file=$1 bytes
+    bytes=$(($(stat -c %s "$file.text") / 2 * 2))
+    printf -v count '\\x%02x' $((bytes / 2 & 255)) $((bytes / 2 >> 8 & 255)) $((bytes / 2 >> 16 & 255)) $((bytes / 2 >> 24 & 255))
+    # 20240520 = 0x0134d888
+    { printf '\x88\xd8\x34\x01\x01\x00\x00\x00%b' "$count" && head -c 1012 /dev/zero && head -c "$bytes" "$file.text"; } >"$file"
+    rm "$file.text"
+}
+check_repeat() {
+    local name=$1 train=$2
+    shift 2
+    local flags=("$@" --data "$logs/tokens.bin" --eval-every 0 --steps 40 --save-every 20) out=$logs/$name last=step_0000040.bin half=step_0000020.bin
+    "$train" "${flags[@]}" --out "$out/one" || return 1
+    "$train" "${flags[@]}" --out "$out/two" || return 1
+    cmp "$out/one/$half" "$out/two/$half" && cmp "$out/one/$last" "$out/two/$last" || return 1
+    echo "repeated: the same bytes"
+    rm "$out/two/$last"
+    "$train" --data "$logs/tokens.bin" --eval-every 0 --resume "$out/two/$half" || return 1
+    cmp "$out/one/$last" "$out/two/$last" || return 1
+    echo "resumed: the same bytes"
+    rm -r "$out"
+}
+export -f check_repeat
+export logs
+if [[ " ${built[*]} " == *" bf16 "* ]]; then
+    cat llmc/* test/*.cpp 2>/dev/null | LC_ALL=C tr -d '\200-\377' | LC_ALL=C tr '\000-\177' '\000-\017\000-\017\000-\017\000-\017\000-\017\000-\017\000-\017\000-\017' >"$logs/tokens.bin.text"
+    shard "$logs/tokens.bin"
+    train=build/cuda-bf16/train_gpt
+    start repeat-speedrun 60 bash -c 'check_repeat "$@"' _ speedrun $train --recipe speedrun --depth 4 --width 768 --heads 12 --seq-len 1024 \
+        --vocab-size 4096 --device-batch 4 --batch-tokens 8192
+    start repeat-nanochat 60 bash -c 'check_repeat "$@"' _ nanochat $train --recipe nanochat --depth 4 --width 768 --heads 6 --seq-len 2048 \
+        --vocab-size 4096 --device-batch 2 --batch-tokens 8192
+    for recipe in speedrun nanochat; do
+        finish repeat-$recipe
+        [ "$code" = 0 ] || status=1
+        say "| $recipe: 40 steps twice, and 20 + resume + 20: the same bytes | $(verdict repeat-$recipe) | $took |"
+    done
+fi
+build_errors
+[ -z "${no_encoder:-}" ] || say "PCRE2 is not on this machine: the tokenizer's encoder and its tests were left out."
+
+# --------------------------------------------------------------------------------------------------------------------- the benchmarks
+
+[ -z "${pids[torch-warm]:-}" ] || finish torch-warm   # from here on the machine measures
+if [[ " ${built[*]} " == *" bf16 "* ]]; then
+    say ""
+    say "## Training step"
+    say ""
+    nvidia-smi -i 0 --query-gpu=clocks.sm,power.draw,temperature.gpu --format=csv,noheader,nounits -lms 500 >"$logs/clocks.log" 2>/dev/null &
+    sampler=$!
+    run bench 90 build/cuda-bf16/bench speedrun124M nanochat-d12
+    kill $sampler 2>/dev/null
+    wait $sampler 2>/dev/null
+    quote "$logs/bench.log"
+    [ "$code" = 0 ] || bad "The benchmark of the step: $(verdict bench)."
+    say ""
+    say "While it ran, twice a second: clock of the multiprocessors $(sort -n "$logs/clocks.log" | awk -F', ' 'NF == 3 {c[++n] = $1} END {if (n) print c[1], "to", c[n], "MHz, median", c[int((n + 1) / 2)]; else print "not told"}');" \
+        "power $(awk -F', ' 'NF == 3 && $2 + 0 > most {most = $2} END {print most + 0}' "$logs/clocks.log") W at most."
+    for model in speedrun124M nanochat-d12; do
+        say ""
+        say "## Ops of $model"
+        say ""
+        run "ops-$model" 60 build/cuda-bf16/bench_ops $model --markdown
+        tee -a "$report" <"$logs/ops-$model.log"
+        [ "$code" = 0 ] || bad "The benchmark of the ops: $(verdict "ops-$model")."
+    done
+    say ""
+    say "GB/s count what the op must read and write; of copy and of products are shares of the ceilings above each table. Kernels that only"
+    say "read can pass 100 % of copy."
+fi
+
+# ------------------------------------------------------------------------------------------------------- compute-sanitizer, profiler
+
+# One suite under one tool; adds a line `TOOL SUITE clean|errors|time|refused|failed` to $logs/sanitizer.lines.
+sanitize() {
+    local tool=$1 suite=$2 log=$logs/$1-$2.log code outcome
+    timeout -k 2 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --report-api-errors no build/cuda-bf16/tests "--source-file=*test/$suite.cpp" >"$log" 2>&1 </dev/null
+    code=$?
+    if grep -qE 'Device not supported|Internal Sanitizer Error|Unable to (initialize|attach|find)|Failed to (initialize|attach)' "$log"; then outcome=refused
+    elif ((code == 0)); then outcome=clean
+    elif ((code == 9)); then outcome=errors
+    elif ((code == 124 || code == 137)); then outcome="time"
+    else outcome=failed
+    fi
+    echo "$tool $suite $outcome" >>"$logs/sanitizer.lines"
+}
+export -f sanitize
+
+say ""
+say "## compute-sanitizer over the op suites, bf16"
+say ""
+if [[ " ${built[*]} " != *" bf16 "* ]]; then
+    say "Left out: the bf16 build failed."
+elif ! command -v compute-sanitizer >/dev/null; then
+    say "compute-sanitizer is not on this machine."
+else
+    suites=()
+    for source in llmc/*.cu; do
+        suite=$(basename "$source" .cu)
+        [ ! -e "test/$suite.cpp" ] || suites+=("$suite")
+    done
+    : >"$logs/sanitizer.lines"
+    for tool in memcheck racecheck synccheck initcheck; do printf "$tool %s\n" "${suites[@]}"; done >"$logs/sanitizer.todo"
+    run sanitizer 110 xargs -a "$logs/sanitizer.todo" -P "$((($(nproc) + 1) / 2))" -L 1 bash -c 'sanitize "$@"' _
+    say "| tool | clean | errors | others |"
+    say "|---|---|---|---|"
+    for tool in memcheck racecheck synccheck initcheck; do
+        clean=$(awk -v t=$tool '$1 == t && $3 == "clean" {print $2}' "$logs/sanitizer.lines" | sort | paste -sd ' ')
+        errors=$(awk -v t=$tool '$1 == t && $3 == "errors" {print $2}' "$logs/sanitizer.lines" | sort | paste -sd ' ')
+        others=$(awk -v t=$tool '$1 == t && $3 == "time" {print $2 ": not done in 60 s"}
+                                 $1 == t && $3 == "refused" {print $2 ": the tool does not run on this machine"}
+                                 $1 == t && $3 == "failed" {print $2 ": the tests failed under it"}' "$logs/sanitizer.lines" | sort | paste -sd ';')
+        rest=$(awk -v t=$tool 'NR == FNR {done[$1 " " $2] = 1; next} $1 == t && !done[$1 " " $2] {print $2}' "$logs/sanitizer.lines" "$logs/sanitizer.todo" | sort | paste -sd ' ')
+        say "| $tool | $clean | $errors | $others${rest:+${others:+; }no time left: $rest} |"
+    done
+    if grep -qE ' (errors|failed)$' "$logs/sanitizer.lines"; then
+        status=1
+        say ""
+        read -r tool suite _ < <(grep -E ' (errors|failed)$' "$logs/sanitizer.lines")
+        grep -m 8 -E '^=========' "$logs/$tool-$suite.log" >"$logs/errors"
+        say "The first of $tool in $suite:"
+        quote "$logs/errors"
+    elif grep -q ' refused$' "$logs/sanitizer.lines"; then
+        say ""
+        read -r tool suite _ < <(grep ' refused$' "$logs/sanitizer.lines")
+        grep -m 2 -hE 'not supported|Sanitizer Error|Unable|Failed to' "$logs/$tool-$suite.log" >"$logs/errors"
+        quote "$logs/errors"
+    fi
+fi
+
+say ""
+say "## What the kernels of nanochat-d12 move, by ncu"
+say ""
+if [[ " ${built[*]} " != *" bf16 "* ]]; then
+    say "Left out: the bf16 build failed."
+elif ! command -v ncu >/dev/null; then
+    say "ncu is not on this machine."
+else
+    metrics=gpu__time_duration.sum,dram__bytes.sum,sm__throughput.avg.pct_of_peak_sustained_elapsed,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread
+    run ncu 60 ncu --clock-control none --metrics $metrics --kernel-id '::regex:.:2' --csv --page raw --print-units base build/cuda-bf16/bench_ops nanochat-d12
+    # A line of names, one of units, then the kernels; every field in quotes, thousands with commas.
+    awk -F'","' '
+        /^"ID"/ {for (i = 1; i <= NF; i++) {name = $i; gsub(/"/, "", name); at[name] = i}; next}
+        !at["gpu__time_duration.sum"] || !/^"[0-9]/ {next}
+        function value(what, text) {text = $at[what]; gsub(/[",]/, "", text); return text + 0}
+        {
+            kernel = $at["Kernel Name"]; sub(/^void /, "", kernel); sub(/\(.*/, "", kernel); gsub(/\|/, "/", kernel)
+            time = value("gpu__time_duration.sum"); bytes = value("dram__bytes.sum")
+            if (time > 0) printf "| %s | %.1f | %.1f | %.0f | %.0f %% | %.0f %% | %d |\n", kernel, time / 1e3, bytes / 1e6, bytes / time,
+                value("sm__throughput.avg.pct_of_peak_sustained_elapsed"), value("sm__warps_active.avg.pct_of_peak_sustained_active"), value("launch__registers_per_thread")
+        }' "$logs/ncu.log" >"$logs/ncu.rows"
+    if [ -s "$logs/ncu.rows" ]; then
+        say "The second call of each kernel, at the clock that the GPU chose; multiprocessors: the busiest of their units."
+        say ""
+        say "| kernel | us | MB to and from memory | GB/s | multiprocessors | warps | registers |"
+        say "|---|--:|--:|--:|--:|--:|--:|"
+        tee -a "$report" <"$logs/ncu.rows"
+        [ "$code" = 0 ] || say "The rest: $(verdict ncu)."
+    else
+        say "ncu gave nothing here ($(verdict ncu)): $(grep -m 1 -E '==(ERROR|WARNING)==|rror' "$logs/ncu.log")"
+    fi
+fi
+
+# ------------------------------------------------------------------------------------------------------------------------- PyTorch
+
+say ""
+say "## The same models in compiled PyTorch (dev/bench_torch.py)"
+say ""
+if [ -z "${torch:-}" ]; then
+    say "There is no python3 on this machine."
+elif [ "$torch" != 0 ]; then
+    say "python3 has no torch here ($(tail -n 1 "$logs/torch-version.log"))."
+else
+    # A part each, so that one that is cut off does not take the others along.
+    for part in attention speedrun124M nanochat-d12; do
+        run "torch-$part" 200 python3 dev/bench_torch.py $part
+        grep -E '^(torch|bench_torch)' "$logs/torch-$part.log" >"$logs/torch.short" && quote "$logs/torch.short"
+        [ "$code" = 0 ] || say "$part: $(verdict "torch-$part")."
+    done
+fi
+
+say ""
+say "Done after $SECONDS s: $([ $status = 0 ] && echo "nothing failed" || echo "something **failed**")."
+exit $status

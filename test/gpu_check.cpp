@@ -1,0 +1,246 @@
+// dev/gpu_check.sh on a machine without a GPU: what it refuses, and, with stand-ins for the GPU's tools and for the programs that
+// it builds, every way through it.
+#include <doctest/doctest.h>
+#include <algorithm>
+#include <cstring>
+#include "llmc/shard.h"
+#include "test/program.h"
+
+namespace fs = std::filesystem;
+
+/// A tree of its own with the script in it, and a folder of stand-ins that come before the machine's own programs.
+struct GpuMachine {
+    TempDir dir;
+
+    GpuMachine() {
+        fs::create_directories(dir / "dev");
+        fs::create_directories(dir / "bin");
+        fs::create_directories(dir / "llmc");
+        fs::create_directories(dir / "test");
+        fs::copy_file("dev/gpu_check.sh", dir / "dev/gpu_check.sh");
+        // Text for the tokens, some of it not ASCII; two ops.
+        for (std::string op : {"norm", "muon"}) {
+            write_file(dir / ("llmc/" + op + ".cu"), "a kernel \u00b2 of " + op + std::string(3001, '~'));
+            write_file(dir / ("test/" + op + ".cpp"), "its tests");
+        }
+        stand_in("nvidia-smi", R"(case "$*" in
+            *-lms*) while echo "1755, 650.1, 60"; do sleep 1; done ;;
+            *=name*) echo "NVIDIA Test 80GB" ;;
+            *compute_cap*) echo "9.0" ;;
+            *) echo "something" ;; esac)");
+        stand_in("nvcc", "echo 'Cuda compilation tools, release 13.0, V13.0.88'");
+        stand_in("ncu", R"sh(echo '==PROF== Connected'
+            echo '"ID","Process ID","Kernel Name","Device","dram__bytes.sum","gpu__time_duration.sum","launch__registers_per_thread","sm__throughput.avg.pct_of_peak_sustained_elapsed","sm__warps_active.avg.pct_of_peak_sustained_active"'
+            echo '"","","","","byte","ns","register/thread","%","%"'
+            echo '"0","7","void norm_kernel<4, true>(float *, int)","0","3,000,000","1,500.00","48","61.4","93.2"')sh");
+        stand_in("compute-sanitizer", "echo '========= ERROR SUMMARY: 0 errors'");
+        stand_in("python3", R"(case "$*" in -c*) echo 2.11.0 ;; *) echo "torch says $*" ;; esac)");
+        program("tests", "echo '[doctest] test cases:  7 |  7 passed | 0 failed | 2 skipped'");
+        program("bench", "while [ ! -s build/gpu-check/clocks.log ]; do sleep 0.01; done; echo bench $* 600000 tok/s 50.0 %");
+        program("bench_ops", "echo '| ops of' $1 '|'");
+        // A run whose checkpoints hold the arguments that make it, and not where it is written.
+        program("train_gpt", R"(while [ $# -gt 0 ]; do
+                case $1 in
+                    --out) out=$2 ;;
+                    --resume) out=${2%/*}; text=$(cat "$2") ;;
+                    --recipe) text=$2 ;;
+                esac
+                shift
+            done
+            mkdir -p "$out"
+            echo "$text" >"$out/step_0000020.bin"
+            echo "$text" >"$out/step_0000040.bin")");
+    }
+    /// The command `name`, with this body of a shell script.
+    void stand_in(const std::string& name, const std::string& body) { script("bin/" + name, body); }
+    /// What make builds for CUDA, in both precisions.
+    void program(const std::string& name, const std::string& body) {
+        script("program-" + name, body);
+        stand_in("make", R"(for word; do case $word in build/*) mkdir -p "${word%/*}" && cp "program-${word##*/}" "$word" ;; esac; done)");
+    }
+    Result check(const std::string& environment = "") const {
+        return run("PATH=" + dir / "bin:$PATH " + environment + " COMMIT=abc1234 bash " + dir / "dev/gpu_check.sh 'suite'");
+    }
+    std::string report() const { return read_file(dir / "dev/results/nvidia-test-80gb.md"); }
+    bool untouched() const { return !fs::exists(dir / "dev/results") && !fs::exists(dir / "build"); }
+
+private:
+    void script(const std::string& name, const std::string& body) {
+        write_file(dir / name, "#!/bin/bash\n" + body + "\n");
+        fs::permissions(dir / name, fs::perms::owner_all);
+    }
+};
+
+static bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+static bool one_line(const std::string& text) { return std::count(text.begin(), text.end(), '\n') == 1; }
+
+TEST_CASE("gpu_check.sh: without a GPU, or what it takes, one line, code 2, and nothing is written") {
+    auto refused = [](const GpuMachine& machine, const std::string& environment, const std::string& words) {
+        Result result = machine.check(environment);
+        CHECK(result.code == 2);
+        CHECK(result.out.empty());
+        CHECK(one_line(result.err));
+        CHECK_MESSAGE(contains(result.err, words), result.err);
+        CHECK(contains(result.err, "nothing was built or written"));
+        CHECK(machine.untouched());
+    };
+    GpuMachine none;
+    fs::create_directories(none.dir / "empty");
+    Result result = run("PATH=" + none.dir / "empty /bin/bash " + none.dir / "dev/gpu_check.sh");
+    CHECK(result.code == 2);
+    CHECK(one_line(result.err));
+    CHECK(contains(result.err, "gpu_check.sh: no GPU here (no nvidia-smi)"));
+    CHECK(none.untouched());
+
+    GpuMachine no_driver;
+    no_driver.stand_in("nvidia-smi", "echo \"NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\"; echo 'Make sure ...'; exit 9");
+    refused(no_driver, "", "gpu_check.sh: no GPU here (nvidia-smi: NVIDIA-SMI has failed because");
+
+    GpuMachine old;
+    old.stand_in("nvidia-smi", "case \"$*\" in *=name*) echo 'Tesla T4' ;; *) echo 7.5 ;; esac");
+    refused(old, "", "Tesla T4 has compute capability 7.5; the kernels need 8.0 or more");
+
+    GpuMachine silent;
+    silent.stand_in("nvidia-smi", "case \"$*\" in *=name*) echo 'Tesla T4' ;; *) echo 'Field \"compute_cap\" is not a valid field to query.'; exit 1 ;; esac");
+    refused(silent, "", "does not tell the compute capability of Tesla T4");
+
+    GpuMachine no_toolkit;
+    fs::remove(no_toolkit.dir / "bin/nvcc");
+    // The machine's own nvcc must not be found: all that bash needs before it looks for it is in the stand-ins.
+    Result no_nvcc = run("PATH=" + no_toolkit.dir / "bin CUDA_HOME=/nowhere /bin/bash " + no_toolkit.dir / "dev/gpu_check.sh");
+    CHECK(no_nvcc.code == 2);
+    CHECK_MESSAGE(contains(no_nvcc.err, "NVIDIA Test 80GB is here, but no nvcc, neither in PATH nor in /nowhere/bin"), no_nvcc.err);
+    CHECK(no_toolkit.untouched());
+}
+
+TEST_CASE("gpu_check.sh: all of it, where everything is there") {
+    GpuMachine machine;
+    Result result = machine.check("THIRD_PARTY=/headers");
+    CHECK(result.code == 0);
+    CHECK_MESSAGE(result.err.empty(), result.err);
+    std::string report = machine.report();
+    CHECK(result.out == report);   // whoever waits sees what is written
+    for (std::string part : {"# NVIDIA Test 80GB\n", "make gpu-check THIRD_PARTY=/headers", "commit: abc1234", "built for sm_90a", "CUDA: 13.0;", "| build, bf16 | fine |", "| build, fp32 | fine |",
+                             "golden cases and model, bf16 | 7 passed, 0 failed; fine |", "golden cases and model, fp32 | 7 passed, 0 failed; fine |",
+                             "| speedrun: 40 steps twice, and 20 + resume + 20: the same bytes | fine |", "| nanochat: 40 steps twice",
+                             "```\nbench speedrun124M nanochat-d12 600000 tok/s", "clock of the multiprocessors 1755 to 1755 MHz, median 1755", "power 650.1 W at most",
+                             "## Ops of speedrun124M\n\n| ops of speedrun124M |", "| ops of nanochat-d12 |", "| memcheck | muon norm |  |  |", "| racecheck | muon norm |  |  |",
+                             "| synccheck | muon norm |  |  |", "| initcheck | muon norm |  |  |", "| norm_kernel<4, true> | 1.5 | 3.0 | 2000 | 61 % | 93 % | 48 |",
+                             "torch says dev/bench_torch.py attention\n", "torch says dev/bench_torch.py speedrun124M\n", "torch says dev/bench_torch.py nanochat-d12\n", "nothing failed"})
+        CHECK_MESSAGE(contains(report, part), part);
+    CHECK(!contains(report, "PCRE2"));
+
+    // The tokens that it trains on are a shard, of ids that the models have.
+    std::string shard = machine.dir / "build/gpu-check/tokens.bin";
+    int64_t tokens = read_shard_header(shard);
+    CHECK(tokens >= 6000 / 2);
+    std::string bytes = read_file(shard);
+    int largest = 0;
+    for (int64_t i = 0; i < tokens; i++) {
+        uint16_t token;
+        std::memcpy(&token, bytes.data() + sizeof(ShardHeader) + 2 * i, 2);
+        largest = std::max(largest, int{token});
+    }
+    CHECK(largest > 1000);
+    CHECK(largest < 4096);
+}
+
+TEST_CASE("gpu_check.sh: what a machine lacks or refuses is a line, not a failure") {
+    GpuMachine machine;
+    machine.stand_in("compute-sanitizer", "echo '========= Error: Device not supported. Please refer to the release notes'; exit 1");
+    machine.stand_in("ncu", "echo '==ERROR== Failed to initialize the profiler: LibraryNotLoaded'; exit 1");
+    machine.stand_in("python3", "echo \"ModuleNotFoundError: No module named 'torch'\"; exit 1");
+    machine.program("tests", "echo 'MESSAGE: built without PCRE2'; echo '[doctest] test cases:  7 |  7 passed | 0 failed | 2 skipped'");
+    Result result = machine.check();
+    CHECK(result.code == 0);
+    CHECK_MESSAGE(result.err.empty(), result.err);
+    for (std::string part : {"PCRE2 is not on this machine: the tokenizer's encoder and its tests were left out.",
+                             "| memcheck |  |  | muon: the tool does not run on this machine;norm: the tool does not run on this machine |", "Device not supported",
+                             "ncu gave nothing here (**failed** (exit code 1; build/gpu-check/ncu.log)): ==ERROR== Failed to initialize the profiler: LibraryNotLoaded",
+                             "python3 has no torch here (ModuleNotFoundError: No module named 'torch').", "nothing failed"})
+        CHECK_MESSAGE(contains(machine.report(), part), part);
+    machine.stand_in("python3", "case \"$*\" in -c*) echo 2.11.0 ;; *) echo 'torch nanochat-d12: ended by OutOfMemoryError'; exit 1 ;; esac");
+    CHECK(machine.check().code == 0);
+    CHECK(contains(machine.report(), "torch nanochat-d12: ended by OutOfMemoryError\n```\nattention: **failed** (exit code 1;"));
+}
+
+TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 1") {
+    auto failed = [](GpuMachine& machine, const std::string& words) {
+        Result result = machine.check();
+        CHECK(result.code == 1);
+        CHECK_MESSAGE(contains(machine.report(), words), machine.report());
+    };
+    SUBCASE("nothing builds") {
+        GpuMachine machine;
+        machine.stand_in("make", "echo 'llmc/norm.cu(7): error: identifier \"x\" is undefined'; exit 2");
+        failed(machine, "llmc/norm.cu(7): error: identifier");
+        CHECK(contains(machine.report(), "| build, fp32 | **failed** (exit code 2; build/gpu-check/build-fp32.log) |"));
+        CHECK(contains(machine.report(), "Nothing was built, so nothing was run."));
+    }
+    SUBCASE("one precision does not build") {
+        GpuMachine machine;
+        std::string make = read_file(machine.dir / "bin/make");
+        machine.stand_in("make", "case \"$*\" in *PRECISION=bf16*) echo 'error: no'; exit 2;; esac\n" + make);
+        failed(machine, "| build, fp32 | fine |");
+        CHECK(contains(machine.report(), "golden cases and model, fp32 | 7 passed"));
+        CHECK(contains(machine.report(), "|\n\n```\nerror: no\n```\n"));
+        CHECK(contains(machine.report(), "Left out: the bf16 build failed."));
+    }
+    SUBCASE("tests") {
+        GpuMachine machine;
+        machine.program("tests", "echo '[doctest] test cases:  7 |  6 passed | 1 failed | 2 skipped'; exit 1");
+        failed(machine, "golden cases and model, bf16 | 6 passed, 1 failed; **failed** (exit code 1;");
+        CHECK(contains(machine.report(), "| ops of nanochat-d12 |"));
+    }
+    SUBCASE("tests that crash") {
+        GpuMachine machine;
+        machine.program("tests", "exit 139");
+        failed(machine, "golden cases and model, bf16 | no summary; **failed** (exit code 139;");
+    }
+    SUBCASE("two runs differ") {
+        GpuMachine machine;
+        std::string train = read_file(machine.dir / "program-train_gpt");
+        machine.program("train_gpt", train + "echo $$ >>\"$out/step_0000040.bin\"");
+        failed(machine, "| speedrun: 40 steps twice, and 20 + resume + 20: the same bytes | **failed**");
+    }
+    SUBCASE("a resumed run differs") {
+        GpuMachine machine;
+        std::string train = read_file(machine.dir / "program-train_gpt");
+        machine.program("train_gpt", "case \"$*\" in *--resume*) again=x;; esac\n" + train + "[ -z \"${again:-}\" ] || echo >>\"$out/step_0000040.bin\"");
+        failed(machine, "| nanochat: 40 steps twice, and 20 + resume + 20: the same bytes | **failed**");
+    }
+    SUBCASE("a benchmark") {
+        GpuMachine machine;
+        machine.program("bench", "echo peak 700; exit 2");
+        failed(machine, "```\npeak 700\n```\nThe benchmark of the step: **failed** (exit code 2;");
+    }
+    SUBCASE("the sanitizer finds something") {
+        GpuMachine machine;
+        machine.stand_in("compute-sanitizer", "case \"$*\" in *racecheck*muon*) echo '========= Error: Race reported between Write access'; exit 9;; esac");
+        failed(machine, "| racecheck | norm | muon |  |");
+        CHECK(contains(machine.report(), "The first of racecheck in muon:\n```\n========= Error: Race reported"));
+        CHECK(contains(machine.report(), "| memcheck | muon norm |  |  |"));
+    }
+    SUBCASE("tests fail under the sanitizer alone") {
+        GpuMachine machine;
+        machine.stand_in("compute-sanitizer", "exit 1");
+        failed(machine, "| initcheck |  |  | muon: the tests failed under it;norm: the tests failed under it |");
+    }
+}
+
+TEST_CASE("gpu_check.sh: what takes too long is named with what it gave; when the time is up, nothing more begins") {
+    GpuMachine machine;
+    // timeout -k S LIMIT COMMAND...: two commands that take too long, without the waiting.
+    machine.stand_in("timeout", "shift 3; \"$@\"; code=$?; case \"$1 $3\" in build/cuda-bf16/bench\\ *|*\\ synccheck) exit 124;; esac; exit $code");
+    CHECK(machine.check().code == 1);
+    CHECK_MESSAGE(contains(machine.report(), "600000 tok/s 50.0 %\n```\nThe benchmark of the step: not done after "), machine.report());
+    CHECK(contains(machine.report(), "| synccheck |  |  | muon: not done in 60 s;norm: not done in 60 s |"));
+    CHECK(contains(machine.report(), "torch says dev/bench_torch.py nanochat-d12"));
+
+    std::string script = read_file(machine.dir / "dev/gpu_check.sh");
+    script.replace(script.find("budget=530 "), 11, "budget=0   ");
+    write_file(machine.dir / "dev/gpu_check.sh", script);
+    CHECK(machine.check().code == 1);
+    CHECK(contains(machine.report(), "| build, bf16 | left out: no time left | 0 |"));
+    CHECK(contains(machine.report(), "Nothing was built, so nothing was run."));
+}
