@@ -117,3 +117,28 @@ build/commit: FORCE
 	@mkdir -p build && echo '$(COMMIT)' | cmp -s - $@ || echo '$(COMMIT)' > $@
 
 -include $(shell find $(BUILD) $(EMULATOR) -name '*.d' 2>/dev/null)
+
+# The ladders of dev/kernels. DEVICE=cuda: nvcc and a GPU, with times. Otherwise the emulator, where every step is checked.
+LADDER_CUDA := build/kernels-cuda-$(PRECISION)
+LADDER := $(if $(filter cuda,$(DEVICE)),$(LADDER_CUDA),$(EMULATOR))
+LADDER_SOURCES := $(patsubst %,dev/kernels/%,norm cross_entropy attention check)
+LADDER_ENGINE := $(patsubst %,llmc/%,norm cross_entropy attention device)
+NVCC ?= nvcc
+LADDER_NVCC := -std=c++20 -O3 -x cu -rdc=false -Xcompiler -Wall,-Wextra -MMD -MP -I. $(addprefix -gencode arch=compute_,80,code=sm_80 90a,code=sm_90a) \
+               $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32)
+
+.PHONY: kernels
+kernels:  ## dev/kernels: every step of the ladders checked, from naive to best, with its bound (DEVICE=cuda: and its time)
+	@$(MAKE) --no-print-directory -j2 $(LADDER)/ladder
+	@$(LADDER)/ladder
+
+$(EMULATOR)/ladder: $(patsubst %,$(EMULATOR)/%.cu.o,$(LADDER_SOURCES) dev/kernels/ladder $(LADDER_ENGINE)) $(EMULATOR)/test/emulator/emulator.o
+	$(CXX) $(EMULATOR_FLAGS) -o $@ $^
+# The same checks in the emulator's test runner.
+$(EMULATOR)/tests: $(patsubst %,$(EMULATOR)/%.cu.o,$(LADDER_SOURCES)) $(EMULATOR)/dev/kernels/test.o
+$(LADDER_CUDA)/ladder: $(patsubst %,$(LADDER_CUDA)/%.o,$(LADDER_SOURCES) dev/kernels/ladder $(LADDER_ENGINE))
+	$(NVCC) -o $@ $^
+$(LADDER_CUDA)/%.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(LADDER_NVCC) -c -o $@ $<
+-include $(shell find $(LADDER_CUDA) -name '*.d' 2>/dev/null)
