@@ -22,8 +22,9 @@ static_assert(SCALE * SCALE * HEAD == 1);
 // ------------------------------------------------------------------------------------------------------------ 1. the formula
 // Three kernels, with the scores of all heads in device memory between them, in fp32: a thread a score; a block a row of the softmax; a thread
 // an element of y. Each fused multiply-add loads both of its numbers, and a multiprocessor loads for 32 threads a clock where it
-// could multiply for 128 (A100: 64): bound by loads. Neighbouring threads read rows of k that are 3 H D apart, so a load of the warp touches
-// 32 sectors, which adds to it. 4 T T bytes a head are written, read, written and read.
+// could multiply for 128 (A100: 64). Worse, threads that are neighbours read rows of k that are 3 H D apart: a load of the warp touches 32
+// cache lines, of which the first cache looks up 4 a clock. Bound by cache lines in the first kernel, by loads in the last. The scores'
+// 4 T T bytes a head are written, read, written and read, which takes a twentieth of that.
 static constexpr int THREADS = 256;
 
 static __global__ void __launch_bounds__(THREADS)
@@ -72,7 +73,8 @@ static void formula(floatX* y, float* lse, float* scratch, const floatX* qkv, At
 // ---------------------------------------------------------------------------------------------------- 2. tiles in shared memory
 // The same three kernels; the products work on tiles of 64 x 64. A block loads a tile of each side into shared memory, coalesced, as
 // floats, and each of 256 threads computes 4 x 4 elements: 8 loads from shared memory for 16 fused multiply-adds, where the formula has
-// 32. Still bound by loads, a quarter of them. Rows of a tile lie 65 words apart: a multiprocessor's shared memory has 32 banks a word
+// 32. That leaves the loads (8 turns of 32 threads), the multiply-adds and the instructions (24 and the loop, of 128) near each other:
+// bound by instructions, those that bring the tiles included. Rows of a tile lie 65 words apart: shared memory has 32 banks a word
 // wide, and a bank gives one word a clock. A warp reads one column of 16 neighbouring rows of k at once: 65 words apart they lie in 16
 // different banks; 64 words apart they would all lie in one bank and take 16 clocks.
 static constexpr int TILE = 64, PITCH = TILE + 1, FLOATS = TILE * PITCH;
@@ -157,7 +159,8 @@ static void tiled(floatX* y, float* lse, float* scratch, const floatX* qkv, Atte
 // One kernel. A block keeps a tile of queries and walks over the tiles of keys; a tile of scores lives in registers, then, as probabilities,
 // in shared memory, and never leaves the multiprocessor. The softmax is online (cross_entropy.cu, step 2), and what it shrinks when
 // a greater score comes is the sum and the row of y so far. The memory's part falls from 4 readings or writings of T T floats a head to
-// that of q, k, v and y. Bound by loads still: the products are the same, and so are their loads from shared memory.
+// that of q, k, v and y. Bound by instructions, with loads close behind (A100: and the multiply-adds): the products are the same as before.
+// (Of the stores of p two meet in each bank; they are one for 128 multiply-adds.)
 static __global__ void __launch_bounds__(THREADS)
 flash_kernel(floatX* y, float* lse, const floatX* qkv, AttentionSize s) {
     const int q0 = static_cast<int>(blockIdx.x) * TILE;
@@ -216,8 +219,9 @@ static void flash(floatX* y, float* lse, float*, const floatX* qkv, AttentionSiz
 // queries, whose q it holds in registers; ldmatrix brings k and v from shared memory into the layout that mma wants. What mma puts out is
 // laid out as the left side that it takes, so the probabilities go from one product into the next without leaving the registers,
 // rounded to bf16. Rows of a tile are 72 elements long: the 8 rows of 16 bytes that ldmatrix reads at once are 36 words apart and lie in
-// 32 different banks. Bound by shared memory: every warp reads all of k and v, 16 KiB for 16 x 64 scores. Exponentials take about as long as
-// the products, the tile's loads are waited for by all, and half of the scores are computed for nothing: masked.
+// 32 different banks. Bound by loads from shared memory: every warp reads all of k and v, 16 KiB for 16 x 64 scores. Instructions are close
+// behind, the exponentials take as long as the products (H200), the tile's loads are waited for by all, and half of the scores are
+// masked: computed for nothing.
 static constexpr int WARPS = 4, MMA_THREADS = WARPS * WARP, MMA_PITCH = HEAD + 8, ELEMENTS = TILE * MMA_PITCH;
 static_assert(WARPS * 16 == TILE);
 static constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
@@ -359,8 +363,8 @@ static void tensor_cores(floatX* y, float* lse, float*, const floatX* qkv, Atten
 // Two buffers of keys and values: cp.async copies the next tile into one, past the registers, while the block computes on the other, so the
 // latency of memory hides behind the products, and one barrier a tile does. Tiles that no query of the block sees, above the diagonal and
 // before the window, are never loaded: half of all for a long causal sequence, nearly all for a short window. Only tiles on a border need the
-// mask. Long walks, those of the last queries, begin first, so that no block starts one when the others are done. Bound by shared memory
-// still, at half of the tiles: a warp with 16 queries reads too much for what it computes.
+// mask. Long walks, those of the last queries, begin first, so that no block starts one when the others are done. Bound by loads from
+// shared memory still, for half of the tiles: a warp with 16 queries reads too much for what it computes.
 static __global__ void __launch_bounds__(MMA_THREADS)
 ahead_kernel(bf16* y, float* lse, const bf16* qkv, AttentionSize s) {
     const int q0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * TILE, query = q0 + 16 * warp_of_thread();
@@ -413,43 +417,47 @@ static double all_scores(const AttentionSize& s) { return static_cast<double>(s.
 // q, k, v read and y written; lse is a part of a hundred.
 static double necessary_bytes(const AttentionSize& s) { return 4 * s.elements() * BYTES; }
 
-// With the scores in memory. `words`: loads for one fused multiply-add.
-static std::vector<Work> three_kernels(const AttentionSize& s, double words) {
-    const double scores = static_cast<double>(s.B) * s.H * s.T * s.T, multiply_adds = scores * HEAD, products = 2 * multiply_adds;
-    return {{.memory = 4 * scores, .fp32 = products, .words = words * multiply_adds},
-            {.memory = 8 * scores, .special = 2 * scores, .words = 4 * scores},
-            {.memory = 4 * scores, .fp32 = products, .words = words * multiply_adds}};
+static double scores_in_memory(const AttentionSize& s) { return static_cast<double>(s.B) * s.H * s.T * s.T; }
+
+// A product with the scores in memory: `words` and `lines` of loads and the instructions for a score, which is HEAD multiply-adds.
+static Work product(const AttentionSize& s, double words, double lines, double instructions) {
+    const double scores = scores_in_memory(s);
+    return {.memory = 4 * scores, .fp32 = 2 * HEAD * scores, .words = words * scores, .lines = lines * scores, .instructions = COUNTED * instructions * scores};
+}
+static Work softmax(const AttentionSize& s) {
+    const double scores = scores_in_memory(s);
+    return {.memory = 8 * scores, .special = 2 * scores, .words = 4 * scores, .instructions = COUNTED * 27.6 * scores};
 }
 // In one kernel, products by mma. A warp reads a row of k and one of v for 16 queries.
-[[maybe_unused]] static std::vector<Work> by_tensor_cores(const AttentionSize& s, double scores) {
-    return {{.memory = necessary_bytes(s), .tensor = 4 * HEAD * scores, .special = scores, .words = 2 * HEAD * BYTES / 4 * scores / 16}};
+[[maybe_unused]] static Work by_tensor_cores(const AttentionSize& s, double scores, double instructions) {
+    return {.memory = necessary_bytes(s), .tensor = 4 * HEAD * scores, .special = scores, .words = 2 * HEAD * BYTES / 4 / 16 * scores,
+            .instructions = COUNTED * instructions * scores};
 }
 
 const std::vector<Step<Attention, AttentionSize>>& attention_ladder() {
-    static const std::vector<Step<Attention, AttentionSize>> steps = {
-        {"the formula, three kernels", formula, [](const AttentionSize& s) { return three_kernels(s, 2); }},
-        {"tiles in shared memory", tiled, [](const AttentionSize& s) { return three_kernels(s, 0.5); }},
+    using Size = AttentionSize;
+    using Works = std::vector<Work>;
+    static const std::vector<Step<Attention, Size>> steps = {
+        {"the formula, three kernels", formula,
+         [](const Size& s) { return Works{product(s, 2 * HEAD, HEAD + HEAD / 32.0, 334), softmax(s), product(s, 2 * HEAD, 2 * HEAD / 32.0, 416)}; }},
+        {"tiles in shared memory", tiled, [](const Size& s) { return Works{product(s, HEAD / 2.0, 0, 158), softmax(s), product(s, HEAD / 2.0, 0, 159)}; }},
         {"no scores in memory: flash attention", flash,
-         [](const AttentionSize& s) -> std::vector<Work> {
+         [](const Size& s) {
              const double scores = all_scores(s);
-             return {{.memory = necessary_bytes(s), .fp32 = 4 * HEAD * scores, .special = scores, .words = HEAD * scores}};
+             return Works{{.memory = necessary_bytes(s), .fp32 = 4 * HEAD * scores, .special = scores, .words = HEAD * scores, .instructions = COUNTED * 281 * scores}};
          }},
 #ifndef PRECISION_FP32
-        {"tensor cores", tensor_cores, [](const AttentionSize& s) { return by_tensor_cores(s, all_scores(s)); }},
+        {"tensor cores", tensor_cores, [](const Size& s) { return Works{by_tensor_cores(s, all_scores(s), 14.7)}; }},
         {"copies run ahead, tiles are skipped", ahead,
-         [](const AttentionSize& s) {
+         [](const Size& s) {
              double tiles = 0;
              for (int q0 = 0; q0 < s.T; q0 += TILE) tiles += q0 / TILE + 1 - std::max(0, q0 - s.window) / TILE;
-             return by_tensor_cores(s, tiles * s.B * s.H * TILE * TILE);
+             return Works{by_tensor_cores(s, tiles * s.B * s.H * TILE * TILE, 15.8)};
          }},
-        {"llmc/attention.cu", engine,
-         [](const AttentionSize& s) -> std::vector<Work> {
-             return {{.memory = necessary_bytes(s), .tensor = 4 * HEAD * s.pairs(), .special = s.pairs()}};
-         }}};
-#else
-        {"llmc/attention.cu", engine, [](const AttentionSize& s) -> std::vector<Work> {
-             return {{.memory = necessary_bytes(s), .fp32 = 4 * HEAD * s.pairs(), .special = s.pairs()}};
-         }}};
 #endif
+        {"llmc/attention.cu", engine, [](const Size& s) {
+             const double flops = 4 * HEAD * s.pairs();
+             return Works{{.memory = necessary_bytes(s), .tensor = BYTES == 2 ? flops : 0, .fp32 = BYTES == 2 ? 0 : flops, .special = s.pairs()}};
+         }}};
     return steps;
 }

@@ -50,8 +50,9 @@ static void three_passes(float* losses, floatX* logits, float* scratch, const in
 // 2. Online softmax (Milakov and Gimelshein 2018): greatest and sum in one pass. When a greater logit comes, the sum so far, which was taken
 // below the old one, is multiplied by exp(old - new). And one kernel for all: the second reading of a row follows the first at once, so it
 // can be found in the second cache; 4 blocks of 512 threads on each of 132 multiprocessors have 528 rows of 64 KiB under way, 35 MB,
-// of 50 MB on an H200. Each logit is read once and written once if all of them are still there; what is not is read again.
-// Held back by 2-byte accesses and by the chain: each logit waits for the sum that the one before it left.
+// where an H200 has 50 MB. Each logit is read from memory once and written once if all are still there; what is not is read again.
+// Bound by instructions, 42 a logit: a load, a branch and the loop's own for every 2 bytes. And each logit waits for the sum that the one
+// before it left.
 static __global__ void __launch_bounds__(THREADS)
 online_kernel(float* losses, floatX* logits, const int* targets, float dloss, int V) {
     const int64_t n = blockIdx.x;
@@ -78,7 +79,8 @@ static void online(float* losses, floatX* logits, float*, const int* targets, fl
 }
 
 // 3. 16 bytes a thread: 8 logits (bf16) an access. The greatest of the 8 is found first, so the sum is shrunk once for 8 of them, without a branch,
-// and their 8 exponentials do not wait for each other. Held back by the second reading, as far as it misses the second cache.
+// and their 8 exponentials do not wait for each other: 28 instructions a logit. Bound by these and by device memory, equally; and
+// held back by the second reading, as far as it misses the second cache.
 static __device__ void add_logits(float& greatest, float& sum, const float (&z)[VECTOR]) {
     float top = greatest;
     for (float logit : z) top = fmaxf(top, logit);
@@ -113,8 +115,8 @@ static void wide(float* losses, floatX* logits, float*, const int* targets, floa
 
 // 4. The row stays in shared memory between the passes: each logit is read from memory once and the gradient written once, whatever the caches do.
 // A thread reads back only what it wrote itself, so this needs no barrier. The price is room: three rows of 64 KiB fit into the
-// 227 KB of a multiprocessor, 1536 threads where step 3 has 2048. Bound by device memory, if the instructions are few enough: expf
-// scales its argument and its result, to be right to the last bits and near overflow.
+// 228 KiB of an H200's multiprocessor (two into an A100's 164), 1536 threads where step 3 has 2048. Bound by device memory and by
+// instructions, equally, on an H200: expf takes eight or so, to be right to the last bits.
 static __device__ floatX* cached_row() { return reinterpret_cast<floatX*>(shared_memory<float>() + WARP); }
 
 static __global__ void __launch_bounds__(THREADS)
@@ -153,8 +155,8 @@ static void cached(float* losses, floatX* logits, float*, const int* targets, fl
 }
 
 // 5. Fast exponentials: e^(z - m) = 2^(z log2(e) - m log2(e)) is one fused multiply-add and one operation of the special function unit. Its relative
-// error of 2^-22, and the rounding of its argument, vanish when the gradient is rounded to bf16. Bound by device memory: the special
-// function units take about 0.6 of its time on an H200, and 0.4 on an A100.
+// error of 2^-22, and the rounding of its argument, vanish when the gradient is rounded to bf16. 15 instructions a logit. Bound by device
+// memory: the special function units and the instructions take about 0.6 of its time each on an H200, and run beside it.
 static constexpr float LOG2E = 1.4426950408889634f;
 static __device__ float fast_exp_of_difference(float z, float scaled) { return fast_exp2(fmaf(z, LOG2E, -scaled)); }   // scaled = m log2(e)
 
@@ -201,23 +203,25 @@ static void engine(float* losses, floatX* logits, float*, const int* targets, fl
 static double logits_of(const CrossEntropySize& s) { return static_cast<double>(s.N) * s.V; }
 static constexpr double BYTES = sizeof(floatX);
 
-// Steps that are one kernel: a reading and a writing of memory, two exponentials a logit and one for every `shrinks` logits.
-static std::vector<Work> one_kernel(const CrossEntropySize& s, double words, double shrinks) {
-    const double n = logits_of(s);
-    return {{.memory = 2 * n * BYTES, .special = (2 + shrinks) * n, .words = words * n}};
+// A kernel's `accesses` of a logit, from memory or shared memory, one logit at a time or 16 bytes; the bytes that memory moves; exponentials.
+static Work kernel(double n, double bytes, double accesses, bool wide, double exponentials, double instructions) {
+    return {.memory = bytes * n, .special = exponentials * n, .words = accesses * (wide ? BYTES / 4 : 1) * n, .instructions = COUNTED * instructions * n};
 }
 
 const std::vector<Step<CrossEntropy, CrossEntropySize>>& cross_entropy_ladder() {
-    static const std::vector<Step<CrossEntropy, CrossEntropySize>> steps = {
+    using Size = CrossEntropySize;
+    using Works = std::vector<Work>;
+    static constexpr double SHRINKS = 1.0 / VECTOR;         // exponentials that shrink the sum
+    static const std::vector<Step<CrossEntropy, Size>> steps = {
         {"three passes, three kernels", three_passes,
-         [](const CrossEntropySize& s) -> std::vector<Work> {
+         [](const Size& s) {
              const double n = logits_of(s);
-             return {{.memory = n * BYTES, .words = n}, {.memory = n * BYTES, .special = n, .words = n}, {.memory = 2 * n * BYTES, .special = n, .words = 2 * n}};
+             return Works{kernel(n, BYTES, 1, false, 0, 3.3), kernel(n, BYTES, 1, false, 1, 12.8), kernel(n, 2 * BYTES, 2, false, 1, 19.8)};
          }},
-        {"online softmax, one kernel", online, [](const CrossEntropySize& s) { return one_kernel(s, 3, 0); }},
-        {"16 bytes a thread", wide, [](const CrossEntropySize& s) { return one_kernel(s, 3 * BYTES / 4, 1.0 / VECTOR); }},
-        {"the row in shared memory", cached, [](const CrossEntropySize& s) { return one_kernel(s, 4 * BYTES / 4, 1.0 / VECTOR); }},
-        {"fast exponentials", fast, [](const CrossEntropySize& s) { return one_kernel(s, 4 * BYTES / 4, 1.0 / VECTOR); }},
-        {"llmc/cross_entropy.cu", engine, [](const CrossEntropySize& s) { return one_kernel(s, 2 * BYTES / 4, 0); }}};
+        {"online softmax, one kernel", online, [](const Size& s) { return Works{kernel(logits_of(s), 2 * BYTES, 3, false, 2, 42)}; }},
+        {"16 bytes a thread", wide, [](const Size& s) { return Works{kernel(logits_of(s), 2 * BYTES, 3, true, 2 + SHRINKS, 28.2)}; }},
+        {"the row in shared memory", cached, [](const Size& s) { return Works{kernel(logits_of(s), 2 * BYTES, 4, true, 2 + SHRINKS, 27.8)}; }},
+        {"fast exponentials", fast, [](const Size& s) { return Works{kernel(logits_of(s), 2 * BYTES, 4, true, 2 + SHRINKS, 15.2)}; }},
+        {"llmc/cross_entropy.cu", engine, [](const Size& s) { return Works{kernel(logits_of(s), 2 * BYTES, 2, true, 2, 0)}; }}};
     return steps;
 }

@@ -6,16 +6,21 @@
 #include <vector>
 #include "llmc/cuda_common.h"
 
-/// What one kernel asks of the machine, counted by hand; each is a lower limit, so the time that follows from it is one too.
+/// What one kernel asks of the machine. Each count is a lower limit, so the time that follows from it is one too.
 struct Work {
-    double memory = 0;    // bytes that must come from device memory or go there, each once unless it cannot stay in a cache
-    double tensor = 0;    // FLOPs of the tensor cores
-    double fp32 = 0;      // FLOPs of the fp32 lanes, a fused multiply-add being two
-    double special = 0;   // exponentials: one operation each of the special function units
-    double words = 0;     // loads and stores of shared memory and the first cache, which are one memory: 4 bytes or less of one thread
+    double memory = 0;          // bytes that must come from device memory or go there, each once unless it cannot stay in a cache
+    double tensor = 0;          // FLOPs of the tensor cores
+    double fp32 = 0;            // FLOPs of the fp32 lanes, a fused multiply-add being two
+    double special = 0;         // exponentials: one operation each of the special function units
+    double words = 0;           // loads and stores of shared memory and the first cache, which are one memory: 4 bytes or less of one thread
+    double lines = 0;           // cache lines of 128 bytes that each warp's load or store of device memory touches, added up
+    double instructions = 0;    // of threads, as a rule those of the inner loops
 };
+/// Instructions are counted in the machine code that nvcc 13.0 makes for sm_90a in bf16; nobody counted those of fp32.
+inline constexpr double COUNTED = sizeof(floatX) == 2 ? 1 : 0;
 
-/// Rates of a machine. A multiprocessor has 32 words a clock and 16 operations of the special function units on both of these.
+/// Rates of a machine. A clock and multiprocessor, on all of these GPUs: 32 words, 4 lines, 16 operations of the special function units,
+/// and the instructions of 128 threads.
 struct Machine {
     const char* name;
     double multiprocessors, clock;      // Hz
@@ -34,7 +39,8 @@ inline Bound bound(const Work& work, const Machine& m) {
     const double clocks = m.multiprocessors * m.clock;
     return std::max({Bound{work.memory / m.memory, "device memory"}, Bound{work.tensor / m.tensor, "tensor cores"},
                      Bound{work.fp32 / (2 * m.fp32_lanes * clocks), "fp32 lanes"}, Bound{work.special / (16 * clocks), "special functions"},
-                     Bound{work.words / (32 * clocks), "loads and stores"}},
+                     Bound{work.words / (32 * clocks), "loads and stores"}, Bound{work.lines / (4 * clocks), "cache lines"},
+                     Bound{work.instructions / (128 * clocks), "instructions"}},
                     [](Bound a, Bound b) { return a.seconds < b.seconds; });
 }
 /// Kernels that run one after another: the times add up; the longest names what bounds them.

@@ -15,10 +15,11 @@ static __device__ int64_t row_of_warp() { return static_cast<int64_t>(blockIdx.x
 // -------------------------------------------------------------------------------------------------------------------- forward
 
 // 1. A thread a row: the CPU's loop, with rows given to threads.
-// Memory moves in sectors of 32 bytes. The 32 lanes of a warp read elements that are C apart, so a load of the warp touches 32 sectors
-// (1024 bytes) for 64 bytes that it wants (bf16), where neighbours would touch 2. The rest of a sector serves the thread's next
-// loads if it is still in the first cache by then. And N threads are few: 65536 rows are 496 threads for each of 132
-// multiprocessors that could hold 2048, each with few loads under way. Held back by the number of sectors a load touches, and by latency.
+// The 32 lanes of a warp read elements that are C apart, so a load of the warp touches 32 cache lines for 64 bytes that it wants (bf16), where
+// neighbours would touch one. The first cache looks up 4 lines a clock, so that each load or store takes 8 clocks: bound by cache
+// lines. Memory itself is spared: it moves sectors of 32 bytes, and the rest of a sector serves the thread's next loads, as long as
+// the first cache still has it. Stores are worse off, since that cache does not gather them: each sends 32 sectors to the second
+// cache, with 2 bytes in each. And N threads are few: 65536 rows are 496 threads for each of 132 multiprocessors, which hold 2048.
 static __global__ void __launch_bounds__(THREADS)
 thread_row_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, float eps) {
     const int64_t n = row_of_thread();
@@ -33,10 +34,11 @@ static void thread_row(floatX* out, float* rstd, const floatX* x, NormSize s, fl
     launch("thread_row", thread_row_kernel, grid_for(s.N, THREADS), stream, out, rstd, x, s.N, s.C, eps);
 }
 
-// 2. A warp a row: neighbouring lanes read neighbouring elements, so a load of the warp touches 2 sectors and wants every byte of them
+// 2. A warp a row: neighbouring lanes read neighbouring elements, so a load of the warp touches one line and wants every byte that it gets
 // (coalesced). 32 times as many threads, each with 1/32 of the work: enough to fill the device. The lanes' sums meet in five
-// shuffles, without shared memory. Held back by the size of an access: 2 bytes a lane, so many instructions for few bytes, and few
-// bytes on their way at a time.
+// shuffles, without shared memory. From here on the bound is device memory; the steps differ in how near they come. This one is held back by
+// small accesses, 2 bytes a lane: 15 instructions an element, half of the memory's time on an H200; and by the second loop, where only one
+// load of a thread is under way at a time: out could be x for all that the compiler knows, so it moves no load above a store.
 static __global__ void __launch_bounds__(THREADS)
 warp_row_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, float eps) {
     const int64_t n = row_of_warp();
@@ -51,9 +53,9 @@ static void warp_row(floatX* out, float* rstd, const floatX* x, NormSize s, floa
     launch("warp_row", warp_row_kernel, grid_for(s.N, THREADS / WARP), stream, out, rstd, x, s.N, s.C, eps);
 }
 
-// 3. 16 bytes a lane, the widest load there is on these GPUs: an instruction moves 512 bytes of the row, and 1/8 of the instructions is
-// left (bf16). Held back by the second reading: it comes from the first cache as a rule, but it asks for every
-// byte again, and no store can start before its load has answered.
+// 3. 16 bytes a lane, the widest load of an A100 or H200: one moves 512 bytes of the row, so 1/8 of the loads and stores is left (bf16), and
+// half of the instructions, for unpacking stays. Held back by latency: a row of 768 is three turns of the loop, each of which waits
+// for its load, and then the row is read again, from the first cache as a rule.
 static __global__ void __launch_bounds__(THREADS)
 wide_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, float eps) {
     const int64_t n = row_of_warp();
@@ -76,9 +78,10 @@ static void wide(floatX* out, float* rstd, const floatX* x, NormSize s, float ep
 }
 
 // 4. The row in registers: one reading. The lane's pieces (4 for up to 1024 channels in bf16) are loaded before the first is used, so that all
-// of a warp's row is on its way at once, which is what hides latency here. The loop is unrolled, because registers have no
-// addresses: an index that is not known to the compiler would put the array into local memory, which is device memory. Bound by device
-// memory: each element is read once and written once.
+// of a warp's row is on its way at once. How much must be on its way: the memory's rate times its latency, 4.8 TB/s times a latency of, say, 0.7 us,
+// 25 KB a multiprocessor; 17 warps with a row of 1.5 KiB each are enough, and 48 fit here (40 registers a thread). The loop is unrolled, because
+// registers have no addresses: an index that the compiler does not know puts the array into local memory, which is device
+// memory. Bound by device memory: each element is read once and written once.
 static constexpr int PIECES = 1024 / VECTOR / WARP;
 
 static __device__ void load_row(Packed (&pieces)[PIECES], const floatX* row, int C) {
@@ -116,8 +119,8 @@ static void registers(floatX* out, float* rstd, const floatX* x, NormSize s, flo
     launch("registers", registers_kernel, grid_for(s.N, THREADS / WARP), stream, out, rstd, x, s.N, s.C, eps);
 }
 
-// 5. llmc/norm.cu: the same, for rows of any length: the number of pieces is a template parameter, so that short rows take few registers,
-// and a block holds the rows that are too long for a warp. Bound by device memory.
+// 5. llmc/norm.cu: the same, for longer rows too: the number of pieces is a template parameter, so that short rows take few registers and
+// no instructions for pieces that they have not, and a block holds the rows that are too long for a warp. Bound by device memory.
 static void engine(floatX* out, float* rstd, const floatX* x, NormSize s, float eps, Stream stream) {
     norm_forward(out, rstd, x, Norm::rms_norm, s.N, s.C, eps, stream);
 }
@@ -193,27 +196,33 @@ static void engine_backward(floatX* dx, const floatX* dout, const floatX* out, c
 
 // -------------------------------------------------------------------------------------------------------------------- the work
 
-// Loads and stores: `readings` of the inputs and one of the output, in words of a thread. The 4 N bytes of rstd are a part of the memory's.
-static std::vector<Work> rows(const NormSize& s, int tensors, int readings, bool wide) {
-    const double elements = static_cast<double>(s.N) * s.C, words = wide ? sizeof(floatX) / 4.0 : 1;
-    return {{.memory = tensors * elements * sizeof(floatX) + 4.0 * s.N, .words = (readings * (tensors - 1) + 1) * elements * words}};
+enum Access { SCATTERED, COALESCED, WIDE };
+
+// `readings` of each input and one writing of the output; `tensors` counts inputs and output. The other 4 N bytes are rstd.
+static std::vector<Work> rows(const NormSize& s, int tensors, int readings, Access access, double instructions) {
+    const double elements = static_cast<double>(s.N) * s.C, accesses = (readings * (tensors - 1) + 1) * elements;
+    const double lines = access == SCATTERED ? 1 : access == COALESCED ? 1.0 / WARP : sizeof(floatX) / 128.0;
+    return {{.memory = tensors * elements * sizeof(floatX) + 4.0 * s.N,
+             .words = accesses * (access == WIDE ? sizeof(floatX) / 4.0 : 1),
+             .lines = accesses * lines,
+             .instructions = COUNTED * instructions * elements}};
 }
 
 const std::vector<Step<NormForward, NormSize>>& norm_forward_ladder() {
     static const std::vector<Step<NormForward, NormSize>> steps = {
-        {"a thread a row", thread_row, [](const NormSize& s) { return rows(s, 2, 2, false); }},
-        {"a warp a row: coalesced", warp_row, [](const NormSize& s) { return rows(s, 2, 2, false); }},
-        {"16 bytes a lane", wide, [](const NormSize& s) { return rows(s, 2, 2, true); }},
-        {"the row in registers", registers, [](const NormSize& s) { return rows(s, 2, 1, true); }},
-        {"llmc/norm.cu", engine, [](const NormSize& s) { return rows(s, 2, 1, true); }}};
+        {"a thread a row", thread_row, [](const NormSize& s) { return rows(s, 2, 2, SCATTERED, 10); }},
+        {"a warp a row: coalesced", warp_row, [](const NormSize& s) { return rows(s, 2, 2, COALESCED, 14.7); }},
+        {"16 bytes a lane", wide, [](const NormSize& s) { return rows(s, 2, 2, WIDE, 7.4); }},
+        {"the row in registers", registers, [](const NormSize& s) { return rows(s, 2, 1, WIDE, 0); }},
+        {"llmc/norm.cu", engine, [](const NormSize& s) { return rows(s, 2, 1, WIDE, 0); }}};
     return steps;
 }
 
 const std::vector<Step<NormBackward, NormSize>>& norm_backward_ladder() {
     static const std::vector<Step<NormBackward, NormSize>> steps = {
-        {"a thread a row", thread_row_backward, [](const NormSize& s) { return rows(s, 3, 2, false); }},
-        {"a warp a row: coalesced", warp_row_backward, [](const NormSize& s) { return rows(s, 3, 2, false); }},
-        {"16 bytes a lane, both rows in registers", registers_backward, [](const NormSize& s) { return rows(s, 3, 1, true); }},
-        {"llmc/norm.cu", engine_backward, [](const NormSize& s) { return rows(s, 3, 1, true); }}};
+        {"a thread a row", thread_row_backward, [](const NormSize& s) { return rows(s, 3, 2, SCATTERED, 17.6); }},
+        {"a warp a row: coalesced", warp_row_backward, [](const NormSize& s) { return rows(s, 3, 2, COALESCED, 22.3); }},
+        {"16 bytes a lane, both rows in registers", registers_backward, [](const NormSize& s) { return rows(s, 3, 1, WIDE, 0); }},
+        {"llmc/norm.cu", engine_backward, [](const NormSize& s) { return rows(s, 3, 1, WIDE, 0); }}};
     return steps;
 }
