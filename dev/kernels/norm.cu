@@ -78,10 +78,10 @@ static void wide(floatX* out, float* rstd, const floatX* x, NormSize s, float ep
 }
 
 // 4. The row in registers: one reading. The lane's pieces (4 for up to 1024 channels in bf16) are loaded before the first is used, so that all
-// of a warp's row is on its way at once. How much must be on its way: the memory's rate times its latency, 4.8 TB/s times a latency of, say, 0.7 us,
-// 25 KB a multiprocessor; 17 warps with a row of 1.5 KiB each are enough, and 48 fit here (40 registers a thread). The loop is unrolled, because
-// registers have no addresses: an index that the compiler does not know puts the array into local memory, which is device
-// memory. Bound by device memory: each element is read once and written once.
+// of a warp's row is on its way at once. How much must be on its way to keep memory busy is its rate times its latency: with 4.8 TB/s and, say,
+// 0.7 us, 25 KB for each of 132 multiprocessors. That is 17 warps with a row of 1.5 KiB each, and 48 fit here (40 registers a
+// thread). The loop is unrolled, because registers have no addresses: an index that the compiler does not know puts the array into
+// local memory, which is device memory. Bound by device memory: each element is read once and written once.
 static constexpr int PIECES = 1024 / VECTOR / WARP;
 
 static __device__ void load_row(Packed (&pieces)[PIECES], const floatX* row, int C) {
@@ -165,6 +165,7 @@ registers_backward_kernel(floatX* dx, const floatX* dout, const floatX* out, con
     Packed g_pieces[PIECES], y_pieces[PIECES];
     load_row(g_pieces, dout + n * C, C);
     load_row(y_pieces, out + n * C, C);
+    const float r = rstd[n];                        // loaded here, with the rest, and not where it is used
     float g[VECTOR], y[VECTOR], sum = 0;
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
@@ -173,7 +174,7 @@ registers_backward_kernel(floatX* dx, const floatX* dout, const floatX* out, con
 #pragma unroll
         for (int k = 0; k < VECTOR; k++) sum += g[k] * y[k];
     }
-    const float mean = warp_sum(sum) / static_cast<float>(C), r = rstd[n];
+    const float mean = warp_sum(sum) / static_cast<float>(C);
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
         const int c = (i * WARP + lane_of_thread()) * VECTOR;
