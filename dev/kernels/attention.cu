@@ -1,8 +1,7 @@
-// The ladder of causal attention, forward: y = softmax(q k^T / sqrt(D)) v for every head, where a query sees itself and `window` keys before it.
-// Two products of 2 T T D FLOPs a head, and T T exponentials between them. On paper it is bound by arithmetic: q, k, v and y are
+// The ladders of causal attention: y = softmax(q k^T / sqrt(D)) v for every head, where a query sees itself and `window` keys before it; the
+// gradients further down. Forward, two products of 2 T T D FLOPs a head, and T T exponentials between them. On paper it is bound by arithmetic: q, k, v and y are
 // read and written in a small part of the time. How much of the paper's bound a kernel sees depends on where it keeps the T x T scores.
 #include "dev/kernels/ladder.h"
-#include "llmc/attention.h"
 
 // Where the rows of head h of sequence b begin. Rows of q, k and v are 3 H D apart, those of y H D.
 struct Rows {
@@ -226,47 +225,84 @@ static constexpr int WARPS = 4, MMA_THREADS = WARPS * WARP, MMA_PITCH = HEAD + 8
 static_assert(WARPS * 16 == TILE);
 static constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
-// What a warp keeps of its 16 queries. Of a product's 16 x 8 elements a lane holds (row, column), (row, column + 1) and the same 8 rows
-// below, where row = lane / 4 and column = 2 (lane % 4). Index r, 0 or 1, is the upper or the lower of the lane's rows.
-struct Queries {
-    uint32_t q[HEAD / 16][4];
-    float out[HEAD / 8][4] = {};
-    float greatest[2] = {LOWEST, LOWEST}, sum[2] = {};        // scores are counted in powers of two; sums are over the lane's own columns
+// A warp's 16 rows of a tile as the left side of its products. Of a product's 16 x 8 elements a lane holds (row, column), (row, column + 1) and the
+// same 8 rows below, where row = lane / 4 and column = 2 (lane % 4).
+using Left = uint32_t[HEAD / 16][4];
+using Scores = float[TILE / 8][4];                  // 16 x TILE
+using Sums = float[HEAD / 8][4];                    // 16 x HEAD
+static __device__ int mma_row(int i) { return lane_of_thread() / 4 + 8 * (i / 2); }
+static __device__ int mma_column(int n, int i) { return 8 * n + 2 * (lane_of_thread() % 4) + i % 2; }
 
-    __device__ void load_queries(const bf16* tile) {
+static __device__ void load_left(Left& left, const bf16* tile) {
 #pragma unroll
-        for (int d = 0; d < HEAD / 16; d++)
-            ldmatrix_x4(q[d], tile + (warp_of_thread() * 16 + lane_of_thread() % 16) * MMA_PITCH + 16 * d + lane_of_thread() / 16 * 8);
-    }
+    for (int d = 0; d < HEAD / 16; d++)
+        ldmatrix_x4(left[d], tile + (warp_of_thread() * 16 + lane_of_thread() % 16) * MMA_PITCH + 16 * d + lane_of_thread() / 16 * 8);
+}
 
-    // p (16, TILE) = the warp's queries times the tile's keys
-    __device__ void score(float (&p)[TILE / 8][4], const bf16* keys) const {
-        const bf16* lane_row = keys + (lane_of_thread() / 16 * 8 + lane_of_thread() % 8) * MMA_PITCH + lane_of_thread() / 8 % 2 * 8;
+// p = left tile^T
+static __device__ void multiply(Scores& p, const Left& left, const bf16* tile) {
+    const bf16* lane_row = tile + (lane_of_thread() / 16 * 8 + lane_of_thread() % 8) * MMA_PITCH + lane_of_thread() / 8 % 2 * 8;
 #pragma unroll
-        for (int n = 0; n < TILE / 8; n += 2) {
+    for (int n = 0; n < TILE / 8; n += 2) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) p[n][i] = p[n + 1][i] = 0;
+        for (int i = 0; i < 4; i++) p[n][i] = p[n + 1][i] = 0;
 #pragma unroll
-            for (int d = 0; d < HEAD / 16; d++) {
-                uint32_t b[4];
-                ldmatrix_x4(b, lane_row + 8 * n * MMA_PITCH + 16 * d);
-                mma_m16n8k16(p[n], q[d], {b[0], b[1]});
-                mma_m16n8k16(p[n + 1], q[d], {b[2], b[3]});
-            }
+        for (int d = 0; d < HEAD / 16; d++) {
+            uint32_t b[4];
+            ldmatrix_x4(b, lane_row + 8 * n * MMA_PITCH + 16 * d);
+            mma_m16n8k16(p[n], left[d], {b[0], b[1]});
+            mma_m16n8k16(p[n + 1], left[d], {b[2], b[3]});
         }
     }
+}
+
+// sums += p tile, with p rounded to bf16
+static __device__ void add_multiply(Sums& sums, const Scores& p, const bf16* tile) {
+    const bf16* lane_row = tile + lane_of_thread() % 16 * MMA_PITCH + lane_of_thread() / 16 * 8;
+#pragma unroll
+    for (int k = 0; k < TILE / 16; k++) {
+        const uint32_t left[4] = {pack_bf16(p[2 * k][0], p[2 * k][1]), pack_bf16(p[2 * k][2], p[2 * k][3]),
+                                  pack_bf16(p[2 * k + 1][0], p[2 * k + 1][1]), pack_bf16(p[2 * k + 1][2], p[2 * k + 1][3])};
+#pragma unroll
+        for (int n = 0; n < HEAD / 8; n += 2) {
+            uint32_t b[4];
+            ldmatrix_x4_trans(b, lane_row + 16 * k * MMA_PITCH + 8 * n);
+            mma_m16n8k16(sums[n], left, {b[0], b[1]});
+            mma_m16n8k16(sums[n + 1], left, {b[2], b[3]});
+        }
+    }
+}
+
+// Writes `rows` of the warp's 16 rows, the lane's two times its factors. A lane writes 4 bytes, four neighbours 16: half of a sector, which
+// the second cache completes.
+static __device__ void store_rows(bf16* to, int64_t stride, int rows, const Sums& sums, float upper, float lower) {
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        if (mma_row(i) >= rows) continue;
+        const float factor = i == 0 ? upper : lower;
+#pragma unroll
+        for (int n = 0; n < HEAD / 8; n++)
+            *reinterpret_cast<uint32_t*>(to + mma_row(i) * stride + mma_column(n, 0)) = pack_bf16(sums[n][i] * factor, sums[n][i + 1] * factor);
+    }
+}
+
+// What a warp keeps of its 16 queries. Index r, 0 or 1, is the upper or the lower of the lane's rows.
+struct Queries {
+    Left q;
+    Sums out = {};
+    float greatest[2] = {LOWEST, LOWEST}, sum[2] = {};        // scores are counted in powers of two; sums are over the lane's own columns
 
     // Scores that are not seen become -infinity.
-    __device__ void mask(float (&p)[TILE / 8][4], AttentionSize s, int query, int key) const {
+    __device__ void mask(Scores& p, AttentionSize s, int query, int key) const {
 #pragma unroll
         for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                if (!sees(s, query + lane_of_thread() / 4 + 8 * (i / 2), key + 8 * n + 2 * (lane_of_thread() % 4) + i % 2)) p[n][i] = -INFINITY;
+                if (!sees(s, query + mma_row(i), key + mma_column(n, i))) p[n][i] = -INFINITY;
     }
 
     // The online softmax over a tile of scores.
-    __device__ void exponentiate(float (&p)[TILE / 8][4]) {
+    __device__ void exponentiate(Scores& p) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             float top = -INFINITY;
@@ -285,36 +321,15 @@ struct Queries {
             for (int i = 0; i < 4; i++) sum[i / 2] += p[n][i] = fast_exp2(fmaf(p[n][i], SCALE * LOG2E, -greatest[i / 2]));
     }
 
-    // out += p times the tile's values
-    __device__ void add_values(const float (&p)[TILE / 8][4], const bf16* values) {
-        const bf16* lane_row = values + lane_of_thread() % 16 * MMA_PITCH + lane_of_thread() / 16 * 8;
-#pragma unroll
-        for (int k = 0; k < TILE / 16; k++) {
-            const uint32_t left[4] = {pack_bf16(p[2 * k][0], p[2 * k][1]), pack_bf16(p[2 * k][2], p[2 * k][3]),
-                                      pack_bf16(p[2 * k + 1][0], p[2 * k + 1][1]), pack_bf16(p[2 * k + 1][2], p[2 * k + 1][3])};
-#pragma unroll
-            for (int n = 0; n < HEAD / 8; n += 2) {
-                uint32_t b[4];
-                ldmatrix_x4_trans(b, lane_row + 16 * k * MMA_PITCH + 8 * n);
-                mma_m16n8k16(out[n], left, {b[0], b[1]});
-                mma_m16n8k16(out[n + 1], left, {b[2], b[3]});
-            }
-        }
-    }
-
-    // `query` is the warp's first. A lane writes 4 bytes, four neighbours 16: half of a sector, which the second cache completes.
+    // `query` is the warp's first.
     __device__ void finish(bf16* y, float* lse, const Rows& at, int query, int T) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             sum[r] = warp_sum<4>(sum[r]);
-            const int row = query + lane_of_thread() / 4 + 8 * r;
-            if (row >= T) continue;
-            if (lane_of_thread() % 4 == 0) lse[at.lse + row] = greatest[r] * LN2 + logf(sum[r]);
-#pragma unroll
-            for (int n = 0; n < HEAD / 8; n++)
-                *reinterpret_cast<uint32_t*>(y + at.y + row * at.out_width + 8 * n + 2 * (lane_of_thread() % 4)) =
-                    pack_bf16(out[n][2 * r] / sum[r], out[n][2 * r + 1] / sum[r]);
+            const int row = query + mma_row(2 * r);
+            if (lane_of_thread() % 4 == 0 && row < T) lse[at.lse + row] = greatest[r] * LN2 + logf(sum[r]);
         }
+        store_rows(y + at.y + query * at.out_width, at.out_width, T - query, out, 1 / sum[0], 1 / sum[1]);
     }
 };
 
@@ -328,28 +343,28 @@ __device__ void copy_tile(bf16* tile, const bf16* from, int64_t stride, int rows
     }
 }
 
+static __device__ void load_now(bf16* tile, const bf16* from, int64_t stride, int rows) {
+    copy_tile(tile, from, stride, rows, [](bf16* to, const bf16* at, bool wanted) { store_packed(to, wanted ? load_packed(at) : Packed{}); });
+}
+
 static __global__ void __launch_bounds__(MMA_THREADS)
 tensor_cores_kernel(bf16* y, float* lse, const bf16* qkv, AttentionSize s) {
     const int q0 = static_cast<int>(blockIdx.x) * TILE, query = q0 + 16 * warp_of_thread();
     const Rows at(s, static_cast<int>(blockIdx.y));
     bf16 *q = shared_memory<bf16>(), *k = q + ELEMENTS, *v = k + ELEMENTS;
-    auto load_now = [&](bf16* tile, int64_t begin, int row, int rows) {
-        copy_tile(tile, qkv + begin + row * at.width, at.width, rows,
-                  [](bf16* to, const bf16* from, bool wanted) { store_packed(to, wanted ? load_packed(from) : Packed{}); });
-    };
-    load_now(q, at.q, q0, s.T - q0);
+    load_now(q, qkv + at.q + q0 * at.width, at.width, s.T - q0);
     __syncthreads();
     Queries mine;
-    mine.load_queries(q);
+    load_left(mine.q, q);
     for (int k0 = 0; k0 < s.T; k0 += TILE) {
-        load_now(k, at.k, k0, s.T - k0);
-        load_now(v, at.v, k0, s.T - k0);
+        load_now(k, qkv + at.k + k0 * at.width, at.width, s.T - k0);
+        load_now(v, qkv + at.v + k0 * at.width, at.width, s.T - k0);
         __syncthreads();
-        float p[TILE / 8][4];
-        mine.score(p, k);
+        Scores p;
+        multiply(p, mine.q, k);
         mine.mask(p, s, query, k0);
         mine.exponentiate(p);
-        mine.add_values(p, v);
+        add_multiply(mine.out, p, v);
         __syncthreads();
     }
     mine.finish(y, lse, at, query, s.T);
@@ -386,13 +401,13 @@ ahead_kernel(bf16* y, float* lse, const bf16* qkv, AttentionSize s) {
         copy_async_wait<0>();
         __syncthreads();                            // the tiles are here for all, and all are done with the other buffer
         if (k0 + TILE < end) load_keys(k0 + TILE, buffer ^ 1);
-        if (k0 == first) mine.load_queries(q);
+        if (k0 == first) load_left(mine.q, q);
         const bf16 *k = buffers + 2 * buffer * ELEMENTS, *v = k + ELEMENTS;
-        float p[TILE / 8][4];
-        mine.score(p, k);
+        Scores p;
+        multiply(p, mine.q, k);
         if (k0 + TILE - 1 > query || k0 < query + 15 - s.window) mine.mask(p, s, query, k0);
         mine.exponentiate(p);
-        mine.add_values(p, v);
+        add_multiply(mine.out, p, v);
     }
     mine.finish(y, lse, at, query, s.T);
 }
@@ -408,12 +423,290 @@ static void engine(floatX* y, float* lse, float* scratch, const floatX* qkv, Att
     attention_forward(y, lse, scratch, qkv, s.B, s.T, s.H, s.H, HEAD, s.window, stream);
 }
 
+// =================================================================================================================== backward
+// With p the probabilities, dp = dy v^T and delta = dy . y (which is sum_s p dp):  ds = p (dp - delta),
+//     dv = p^T dy,   dk = ds^T q / sqrt(D),   dq = ds k / sqrt(D):  five products, where the forward pass has two.
+// The forward pass kept lse, so p = exp(score - lse) needs no other softmax.
+
+// delta (B, H, T). A thread a row: next to the rest it is little.
+static __global__ void __launch_bounds__(THREADS)
+delta_kernel(float* delta, const floatX* dy, const floatX* y, AttentionSize s) {
+    const int query = static_cast<int>(blockIdx.x) * THREADS + thread();
+    if (query >= s.T) return;
+    const Rows at(s, static_cast<int>(blockIdx.y));
+    float sum = 0;
+    for (int d = 0; d < HEAD; d++) sum += to_float(dy[at.y + query * at.out_width + d]) * to_float(y[at.y + query * at.out_width + d]);
+    delta[at.lse + query] = sum;
+}
+static void compute_delta(float* delta, const floatX* dy, const floatX* y, AttentionSize s, Stream stream) {
+    launch("delta", delta_kernel, {dim3(static_cast<unsigned>(ceil_div(s.T, THREADS)), static_cast<unsigned>(s.B * s.H)), THREADS}, stream, delta, dy, y, s);
+}
+
+// 1. The formula, with p and ds of all heads in device memory: a thread a score for both, then a thread an element of the gradients. Bound by cache
+// lines, as in the forward pass: neighbours read rows of k and of v that are 3 H D apart; then by loads, two for a multiply-add.
+static __global__ void __launch_bounds__(THREADS)
+scores_backward_kernel(float* p, float* ds, const floatX* dy, const float* lse, const float* delta, const floatX* qkv, AttentionSize s) {
+    const int head = static_cast<int>(blockIdx.z), query = static_cast<int>(blockIdx.y), key = static_cast<int>(blockIdx.x) * THREADS + thread();
+    if (key >= s.T) return;
+    const Rows at(s, head);
+    const floatX *q = qkv + at.q + query * at.width, *k = qkv + at.k + key * at.width, *v = qkv + at.v + key * at.width;
+    float score = 0, dp = 0;
+    for (int d = 0; d < HEAD; d++) {
+        score += to_float(q[d]) * to_float(k[d]);
+        dp += to_float(dy[at.y + query * at.out_width + d]) * to_float(v[d]);
+    }
+    const float probability = sees(s, query, key) ? expf(score * SCALE - lse[at.lse + query]) : 0;
+    p[(at.lse + query) * s.T + key] = probability;
+    ds[(at.lse + query) * s.T + key] = probability * (dp - delta[at.lse + query]);
+}
+static __global__ void __launch_bounds__(THREADS)
+keys_backward_kernel(floatX* dqkv, const float* p, const float* ds, const floatX* dy, const floatX* qkv, AttentionSize s) {
+    const int key = static_cast<int>(blockIdx.x) * (THREADS / HEAD) + thread() / HEAD, d = thread() % HEAD;
+    if (key >= s.T) return;
+    const Rows at(s, static_cast<int>(blockIdx.y));
+    float dk = 0, dv = 0;
+    for (int query = 0; query < s.T; query++) {
+        dk += ds[(at.lse + query) * s.T + key] * to_float(qkv[at.q + query * at.width + d]);
+        dv += p[(at.lse + query) * s.T + key] * to_float(dy[at.y + query * at.out_width + d]);
+    }
+    dqkv[at.k + key * at.width + d] = to_floatX(dk * SCALE);
+    dqkv[at.v + key * at.width + d] = to_floatX(dv);
+}
+static __global__ void __launch_bounds__(THREADS)
+queries_backward_kernel(floatX* dqkv, const float* ds, const floatX* qkv, AttentionSize s) {
+    const int query = static_cast<int>(blockIdx.x) * (THREADS / HEAD) + thread() / HEAD, d = thread() % HEAD;
+    if (query >= s.T) return;
+    const Rows at(s, static_cast<int>(blockIdx.y));
+    float dq = 0;
+    for (int key = 0; key < s.T; key++) dq += ds[(at.lse + query) * s.T + key] * to_float(qkv[at.k + key * at.width + d]);
+    dqkv[at.q + query * at.width + d] = to_floatX(dq * SCALE);
+}
+static void formula_backward(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv, AttentionSize s,
+                             Stream stream) {
+    const unsigned T = static_cast<unsigned>(s.T), heads = static_cast<unsigned>(s.B * s.H);
+    float *delta = scratch, *p = delta + int64_t{s.B} * s.H * s.T, *ds = p + int64_t{s.B} * s.H * s.T * s.T;
+    const Grid rows{dim3(ceil_div(T, THREADS / HEAD), heads), THREADS};
+    compute_delta(delta, dy, y, s, stream);
+    launch("scores_backward", scores_backward_kernel, {dim3(ceil_div(T, THREADS), T, heads), THREADS}, stream, p, ds, dy, lse, delta, qkv, s);
+    launch("keys_backward", keys_backward_kernel, rows, stream, dqkv, p, ds, dy, qkv, s);
+    launch("queries_backward", queries_backward_kernel, rows, stream, dqkv, ds, qkv, s);
+}
+
+// 2. No scores in memory: p and ds are computed again, tile by tile, wherever they are wanted. That is twice: a block that keeps a tile of keys
+// walks over the queries for dk and dv, one that keeps queries walks over the keys for dq. Seven products instead of five, and in
+// return each gradient is summed by one thread in a fixed order: no atomics, the same bytes in every run. Tiles and threads as in the forward
+// pass; the products of p^T and ds^T read their left side by columns. Bound by instructions, with loads close behind.
+// sums += a^T b
+static __device__ void add_product_of_columns(float (&sums)[4][4], const float* a, const float* b) {
+#pragma unroll 8
+    for (int k = 0; k < TILE; k++) {
+        float left[4], right[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) left[i] = a[k * PITCH + row_of(i)], right[i] = b[k * PITCH + column_of(i)];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) sums[i][j] += left[i] * right[j];
+    }
+}
+static __device__ void store_tile(floatX* to, int64_t stride, int rows, const float (&sums)[4][4], float factor) {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            if (row_of(i) < rows) to[row_of(i) * stride + column_of(j)] = to_floatX(sums[i][j] * factor);
+}
+// A tile of scores becomes p, and of dp becomes ds: rows are queries.
+static __device__ void to_p_and_ds(float (&p)[4][4], float (&ds)[4][4], const float* lse, const float* delta, AttentionSize s, int q0, int k0) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int query = q0 + row_of(i);
+        const float row_lse = query < s.T ? lse[query] : INFINITY, row_delta = query < s.T ? delta[query] : 0;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            p[i][j] = sees(s, query, k0 + column_of(j)) ? expf(p[i][j] * SCALE - row_lse) : 0;
+            ds[i][j] = p[i][j] * (ds[i][j] - row_delta);
+        }
+    }
+}
+static __device__ void to_shared(float* tile, const float (&sums)[4][4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) tile[row_of(i) * PITCH + column_of(j)] = sums[i][j];
+}
+
+static __global__ void __launch_bounds__(THREADS)
+flash_keys_kernel(floatX* dqkv, const floatX* dy, const float* lse, const float* delta, const floatX* qkv, AttentionSize s) {
+    const int k0 = static_cast<int>(blockIdx.x) * TILE;
+    const Rows at(s, static_cast<int>(blockIdx.y));
+    float *k = shared_memory<float>(), *v = k + FLOATS, *q = v + FLOATS, *dout = q + FLOATS, *p_tile = dout + FLOATS, *ds_tile = p_tile + FLOATS;
+    float dk[4][4] = {}, dv[4][4] = {};
+    load_tile(k, qkv + at.k + k0 * at.width, at.width, s.T - k0, HEAD);
+    load_tile(v, qkv + at.v + k0 * at.width, at.width, s.T - k0, HEAD);
+    for (int q0 = 0; q0 < s.T; q0 += TILE) {
+        load_tile(q, qkv + at.q + q0 * at.width, at.width, s.T - q0, HEAD);
+        load_tile(dout, dy + at.y + q0 * at.out_width, at.out_width, s.T - q0, HEAD);
+        __syncthreads();
+        float p[4][4] = {}, ds[4][4] = {};
+        add_product<true>(p, q, k);
+        add_product<true>(ds, dout, v);
+        to_p_and_ds(p, ds, lse + at.lse, delta + at.lse, s, q0, k0);
+        to_shared(p_tile, p);
+        to_shared(ds_tile, ds);
+        __syncthreads();                            // a column of them was written by many
+        add_product_of_columns(dv, p_tile, dout);
+        add_product_of_columns(dk, ds_tile, q);
+        __syncthreads();
+    }
+    store_tile(dqkv + at.k + k0 * at.width, at.width, s.T - k0, dk, SCALE);
+    store_tile(dqkv + at.v + k0 * at.width, at.width, s.T - k0, dv, 1);
+}
+static __global__ void __launch_bounds__(THREADS)
+flash_queries_kernel(floatX* dqkv, const floatX* dy, const float* lse, const float* delta, const floatX* qkv, AttentionSize s) {
+    const int q0 = static_cast<int>(blockIdx.x) * TILE;
+    const Rows at(s, static_cast<int>(blockIdx.y));
+    float *q = shared_memory<float>(), *dout = q + FLOATS, *k = dout + FLOATS, *v = k + FLOATS, *ds_tile = v + FLOATS;
+    float dq[4][4] = {};
+    load_tile(q, qkv + at.q + q0 * at.width, at.width, s.T - q0, HEAD);
+    load_tile(dout, dy + at.y + q0 * at.out_width, at.out_width, s.T - q0, HEAD);
+    for (int k0 = 0; k0 < s.T; k0 += TILE) {
+        load_tile(k, qkv + at.k + k0 * at.width, at.width, s.T - k0, HEAD);
+        load_tile(v, qkv + at.v + k0 * at.width, at.width, s.T - k0, HEAD);
+        __syncthreads();
+        float p[4][4] = {}, ds[4][4] = {};
+        add_product<true>(p, q, k);
+        add_product<true>(ds, dout, v);
+        to_p_and_ds(p, ds, lse + at.lse, delta + at.lse, s, q0, k0);
+        to_shared(ds_tile, ds);
+        __syncwarp();                               // a row of it is written and read by the same half of a warp
+        add_product<false>(dq, ds_tile, k);
+        __syncthreads();
+    }
+    store_tile(dqkv + at.q + q0 * at.width, at.width, s.T - q0, dq, SCALE);
+}
+static void flash_backward(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv, AttentionSize s,
+                           Stream stream) {
+    const dim3 blocks(static_cast<unsigned>(ceil_div(s.T, TILE)), static_cast<unsigned>(s.B * s.H));
+    compute_delta(scratch, dy, y, s, stream);
+    launch("flash_keys", flash_keys_kernel, {blocks, THREADS, 6 * FLOATS * sizeof(float)}, stream, dqkv, dy, lse, scratch, qkv, s);
+    launch("flash_queries", flash_queries_kernel, {blocks, THREADS, 5 * FLOATS * sizeof(float)}, stream, dqkv, dy, lse, scratch, qkv, s);
+}
+
+#ifndef PRECISION_FP32
+// 3. Tensor cores, and tiles that are not seen are skipped: the same two walks. The warp that owns 16 keys computes scores with the keys as rows,
+// so that p^T and ds^T come out of the mma as the left sides of the next: no transposition, no trip through shared memory. Bound by
+// loads from shared memory: for 16 x 64 scores a warp reads q and dy twice each, then k twice and v once. Tiles are waited for: no
+// second buffer here.
+static __global__ void __launch_bounds__(MMA_THREADS)
+mma_keys_kernel(bf16* dqkv, const bf16* dy, const float* lse, const float* delta, const bf16* qkv, AttentionSize s) {
+    const int k0 = static_cast<int>(blockIdx.x) * TILE, key = k0 + 16 * warp_of_thread();
+    const Rows at(s, static_cast<int>(blockIdx.y));
+    bf16 *k = shared_memory<bf16>(), *v = k + ELEMENTS, *q = v + ELEMENTS, *dout = q + ELEMENTS;
+    float2* rows = reinterpret_cast<float2*>(dout + ELEMENTS);                  // of a query: lse in powers of two, and delta
+    load_now(k, qkv + at.k + k0 * at.width, at.width, s.T - k0);
+    load_now(v, qkv + at.v + k0 * at.width, at.width, s.T - k0);
+    __syncthreads();
+    Left k_left, v_left;
+    load_left(k_left, k);
+    load_left(v_left, v);
+    Sums dk = {}, dv = {};
+    for (int q0 = k0; q0 < min(s.T, k0 + TILE + s.window); q0 += TILE) {
+        load_now(q, qkv + at.q + q0 * at.width, at.width, s.T - q0);
+        load_now(dout, dy + at.y + q0 * at.out_width, at.out_width, s.T - q0);
+        if (thread() < TILE) {
+            const int query = q0 + thread();
+            rows[thread()] = query < s.T ? float2{lse[at.lse + query] * LOG2E, delta[at.lse + query]} : float2{INFINITY, 0};
+        }
+        __syncthreads();
+        Scores p, ds;                               // rows are keys, columns queries
+        multiply(p, k_left, q);
+        multiply(ds, v_left, dout);
+#pragma unroll
+        for (int n = 0; n < TILE / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float2 row = rows[mma_column(n, i)];
+                const bool seen = sees(s, q0 + mma_column(n, i), key + mma_row(i));
+                p[n][i] = seen ? fast_exp2(fmaf(p[n][i], SCALE * LOG2E, -row.x)) : 0;
+                ds[n][i] = p[n][i] * (ds[n][i] - row.y);
+            }
+        add_multiply(dv, p, dout);
+        add_multiply(dk, ds, q);
+        __syncthreads();
+    }
+    store_rows(dqkv + at.k + key * at.width, at.width, s.T - key, dk, SCALE, SCALE);
+    store_rows(dqkv + at.v + key * at.width, at.width, s.T - key, dv, 1, 1);
+}
+static __global__ void __launch_bounds__(MMA_THREADS)
+mma_queries_kernel(bf16* dqkv, const bf16* dy, const float* lse, const float* delta, const bf16* qkv, AttentionSize s) {
+    const int q0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * TILE, query = q0 + 16 * warp_of_thread();
+    const Rows at(s, static_cast<int>(blockIdx.y));
+    bf16 *q = shared_memory<bf16>(), *dout = q + ELEMENTS, *k = dout + ELEMENTS, *v = k + ELEMENTS;
+    load_now(q, qkv + at.q + q0 * at.width, at.width, s.T - q0);
+    load_now(dout, dy + at.y + q0 * at.out_width, at.out_width, s.T - q0);
+    float row_lse[2], row_delta[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const int row = query + mma_row(2 * r);
+        row_lse[r] = row < s.T ? lse[at.lse + row] * LOG2E : INFINITY;
+        row_delta[r] = row < s.T ? delta[at.lse + row] : 0;
+    }
+    __syncthreads();
+    Left q_left, dout_left;
+    load_left(q_left, q);
+    load_left(dout_left, dout);
+    Sums dq = {};
+    for (int k0 = max(0, q0 - s.window) / TILE * TILE; k0 < min(q0 + TILE, s.T); k0 += TILE) {
+        load_now(k, qkv + at.k + k0 * at.width, at.width, s.T - k0);
+        load_now(v, qkv + at.v + k0 * at.width, at.width, s.T - k0);
+        __syncthreads();
+        Scores p, ds;
+        multiply(p, q_left, k);
+        multiply(ds, dout_left, v);
+#pragma unroll
+        for (int n = 0; n < TILE / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const bool seen = sees(s, query + mma_row(i), k0 + mma_column(n, i));
+                ds[n][i] = seen ? fast_exp2(fmaf(p[n][i], SCALE * LOG2E, -row_lse[i / 2])) * (ds[n][i] - row_delta[i / 2]) : 0;
+            }
+        add_multiply(dq, ds, k);
+        __syncthreads();
+    }
+    store_rows(dqkv + at.q + query * at.width, at.width, s.T - query, dq, SCALE, SCALE);
+}
+static void mma_backward(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv, AttentionSize s,
+                         Stream stream) {
+    const dim3 blocks(static_cast<unsigned>(ceil_div(s.T, TILE)), static_cast<unsigned>(s.B * s.H));
+    const size_t tiles = 4 * ELEMENTS * sizeof(bf16);
+    compute_delta(scratch, dy, y, s, stream);
+    launch("mma_keys", mma_keys_kernel, {blocks, MMA_THREADS, tiles + TILE * sizeof(float2)}, stream, dqkv, dy, lse, scratch, qkv, s);
+    launch("mma_queries", mma_queries_kernel, {blocks, MMA_THREADS, tiles}, stream, dqkv, dy, lse, scratch, qkv, s);
+}
+#endif
+
+// 4. llmc/attention.cu: two buffers for what is walked over, 32 rows a warp where registers allow it. Bound by the tensor cores: five products at
+// least (its two walks compute seven).
+static void engine_backward(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv, AttentionSize s,
+                            Stream stream) {
+    attention_backward(dqkv, scratch, dy, y, lse, qkv, s.B, s.T, s.H, s.H, HEAD, s.window, stream);
+}
+
 // -------------------------------------------------------------------------------------------------------------------- the work
 
+using Size = AttentionSize;
+using Works = std::vector<Work>;
 static constexpr double BYTES = sizeof(floatX);
 
 // Scores of all tiles, seen or not, in tiles of 64 x 64 queries and keys.
 static double all_scores(const AttentionSize& s) { return static_cast<double>(s.B) * s.H * ceil_div(s.T, TILE) * ceil_div(s.T, TILE) * TILE * TILE; }
+// Scores of the tiles of which any is seen.
+[[maybe_unused]] static double seen_tiles(const AttentionSize& s) {
+    double tiles = 0;
+    for (int q0 = 0; q0 < s.T; q0 += TILE) tiles += q0 / TILE + 1 - std::max(0, q0 - s.window) / TILE;
+    return tiles * s.B * s.H * TILE * TILE;
+}
 // q, k, v read and y written; lse is a part of a hundred.
 static double necessary_bytes(const AttentionSize& s) { return 4 * s.elements() * BYTES; }
 
@@ -435,8 +728,6 @@ static Work softmax(const AttentionSize& s) {
 }
 
 const std::vector<Step<Attention, AttentionSize>>& attention_ladder() {
-    using Size = AttentionSize;
-    using Works = std::vector<Work>;
     static const std::vector<Step<Attention, Size>> steps = {
         {"the formula, three kernels", formula,
          [](const Size& s) { return Works{product(s, 2 * HEAD, HEAD + HEAD / 32.0, 334), softmax(s), product(s, 2 * HEAD, 2 * HEAD / 32.0, 416)}; }},
@@ -449,15 +740,41 @@ const std::vector<Step<Attention, AttentionSize>>& attention_ladder() {
 #ifndef PRECISION_FP32
         {"tensor cores", tensor_cores, [](const Size& s) { return Works{by_tensor_cores(s, all_scores(s), 14.7)}; }},
         {"copies run ahead, tiles are skipped", ahead,
-         [](const Size& s) {
-             double tiles = 0;
-             for (int q0 = 0; q0 < s.T; q0 += TILE) tiles += q0 / TILE + 1 - std::max(0, q0 - s.window) / TILE;
-             return Works{by_tensor_cores(s, tiles * s.B * s.H * TILE * TILE, 15.8)};
-         }},
+         [](const Size& s) { return Works{by_tensor_cores(s, seen_tiles(s), 15.8)}; }},
 #endif
         {"llmc/attention.cu", engine, [](const Size& s) {
              const double flops = 4 * HEAD * s.pairs();
              return Works{{.memory = necessary_bytes(s), .tensor = BYTES == 2 ? flops : 0, .fp32 = BYTES == 2 ? 0 : flops, .special = s.pairs()}};
+         }}};
+    return steps;
+}
+
+// In tiles, without scores in memory: the two walks compute 4 and 3 products of HEAD multiply-adds a score.
+static std::vector<Work> two_walks(const Size& s, double scores, bool tensor, double words_a_product, double keys_instructions, double queries_instructions) {
+    const double product = 2 * HEAD * scores;
+    auto walk = [&](int products, double tensors, double instructions) {
+        return Work{.memory = tensors * s.elements() * BYTES, .tensor = tensor ? products * product : 0, .fp32 = tensor ? 0 : products * product,
+                    .special = scores, .words = products * words_a_product * scores, .instructions = COUNTED * instructions * scores};
+    };
+    return {walk(4, 6, keys_instructions), walk(3, 5, queries_instructions)};
+}
+
+const std::vector<Step<AttentionBackward, AttentionSize>>& attention_backward_ladder() {
+    static const std::vector<Step<AttentionBackward, Size>> steps = {
+        {"the formula, four kernels", formula_backward,
+         [](const Size& s) {
+             const double n = scores_in_memory(s);
+             return Works{{.memory = 8 * n, .fp32 = 4 * HEAD * n, .special = n, .words = 4 * HEAD * n, .lines = 2 * (HEAD + HEAD / 32.0) * n},
+                          {.memory = 8 * n, .fp32 = 4 * HEAD * n, .words = 4 * HEAD * n, .lines = 4 * HEAD / 32.0 * n},
+                          {.memory = 4 * n, .fp32 = 2 * HEAD * n, .words = 2 * HEAD * n, .lines = 2 * HEAD / 32.0 * n}};
+         }},
+        {"no scores in memory: two walks", flash_backward, [](const Size& s) { return two_walks(s, all_scores(s), false, HEAD / 2.0, 0, 0); }},
+#ifndef PRECISION_FP32
+        {"tensor cores, tiles are skipped", mma_backward, [](const Size& s) { return two_walks(s, seen_tiles(s), true, 2, 0, 0); }},
+#endif
+        {"llmc/attention.cu", engine_backward, [](const Size& s) {
+             const double flops = 10 * HEAD * s.pairs();
+             return Works{{.memory = 8 * s.elements() * BYTES, .tensor = BYTES == 2 ? flops : 0, .fp32 = BYTES == 2 ? 0 : flops, .special = s.pairs()}};
          }}};
     return steps;
 }

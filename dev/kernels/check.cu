@@ -195,3 +195,69 @@ std::vector<Check> check_attention(Attention* run) {
     }
     return checks;
 }
+
+std::vector<Check> check_attention_backward(AttentionBackward* run) {
+    std::vector<Check> checks;
+    for (AttentionSize s : ATTENTION_SIZES) {
+        const int width = 3 * s.H * HEAD, out_width = s.H * HEAD, heads = s.B * s.H;
+        const size_t tokens = static_cast<size_t>(s.B) * s.T;
+        const Tensor<floatX> qkv(random_values(tokens * width, 1, s.T)), dy(random_values(tokens * out_width, 1, s.T + 1)), dqkv(tokens * width);
+        const Values in = qkv.values(), g = dy.values();
+
+        // The forward pass: p, lse and y, rounded as they are handed on; what delta is made of is y as it was handed on.
+        std::vector<Values> p(static_cast<size_t>(heads) * s.T);
+        std::vector<float> lse(p.size());
+        std::vector<floatX> y(tokens * out_width);
+        auto at = [&](int head, int t) { return in.data() + (static_cast<size_t>(head / s.H) * s.T + t) * width + head % s.H * HEAD; };
+        auto out_at = [&](int head, int t) { return (static_cast<size_t>(head / s.H) * s.T + t) * out_width + head % s.H * HEAD; };
+        for (int head = 0; head < heads; head++)
+            for (int t = 0; t < s.T; t++) {
+                Values& row = p[head * s.T + t];
+                row.assign(t + 1, 0);
+                double sum = 0;
+                for (int j = std::max(0, t - s.window); j <= t; j++) {
+                    double score = 0;
+                    for (int d = 0; d < HEAD; d++) score += at(head, t)[d] * at(head, j)[out_width + d] / 8;
+                    sum += row[j] = std::exp(score);
+                }
+                lse[head * s.T + t] = static_cast<float>(std::log(sum));
+                for (double& x : row) x /= sum;
+                for (int d = 0; d < HEAD; d++) {
+                    double value = 0;
+                    for (int j = 0; j <= t; j++) value += row[j] * at(head, j)[2 * out_width + d];
+                    y[out_at(head, t) + d] = to_floatX(static_cast<float>(value));
+                }
+            }
+
+        // `rounded` adds up the sizes of the terms that the steps on tensor cores round to the storage type, `summed` those of all that
+        // fp32 sums.
+        Values want(dqkv.size), rounded(dqkv.size), summed(dqkv.size);
+        auto add = [&](size_t i, double factor, double size, double value) {
+            want[i] += factor * value, rounded[i] += std::abs(factor * value), summed[i] += size * std::abs(value);
+        };
+        for (int head = 0; head < heads; head++)
+            for (int t = 0; t < s.T; t++) {
+                double delta = 0;
+                for (int d = 0; d < HEAD; d++) delta += g[out_at(head, t) + d] * to_float(y[out_at(head, t) + d]);
+                for (int j = std::max(0, t - s.window); j <= t; j++) {
+                    const size_t q = at(head, t) - in.data(), k = at(head, j) - in.data() + out_width, v = k + out_width;
+                    const double probability = p[head * s.T + t][j];
+                    double dp = 0, size = 0;
+                    for (int d = 0; d < HEAD; d++) dp += g[out_at(head, t) + d] * in[v + d], size += std::abs(g[out_at(head, t) + d] * in[v + d]);
+                    const double ds = probability * (dp - delta) / 8, ds_size = probability * (size + std::abs(delta)) / 8;
+                    for (int d = 0; d < HEAD; d++) {
+                        add(q + d, ds, ds_size, in[k + d]);
+                        add(k + d, ds, ds_size, in[q + d]);
+                        add(v + d, probability, probability, g[out_at(head, t) + d]);
+                    }
+                }
+            }
+        const Tensor<floatX> out(y);
+        const Tensor<float> denominators(lse), scratch(attention_backward_floats(s));
+        run(dqkv, scratch, dy, out, denominators, qkv, s, nullptr);
+        checks.push_back({concat("B ", s.B, ", T ", s.T, ", H ", s.H, ", window ", s.window), worst(dqkv.values(), want, [&](size_t i) {
+                              return ROUND * (std::abs(want[i]) + rounded[i]) + 100 * FP32_ROUND * summed[i];
+                          })});
+    }
+    return checks;
+}

@@ -142,13 +142,19 @@ static int run() {
         return seconds_of([&] { step.run(losses, logits, scratch, targets, 1.0f, rows, nullptr); });
     });
     const AttentionSize heads{8, 2048, 12, 2048};
-    climb("attention, forward", concat("B ", heads.B, ", T ", heads.T, ", H ", heads.H, ", D ", HEAD, ", causal"), attention_ladder(), check_attention, heads,
-          [&](const auto& step) {
-              const size_t tokens = static_cast<size_t>(heads.B) * heads.T, scores = tokens * heads.H * heads.T;
-              const Filled<floatX> y(tokens * heads.H * HEAD), qkv(tokens * 3 * heads.H * HEAD);
-              const Filled<float> lse(tokens * heads.H), scratch(scores);
-              return seconds_of([&] { step.run(y, lse, scratch, qkv, heads, nullptr); });
-          });
+    const std::string heads_text = concat("B ", heads.B, ", T ", heads.T, ", H ", heads.H, ", D ", HEAD, ", causal");
+    climb("attention, forward", heads_text, attention_ladder(), check_attention, heads, [&](const auto& step) {
+        const size_t tokens = static_cast<size_t>(heads.B) * heads.T, elements = tokens * heads.H * HEAD;
+        const Filled<floatX> y(elements), qkv(3 * elements);
+        const Filled<float> lse(tokens * heads.H), scratch(tokens * heads.H * heads.T);
+        return seconds_of([&] { step.run(y, lse, scratch, qkv, heads, nullptr); });
+    });
+    climb("attention, backward", heads_text, attention_backward_ladder(), check_attention_backward, heads, [&](const auto& step) {
+        const size_t tokens = static_cast<size_t>(heads.B) * heads.T, elements = tokens * heads.H * HEAD;
+        const Filled<floatX> dqkv(3 * elements), dy(elements), y(elements), qkv(3 * elements);
+        const Filled<float> lse(tokens * heads.H), scratch(attention_backward_floats(heads));
+        return seconds_of([&] { step.run(dqkv, scratch, dy, y, lse, qkv, heads, nullptr); });
+    });
     std::printf("\n%s%d passed, %d failed\n", ON_GPU ? "" : "checked on the emulator; no times without a GPU\n", passed, failed);
     return failed > 0;
 }

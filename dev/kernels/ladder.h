@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <vector>
+#include "llmc/attention.h"
 #include "llmc/cuda_common.h"
 
 /// What one kernel asks of the machine. Each count is a lower limit, so the time that follows from it is one too.
@@ -100,6 +101,16 @@ struct AttentionSize {
 using Attention = void(floatX* y, float* lse, float* scratch, const floatX* qkv, AttentionSize size, Stream stream);
 const std::vector<Step<Attention, AttentionSize>>& attention_ladder();
 
+/// scratch (attention_backward_floats)
+using AttentionBackward = void(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv, AttentionSize size,
+                               Stream stream);
+const std::vector<Step<AttentionBackward, AttentionSize>>& attention_backward_ladder();
+/// A number a row and two a score, or what llmc/attention.h wants.
+inline size_t attention_backward_floats(AttentionSize s) {
+    const size_t rows = static_cast<size_t>(s.B) * s.H * s.T;
+    return std::max(rows * (1 + 2 * static_cast<size_t>(s.T)), attention_scratch(s.B, s.T, s.H, s.H, HEAD) / sizeof(float));
+}
+
 // ------------------------------------------------------------------------------------------------------------------- checking
 
 /// How far the worst element is off, as a share of what it may be; 1 and less is right. NaN where an element is NaN.
@@ -112,6 +123,7 @@ std::vector<Check> check_norm_forward(NormForward* run);
 std::vector<Check> check_norm_backward(NormBackward* run);
 std::vector<Check> check_cross_entropy(CrossEntropy* run);
 std::vector<Check> check_attention(Attention* run);
+std::vector<Check> check_attention_backward(AttentionBackward* run);
 
 // ----------------------------------------------------------------------------------------------------------- for their kernels
 
