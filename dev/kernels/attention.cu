@@ -443,7 +443,8 @@ static void compute_delta(float* delta, const floatX* dy, const floatX* y, Atten
 }
 
 // 1. The formula, with p and ds of all heads in device memory: a thread a score for both, then a thread an element of the gradients. Bound by cache
-// lines, as in the forward pass: neighbours read rows of k and of v that are 3 H D apart; then by loads, two for a multiply-add.
+// lines, as in the forward pass: neighbours read rows of k and of v that are 3 H D apart. The other kernels are bound by instructions and loads,
+// two of these for a multiply-add.
 static __global__ void __launch_bounds__(THREADS)
 scores_backward_kernel(float* p, float* ds, const floatX* dy, const float* lse, const float* delta, const floatX* qkv, AttentionSize s) {
     const int head = static_cast<int>(blockIdx.z), query = static_cast<int>(blockIdx.y), key = static_cast<int>(blockIdx.x) * THREADS + thread();
@@ -495,7 +496,9 @@ static void formula_backward(floatX* dqkv, float* scratch, const floatX* dy, con
 // 2. No scores in memory: p and ds are computed again, tile by tile, wherever they are wanted. That is twice: a block that keeps a tile of keys
 // walks over the queries for dk and dv, one that keeps queries walks over the keys for dq. Seven products instead of five, and in
 // return each gradient is summed by one thread in a fixed order: no atomics, the same bytes in every run. Tiles and threads as in the forward
-// pass; the products of p^T and ds^T read their left side by columns. Bound by instructions, with loads close behind.
+// pass; the products of p^T and ds^T read their left side by columns. Bound by loads, with instructions close behind (A100: by the
+// multiply-adds).
+
 // sums += a^T b
 static __device__ void add_product_of_columns(float (&sums)[4][4], const float* a, const float* b) {
 #pragma unroll 8
