@@ -72,7 +72,7 @@ comma := ,
 space := $(empty) $(empty)
 SUITES_OF_PROGRAMS := $(subst $(space),$(comma),$(RUN_PROGRAMS:%=*test/%.cpp))
 
-.PHONY: all run test bench bench-ops profile gpu-check emulator help parts packages tests emulator_tests cuda_binaries clean FORCE
+.PHONY: all run test bench bench-ops profile kernels gpu-check emulator help parts packages tests emulator_tests cuda_binaries clean FORCE
 
 all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert data/tokenize (DEVICE=auto|cpu|cuda, PRECISION=bf16|fp32, ARCH=sm_90a, THIRD_PARTY=dir of headers)
 
@@ -98,6 +98,10 @@ bench-ops: packages  ## time of every op of a step, at the shapes of MODEL (spee
 profile: packages  ## where a step's time goes: command lines for Nsight; on the CPU a table by phase, layer and op (STEP=4, FLAGS='...' of train_gpt)
 	@$(MAKE) --no-print-directory -j2 all
 	@STEP="$(STEP)" FLAGS="$(FLAGS)" dev/profile.sh $(TARGET)
+
+kernels: packages  ## dev/kernels: every step of the ladders checked, from naive to best, with its bound (on a GPU: and its time)
+	@$(MAKE) --no-print-directory -j2 $(if $(filter cuda,$(TARGET)),$(BUILD),$(EMULATOR))/ladder
+	@$(if $(filter cuda,$(TARGET)),$(BUILD),$(EMULATOR))/ladder
 
 gpu-check:  ## on a machine with a GPU and CUDA's toolkit, in nine minutes: build, check, measure; writes dev/results/<gpu>.md
 	@COMMIT='$(COMMIT)' dev/gpu_check.sh "$(SUITES_OF_PROGRAMS)"
@@ -212,5 +216,13 @@ $(HOST)/without_pcre2.o: llmc/split.cpp
 	$(CXX) $(CXXFLAGS) -DNO_PCRE2 -c -o $@ $<
 $(BUILD)/tests_without_pcre2: $(TESTS) $(HOST)/without_pcre2.o $(BUILD)/llmc.a
 	$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
+
+# The ladders of dev/kernels: on a GPU with times, otherwise on the emulator, where every step is checked.
+LADDER := $(patsubst %,dev/kernels/%.cu.o,norm cross_entropy attention check)
+$(EMULATOR)/ladder: $(addprefix $(EMULATOR)/,$(LADDER) dev/kernels/ladder.cu.o) $(EMULATOR_LIBRARY)
+	$(CXX) $(EMULATOR_FLAGS) -o $@ $^
+$(EMULATOR)/tests: $(addprefix $(EMULATOR)/,$(LADDER) dev/kernels/test.o)
+$(BUILD)/ladder: $(addprefix $(BUILD)/,$(LADDER) dev/kernels/ladder.cu.o) $(BUILD)/llmc.a
+	$(LINK) -o $@ $^ $(LDLIBS)
 
 -include $(shell find $(HOST) $(BUILD) $(EMULATOR) -name '*.d' 2>/dev/null)
