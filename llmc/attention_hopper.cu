@@ -43,7 +43,7 @@ struct Tile {
 
     alignas(1024) char bytes[BYTES];
 
-    __device__ char* box(int row, int column) { return bytes + column / BOX * BLOCK + row * BOX * static_cast<int>(sizeof(bf16)); }
+    __device__ char* box(uint32_t row, uint32_t column) { return bytes + column / BOX * BLOCK + row * BOX * sizeof(bf16); }
 
     // Starts copying rows that begin at (column, row) of the tensor.
     __device__ void load(const CUtensorMap& from, int column, int row, int batch, uint64_t* barrier) {
@@ -109,11 +109,13 @@ __device__ void start_add_product(float (&sums)[HEAD / 8][4], const uint32_t (&l
 template <int HEAD, int ROWS>
 __device__ void start_store(const CUtensorMap& to, int column, int row, int batch, Tile<HEAD, ROWS>& tile, int group, bool leader,
                             const float (&sums)[HEAD / 8][4], const float (&factor)[2]) {
+    uint32_t lane_row = static_cast<uint32_t>(row_of(0));
+    settle(lane_row);                        // or the compiler keeps all the addresses in registers, from one tile to the next
 #pragma unroll
     for (int n = 0; n < HEAD / 8; n++)
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
-            char* place = tile.box(group * BOX + row_of(i), n * 8) + (n % 8 ^ row_of(i) % 8) * 16 + column_of(0, 0) * sizeof(bf16);
+            char* place = tile.box(group * BOX + lane_row + i / 2 * 8, n * 8) + (n % 8 ^ lane_row % 8) * 16 + column_of(0, 0) * sizeof(bf16);
             *reinterpret_cast<uint32_t*>(place) = pack_bf16(sums[n][i] * factor[i / 2], sums[n][i + 1] * factor[i / 2]);
         }
     async_fence();
@@ -135,6 +137,7 @@ struct Turn {
     __device__ void next() {
         if (++at == SIZE) at = 0, parity ^= 1;
     }
+    __device__ int before() const { return at == 0 ? SIZE - 1 : at - 1; }
 };
 
 // Each of the ring's buffers is full, for those who compute, and then empty again, for the producer.
@@ -163,7 +166,7 @@ struct Ring {
         if (lane_of_thread() == 0) mbarrier_arrive(&empty[turn.at]);
     }
     // A warp that has nothing to do with the next `count` buffers.
-    __device__ void skip(Turn<SIZE>& turn, int count) {
+    __device__ void skip(Turn<SIZE>& turn, int count = 1) {
         for (; count > 0; count--, turn.next()) {
             wait(turn);
             release(turn);
@@ -271,18 +274,25 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
         }
     } else {
         registers_grow<REGISTERS<F::GROUPS>>();
-        const int group = static_cast<int>(threadIdx.x) / GROUP - 1;
+        const int group = __shfl_sync(ALL_LANES, static_cast<int>(threadIdx.x) / GROUP, 0) - 1;      // the same in all lanes, for the compiler
         const bool leader = threadIdx.x % GROUP == 0;
         const float log2_scale = inverse_sqrt(HEAD) * LOG2E;        // exp(scale x) = 2^(log2_scale x)
         Turn<F::STAGES> k_turn, v_turn;
-        Turn<SLOTS> stored;
-        bool storing = false;                                       // the tile before is on its way out of slot `stored`
+        // In the order in which the producer brings them: it waits for the values of a tile before it brings the keys of the next but one.
+        auto skip = [&](int count) {
+            for (; count > 0; count--) {
+                shared.k_ring.skip(k_turn);
+                shared.v_ring.skip(v_turn);
+            }
+        };
+        // Results leave through the slot that the tile came in, while the next tile's work has begun.
+        bool storing = false;
         auto finish_store = [&] {
             if (leader && storing) {
                 tensor_store_wait();
-                mbarrier_arrive(&shared.slots.empty[stored.at]);
+                mbarrier_arrive(&shared.slots.empty[slot.before()]);
             }
-            storing = false;
+            storing = true;
         };
         for_items(items, [&](int item) {
             const Place place(item, tiles, s.H);
@@ -307,8 +317,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                 softmax(p, shrink, greatest, sum, log2_scale);
             };
             shared.slots.wait(slot);
-            shared.k_ring.skip(k_turn, walk.begin - all.begin);
-            shared.v_ring.skip(v_turn, walk.begin - all.begin);
+            skip(walk.begin - all.begin);
             if (walk.count() > 0) {
                 Sums<HEAD> out;
                 Sums<KEYS> p;
@@ -353,10 +362,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
             } else {
                 finish_store();
             }
-            shared.k_ring.skip(k_turn, all.end - walk.end);
-            shared.v_ring.skip(v_turn, all.end - walk.end);
-            stored = slot;
-            storing = true;
+            skip(all.end - walk.end);
             slot.next();
         });
         if (leader) tensor_store_wait();
@@ -426,17 +432,17 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
         }
     } else {
         registers_grow<REGISTERS<F::GROUPS>>();
-        const int group = static_cast<int>(threadIdx.x) / GROUP - 1;
+        const int group = __shfl_sync(ALL_LANES, static_cast<int>(threadIdx.x) / GROUP, 0) - 1;      // the same in all lanes, for the compiler
         const bool leader = threadIdx.x % GROUP == 0;
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
-        Turn<SLOTS> stored;
-        bool storing = false;                                       // the tile before is on its way out of slot `stored`
+        // Results leave through the slot that the tile came in, while the next tile's work has begun.
+        bool storing = false;
         auto finish_store = [&] {
             if (leader && storing) {
                 tensor_store_wait();
-                mbarrier_arrive(&shared.slots.empty[stored.at]);
+                mbarrier_arrive(&shared.slots.empty[slot.before()]);
             }
-            storing = false;
+            storing = true;
         };
         for_items(items, [&](int item) {
             const Place place(item, tiles, s.HK);
@@ -495,8 +501,6 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
                 start_store(dqkv_map, (s.H + g) * HEAD, k, place.batch, k_tile, group, leader, dk, {scale, scale});
                 start_store(dqkv_map, (s.H + s.HK + g) * HEAD, k, place.batch, v_tile, group, leader, dv, {1, 1});
             }
-            stored = slot;
-            storing = true;
             slot.next();
         });
         if (leader) tensor_store_wait();
@@ -557,17 +561,17 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
         }
     } else {
         registers_grow<REGISTERS<F::GROUPS>>();
-        const int group = static_cast<int>(threadIdx.x) / GROUP - 1;
+        const int group = __shfl_sync(ALL_LANES, static_cast<int>(threadIdx.x) / GROUP, 0) - 1;      // the same in all lanes, for the compiler
         const bool leader = threadIdx.x % GROUP == 0;
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
-        Turn<SLOTS> stored;
-        bool storing = false;                                       // the tile before is on its way out of slot `stored`
+        // Results leave through the slot that the tile came in, while the next tile's work has begun.
+        bool storing = false;
         auto finish_store = [&] {
             if (leader && storing) {
                 tensor_store_wait();
-                mbarrier_arrive(&shared.slots.empty[stored.at]);
+                mbarrier_arrive(&shared.slots.empty[slot.before()]);
             }
-            storing = false;
+            storing = true;
         };
         for_items(items, [&](int item) {
             const Place place(item, tiles, s.H);
@@ -607,36 +611,32 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
 #pragma unroll
                         for (int i = 0; i < 4; i++) p[n][i] *= ds[n][i] - row[i / 2].delta;
                 };
+                Turn<F::STAGES> sums_turn = turn;
                 start_scores();
                 wgmma_wait<1>(p);
                 scores_to_probabilities(walk.begin);
                 wgmma_wait<0>(ds);
                 probabilities_to_gradient();
                 round(ds_left, p);
-                Turn<F::STAGES> before = turn;
                 turn.next();
                 // The tensor cores work on the next tile's scores and on this one's sums at the same time.
-                for (int j = walk.begin + 1; j < walk.end; j++) {
+                for (int j = walk.begin + 1; j < walk.end; j++, turn.next(), sums_turn.next()) {
                     start_scores();
-                    start_add_product(dq, ds_left, shared.k[before.at]);
+                    start_add_product(dq, ds_left, shared.k[sums_turn.at]);
                     wgmma_wait<2>(p);
                     scores_to_probabilities(j);
                     wgmma_wait<1>(ds);
                     probabilities_to_gradient();
                     wgmma_wait<0>(dq, ds_left);
-                    shared.ring.release(before);
+                    shared.ring.release(sums_turn);
                     round(ds_left, p);
-                    before = turn;
-                    turn.next();
                 }
-                start_add_product(dq, ds_left, shared.k[before.at]);
+                start_add_product(dq, ds_left, shared.k[sums_turn.at]);
                 wgmma_wait<0>(dq, ds_left);
-                shared.ring.release(before);
+                shared.ring.release(sums_turn);
                 start_store(dqkv_map, place.head * HEAD, q, place.batch, q_tile, group, leader, dq, {scale, scale});
             }
             shared.ring.skip(turn, all.end - walk.end);
-            stored = slot;
-            storing = true;
             slot.next();
         });
         if (leader) tensor_store_wait();

@@ -14,13 +14,13 @@
 #include "llmc/error.h"
 #include "llmc/types.h"
 
-// This file is compiled without sanitizers, for speed; EMULATOR_ASAN says that the kernels are not.
+// This file is compiled without sanitizers, for speed, where the header's macros do nothing; EMULATOR_ASAN says that the kernels are not.
 #ifdef EMULATOR_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #else
-#define ASAN_POISON_MEMORY_REGION(memory, bytes)
-#define ASAN_UNPOISON_MEMORY_REGION(memory, bytes)
+#define __asan_poison_memory_region(memory, bytes)
+#define __asan_unpoison_memory_region(memory, bytes)
 #define __sanitizer_start_switch_fiber(fake, bottom, size)
 #define __sanitizer_finish_switch_fiber(fake, bottom, size)
 #endif
@@ -250,7 +250,7 @@ static void start_fibre(unsigned number) {
         mprotect(memory, PAGE, PROT_NONE);
         fibre.stack = static_cast<char*>(memory) + PAGE;
     }
-    ASAN_UNPOISON_MEMORY_REGION(fibre.stack, STACK_BYTES);   // frames of a fibre that an error left behind
+    __asan_unpoison_memory_region(fibre.stack, STACK_BYTES);   // frames of a fibre that an error left behind
     fibre.number = number;
     fibre.index = EmulatedDim(number % blockDim.x, number / blockDim.x % blockDim.y, number / blockDim.x / blockDim.y);
     fibre.done = false;
@@ -749,14 +749,14 @@ void* emulated_malloc(size_t bytes) {
     if (posix_memalign(&memory, 256, bytes) != 0) return nullptr;
     emulator_poison(memory, bytes);
     blocks()[static_cast<char*>(memory)] = bytes;
-    if (access_depth == 0) ASAN_POISON_MEMORY_REGION(memory, bytes);
+    if (access_depth == 0) __asan_poison_memory_region(memory, bytes);
     return memory;
 }
 
 bool emulated_free(void* memory) {
     auto found = blocks().find(static_cast<char*>(memory));
     if (found == blocks().end()) return false;
-    ASAN_UNPOISON_MEMORY_REGION(memory, found->second);
+    __asan_unpoison_memory_region(memory, found->second);
     blocks().erase(found);
     std::free(memory);
     return true;
@@ -777,9 +777,9 @@ static bool guarded() {
 
 DeviceAccess::DeviceAccess() {
     if (access_depth++ == 0)
-        for ([[maybe_unused]] auto [memory, bytes] : blocks()) ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
+        for ([[maybe_unused]] auto [memory, bytes] : blocks()) __asan_unpoison_memory_region(memory, bytes);
 }
 DeviceAccess::~DeviceAccess() {
     if (--access_depth == 0 && guarded())
-        for ([[maybe_unused]] auto [memory, bytes] : blocks()) ASAN_POISON_MEMORY_REGION(memory, bytes);
+        for ([[maybe_unused]] auto [memory, bytes] : blocks()) __asan_poison_memory_region(memory, bytes);
 }
