@@ -165,12 +165,11 @@ struct Ring {
         __syncwarp();
         if (lane_of_thread() == 0) mbarrier_arrive(&empty[turn.at]);
     }
-    // A warp that has nothing to do with the next `count` buffers.
-    __device__ void skip(Turn<SIZE>& turn, int count = 1) {
-        for (; count > 0; count--, turn.next()) {
-            wait(turn);
-            release(turn);
-        }
+    // A warp that has nothing to do with the next buffer.
+    __device__ void skip(Turn<SIZE>& turn) {
+        wait(turn);
+        release(turn);
+        turn.next();
     }
 };
 
@@ -299,10 +298,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
             const int q0 = first_query(place), q = q0 + group * BOX;
             const Walk<KEYS> all = keys_of(q0), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
             auto& q_tile = shared.q[slot.at];
-            auto start_scores = [&](Sums<KEYS>& p) {
-                shared.k_ring.wait(k_turn);
-                start_product(p, q_tile, group * BOX, shared.k[k_turn.at]);
-            };
+            auto start_scores = [&](Sums<KEYS>& p) { start_product(p, q_tile, group * BOX, shared.k[k_turn.at]); };
             // Tile j's scores are there: its keys are no longer needed.
             auto scores_to_probabilities = [&](Sums<KEYS>& p, float(&shrink)[2], float(&greatest)[2], float(&sum)[2], int j) {
                 shared.k_ring.release(k_turn);
@@ -315,6 +311,9 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                             if (!s.sees(q + row_of(i), j * KEYS + column_of(n, i))) p[n][i] = -INFINITY;
                 }
                 softmax(p, shrink, greatest, sum, log2_scale);
+                // Waiting for the next keys here, the compiler cannot move the wait for the sums in front of the softmax, where they would not overlap.
+                settle(p);
+                if (j + 1 < walk.end) shared.k_ring.wait(k_turn);
             };
             shared.slots.wait(slot);
             skip(walk.begin - all.begin);
@@ -324,6 +323,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                 Left<KEYS> left;
                 float greatest[2] = {LOWEST, LOWEST}, sum[2] = {}, shrink[2];       // sum over the lane's own columns until the end
                 clear(out);
+                shared.k_ring.wait(k_turn);
                 start_scores(p);
                 finish_store();
                 wgmma_wait<0>(p);
@@ -456,7 +456,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
             shared.slots.wait(slot);
             finish_store();
             for (int h = 0; h < s.group(); h++) {
-                shared.ring.skip(turn, walk.begin - all.begin);
+                for (int j = all.begin; j < walk.begin; j++) shared.ring.skip(turn);
                 if (walk.count() > 0) {
                     Sums<QUERIES> p, ds;                            // rows are keys, columns queries
                     Left<QUERIES> p_left, ds_left;
@@ -495,7 +495,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
                         turn.next();
                     }
                 }
-                shared.ring.skip(turn, all.end - walk.end);
+                for (int j = walk.end; j < all.end; j++) shared.ring.skip(turn);
             }
             if (walk.count() > 0) {
                 start_store(dqkv_map, (s.H + g) * HEAD, k, place.batch, k_tile, group, leader, dk, {scale, scale});
@@ -564,6 +564,10 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
         const int group = __shfl_sync(ALL_LANES, static_cast<int>(threadIdx.x) / GROUP, 0) - 1;      // the same in all lanes, for the compiler
         const bool leader = threadIdx.x % GROUP == 0;
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
+        Turn<F::STAGES> sums_turn;                                  // of the keys that dq's next sums need
+        auto skip = [&](int count) {
+            for (; count > 0; count--, sums_turn.next()) shared.ring.skip(turn);
+        };
         // Results leave through the slot that the tile came in, while the next tile's work has begun.
         bool storing = false;
         auto finish_store = [&] {
@@ -581,7 +585,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
             auto& dy_tile = shared.dy[slot.at];
             shared.slots.wait(slot);
             finish_store();
-            shared.ring.skip(turn, walk.begin - all.begin);
+            skip(walk.begin - all.begin);
             if (walk.count() > 0) {
                 QueryRow row[2];
 #pragma unroll
@@ -591,9 +595,9 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                 Left<KEYS> ds_left;
                 clear(dq);
                 auto start_scores = [&] {
-                    shared.ring.wait(turn);
                     start_product(p, q_tile, group * BOX, shared.k[turn.at]);
                     start_product(ds, dy_tile, group * BOX, shared.v[turn.at]);
+                    turn.next();
                 };
                 auto scores_to_probabilities = [&](int j) {
                     const bool whole = s.all_see(q, BOX, j * KEYS, KEYS);
@@ -604,6 +608,8 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                             p[n][i] = probability(p[n][i], log2_scale, row[i / 2].lse2);
                             if (!whole && !s.sees(q + row_of(i), j * KEYS + column_of(n, i))) p[n][i] = 0;
                         }
+                    settle(p);
+                    if (j + 1 < walk.end) shared.ring.wait(turn);       // here, as in the forward pass
                 };
                 auto probabilities_to_gradient = [&] {
 #pragma unroll
@@ -611,32 +617,36 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
 #pragma unroll
                         for (int i = 0; i < 4; i++) p[n][i] *= ds[n][i] - row[i / 2].delta;
                 };
-                Turn<F::STAGES> sums_turn = turn;
+                auto start_sums = [&] { start_add_product(dq, ds_left, shared.k[sums_turn.at]); };
+                auto release = [&] {
+                    shared.ring.release(sums_turn);
+                    sums_turn.next();
+                };
+                shared.ring.wait(turn);
                 start_scores();
                 wgmma_wait<1>(p);
                 scores_to_probabilities(walk.begin);
                 wgmma_wait<0>(ds);
                 probabilities_to_gradient();
                 round(ds_left, p);
-                turn.next();
                 // The tensor cores work on the next tile's scores and on this one's sums at the same time.
-                for (int j = walk.begin + 1; j < walk.end; j++, turn.next(), sums_turn.next()) {
+                for (int j = walk.begin + 1; j < walk.end; j++) {
                     start_scores();
-                    start_add_product(dq, ds_left, shared.k[sums_turn.at]);
+                    start_sums();
                     wgmma_wait<2>(p);
                     scores_to_probabilities(j);
                     wgmma_wait<1>(ds);
                     probabilities_to_gradient();
                     wgmma_wait<0>(dq, ds_left);
-                    shared.ring.release(sums_turn);
+                    release();
                     round(ds_left, p);
                 }
-                start_add_product(dq, ds_left, shared.k[sums_turn.at]);
+                start_sums();
                 wgmma_wait<0>(dq, ds_left);
-                shared.ring.release(sums_turn);
+                release();
                 start_store(dqkv_map, place.head * HEAD, q, place.batch, q_tile, group, leader, dq, {scale, scale});
             }
-            shared.ring.skip(turn, all.end - walk.end);
+            skip(all.end - walk.end);
             slot.next();
         });
         if (leader) tensor_store_wait();

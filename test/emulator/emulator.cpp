@@ -377,6 +377,34 @@ void emulated_warp(unsigned mask, void* mine, void (*exchange)(EmulatedLanes&), 
     yield();
 }
 
+static float half_of(uint32_t both, int i) { return to_float(bf16{static_cast<uint16_t>(both >> 16 * i)}); }
+
+// d (16, N) += a (16, 16) b (16, N), in the order of k.
+template <int PITCH>
+static void multiply_add(float (&d)[16][PITCH], const float (&a)[16][16], const float (&b)[16][PITCH], int N) {
+    for (int r = 0; r < 16; r++)
+        for (int k = 0; k < 16; k++) {
+#pragma omp simd
+            for (int n = 0; n < N; n++) d[r][n] += a[r][k] * b[k][n];
+        }
+}
+
+void emulated_mma(EmulatedLanes& lanes) {
+    static float a[16][16], b[16][8], d[16][8];
+    for (int i = 0; i < 32; i++) {
+        auto* lane = static_cast<EmulatedMma*>(lanes[i]);
+        const int g = i / 4, t = i % 4 * 2;
+        for (int j = 0; j < 2; j++) {
+            for (int r = 0; r < 4; r++) a[g + 8 * (r % 2)][t + j + 8 * (r / 2)] = half_of(lane->a[r], j);
+            for (int r = 0; r < 2; r++) b[t + j + 8 * r][g] = half_of(lane->b[r], j);
+        }
+        for (int r = 0; r < 4; r++) d[g + 8 * (r / 2)][t + r % 2] = lane->d[r];
+    }
+    multiply_add(d, a, b, 8);
+    for (int i = 0; i < 32; i++)
+        for (int r = 0; r < 4; r++) static_cast<EmulatedMma*>(lanes[i])->d[r] = d[i / 4 + 8 * (r / 2)][i % 4 * 2 + r % 2];
+}
+
 // A thread that has ended is no longer waited for at a barrier of all; a warp operation that waits for it can never complete.
 static void thread_ended() {
     if (!current->hopper.products.empty()) emulation_error("the thread ends while wgmma products are under way: wgmma_wait is missing");
@@ -659,7 +687,7 @@ static void multiply(Fibre* (&lanes)[WARP]) {
             for (int j = 0; j < 4; j++) d[g + j / 2 * 8][8 * n + t + j % 2] = first.add ? sums[static_cast<size_t>(4 * n + j)] : 0;
         for (int j = 0; mine.a_left && j < 4; j++)
             for (int half = 0; half < 2; half++)
-                a[g + j % 2 * 8][t + j / 2 * 8 + half] = to_float(bf16{static_cast<uint16_t>(mine.a_left[j] >> 16 * half)});
+                a[g + j % 2 * 8][t + j / 2 * 8 + half] = half_of(mine.a_left[j], half);
     }
     const Matrix right(first.b);
     if (first.a_left) {
@@ -673,11 +701,7 @@ static void multiply(Fibre* (&lanes)[WARP]) {
             for (int k = 0; k < 16; k++) b[k][n] = column[k];
         }
     }
-    for (int r = 0; r < 16; r++)
-        for (int k = 0; k < 16; k++) {
-#pragma omp simd
-            for (int n = 0; n < N; n++) d[r][n] += a[r][k] * b[k][n];
-        }
+    multiply_add(d, a, b, N);
     for (unsigned i = 0; i < WARP; i++) {
         std::vector<float>& sums = values_of(lanes[i]);
         for (int n = 0; n < N / 8; n++)

@@ -47,6 +47,13 @@ int emulated_barrier(int id, int threads, int value, const char* what, std::sour
 using EmulatedLanes = void* [32];
 void emulated_warp(unsigned mask, void* mine, void (*exchange)(EmulatedLanes& lanes), const char* what);
 
+/// A lane's registers of llmc/ptx.h's mma_m16n8k16, and what the lanes do when they meet.
+struct EmulatedMma {
+    float* d;
+    const uint32_t *a, *b;
+};
+void emulated_mma(EmulatedLanes& lanes);
+
 /// Asynchronous copies of this thread: started, closed to a group, waited for until `newer` groups are left.
 void emulated_copy_async(void* shared, const void* global, size_t bytes);
 void emulated_copy_commit();

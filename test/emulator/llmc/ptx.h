@@ -42,30 +42,9 @@ void ldmatrix_of(uint32_t (&r)[4], const void* row) {
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) { ldmatrix_of<false>(r, row); }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) { ldmatrix_of<true>(r, row); }
 
-struct EmulatedMma {
-    float (*d)[4];
-    const uint32_t (*a)[4], (*b)[2];
-};
 inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    EmulatedMma mine{&d, &a, &b};
-    emulated_warp(0xffffffffu, &mine, [](EmulatedLanes& lanes) {
-        auto half = [](uint32_t both, int i) { return to_float(bf16{static_cast<uint16_t>(i % 2 ? both >> 16 : both)}); };
-        float a_matrix[16][16], b_matrix[16][8];
-        for (int i = 0; i < 32; i++) {
-            auto* lane = static_cast<EmulatedMma*>(lanes[i]);
-            int g = i / 4, t = 2 * (i % 4);
-            for (int j = 0; j < 2; j++) {
-                for (int r = 0; r < 4; r++) a_matrix[g + 8 * (r % 2)][t + j + 8 * (r / 2)] = half((*lane->a)[r], j);
-                for (int r = 0; r < 2; r++) b_matrix[t + j + 8 * r][g] = half((*lane->b)[r], j);
-            }
-        }
-        for (int i = 0; i < 32; i++) {
-            auto* lane = static_cast<EmulatedMma*>(lanes[i]);
-            int g = i / 4, t = 2 * (i % 4);
-            for (int r = 0; r < 4; r++)
-                for (int k = 0; k < 16; k++) (*lane->d)[r] += a_matrix[g + 8 * (r / 2)][k] * b_matrix[k][t + r % 2];
-        }
-    }, "mma");
+    EmulatedMma mine{d, a, b};
+    emulated_warp(0xffffffffu, &mine, emulated_mma, "mma");
 }
 
 // ------------------------------------------------------------------------------ copies that go on while the thread computes
@@ -114,7 +93,8 @@ inline void wgmma_fence() { emulated_wgmma_fence(); }
 inline void wgmma_commit() { emulated_wgmma_commit(); }
 template <int NEWER, class... Registers>
 void wgmma_wait(Registers&...) { emulated_wgmma_wait(NEWER); }
-inline void settle(uint32_t&) {}
+template <class X>
+void settle(X&) {}
 
 template <int N>
 void wgmma(float (&d)[N / 8][4], uint64_t a, uint64_t b, bool add) { emulated_wgmma({N, d[0], nullptr, a, b, add}); }
