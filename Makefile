@@ -60,10 +60,10 @@ else
 endif
 
 PROGRAMS := train_gpt grow stack convert data/tokenize
-# Ops come in two files of one name: the .cpp is the CPU's, the .cu is CUDA's.
+# Ops come in two files of one name: the .cpp is the CPU's, the .cu is CUDA's. CUDA may have more files.
 OPS := $(basename $(wildcard llmc/*.cu))
 LIBRARY := $(patsubst %.cpp,$(HOST)/%.o,$(filter-out $(OPS:%=%.cpp),$(wildcard llmc/*.cpp))) \
-           $(if $(filter cuda,$(TARGET)),$(OPS:%=$(BUILD)/%.cu.o),$(OPS:%=$(HOST)/%.o))
+           $(if $(filter cuda,$(TARGET)),$(OPS:%=$(BUILD)/%.cu.o),$(patsubst %.cpp,$(HOST)/%.o,$(wildcard $(OPS:%=%.cpp))))
 TESTS := $(patsubst %.cpp,$(HOST)/%.o,$(wildcard test/*.cpp))
 # Suites that work with files and programs: once, whichever precision these are built for.
 RUN_PROGRAMS := $(basename $(notdir $(shell grep -l '"test/program.h"' test/*.cpp)))

@@ -61,6 +61,8 @@ static Workspace workspace(void* scratch, int T, int D) {
     return w;
 }
 
+bool attention_use_hopper(bool) { return false; }   // a GPU's
+
 size_t attention_scratch(int B, int T, int H, int HK, int D) {
     require_dims("attention_scratch", B, T, H, HK, D, 0);
     return omp_get_max_threads() * workspace_bytes(T, D);

@@ -1,11 +1,11 @@
 // Attention on CUDA: a block takes a tile of queries (or, for the gradients of keys and values, of keys) and walks over the tiles of the
 // other side that the window lets it see; a warp owns 16 or 32 rows of the block's tile, with their softmax and sums in registers.
 // Long windows are bound by the tensor cores. The bf16 kernels take heads of up to 128; the fp32 build, and larger heads, have
-// plain kernels with the same walk. No atomics: each gradient is summed by one thread, in a fixed order.
+// plain kernels with the same walk. On Hopper heads of 64 and 128 go to attention_hopper.cu. No atomics: each gradient is summed by one thread, in a fixed order.
 #include "llmc/attention.h"
 #include <algorithm>
 #include <cmath>
-#include "llmc/cuda_common.h"
+#include "llmc/attention_cuda.h"
 
 static void require_dims(const char* op, int B, int T, int H, int HK, int D, int window) {
     require(B >= 1, op, ": B must be at least 1, not ", B);
@@ -15,50 +15,7 @@ static void require_dims(const char* op, int B, int T, int H, int HK, int D, int
     require(window >= 0, op, ": window must not be negative: ", window);
 }
 
-// The sizes of the contract, and where a head's rows begin. Rows of qkv are width() apart, those of y H D.
-struct Sizes {
-    int T, H, HK, D, window;
-
-    HOST_DEVICE int64_t width() const { return static_cast<int64_t>(H + 2 * HK) * D; }
-    HOST_DEVICE int64_t out_width() const { return static_cast<int64_t>(H) * D; }
-    HOST_DEVICE int group() const { return H / HK; }
-    template <class X>
-    HOST_DEVICE X* queries(X* qkv, int b, int h) const { return qkv + static_cast<int64_t>(b) * T * width() + static_cast<int64_t>(h) * D; }
-    template <class X>
-    HOST_DEVICE X* keys(X* qkv, int b, int g) const { return queries(qkv, b, H + g); }
-    template <class X>
-    HOST_DEVICE X* values(X* qkv, int b, int g) const { return queries(qkv, b, H + HK + g); }
-    template <class X>
-    HOST_DEVICE X* out(X* y, int b, int h) const { return y + static_cast<int64_t>(b) * T * out_width() + static_cast<int64_t>(h) * D; }
-
-    // Does the query see the key? 0 <= query - key <= window, in one comparison.
-    HOST_DEVICE bool sees(int query, int key) const { return static_cast<unsigned>(query - key) <= static_cast<unsigned>(window); }
-    // Of the queries q .. q + queries - 1 and the keys k .. k + keys - 1: does any see any, and do all see all?
-    HOST_DEVICE bool any_sees(int q, int queries, int k, int keys) const { return k <= q + queries - 1 && k + keys - 1 >= q - window; }
-    HOST_DEVICE bool all_see(int q, int queries, int k, int keys) const { return k + keys - 1 <= q && k >= q + queries - 1 - window; }
-};
-
-// The block's tile, and whose it is: tiles of a head are neighbours in the grid, so that they find its keys in the cache.
-struct Place {
-    int tile, head, batch;
-    __device__ Place(int tiles, int heads)
-        : tile(static_cast<int>(blockIdx.x) % tiles), head(static_cast<int>(blockIdx.x) / tiles % heads),
-          batch(static_cast<int>(blockIdx.x) / tiles / heads) {}
-};
-
-static constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
-// What a row's greatest score starts from: below all scores, yet finite, so that differences stay numbers.
-static constexpr float LOWEST = -1e30f;
-
-static __device__ float inverse_sqrt(int D) { return 1 / sqrtf(static_cast<float>(D)); }
-
-// What the backward pass must know of a query: log2 of its softmax's denominator, and dy . y = sum_s p dp.
-struct alignas(8) QueryRow {
-    float lse2, delta;
-};
-// Rows of queries are stored in whole tiles; those at T and beyond have an infinite lse2, which makes their p zero.
-static constexpr int QUERY_ROWS = 128;
-static HOST_DEVICE int64_t padded(int T) { return (static_cast<int64_t>(T) + QUERY_ROWS - 1) / QUERY_ROWS * QUERY_ROWS; }
+using Sizes = AttentionSizes;
 
 size_t attention_scratch(int B, int T, int H, int HK, int D) {
     require_dims("attention_scratch", B, T, H, HK, D, 0);
@@ -227,7 +184,7 @@ __global__ void __launch_bounds__(Forward<HEAD>::THREADS, 2)
 forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
     using F = Forward<HEAD>;
     constexpr int M = F::M, QUERIES = F::QUERIES, KEYS = F::KEYS;
-    const Place place(tiles, s.H);
+    const Place place(static_cast<int>(blockIdx.x), tiles, s.H);
     const int q0 = (tiles - 1 - place.tile) * QUERIES, g = place.head / s.group();      // the longest walks begin first
     const int row0 = 16 * M * warp_of_thread();                                           // the warp's first row in the tile
     const bf16* keys = s.keys(qkv, place.batch, g);
@@ -335,7 +292,7 @@ __global__ void __launch_bounds__(BackwardKeys<HEAD>::THREADS, HEAD == 64 ? 2 : 
 backward_keys_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv, Sizes s, int tiles) {
     using F = BackwardKeys<HEAD>;
     constexpr int M = F::M, STEP = F::STEP, QUERIES = F::QUERIES, KEYS = F::KEYS;
-    const Place place(tiles, s.HK);
+    const Place place(static_cast<int>(blockIdx.x), tiles, s.HK);
     const int g = place.head, k0 = place.tile * KEYS, row0 = 16 * M * warp_of_thread(), key0 = k0 + row0;
 
     const Tile<HEAD> k_tile{0}, v_tile{Tile<HEAD>::elements(KEYS)};
@@ -431,7 +388,7 @@ __global__ void __launch_bounds__(BackwardQueries<HEAD>::THREADS, 2)
 backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv, Sizes s, int tiles) {
     using F = BackwardQueries<HEAD>;
     constexpr int M = F::M, STEP = F::STEP, QUERIES = F::QUERIES, KEYS = F::KEYS;
-    const Place place(tiles, s.H);
+    const Place place(static_cast<int>(blockIdx.x), tiles, s.H);
     const int q0 = (tiles - 1 - place.tile) * QUERIES, g = place.head / s.group(), row0 = 16 * M * warp_of_thread(), q = q0 + row0;
     const bf16* keys = s.keys(qkv, place.batch, g);
     const bf16* values = s.values(qkv, place.batch, g);
@@ -595,7 +552,7 @@ static __device__ void plain_store(floatX* to, int64_t stride, int rows, int col
 
 static __global__ void __launch_bounds__(PLAIN_THREADS, 1)
 plain_forward_kernel(floatX* y, float* lse, const floatX* qkv, Sizes s, int tiles) {
-    const Place place(tiles, s.H);
+    const Place place(static_cast<int>(blockIdx.x), tiles, s.H);
     const int q0 = (tiles - 1 - place.tile) * PLAIN, g = place.head / s.group(), d0 = static_cast<int>(blockIdx.y) * PLAIN;
     const int64_t width = s.width();
     const PlainTiles shared;
@@ -638,7 +595,7 @@ plain_forward_kernel(floatX* y, float* lse, const floatX* qkv, Sizes s, int tile
 
 static __global__ void __launch_bounds__(PLAIN_THREADS, 1)
 plain_backward_keys_kernel(floatX* dqkv, const QueryRow* rows, const floatX* dy, const floatX* qkv, Sizes s, int tiles) {
-    const Place place(tiles, s.HK);
+    const Place place(static_cast<int>(blockIdx.x), tiles, s.HK);
     const int k0 = place.tile * PLAIN, g = place.head, d0 = static_cast<int>(blockIdx.y) * PLAIN;
     const int64_t width = s.width();
     const PlainTiles shared;
@@ -671,7 +628,7 @@ plain_backward_keys_kernel(floatX* dqkv, const QueryRow* rows, const floatX* dy,
 
 static __global__ void __launch_bounds__(PLAIN_THREADS, 1)
 plain_backward_queries_kernel(floatX* dqkv, const QueryRow* rows, const floatX* dy, const floatX* qkv, Sizes s, int tiles) {
-    const Place place(tiles, s.H);
+    const Place place(static_cast<int>(blockIdx.x), tiles, s.H);
     const int q0 = (tiles - 1 - place.tile) * PLAIN, g = place.head / s.group(), d0 = static_cast<int>(blockIdx.y) * PLAIN;
     const int64_t width = s.width();
     const PlainTiles shared;
@@ -709,6 +666,7 @@ void attention_forward(floatX* y, float* lse, void*, const floatX* qkv, int B, i
     require_aligned("attention_forward", y, qkv);
     const Sizes s{T, H, HK, D, std::min(window, T)};
 #ifndef PRECISION_FP32
+    if (attention_on_hopper(D)) return attention_forward_hopper(y, lse, qkv, B, s, stream);
     if (D <= 64) return tiled_forward<64>(y, lse, qkv, B, s, stream);
     if (D <= 128) return tiled_forward<128>(y, lse, qkv, B, s, stream);
 #endif
@@ -726,6 +684,7 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
     launch("attention_backward", query_rows_kernel, {static_cast<unsigned>(ceil_div(total * ROW_LANES, ROW_THREADS)), ROW_THREADS}, stream, rows, dy, y,
            lse, s, total);
 #ifndef PRECISION_FP32
+    if (attention_on_hopper(D)) return attention_backward_hopper(dqkv, rows, dy, qkv, B, s, stream);
     if (D <= 64) return tiled_backward<64>(dqkv, rows, dy, qkv, B, s, stream);
     if (D <= 128) return tiled_backward<128>(dqkv, rows, dy, qkv, B, s, stream);
 #endif

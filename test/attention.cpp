@@ -83,11 +83,15 @@ Values backward(const Values& dy, const Values& qkv, Sizes s) {
 }
 
 // Every head size and odd length; windows of nothing, one, a few, all, and beyond; grouped heads; lengths that cross the
-// tiles of the CPU's and CUDA's kernels, in one head, because float64 loops are slow.
+// tiles of the CPU's and CUDA's kernels, in one head, because float64 loops are slow. Of heads of 64 and 128, for Hopper's kernels: sequences
+// and windows that end within a warpgroup's 64 rows, one row beyond them, and before the last warpgroup's; more tiles than
+// multiprocessors; and walks longer than the rings.
 const std::vector<Sizes> SIZES = {
-    {1, 1, 1, 1, 8, 1},      {2, 5, 2, 1, 16, 0},     {1, 17, 3, 3, 24, 1},    {2, 33, 4, 2, 64, 5},   {1, 33, 2, 2, 72, 33},
-    {1, 33, 6, 2, 128, 32},  {1, 70, 2, 1, 8, 1000},  {1, 129, 1, 1, 8, 64},   {1, 200, 2, 2, 16, 3},  {1, 300, 2, 1, 16, 131},
-    {1, 700, 1, 1, 8, 700},  {1, 700, 1, 1, 8, 600},  {1, 641, 1, 1, 8, 13}};
+    {1, 1, 1, 1, 8, 1},      {2, 5, 2, 1, 16, 0},     {1, 17, 3, 3, 24, 1},    {2, 33, 4, 2, 64, 5},    {1, 33, 2, 2, 72, 33},
+    {1, 33, 6, 2, 128, 32},  {1, 70, 2, 1, 8, 1000},  {1, 129, 1, 1, 8, 64},   {1, 200, 2, 2, 16, 3},   {1, 300, 2, 1, 16, 131},
+    {1, 700, 1, 1, 8, 700},  {1, 700, 1, 1, 8, 600},  {1, 641, 1, 1, 8, 13},   {1, 1, 1, 1, 64, 0},     {2, 65, 2, 1, 128, 64},
+    {3, 129, 1, 1, 64, 128}, {1, 257, 4, 1, 64, 63},  {1, 193, 2, 2, 128, 0},  {1, 300, 2, 1, 128, 65}, {1, 385, 1, 1, 128, 385},
+    {1, 641, 1, 1, 64, 641}};
 
 // Probabilities are rounded to the storage type before they meet the values; a row's weights sum to one, and each is off by
 // at most ROUND of itself, so y is off by at most ROUND * max |v| (about 4 in a few thousand normal values), and a bit of fp32.
@@ -100,6 +104,16 @@ struct Scratch {
     operator void*() { return memory; }
 };
 
+// Calls test() with each set of kernels that the device has for these sizes.
+template <class Test>
+void with_all_kernels(Test test) {
+    for (bool hopper : {false, true})
+        if (attention_use_hopper(hopper) == hopper) {
+            CAPTURE(hopper);
+            test();
+        }
+}
+
 double norm(const Values& x) { return std::sqrt(dot(x, x) / static_cast<double>(x.size())); }
 
 }  // namespace
@@ -109,15 +123,18 @@ TEST_CASE("attention_forward is the softmax of the scores, times the values") {
         CAPTURE(s.T);
         CAPTURE(s.D);
         CAPTURE(s.window);
-        FloatXs qkv(Random(s.T + s.D).floatXs(s.B * s.T * width(s))), before(qkv.values()), y(s.B * s.T * s.H * s.D);
-        Floats lse(s.B * s.H * s.T);
+        FloatXs qkv(Random(s.T + s.D).floatXs(s.B * s.T * width(s))), before(qkv.values());
         Scratch scratch(s);
         Forward want = forward(qkv.values(), s);
-        attention_forward(y, lse, scratch, qkv, s.B, s.T, s.H, s.HK, s.D, s.window, nullptr);
-        check_close("y", y.values(), want.y, ROUND, Y_ABSOLUTE);
-        // scores of size up to about 5, sums of up to 700 terms in lanes
-        check_close("lse", lse.values(), want.lse, 100 * FP32_ROUND, 100 * FP32_ROUND);
-        CHECK(qkv.same_bytes(before));
+        with_all_kernels([&] {
+            FloatXs y(s.B * s.T * s.H * s.D);
+            Floats lse(s.B * s.H * s.T);
+            attention_forward(y, lse, scratch, qkv, s.B, s.T, s.H, s.HK, s.D, s.window, nullptr);
+            check_close("y", y.values(), want.y, ROUND, Y_ABSOLUTE);
+            // scores of size up to about 5, sums of up to 700 terms in lanes
+            check_close("lse", lse.values(), want.lse, 100 * FP32_ROUND, 100 * FP32_ROUND);
+            CHECK(qkv.same_bytes(before));
+        });
     }
 }
 
@@ -127,55 +144,66 @@ TEST_CASE("attention_backward is the gradient") {
         CAPTURE(s.D);
         CAPTURE(s.window);
         Random random(s.T + s.D);
-        FloatXs qkv(random.floatXs(s.B * s.T * width(s))), dy(random.floatXs(s.B * s.T * s.H * s.D)), dqkv(qkv.size);
+        FloatXs qkv(random.floatXs(s.B * s.T * width(s))), dy(random.floatXs(s.B * s.T * s.H * s.D));
         Forward out = forward(qkv.values(), s);
         FloatXs y(out.y), dy_before(dy.values()), qkv_before(qkv.values());
         Floats lse(out.lse);
         Scratch scratch(s);
         Values want = backward(dy.values(), qkv.values(), s);
-        attention_backward(dqkv, scratch, dy, y, lse, qkv, s.B, s.T, s.H, s.HK, s.D, s.window, nullptr);
         // Softmax and its gradient are rounded to the storage type, and so is y, whose product with dy is subtracted: an error of
         // ROUND in each term, against terms that are summed over keys or queries; 20 times the root mean square for the rare sums.
         double size = norm(want);
-        check_close("dqkv", dqkv.values(), want, 3 * ROUND, 20 * ROUND * size + 200 * FP32_ROUND);
-        CHECK(qkv.same_bytes(qkv_before));
-        CHECK(dy.same_bytes(dy_before));
+        with_all_kernels([&] {
+            FloatXs dqkv(qkv.size);
+            attention_backward(dqkv, scratch, dy, y, lse, qkv, s.B, s.T, s.H, s.HK, s.D, s.window, nullptr);
+            check_close("dqkv", dqkv.values(), want, 3 * ROUND, 20 * ROUND * size + 200 * FP32_ROUND);
+            CHECK(qkv.same_bytes(qkv_before));
+            CHECK(dy.same_bytes(dy_before));
+        });
     }
 }
 
 TEST_CASE("attention_backward is right on the whole: the error's norm is below the rounding of a few products") {
-    for (Sizes s : {Sizes{1, 300, 4, 2, 64, 300}, {1, 300, 2, 2, 64, 100}}) {
+    for (Sizes s : {Sizes{1, 300, 4, 2, 64, 300}, {1, 300, 2, 2, 64, 100}, {1, 300, 2, 1, 128, 200}}) {
         Random random(s.window);
-        FloatXs qkv(random.floatXs(s.B * s.T * width(s))), dy(random.floatXs(s.B * s.T * s.H * s.D)), dqkv(qkv.size);
+        FloatXs qkv(random.floatXs(s.B * s.T * width(s))), dy(random.floatXs(s.B * s.T * s.H * s.D));
         Forward out = forward(qkv.values(), s);
         FloatXs y(out.y);
         Floats lse(out.lse);
         Scratch scratch(s);
-        attention_backward(dqkv, scratch, dy, y, lse, qkv, s.B, s.T, s.H, s.HK, s.D, s.window, nullptr);
-        Values want = backward(dy.values(), qkv.values(), s), error = dqkv.values();
-        for (size_t i = 0; i < error.size(); i++) error[i] -= want[i];
-        // independent roundings of p, ds and the result, each ROUND / sqrt(3) on average
-        CHECK(norm(error) <= (1.5 * ROUND + 10 * FP32_ROUND) * norm(want));
+        Values want = backward(dy.values(), qkv.values(), s);
+        with_all_kernels([&] {
+            FloatXs dqkv(qkv.size);
+            attention_backward(dqkv, scratch, dy, y, lse, qkv, s.B, s.T, s.H, s.HK, s.D, s.window, nullptr);
+            Values error = dqkv.values();
+            for (size_t i = 0; i < error.size(); i++) error[i] -= want[i];
+            // independent roundings of p, ds and the result, each ROUND / sqrt(3) on average
+            CHECK(norm(error) <= (1.5 * ROUND + 10 * FP32_ROUND) * norm(want));
+        });
     }
 }
 
 TEST_CASE("attention of great scores neither overflows nor loses a row") {
-    Sizes s{1, 40, 1, 1, 8, 40};
-    Values start = Random(1).floatXs(s.T * width(s));
-    for (int t = 0; t < s.T; t++)
-        for (int d = 0; d < 2 * s.D; d++) start[t * width(s) + d] *= 64;        // scores in the ten thousands
-    FloatXs qkv(start), y(s.T * s.D), dqkv(qkv.size), dy(Values(s.T * s.D, 1));
-    Floats lse(s.T);
-    Scratch scratch(s);
-    Forward want = forward(qkv.values(), s);
-    attention_forward(y, lse, scratch, qkv, 1, s.T, 1, 1, s.D, s.window, nullptr);
-    // a score of 2^14 has an error of 2^14 * a few fp32 roundings, and the probabilities' error is as large
-    const double score_error = (1 << 14) * 8 * FP32_ROUND;
-    check_close("y", y.values(), want.y, ROUND, Y_ABSOLUTE + 4 * score_error);
-    check_close("lse", lse.values(), want.lse, 8 * FP32_ROUND, 0.001);
-    attention_backward(dqkv, scratch, dy, y, lse, qkv, 1, s.T, 1, 1, s.D, s.window, nullptr);
-    for (double v : dqkv.values())
-        if (!std::isfinite(v)) FAIL_CHECK("a gradient is ", v);
+    for (Sizes s : {Sizes{1, 40, 1, 1, 8, 40}, {1, 150, 1, 1, 64, 150}}) {
+        Values start = Random(1).floatXs(s.T * width(s));
+        for (int t = 0; t < s.T; t++)
+            for (int d = 0; d < 2 * s.D; d++) start[t * width(s) + d] *= 64;        // scores in the ten thousands
+        FloatXs qkv(start), dy(Values(s.T * s.D, 1));
+        Scratch scratch(s);
+        Forward want = forward(qkv.values(), s);
+        with_all_kernels([&] {
+            FloatXs y(s.T * s.D), dqkv(qkv.size);
+            Floats lse(s.T);
+            attention_forward(y, lse, scratch, qkv, 1, s.T, 1, 1, s.D, s.window, nullptr);
+            // a score of 2^14 has an error of 2^14 * a few fp32 roundings, and the probabilities' error is as large
+            const double score_error = (1 << 14) * 8 * FP32_ROUND;
+            check_close("y", y.values(), want.y, ROUND, Y_ABSOLUTE + 4 * score_error);
+            check_close("lse", lse.values(), want.lse, 8 * FP32_ROUND, 0.001);
+            attention_backward(dqkv, scratch, dy, y, lse, qkv, 1, s.T, 1, 1, s.D, s.window, nullptr);
+            for (double v : dqkv.values())
+                if (!std::isfinite(v)) FAIL_CHECK("a gradient is ", v);
+        });
+    }
 }
 
 TEST_CASE("attention_backward is the slope of attention_forward" * doctest::skip(!FP32)) {
@@ -198,25 +226,28 @@ TEST_CASE("attention_backward is the slope of attention_forward" * doctest::skip
 }
 
 TEST_CASE("attention gives the same bytes again, and with another number of threads") {
-    Sizes s{2, 150, 4, 2, 16, 70};
-    Random random(4);
-    FloatXs qkv(random.floatXs(s.B * s.T * width(s))), dy(random.floatXs(s.B * s.T * s.H * s.D)), y(dy.size), dqkv(qkv.size);
-    Floats lse(s.B * s.H * s.T);
-    auto run = [&](FloatXs& y_out, Floats& lse_out, FloatXs& dqkv_out) {
-        Scratch scratch(s);
-        attention_forward(y_out, lse_out, scratch, qkv, s.B, s.T, s.H, s.HK, s.D, s.window, nullptr);
-        attention_backward(dqkv_out, scratch, dy, y_out, lse_out, qkv, s.B, s.T, s.H, s.HK, s.D, s.window, nullptr);
-    };
-    run(y, lse, dqkv);
-    for (int threads : {omp_get_max_threads(), 1, 3})
-        with_threads(threads, [&] {
-            FloatXs y_again(y.size), dqkv_again(dqkv.size);
-            Floats lse_again(lse.size);
-            run(y_again, lse_again, dqkv_again);
-            CHECK(y_again.same_bytes(y));
-            CHECK(lse_again.same_bytes(lse));
-            CHECK(dqkv_again.same_bytes(dqkv));
+    for (Sizes s : {Sizes{2, 150, 4, 2, 16, 70}, {2, 150, 4, 2, 64, 70}}) {
+        Random random(4);
+        FloatXs qkv(random.floatXs(s.B * s.T * width(s))), dy(random.floatXs(s.B * s.T * s.H * s.D)), y(dy.size), dqkv(qkv.size);
+        Floats lse(s.B * s.H * s.T);
+        auto run = [&](FloatXs& y_out, Floats& lse_out, FloatXs& dqkv_out) {
+            Scratch scratch(s);
+            attention_forward(y_out, lse_out, scratch, qkv, s.B, s.T, s.H, s.HK, s.D, s.window, nullptr);
+            attention_backward(dqkv_out, scratch, dy, y_out, lse_out, qkv, s.B, s.T, s.H, s.HK, s.D, s.window, nullptr);
+        };
+        with_all_kernels([&] {
+            run(y, lse, dqkv);
+            for (int threads : {omp_get_max_threads(), 1, 3})
+                with_threads(threads, [&] {
+                    FloatXs y_again(y.size), dqkv_again(dqkv.size);
+                    Floats lse_again(lse.size);
+                    run(y_again, lse_again, dqkv_again);
+                    CHECK(y_again.same_bytes(y));
+                    CHECK(lse_again.same_bytes(lse));
+                    CHECK(dqkv_again.same_bytes(dqkv));
+                });
         });
+    }
 }
 
 TEST_CASE("attention_cached, in steps of any size, is attention_forward") {

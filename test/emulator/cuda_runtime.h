@@ -12,6 +12,7 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
+#include "cuda.h"
 #include "emulator.h"
 
 // ------------------------------------------------------------------------------------------------------------ the language
@@ -325,6 +326,16 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
     *properties = {"Emulated GPU", size_t{8} << 30, 3, 9, 0};
+    return cudaSuccess;
+}
+
+/// The driver's functions, by name: those that test/emulator/cuda.h has.
+enum { cudaEnableDefault = 0 };
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess = 0, cudaDriverEntryPointSymbolNotFound = 1 };
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long, cudaDriverEntryPointQueryResult* found) {
+    const bool known = std::strcmp(name, "cuTensorMapEncodeTiled") == 0;
+    *function = known ? reinterpret_cast<void*>(&cuTensorMapEncodeTiled) : nullptr;
+    *found = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
     return cudaSuccess;
 }
 

@@ -13,14 +13,15 @@
 #include <utility>
 #include <vector>
 #include "llmc/error.h"
+#include "llmc/types.h"
 
-// This file is compiled without sanitizers, for speed; EMULATOR_ASAN says that the kernels are not.
+// This file is compiled without sanitizers, for speed, where the header's macros do nothing; EMULATOR_ASAN says that the kernels are not.
 #ifdef EMULATOR_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #else
-#define ASAN_POISON_MEMORY_REGION(memory, bytes)
-#define ASAN_UNPOISON_MEMORY_REGION(memory, bytes)
+#define __asan_poison_memory_region(memory, bytes)
+#define __asan_unpoison_memory_region(memory, bytes)
 #define __sanitizer_start_switch_fiber(fake, bottom, size)
 #define __sanitizer_finish_switch_fiber(fake, bottom, size)
 #endif
@@ -83,12 +84,42 @@ static void make_context(Context& context, void* stack, size_t bytes, void (*ent
 // -------------------------------------------------------------------------------------------------------------------- state
 
 static constexpr unsigned MAX_THREADS = 1024, WARP = 32;
-static constexpr size_t STACK_BYTES = 256 << 10, PAGE = 4096;
+static constexpr size_t STACK_BYTES = 256 << 10, PAGE = 4096, SHARED_ALIGNMENT = 1024, SHARED_BEGIN = 1024;
 
 struct Copy {
     void* shared;
     const void* global;
     size_t bytes;
+};
+
+// A box of a tensor; or, without a map, bytes that lie together.
+struct BulkCopy {
+    char* shared;
+    CUtensorMap map;
+    int x, y, z;
+    const char* global;
+    size_t bytes;
+};
+
+struct Product {
+    EmulatedWgmma product;
+    int group;
+};
+
+// What a product's sums were before it, or are by now; the thread's own registers are poison until it waits.
+struct Accumulator {
+    float* d;
+    std::vector<float> values;
+};
+
+struct Hopper {
+    std::vector<BulkCopy> stores;
+    size_t stores_committed = 0;
+    std::deque<Product> products;
+    std::vector<Accumulator> accumulators;
+    int groups = 0, registers = 0;
+    bool fenced = false;
+    uint64_t history = 0;                     // of all products, as the four warps of a warpgroup must have it
 };
 
 struct Fibre {
@@ -100,6 +131,7 @@ struct Fibre {
     const char* waits_for = nullptr;          // null: ready, or running
     int barrier_sum = 0;
     std::vector<std::vector<Copy>> copies;    // closed groups, oldest first, then the open one
+    Hopper hopper;
 };
 
 struct Barrier {
@@ -115,13 +147,29 @@ struct WarpMeeting {
     EmulatedLanes lanes;
 };
 
+struct Mbarrier {
+    int arrivals, missing;
+    bool fenced = false;
+    unsigned phase = 0;
+    size_t expected = 0;
+    std::vector<BulkCopy> loads;
+    std::vector<Fibre*> waiting;
+};
+
+struct FreeAligned {
+    void operator()(char* memory) const { operator delete[](memory, std::align_val_t(SHARED_ALIGNMENT)); }
+};
+using SharedMemory = std::unique_ptr<char[], FreeAligned>;
+
 // The block that runs.
 struct Block {
     unsigned threads = 0, running = 0;        // of the threads those that have not ended
     std::vector<Fibre*> ready;
     std::map<int, Barrier> barriers;
     std::vector<WarpMeeting> meetings[MAX_THREADS / WARP];
-    std::unique_ptr<char[]> shared;
+    SharedMemory shared, async_view;          // the second as the copy engine and the tensor cores see it
+    size_t shared_bytes = 0;
+    std::map<const void*, Mbarrier> mbarriers;
     std::string error;
 };
 
@@ -203,11 +251,12 @@ static void start_fibre(unsigned number) {
         mprotect(memory, PAGE, PROT_NONE);
         fibre.stack = static_cast<char*>(memory) + PAGE;
     }
-    ASAN_UNPOISON_MEMORY_REGION(fibre.stack, STACK_BYTES);   // frames of a fibre that an error left behind
+    __asan_unpoison_memory_region(fibre.stack, STACK_BYTES);   // frames of a fibre that an error left behind
     fibre.number = number;
     fibre.index = EmulatedDim(number % blockDim.x, number / blockDim.x % blockDim.y, number / blockDim.x / blockDim.y);
     fibre.done = false;
     fibre.copies.assign(1, {});
+    fibre.hopper = {};
     // Tops at different places of a page: fibres whose stacks lie alike would fight for the same cache lines.
     make_context(fibre.context, fibre.stack, STACK_BYTES - number % 16 * 256, fibre_entry);
     wake(&fibre);
@@ -225,14 +274,25 @@ static std::string who_waits() {
     return text;
 }
 
+static std::string mbarriers_waited_for();
+static void check_warpgroups();
+
+static SharedMemory poisoned(size_t bytes) {
+    SharedMemory memory(new (std::align_val_t(SHARED_ALIGNMENT)) char[bytes]);
+    emulator_poison(memory.get(), bytes);
+    return memory;
+}
+
 static void run_block(size_t shared_bytes) {
     block.threads = block.running = blockDim.x * blockDim.y * blockDim.z;
     block.ready.clear();
     block.barriers.clear();
     for (auto& meetings : block.meetings) meetings.clear();
     block.error.clear();
-    block.shared.reset(new char[shared_bytes]);
-    emulator_poison(block.shared.get(), shared_bytes);
+    block.shared = poisoned(shared_bytes);
+    block.async_view = poisoned(shared_bytes);
+    block.shared_bytes = shared_bytes;
+    block.mbarriers.clear();
     for (unsigned i = 0; i < block.threads; i++) start_fibre(i);
     while (!block.ready.empty()) {
         std::swap(block.ready[draw(block.ready.size())], block.ready.back());
@@ -241,7 +301,9 @@ static void run_block(size_t shared_bytes) {
         resume(next);
         if (!block.error.empty()) throw std::runtime_error(block.error);
     }
-    if (block.running > 0) emulation_error(concat("deadlock: ", block.threads - block.running, " threads have ended, and of the others wait ", who_waits()));
+    if (block.running > 0)
+        emulation_error(concat("deadlock: ", block.threads - block.running, " threads have ended, and of the others wait ", who_waits(), mbarriers_waited_for()));
+    check_warpgroups();
 }
 
 void emulate_grid(EmulatedDim grid, EmulatedDim threads, size_t shared_bytes, const std::function<void()>& thread) {
@@ -257,6 +319,7 @@ void emulate_grid(EmulatedDim grid, EmulatedDim threads, size_t shared_bytes, co
         run_block(shared_bytes);
     }
     block.shared.reset();
+    block.async_view.reset();
 }
 
 void* emulated_shared_memory() { return block.shared.get(); }
@@ -315,8 +378,38 @@ void emulated_warp(unsigned mask, void* mine, void (*exchange)(EmulatedLanes&), 
     yield();
 }
 
+static float half_of(uint32_t both, int i) { return to_float(bf16{static_cast<uint16_t>(both >> 16 * i)}); }
+
+// d (16, N) += a (16, 16) b (16, N), in the order of k.
+template <int PITCH>
+static void multiply_add(float (&d)[16][PITCH], const float (&a)[16][16], const float (&b)[16][PITCH], int N) {
+    for (int r = 0; r < 16; r++)
+        for (int k = 0; k < 16; k++) {
+#pragma omp simd
+            for (int n = 0; n < N; n++) d[r][n] += a[r][k] * b[k][n];
+        }
+}
+
+void emulated_mma(EmulatedLanes& lanes) {
+    static float a[16][16], b[16][8], d[16][8];
+    for (int i = 0; i < 32; i++) {
+        auto* lane = static_cast<EmulatedMma*>(lanes[i]);
+        const int g = i / 4, t = i % 4 * 2;
+        for (int j = 0; j < 2; j++) {
+            for (int r = 0; r < 4; r++) a[g + 8 * (r % 2)][t + j + 8 * (r / 2)] = half_of(lane->a[r], j);
+            for (int r = 0; r < 2; r++) b[t + j + 8 * r][g] = half_of(lane->b[r], j);
+        }
+        for (int r = 0; r < 4; r++) d[g + 8 * (r / 2)][t + r % 2] = lane->d[r];
+    }
+    multiply_add(d, a, b, 8);
+    for (int i = 0; i < 32; i++)
+        for (int r = 0; r < 4; r++) static_cast<EmulatedMma*>(lanes[i])->d[r] = d[i / 4 + 8 * (r / 2)][i % 4 * 2 + r % 2];
+}
+
 // A thread that has ended is no longer waited for at a barrier of all; a warp operation that waits for it can never complete.
 static void thread_ended() {
+    if (!current->hopper.products.empty()) emulation_error("the thread ends while wgmma products are under way: wgmma_wait is missing");
+    if (!current->hopper.stores.empty()) emulation_error("the thread ends while its stores read shared memory: tensor_store_wait is missing");
     current->done = true;
     block.running--;
     const unsigned lane = current->number % WARP;
@@ -346,6 +439,322 @@ void emulated_copy_wait(int newer) {
         }
         copies.erase(copies.begin());
     }
+}
+
+// ----------------------------------------------------------------------------------------------- Hopper: the copy engine
+
+static size_t offset_in_shared(const void* shared, const char* what) {
+    const ptrdiff_t offset = static_cast<const char*>(shared) - block.shared.get();
+    if (offset < 0 || static_cast<size_t>(offset) >= block.shared_bytes) emulation_error(concat(what, ": an address is not in shared memory"));
+    return static_cast<size_t>(offset);
+}
+
+uint32_t emulated_shared_address(const void* shared) { return static_cast<uint32_t>(SHARED_BEGIN + offset_in_shared(shared, "shared_address")); }
+
+// The swizzle of 128 bytes, on addresses as hardware counts them.
+static size_t swizzled(size_t address) { return address ^ ((address >> 7 & 7) << 4); }
+
+// Calls piece(global, shared, bytes, whole) for each 16 bytes of the box: where they are in the tensor, as a place in shared memory, and how
+// many of them lie in it.
+template <class Piece>
+static void for_pieces(const BulkCopy& copy, Piece piece) {
+    const CUtensorMap& map = copy.map;
+    const size_t begin = SHARED_BEGIN + offset_in_shared(copy.shared, "tensor");
+    const unsigned row_bytes = map.box[0] * map.element_bytes;
+    size_t at = 0;
+    for (unsigned k = 0; k < map.box[2]; k++)
+        for (unsigned j = 0; j < map.box[1]; j++)
+            for (unsigned i = 0; i < row_bytes; i += 16, at += 16) {
+                const int64_t x = copy.x + i / map.element_bytes, y = copy.y + static_cast<int64_t>(j), z = copy.z + static_cast<int64_t>(k);
+                const auto columns = static_cast<int64_t>(map.sizes[0]);
+                const bool inside = x >= 0 && y >= 0 && z >= 0 && x < columns && y < static_cast<int64_t>(map.sizes[1]) && z < static_cast<int64_t>(map.sizes[2]);
+                const size_t bytes = inside ? std::min<size_t>(16, static_cast<size_t>(columns - x) * map.element_bytes) : 0;
+                char* global = inside ? map.begin + static_cast<size_t>(x) * map.element_bytes + static_cast<size_t>(y) * map.strides[0] + static_cast<size_t>(z) * map.strides[1] : nullptr;
+                piece(global, swizzled(begin + at) - SHARED_BEGIN, bytes);
+            }
+}
+
+static size_t box_bytes(const CUtensorMap& map) { return size_t{map.box[0]} * map.box[1] * map.box[2] * map.element_bytes; }
+
+static void write_shared(size_t at, const void* from, size_t bytes, size_t zeros) {
+    for (char* memory : {block.shared.get(), block.async_view.get()}) {
+        if (bytes) std::memcpy(memory + at, from, bytes);
+        std::memset(memory + at + bytes, 0, zeros);
+    }
+}
+
+static void poison_shared(void* shared, size_t bytes, const char* what, size_t alignment) {
+    const size_t at = offset_in_shared(shared, what);
+    if (at + bytes > block.shared_bytes) emulation_error(concat(what, ": ", bytes, " bytes at byte ", at, " go beyond shared memory"));
+    if (at % alignment) emulation_error(concat(what, ": byte ", at, " of shared memory is not a multiple of ", alignment));
+    emulator_poison(block.shared.get() + at, bytes);
+    emulator_poison(block.async_view.get() + at, bytes);
+}
+
+static Mbarrier& mbarrier_at(const void* barrier, const char* what) {
+    auto found = block.mbarriers.find(barrier);
+    if (found == block.mbarriers.end())
+        emulation_error(concat(what, ": there is no barrier at byte ", offset_in_shared(barrier, what), " of shared memory; is mbarrier_init, or the __syncthreads after it, missing?"));
+    return found->second;
+}
+
+// Ends the phase if all have arrived and all that was expected is on its way.
+static bool finish_phase(Mbarrier& barrier) {
+    size_t bytes = 0;
+    for (const BulkCopy& load : barrier.loads) bytes += load.bytes;
+    if (barrier.missing > 0 || bytes != barrier.expected) return false;
+    for (const BulkCopy& load : barrier.loads) {
+        if (load.global) write_shared(offset_in_shared(load.shared, "bulk_load"), load.global, load.bytes, 0);
+        else for_pieces(load, [](const char* global, size_t shared, size_t count) { write_shared(shared, global, count, 16 - count); });
+    }
+    barrier.loads.clear();
+    barrier.phase++;
+    barrier.missing = barrier.arrivals;
+    barrier.expected = 0;
+    for (Fibre* fibre : barrier.waiting) wake(fibre);
+    barrier.waiting.clear();
+    return true;
+}
+
+static std::string mbarriers_waited_for() {
+    std::string text;
+    for (auto& [place, barrier] : block.mbarriers)
+        if (!barrier.waiting.empty()) {
+            size_t bytes = 0;
+            for (const BulkCopy& load : barrier.loads) bytes += load.bytes;
+            text += concat("; the mbarrier at byte ", offset_in_shared(place, "mbarrier"), " misses ", barrier.missing, " of ", barrier.arrivals,
+                           " arrivals in phase ", barrier.phase, ", and expects ", barrier.expected, " bytes of which ", bytes, " are on their way");
+        }
+    return text;
+}
+
+void emulated_mbarrier_init(void* barrier, int arrivals) {
+    if (arrivals < 1) emulation_error("mbarrier_init: there must be at least one arrival");
+    poison_shared(barrier, 8, "mbarrier_init", 8);
+    block.mbarriers[barrier] = {arrivals, arrivals, false, 0, 0, {}, {}};
+}
+
+void emulated_mbarrier_init_fence() {
+    for (auto& [place, barrier] : block.mbarriers) barrier.fenced = true;
+}
+
+void emulated_mbarrier_arrive(void* place, int bytes) {
+    Mbarrier& barrier = mbarrier_at(place, "mbarrier_arrive");
+    if (barrier.missing == 0 && !finish_phase(barrier))
+        emulation_error(concat("mbarrier_arrive: more than the ", barrier.arrivals, " arrivals of a phase whose ", barrier.expected, " bytes are not on their way"));
+    barrier.missing--;
+    barrier.expected += static_cast<size_t>(bytes);
+    if (!barrier.waiting.empty()) finish_phase(barrier);
+}
+
+void emulated_mbarrier_wait(void* place, uint32_t parity) {
+    Mbarrier& barrier = mbarrier_at(place, "mbarrier_wait");
+    if (parity > 1) emulation_error(concat("mbarrier_wait: the parity must be 0 or 1, not ", parity));
+    while (barrier.phase % 2 == parity && !finish_phase(barrier)) {
+        barrier.waiting.push_back(current);
+        current->waits_for = "mbarrier_wait";
+        yield();
+    }
+}
+
+static void start_load(const BulkCopy& load, void* place, const char* what) {
+    Mbarrier& barrier = mbarrier_at(place, what);
+    if (!barrier.fenced) emulation_error(concat(what, ": the copy engine does not see the barrier: mbarrier_init_fence is missing"));
+    barrier.loads.push_back(load);
+    if (!barrier.waiting.empty()) finish_phase(barrier);
+}
+
+void emulated_tensor_load(void* shared, const CUtensorMap& map, int x, int y, int z, void* barrier) {
+    poison_shared(shared, box_bytes(map), "tensor_load", 128);
+    start_load({static_cast<char*>(shared), map, x, y, z, nullptr, box_bytes(map)}, barrier, "tensor_load");
+}
+
+void emulated_bulk_load(void* shared, const void* global, size_t bytes, void* barrier) {
+    if (reinterpret_cast<uintptr_t>(global) % 16 || bytes % 16) emulation_error("bulk_load: an address, or the number of bytes, is not a multiple of 16");
+    if (!is_device_memory(global) || !is_device_memory(static_cast<const char*>(global) + bytes)) emulation_error("bulk_load: not all of it is device memory");
+    poison_shared(shared, bytes, "bulk_load", 16);
+    start_load({static_cast<char*>(shared), {}, 0, 0, 0, static_cast<const char*>(global), bytes}, barrier, "bulk_load");
+}
+
+void emulated_tensor_store(const CUtensorMap& map, const void* shared, int x, int y, int z) {
+    const size_t at = offset_in_shared(shared, "tensor_store");
+    if (at % 128 || at + box_bytes(map) > block.shared_bytes) emulation_error(concat("tensor_store: a box cannot begin at byte ", at, " of shared memory"));
+    current->hopper.stores.push_back({block.shared.get() + at, map, x, y, z, nullptr, box_bytes(map)});
+}
+
+void emulated_tensor_store_commit() { current->hopper.stores_committed = current->hopper.stores.size(); }
+
+void emulated_tensor_store_wait() {
+    Hopper& hopper = current->hopper;
+    for (size_t i = 0; i < hopper.stores_committed; i++)
+        for_pieces(hopper.stores[i], [](char* global, size_t shared, size_t count) { std::memcpy(global, block.async_view.get() + shared, count); });
+    hopper.stores.erase(hopper.stores.begin(), hopper.stores.begin() + static_cast<ptrdiff_t>(hopper.stores_committed));
+    hopper.stores_committed = 0;
+}
+
+// What other threads have written by now is seen too: that one of several threads forgot its fence does not show.
+void emulated_async_fence() { std::memcpy(block.async_view.get(), block.shared.get(), block.shared_bytes); }
+
+CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, void* begin, const cuuint64_t* sizes, const cuuint64_t* strides,
+                                const cuuint32_t* box, const cuuint32_t* steps, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
+                                CUtensorMapFloatOOBfill) {
+    *map = {static_cast<char*>(begin), rank, sizeof(bf16), {}, {}, {}};
+    if (rank != 3 || reinterpret_cast<uintptr_t>(begin) % 16 || box[0] * sizeof(bf16) != 128) return CUDA_ERROR_INVALID_VALUE;
+    size_t last = sizes[0] * sizeof(bf16);
+    for (unsigned i = 0; i < rank; i++) {
+        if (sizes[i] == 0 || sizes[i] > uint64_t{1} << 32 || box[i] == 0 || box[i] > 256 || steps[i] != 1) return CUDA_ERROR_INVALID_VALUE;
+        if (i > 0 && (strides[i - 1] % 16 || strides[i - 1] >= uint64_t{1} << 40)) return CUDA_ERROR_INVALID_VALUE;
+        map->sizes[i] = sizes[i];
+        map->box[i] = box[i];
+        if (i > 0) map->strides[i - 1] = strides[i - 1], last += (sizes[i] - 1) * strides[i - 1];
+    }
+    return is_device_memory(begin) && is_device_memory(map->begin + last) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+// ------------------------------------------------------------------------------------------------- Hopper: tensor cores
+
+void emulated_wgmma_fence() { current->hopper.fenced = true; }
+
+void emulated_wgmma(const EmulatedWgmma& product) {
+    Hopper& hopper = current->hopper;
+    if (!hopper.fenced) emulation_error("wgmma: there is no wgmma_fence since the last wgmma_commit or wgmma_wait");
+    const size_t count = static_cast<size_t>(product.N) / 2;
+    auto known = [&](const Accumulator& a) { return a.d == product.d; };
+    if (std::none_of(hopper.accumulators.begin(), hopper.accumulators.end(), known)) {
+        hopper.accumulators.push_back({product.d, std::vector<float>(product.d, product.d + count)});
+        emulator_poison(product.d, count * sizeof(float));
+    }
+    hopper.products.push_back({product, hopper.groups});
+    for (uint64_t word : {static_cast<uint64_t>(product.N), product.a, product.b, static_cast<uint64_t>(product.add), static_cast<uint64_t>(product.a_left != nullptr)})
+        hopper.history = (hopper.history ^ word) * 0x9e3779b97f4a7c15u + (hopper.history >> 29);
+}
+
+void emulated_wgmma_commit() {
+    current->hopper.groups++;
+    current->hopper.fenced = false;
+}
+
+// A descriptor's fields, in bytes.
+struct Matrix {
+    size_t begin, leading, stride;
+
+    explicit Matrix(uint64_t descriptor)
+        : begin((descriptor & 0x3fff) << 4), leading((descriptor >> 16 & 0x3fff) << 4), stride((descriptor >> 32 & 0x3fff) << 4) {
+        if (descriptor >> 62 != 1) emulation_error("wgmma: only the swizzle of 128 bytes is emulated");
+        if ((descriptor >> 49 & 7) != 0 || (begin >> 7 & 7) != 0) emulation_error(concat("wgmma: an operand begins at ", begin, ", not in the first row of a swizzle of 1024 bytes"));
+    }
+    // Row r of N or M, 16 elements of K from where the descriptor begins.
+    void k_major_row(float (&to)[16], int r) const {
+        if (begin % 128 > 96) emulation_error("wgmma: 16 elements of K go beyond a row of 128 bytes");
+        const size_t row = begin + static_cast<size_t>(r / 8) * stride + static_cast<size_t>(r % 8) * 128;
+        piece(to, row);
+        piece(to + 8, row + 16);
+    }
+    // Row k, N elements.
+    void mn_major_row(float* to, int k, int N) const {
+        if (begin % 1024) emulation_error("wgmma: an MN-major operand does not begin at a multiple of 1024");
+        for (int n = 0; n < N; n += 8)
+            piece(to + n, begin + static_cast<size_t>(n / 64) * leading + static_cast<size_t>(k / 8) * stride + static_cast<size_t>(k % 8) * 128 + static_cast<size_t>(n % 64) * 2);
+    }
+
+private:
+    static void piece(float* to, size_t address) {
+        const size_t at = swizzled(address) - SHARED_BEGIN;
+        if (at + 16 > block.shared_bytes) emulation_error(concat("wgmma: reads byte ", at, " of shared memory, beyond its end"));
+        bf16 eight[8];
+        std::memcpy(eight, block.async_view.get() + at, 16);
+        for (int i = 0; i < 8; i++) to[i] = to_float(eight[i]);
+    }
+};
+
+// The warp's 16 rows of one product. `lanes` have it as their oldest.
+static void multiply(Fibre* (&lanes)[WARP]) {
+    constexpr int MAX_N = 256;
+    static float a[16][16], b[16][MAX_N], d[16][MAX_N];
+    const EmulatedWgmma& first = lanes[0]->hopper.products.front().product;
+    const int N = first.N, warp = static_cast<int>(lanes[0]->number / WARP % 4);
+    auto values_of = [&](Fibre* lane) -> std::vector<float>& {
+        for (Accumulator& accumulator : lane->hopper.accumulators)
+            if (accumulator.d == lane->hopper.products.front().product.d) return accumulator.values;
+        std::abort();
+    };
+    for (unsigned i = 0; i < WARP; i++) {
+        const EmulatedWgmma& mine = lanes[i]->hopper.products.front().product;
+        if (mine.N != N || mine.a != first.a || mine.b != first.b || mine.add != first.add || !mine.a_left != !first.a_left)
+            emulation_error("wgmma: lanes of a warp multiply different things");
+        const int g = static_cast<int>(i) / 4, t = static_cast<int>(i) % 4 * 2;
+        const std::vector<float>& sums = values_of(lanes[i]);
+        for (int n = 0; n < N / 8; n++)
+            for (int j = 0; j < 4; j++) d[g + j / 2 * 8][8 * n + t + j % 2] = first.add ? sums[static_cast<size_t>(4 * n + j)] : 0;
+        for (int j = 0; mine.a_left && j < 4; j++)
+            for (int half = 0; half < 2; half++)
+                a[g + j % 2 * 8][t + j / 2 * 8 + half] = half_of(mine.a_left[j], half);
+    }
+    const Matrix right(first.b);
+    if (first.a_left) {
+        for (int k = 0; k < 16; k++) right.mn_major_row(b[k], k, N);
+    } else {
+        const Matrix left(first.a);
+        for (int r = 0; r < 16; r++) left.k_major_row(a[r], 16 * warp + r);
+        for (int n = 0; n < N; n++) {
+            float column[16];
+            right.k_major_row(column, n);
+            for (int k = 0; k < 16; k++) b[k][n] = column[k];
+        }
+    }
+    multiply_add(d, a, b, N);
+    for (unsigned i = 0; i < WARP; i++) {
+        std::vector<float>& sums = values_of(lanes[i]);
+        for (int n = 0; n < N / 8; n++)
+            for (int j = 0; j < 4; j++) sums[static_cast<size_t>(4 * n + j)] = d[static_cast<int>(i) / 4 + j / 2 * 8][8 * n + static_cast<int>(i) % 4 * 2 + j % 2];
+        lanes[i]->hopper.products.pop_front();
+    }
+}
+
+void emulated_wgmma_wait(int newer) {
+    struct Request {
+        Fibre* fibre;
+        int groups;     // that must be over
+    } mine{current, current->hopper.groups - newer};
+    current->hopper.fenced = false;
+    emulated_warp(0xffffffffu, &mine, [](EmulatedLanes& all) {
+        Fibre* lanes[WARP];
+        const int groups = static_cast<Request*>(all[0])->groups;
+        for (unsigned i = 0; i < WARP; i++) {
+            lanes[i] = static_cast<Request*>(all[i])->fibre;
+            if (static_cast<Request*>(all[i])->groups != groups || lanes[i]->hopper.products.size() != lanes[0]->hopper.products.size())
+                emulation_error("wgmma_wait: lanes of a warp wait for different products");
+        }
+        auto& products = lanes[0]->hopper.products;
+        while (!products.empty() && products.front().group < groups) multiply(lanes);
+        for (Fibre* lane : lanes) {
+            auto& accumulators = lane->hopper.accumulators;
+            for (size_t i = accumulators.size(); i-- > 0;) {
+                const Accumulator& sums = accumulators[i];
+                auto& left = lane->hopper.products;
+                if (std::any_of(left.begin(), left.end(), [&](const Product& p) { return p.product.d == sums.d; })) continue;
+                std::copy(sums.values.begin(), sums.values.end(), sums.d);
+                accumulators.erase(accumulators.begin() + static_cast<ptrdiff_t>(i));
+            }
+        }
+    }, "wgmma_wait");
+}
+
+void emulated_registers(int count, bool) {
+    if (count % 8 || count < 24 || count > 256) emulation_error(concat("registers: ", count, " is not a multiple of 8 from 24 to 256"));
+    current->hopper.registers = count;
+}
+
+// At the end of a block: what the warps of a warpgroup must have done together.
+static void check_warpgroups() {
+    int registers = 0;
+    for (unsigned i = 0; i < block.threads; i++) {
+        const Hopper &mine = fibres[i].hopper, &first = fibres[i / 128 * 128].hopper;
+        if (mine.history != first.history) emulation_error(concat("warps ", i / 128 * 4, " and ", i / WARP, " of a warpgroup did different wgmma products"));
+        if (mine.registers != first.registers) emulation_error(concat("warps ", i / 128 * 4, " and ", i / WARP, " of a warpgroup have different registers"));
+        registers += mine.registers;
+    }
+    if (registers > 64 << 10) emulation_error(concat("the threads of a block have ", registers, " registers together, more than 65536"));
 }
 
 // -------------------------------------------------------------------------------------------------------------------- streams
@@ -405,14 +814,14 @@ void* emulated_malloc(size_t bytes) {
     if (posix_memalign(&memory, 256, bytes) != 0) return nullptr;
     emulator_poison(memory, bytes);
     blocks()[static_cast<char*>(memory)] = bytes;
-    if (access_depth == 0) ASAN_POISON_MEMORY_REGION(memory, bytes);
+    if (access_depth == 0) __asan_poison_memory_region(memory, bytes);
     return memory;
 }
 
 bool emulated_free(void* memory) {
     auto found = blocks().find(static_cast<char*>(memory));
     if (found == blocks().end()) return false;
-    ASAN_UNPOISON_MEMORY_REGION(memory, found->second);
+    __asan_unpoison_memory_region(memory, found->second);
     blocks().erase(found);
     std::free(memory);
     return true;
@@ -444,9 +853,9 @@ static bool guarded() {
 
 DeviceAccess::DeviceAccess() {
     if (access_depth++ == 0)
-        for ([[maybe_unused]] auto [memory, bytes] : blocks()) ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
+        for ([[maybe_unused]] auto [memory, bytes] : blocks()) __asan_unpoison_memory_region(memory, bytes);
 }
 DeviceAccess::~DeviceAccess() {
     if (--access_depth == 0 && guarded())
-        for ([[maybe_unused]] auto [memory, bytes] : blocks()) ASAN_POISON_MEMORY_REGION(memory, bytes);
+        for ([[maybe_unused]] auto [memory, bytes] : blocks()) __asan_poison_memory_region(memory, bytes);
 }

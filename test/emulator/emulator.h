@@ -7,8 +7,10 @@
 //     allocated, and closed to the host by AddressSanitizer while no kernel and no copy runs.
 //   - A barrier or warp operation that can never complete, or that a mask makes undefined, is an error that names the kernel,
 //     block and thread, and ends the launch. So is an argument that points to host memory.
-//   - What hardware does later happens as late as it may: cp.async at the wait, and until then the target is poison; kernels and
-//     copies when the host waits for the stream. So a result that is read too early, and an input that is overwritten too early, shows.
+//   - What hardware does later happens as late as it may: cp.async, the copy engine and wgmma at the wait, and until then the target is
+//     poison; kernels and copies when the host waits for the stream. So a result that is read too early, and an input that is overwritten
+//     too early, shows.
+//   - The copy engine and the tensor cores see what threads wrote to shared memory only after their async_fence.
 // What it cannot show: races between blocks, and within a warp between threads that a barrier would not order either.
 #pragma once
 #include <cstddef>
@@ -16,6 +18,7 @@
 #include <functional>
 #include <source_location>
 #include <string>
+#include "cuda.h"
 
 struct EmulatedDim {
     unsigned x = 1, y = 1, z = 1;
@@ -57,10 +60,54 @@ int emulated_barrier(int id, int threads, int value, const char* what, std::sour
 using EmulatedLanes = void* [32];
 void emulated_warp(unsigned mask, void* mine, void (*exchange)(EmulatedLanes& lanes), const char* what);
 
+/// A lane's registers of llmc/ptx.h's mma_m16n8k16, and what the lanes do when they meet.
+struct EmulatedMma {
+    float* d;
+    const uint32_t *a, *b;
+};
+void emulated_mma(EmulatedLanes& lanes);
+
 /// Asynchronous copies of this thread: started, closed to a group, waited for until `newer` groups are left.
 void emulated_copy_async(void* shared, const void* global, size_t bytes);
 void emulated_copy_commit();
 void emulated_copy_wait(int newer);
+
+// --------------------------------------------------------------------------------------------------------------------- Hopper
+// llmc/ptx.h says what each of these is.
+
+/// In bytes, as hardware counts them: the block's shared memory begins at 1024, after what the driver keeps.
+uint32_t emulated_shared_address(const void* shared);
+
+void emulated_mbarrier_init(void* barrier, int arrivals);
+void emulated_mbarrier_init_fence();
+void emulated_mbarrier_arrive(void* barrier, int bytes);
+void emulated_mbarrier_wait(void* barrier, uint32_t parity);
+
+/// Copies happen when somebody waits for the barrier, or for the stores.
+void emulated_tensor_load(void* shared, const CUtensorMap& map, int x, int y, int z, void* barrier);
+void emulated_bulk_load(void* shared, const void* global, size_t bytes, void* barrier);
+void emulated_tensor_store(const CUtensorMap& map, const void* shared, int x, int y, int z);
+void emulated_tensor_store_commit();
+void emulated_tensor_store_wait();
+void emulated_async_fence();
+
+/// A warp's part of a product of 64 x N x 16. It happens, and reads its operands, when the warp waits for its group.
+///     d           N / 8 times 4 floats of this thread
+///     a, a_left   a descriptor, and null; or 4 registers of this thread, and then a is not used
+struct EmulatedWgmma {
+    int N;
+    float* d;
+    const uint32_t* a_left;
+    uint64_t a, b;
+    bool add;
+};
+void emulated_wgmma_fence();
+void emulated_wgmma(const EmulatedWgmma& product);
+void emulated_wgmma_commit();
+void emulated_wgmma_wait(int newer);
+
+/// Registers a thread from now on; all warps of a warpgroup do it.
+void emulated_registers(int count, bool grow);
 
 // ------------------------------------------------------------------------------------------------------------- device memory
 

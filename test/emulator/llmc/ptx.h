@@ -2,6 +2,7 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <cuda.h>
 #include <cuda_runtime.h>
 #include "llmc/types.h"
 
@@ -41,30 +42,9 @@ void ldmatrix_of(uint32_t (&r)[4], const void* row) {
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) { ldmatrix_of<false>(r, row); }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) { ldmatrix_of<true>(r, row); }
 
-struct EmulatedMma {
-    float (*d)[4];
-    const uint32_t (*a)[4], (*b)[2];
-};
 inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    EmulatedMma mine{&d, &a, &b};
-    emulated_warp(0xffffffffu, &mine, [](EmulatedLanes& lanes) {
-        auto half = [](uint32_t both, int i) { return to_float(bf16{static_cast<uint16_t>(i % 2 ? both >> 16 : both)}); };
-        float a_matrix[16][16], b_matrix[16][8];
-        for (int i = 0; i < 32; i++) {
-            auto* lane = static_cast<EmulatedMma*>(lanes[i]);
-            int g = i / 4, t = 2 * (i % 4);
-            for (int j = 0; j < 2; j++) {
-                for (int r = 0; r < 4; r++) a_matrix[g + 8 * (r % 2)][t + j + 8 * (r / 2)] = half((*lane->a)[r], j);
-                for (int r = 0; r < 2; r++) b_matrix[t + j + 8 * r][g] = half((*lane->b)[r], j);
-            }
-        }
-        for (int i = 0; i < 32; i++) {
-            auto* lane = static_cast<EmulatedMma*>(lanes[i]);
-            int g = i / 4, t = 2 * (i % 4);
-            for (int r = 0; r < 4; r++)
-                for (int k = 0; k < 16; k++) (*lane->d)[r] += a_matrix[g + 8 * (r / 2)][k] * b_matrix[k][t + r % 2];
-        }
-    }, "mma");
+    EmulatedMma mine{d, a, b};
+    emulated_warp(0xffffffffu, &mine, emulated_mma, "mma");
 }
 
 // ------------------------------------------------------------------------------ copies that go on while the thread computes
@@ -80,3 +60,48 @@ inline void named_barrier(int id, int threads, std::source_location where = std:
     if (id < 1 || id > 15 || threads % 32) emulation_error("named_barrier: id must be 1 to 15 and threads a multiple of 32");
     emulated_barrier(id, threads, 0, "named_barrier", where);
 }
+
+// ------------------------------------------------------------------------- Hopper: barriers in shared memory (mbarrier)
+
+inline void mbarrier_init(uint64_t* barrier, int arrivals) { emulated_mbarrier_init(barrier, arrivals); }
+inline void mbarrier_init_fence() { emulated_mbarrier_init_fence(); }
+inline void mbarrier_arrive(uint64_t* barrier) { emulated_mbarrier_arrive(barrier, 0); }
+inline void mbarrier_arrive_expect(uint64_t* barrier, int bytes) { emulated_mbarrier_arrive(barrier, bytes); }
+inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) { emulated_mbarrier_wait(barrier, parity); }
+
+// ----------------------------------------------------------------------------------------------- Hopper: the copy engine (TMA)
+
+inline void tensor_load(void* shared, const CUtensorMap* map, int x, int y, int z, uint64_t* barrier) {
+    emulated_tensor_load(shared, *map, x, y, z, barrier);
+}
+inline void bulk_load(void* shared, const void* global, int bytes, uint64_t* barrier) {
+    emulated_bulk_load(shared, global, static_cast<size_t>(bytes), barrier);
+}
+inline void tensor_store(const CUtensorMap* map, const void* shared, int x, int y, int z) { emulated_tensor_store(*map, shared, x, y, z); }
+inline void tensor_store_commit() { emulated_tensor_store_commit(); }
+inline void tensor_store_wait() { emulated_tensor_store_wait(); }
+inline void async_fence() { emulated_async_fence(); }
+
+// --------------------------------------------------------------------- Hopper: tensor cores, a warpgroup together (wgmma)
+
+inline uint64_t matrix_descriptor(const void* shared, int block) {
+    return (emulated_shared_address(shared) & 0x3ffffu) >> 4 | static_cast<uint64_t>(block) >> 4 << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+inline uint64_t descriptor_at(uint64_t descriptor, int bytes) { return descriptor + static_cast<uint64_t>(bytes >> 4); }
+
+inline void wgmma_fence() { emulated_wgmma_fence(); }
+inline void wgmma_commit() { emulated_wgmma_commit(); }
+template <int NEWER, class... Registers>
+void wgmma_wait(Registers&...) { emulated_wgmma_wait(NEWER); }
+template <class X>
+void settle(X&) {}
+
+template <int N>
+void wgmma(float (&d)[N / 8][4], uint64_t a, uint64_t b, bool add) { emulated_wgmma({N, d[0], nullptr, a, b, add}); }
+template <int N>
+void wgmma_add(float (&d)[N / 8][4], const uint32_t (&a)[4], uint64_t b) { emulated_wgmma({N, d[0], a, 0, b, true}); }
+
+template <int N>
+void registers_shrink() { emulated_registers(N, false); }
+template <int N>
+void registers_grow() { emulated_registers(N, true); }

@@ -1,0 +1,732 @@
+// Attention on Hopper (compute capability 9.x, code for sm_90a), heads of 64 and 128 in bf16: the walks of attention.cu with the
+// products by wgmma and the tiles brought by the copy engine, after FlashAttention-3 (Shah et al. 2024). Bound by the tensor cores.
+// A block is a warpgroup of which one thread asks for tiles, ahead of their use, and two or three that compute, 64 rows of the block's
+// tile each. There is a block a multiprocessor, and it goes from tile to tile, so that the next one's rows come while this one ends.
+// This has run on the emulator only, not yet on a GPU; that it is faster there than attention.cu is an expectation.
+#include <algorithm>
+#include "llmc/attention_cuda.h"
+
+#ifdef PRECISION_FP32
+
+bool attention_use_hopper(bool) { return false; }
+
+#else
+
+#include <cstddef>
+
+// Other passes of nvcc than sm_90a's have no such instructions.
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define HOPPER_CODE 1
+#else
+#define HOPPER_CODE 0
+#endif
+
+namespace {
+
+using Sizes = AttentionSizes;
+
+constexpr int GROUP = 128;              // threads of a warpgroup
+constexpr int BOX = 64;                 // rows and columns of what the copy engine brings at once: 128 bytes a row, swizzled
+constexpr int SLOTS = 2;                // buffers for the tile that a block works on
+constexpr int PRODUCER_REGISTERS = 24;  // of the 504 that a thread of each of the warpgroups can have together
+
+// What the threads of a warpgroup that computes can have.
+template <int GROUPS>
+constexpr int REGISTERS = (504 - PRODUCER_REGISTERS) / GROUPS / 8 * 8;
+
+// ------------------------------------------------------------------------------------------------------------------- tiles
+
+// Rows of one head in shared memory: boxes of 64 x 64, those of the first 64 columns before the others.
+template <int HEAD, int ROWS>
+struct Tile {
+    static constexpr int BLOCK = ROWS * BOX * sizeof(bf16), BYTES = HEAD / BOX * BLOCK;     // of 64 columns; of all
+
+    alignas(1024) char bytes[BYTES];
+
+    __device__ char* box(uint32_t row, uint32_t column) { return bytes + column / BOX * BLOCK + row * BOX * sizeof(bf16); }
+
+    // Starts copying rows that begin at (column, row) of the tensor.
+    __device__ void load(const CUtensorMap& from, int column, int row, int batch, uint64_t* barrier) {
+#pragma unroll
+        for (int c = 0; c < HEAD; c += BOX)
+#pragma unroll
+            for (int r = 0; r < ROWS; r += BOX) tensor_load(box(r, c), &from, column + c, row + r, batch, barrier);
+    }
+};
+
+// A warpgroup's sums, 64 rows by N columns, as wgmma gives them: lane holds rows row_of(0) and row_of(2) of its warp's 16, and of every 8
+// columns 2 (lane % 4) and the next.
+template <int N>
+using Sums = float[N / 8][4];
+// N columns of them rounded to bf16: the left side of the next product.
+template <int N>
+using Left = uint32_t[N / 16][4];
+
+__device__ int row_of(int i) { return warp_of_thread() % 4 * 16 + lane_of_thread() / 4 + i / 2 * 8; }
+__device__ int column_of(int n, int i) { return 8 * n + 2 * (lane_of_thread() % 4) + i % 2; }
+
+template <int COLUMNS8>
+__device__ void clear(float (&sums)[COLUMNS8][4]) {
+#pragma unroll
+    for (int n = 0; n < COLUMNS8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[n][i] = 0;
+}
+
+template <int COLUMNS16>
+__device__ void round(uint32_t (&left)[COLUMNS16][4], const float (&sums)[2 * COLUMNS16][4]) {
+#pragma unroll
+    for (int k = 0; k < COLUMNS16; k++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) left[k][i] = pack_bf16(sums[2 * k + i / 2][i % 2 * 2], sums[2 * k + i / 2][i % 2 * 2 + 1]);
+}
+
+// Starts sums (64, N) = x y^T: 64 rows of tile x from x0 on, all N of tile y.
+template <int HEAD, int ROWS, int N>
+__device__ void start_product(float (&sums)[N / 8][4], Tile<HEAD, ROWS>& x, int x0, Tile<HEAD, N>& y) {
+    const uint64_t x_rows = matrix_descriptor(x.box(x0, 0), 0), y_rows = matrix_descriptor(y.bytes, 0);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < HEAD / 16; k++) {
+        const int block = k * 16 / BOX, within = k * 32 % (BOX * static_cast<int>(sizeof(bf16)));
+        wgmma<N>(sums, descriptor_at(x_rows, block * Tile<HEAD, ROWS>::BLOCK + within), descriptor_at(y_rows, block * Tile<HEAD, N>::BLOCK + within), k > 0);
+    }
+    wgmma_commit();
+}
+
+// Starts sums (64, HEAD) += left (64, K) y: all K rows of tile y.
+template <int HEAD, int K>
+__device__ void start_add_product(float (&sums)[HEAD / 8][4], const uint32_t (&left)[K / 16][4], Tile<HEAD, K>& y) {
+    const uint64_t y_columns = matrix_descriptor(y.bytes, Tile<HEAD, K>::BLOCK);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < K / 16; k++) wgmma_add<HEAD>(sums, left[k], descriptor_at(y_columns, k * 16 * BOX * static_cast<int>(sizeof(bf16))));
+    wgmma_commit();
+}
+
+// Writes the warpgroup's sums, row row_of(2 r) times factor[r], to its own 64 rows of a tile, and starts copying them to (column, row) of
+// the tensor. `leader` is the warpgroup's one thread that waits for the copy later.
+template <int HEAD, int ROWS>
+__device__ void start_store(const CUtensorMap& to, int column, int row, int batch, Tile<HEAD, ROWS>& tile, int group, bool leader,
+                            const float (&sums)[HEAD / 8][4], const float (&factor)[2]) {
+    uint32_t lane_row = static_cast<uint32_t>(row_of(0));
+    settle(lane_row);                        // or the compiler keeps all the addresses in registers, from one tile to the next
+#pragma unroll
+    for (int n = 0; n < HEAD / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+            char* place = tile.box(group * BOX + lane_row + i / 2 * 8, n * 8) + (n % 8 ^ lane_row % 8) * 16 + column_of(0, 0) * sizeof(bf16);
+            *reinterpret_cast<uint32_t*>(place) = pack_bf16(sums[n][i] * factor[i / 2], sums[n][i + 1] * factor[i / 2]);
+        }
+    async_fence();
+    named_barrier(1 + group, GROUP);
+    if (leader) {
+#pragma unroll
+        for (int c = 0; c < HEAD; c += BOX) tensor_store(&to, tile.box(group * BOX, c), column + c, row, batch);
+        tensor_store_commit();
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------- who works on what
+
+// A place in a ring of SIZE buffers, and the parity of the time round.
+template <int SIZE>
+struct Turn {
+    int at = 0;
+    uint32_t parity = 0;
+    __device__ void next() {
+        if (++at == SIZE) at = 0, parity ^= 1;
+    }
+    __device__ int before() const { return at == 0 ? SIZE - 1 : at - 1; }
+};
+
+// Each of the ring's buffers is full, for those who compute, and then empty again, for the producer.
+template <int SIZE>
+struct Ring {
+    uint64_t full[SIZE], empty[SIZE];
+
+    // `readers` arrive when they are done with a buffer.
+    __device__ void init(int readers) {
+#pragma unroll
+        for (int i = 0; i < SIZE; i++) {
+            mbarrier_init(&full[i], 1);
+            mbarrier_init(&empty[i], readers);
+        }
+    }
+    // The producer's: waits for the buffer, and says what will come.
+    __device__ uint64_t* expect(Turn<SIZE> turn, int bytes) {
+        mbarrier_wait(&empty[turn.at], turn.parity ^ 1);
+        mbarrier_arrive_expect(&full[turn.at], bytes);
+        return &full[turn.at];
+    }
+    __device__ void wait(Turn<SIZE> turn) { mbarrier_wait(&full[turn.at], turn.parity); }
+    // A warp's.
+    __device__ void release(Turn<SIZE> turn) {
+        __syncwarp();
+        if (lane_of_thread() == 0) mbarrier_arrive(&empty[turn.at]);
+    }
+    // A warp that has nothing to do with the next buffer.
+    __device__ void skip(Turn<SIZE>& turn) {
+        wait(turn);
+        release(turn);
+        turn.next();
+    }
+};
+
+// Calls work(item) for each of the block's items, of `items` that are sorted in runs of the longest first. Every other round goes backwards,
+// so that a block that had a long one gets a short one.
+template <class Work>
+__device__ void for_items(int items, Work work) {
+    const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+    for (int first = 0, back = 0; first < items; first += blocks, back ^= 1) {
+        const int item = first + (back ? blocks - 1 - block : block);
+        if (item < items) work(item);
+    }
+}
+
+// Tiles begin .. end - 1 of SIZE queries or keys.
+template <int SIZE>
+struct Walk {
+    int begin, end;
+
+    __device__ static Walk over_keys(const Sizes& s, int q, int queries) {
+        if (q >= s.T) return {0, 0};
+        return {max(0, q - s.window) / SIZE, (min(q + queries, s.T) + SIZE - 1) / SIZE};
+    }
+    __device__ static Walk over_queries(const Sizes& s, int k, int keys) {
+        if (k >= s.T) return {0, 0};
+        return {k / SIZE, (min(k + keys + s.window, s.T) + SIZE - 1) / SIZE};
+    }
+    // One that is part of this one; an empty one comes at its end.
+    __device__ Walk part(Walk other) const { return other.begin < other.end ? other : Walk{end, end}; }
+    __device__ int count() const { return end - begin; }
+};
+
+// ------------------------------------------------------------------------------------------------------------------ forward
+
+template <int HEAD>
+struct Forward {
+    static constexpr int GROUPS = HEAD == 64 ? 3 : 2, QUERIES = GROUPS * BOX, KEYS = 128, STAGES = HEAD == 64 ? 4 : 2;
+    static constexpr int THREADS = (1 + GROUPS) * GROUP;
+    struct Shared {
+        Tile<HEAD, QUERIES> q[SLOTS];
+        Tile<HEAD, KEYS> k[STAGES], v[STAGES];
+        Ring<SLOTS> slots;
+        Ring<STAGES> k_ring, v_ring;
+    };
+};
+
+// Scores become probabilities, not yet divided by their sum; a new greatest score shrinks what was summed so far.
+template <int COLUMNS8>
+__device__ void softmax(float (&p)[COLUMNS8][4], float (&shrink)[2], float (&greatest)[2], float (&sum)[2], float log2_scale) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float top = p[0][2 * r];
+#pragma unroll
+        for (int n = 0; n < COLUMNS8; n++) top = fmaxf(top, fmaxf(p[n][2 * r], p[n][2 * r + 1]));
+        top = fmaxf(greatest[r], warp_max<4>(top) * log2_scale);
+        shrink[r] = fast_exp2(greatest[r] - top);
+        greatest[r] = top;
+        sum[r] *= shrink[r];
+#pragma unroll
+        for (int n = 0; n < COLUMNS8; n++)
+#pragma unroll
+            for (int i = 2 * r; i < 2 * r + 2; i++) sum[r] += p[n][i] = fast_exp2(fmaf(p[n][i], log2_scale, -top));
+    }
+}
+
+template <int HEAD>
+__global__ void __launch_bounds__(Forward<HEAD>::THREADS, 1)
+forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __grid_constant__ CUtensorMap qkv_map, Sizes s, int tiles, int items) {
+#if HOPPER_CODE
+    using F = Forward<HEAD>;
+    constexpr int KEYS = F::KEYS;
+    auto& shared = *shared_memory<typename F::Shared>();
+    if (threadIdx.x == 0) {
+        shared.slots.init(F::GROUPS);
+        shared.k_ring.init(4 * F::GROUPS);
+        shared.v_ring.init(4 * F::GROUPS);
+        mbarrier_init_fence();
+    }
+    __syncthreads();
+
+    auto first_query = [&](const Place& place) { return (tiles - 1 - place.tile) * F::QUERIES; };      // the longest walks first
+    auto keys_of = [&](int q0) { return Walk<KEYS>::over_keys(s, q0, F::QUERIES); };
+    Turn<SLOTS> slot;
+    if (threadIdx.x < GROUP) {
+        registers_shrink<PRODUCER_REGISTERS>();
+        if (threadIdx.x == 0) {
+            Turn<F::STAGES> stage;
+            for_items(items, [&](int item) {
+                const Place place(item, tiles, s.H);
+                const int q0 = first_query(place), g = place.head / s.group();
+                const Walk<KEYS> walk = keys_of(q0);
+                shared.q[slot.at].load(qkv_map, place.head * HEAD, q0, place.batch, shared.slots.expect(slot, sizeof shared.q[0].bytes));
+                slot.next();
+                for (int j = walk.begin; j < walk.end; j++, stage.next()) {
+                    uint64_t* full = shared.k_ring.expect(stage, sizeof shared.k[0].bytes);
+                    shared.k[stage.at].load(qkv_map, (s.H + g) * HEAD, j * KEYS, place.batch, full);
+                    full = shared.v_ring.expect(stage, sizeof shared.v[0].bytes);
+                    shared.v[stage.at].load(qkv_map, (s.H + s.HK + g) * HEAD, j * KEYS, place.batch, full);
+                }
+            });
+        }
+    } else {
+        registers_grow<REGISTERS<F::GROUPS>>();
+        const int group = __shfl_sync(ALL_LANES, static_cast<int>(threadIdx.x) / GROUP, 0) - 1;      // the same in all lanes, for the compiler
+        const bool leader = threadIdx.x % GROUP == 0;
+        const float log2_scale = inverse_sqrt(HEAD) * LOG2E;        // exp(scale x) = 2^(log2_scale x)
+        Turn<F::STAGES> k_turn, v_turn;
+        // In the order in which the producer brings them: it waits for the values of a tile before it brings the keys of the next but one.
+        auto skip = [&](int count) {
+            for (; count > 0; count--) {
+                shared.k_ring.skip(k_turn);
+                shared.v_ring.skip(v_turn);
+            }
+        };
+        // Results leave through the slot that the tile came in, while the next tile's work has begun.
+        bool storing = false;
+        auto finish_store = [&] {
+            if (leader && storing) {
+                tensor_store_wait();
+                mbarrier_arrive(&shared.slots.empty[slot.before()]);
+            }
+            storing = true;
+        };
+        for_items(items, [&](int item) {
+            const Place place(item, tiles, s.H);
+            const int q0 = first_query(place), q = q0 + group * BOX;
+            const Walk<KEYS> all = keys_of(q0), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
+            auto& q_tile = shared.q[slot.at];
+            auto start_scores = [&](Sums<KEYS>& p) { start_product(p, q_tile, group * BOX, shared.k[k_turn.at]); };
+            // Tile j's scores are there: its keys are no longer needed.
+            auto scores_to_probabilities = [&](Sums<KEYS>& p, float(&shrink)[2], float(&greatest)[2], float(&sum)[2], int j) {
+                shared.k_ring.release(k_turn);
+                k_turn.next();
+                if (!s.all_see(q, BOX, j * KEYS, KEYS)) {
+#pragma unroll
+                    for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++)
+                            if (!s.sees(q + row_of(i), j * KEYS + column_of(n, i))) p[n][i] = -INFINITY;
+                }
+                softmax(p, shrink, greatest, sum, log2_scale);
+                // Waiting for the next keys here, the compiler cannot move the wait for the sums in front of the softmax, where they would not overlap.
+                settle(p);
+                if (j + 1 < walk.end) shared.k_ring.wait(k_turn);
+            };
+            shared.slots.wait(slot);
+            skip(walk.begin - all.begin);
+            if (walk.count() > 0) {
+                Sums<HEAD> out;
+                Sums<KEYS> p;
+                Left<KEYS> left;
+                float greatest[2] = {LOWEST, LOWEST}, sum[2] = {}, shrink[2];       // sum over the lane's own columns until the end
+                clear(out);
+                shared.k_ring.wait(k_turn);
+                start_scores(p);
+                finish_store();
+                wgmma_wait<0>(p);
+                scores_to_probabilities(p, shrink, greatest, sum, walk.begin);
+                round(left, p);
+                // The tensor cores work on the next tile's scores and on this one's values while the scores go through the softmax.
+                for (int j = walk.begin + 1; j < walk.end; j++) {
+                    start_scores(p);
+                    shared.v_ring.wait(v_turn);
+                    start_add_product(out, left, shared.v[v_turn.at]);
+                    wgmma_wait<1>(p);
+                    scores_to_probabilities(p, shrink, greatest, sum, j);
+                    wgmma_wait<0>(out, left);
+                    shared.v_ring.release(v_turn);
+                    v_turn.next();
+#pragma unroll
+                    for (int n = 0; n < HEAD / 8; n++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) out[n][i] *= shrink[i / 2];
+                    round(left, p);
+                }
+                shared.v_ring.wait(v_turn);
+                start_add_product(out, left, shared.v[v_turn.at]);
+                wgmma_wait<0>(out, left);
+                shared.v_ring.release(v_turn);
+                v_turn.next();
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    sum[r] = warp_sum<4>(sum[r]);
+                    const int t = q + row_of(2 * r);
+                    if (lane_of_thread() % 4 == 0 && t < s.T)
+                        lse[(static_cast<int64_t>(place.batch) * s.H + place.head) * s.T + t] = greatest[r] * LN2 + logf(sum[r]);
+                    sum[r] = 1 / sum[r];
+                }
+                start_store(y_map, place.head * HEAD, q, place.batch, q_tile, group, leader, out, sum);
+            } else {
+                finish_store();
+            }
+            skip(all.end - walk.end);
+            slot.next();
+        });
+        if (leader) tensor_store_wait();
+    }
+#else
+    __trap();
+#endif
+}
+
+// ----------------------------------------------------------------------------------------------------------------- backward
+// As in attention.cu: p and the gradient of the scores are computed twice, once with the keys' owner and once with the queries'.
+
+__device__ float probability(float score, float log2_scale, float lse2) { return fast_exp2(fmaf(score, log2_scale, -lse2)); }
+
+template <int HEAD>
+struct BackwardKeys {
+    static constexpr int GROUPS = 2, KEYS = GROUPS * BOX, QUERIES = 64, STAGES = HEAD == 64 ? 4 : 3;
+    static constexpr int THREADS = (1 + GROUPS) * GROUP;
+    struct Shared {
+        Tile<HEAD, KEYS> k[SLOTS], v[SLOTS];
+        Tile<HEAD, QUERIES> q[STAGES], dy[STAGES];
+        alignas(16) QueryRow rows[STAGES][QUERIES];
+        Ring<SLOTS> slots;
+        Ring<STAGES> ring;
+    };
+};
+
+template <int HEAD>
+__global__ void __launch_bounds__(BackwardKeys<HEAD>::THREADS, 1)
+backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRow* rows, const __grid_constant__ CUtensorMap dy_map,
+                     const __grid_constant__ CUtensorMap qkv_map, Sizes s, int tiles, int items) {
+#if HOPPER_CODE
+    using F = BackwardKeys<HEAD>;
+    constexpr int QUERIES = F::QUERIES;
+    auto& shared = *shared_memory<typename F::Shared>();
+    if (threadIdx.x == 0) {
+        shared.slots.init(F::GROUPS);
+        shared.ring.init(4 * F::GROUPS);
+        mbarrier_init_fence();
+    }
+    __syncthreads();
+
+    auto queries_of = [&](int k0) { return Walk<QUERIES>::over_queries(s, k0, F::KEYS); };
+    Turn<SLOTS> slot;
+    Turn<F::STAGES> turn;
+    if (threadIdx.x < GROUP) {
+        registers_shrink<PRODUCER_REGISTERS>();
+        if (threadIdx.x == 0) {
+            for_items(items, [&](int item) {
+                const Place place(item, tiles, s.HK);
+                const int g = place.head, k0 = place.tile * F::KEYS;
+                const Walk<QUERIES> walk = queries_of(k0);
+                uint64_t* full = shared.slots.expect(slot, 2 * sizeof shared.k[0].bytes);
+                shared.k[slot.at].load(qkv_map, (s.H + g) * HEAD, k0, place.batch, full);
+                shared.v[slot.at].load(qkv_map, (s.H + s.HK + g) * HEAD, k0, place.batch, full);
+                slot.next();
+                for (int h = g * s.group(); h < (g + 1) * s.group(); h++)
+                    for (int j = walk.begin; j < walk.end; j++, turn.next()) {
+                        const int q0 = j * QUERIES;
+                        full = shared.ring.expect(turn, 2 * sizeof shared.q[0].bytes + sizeof shared.rows[0]);
+                        shared.q[turn.at].load(qkv_map, h * HEAD, q0, place.batch, full);
+                        bulk_load(shared.rows[turn.at], rows + (static_cast<int64_t>(place.batch) * s.H + h) * padded(s.T) + q0,
+                                  sizeof shared.rows[0], full);
+                        shared.dy[turn.at].load(dy_map, h * HEAD, q0, place.batch, full);
+                    }
+            });
+        }
+    } else {
+        registers_grow<REGISTERS<F::GROUPS>>();
+        const int group = __shfl_sync(ALL_LANES, static_cast<int>(threadIdx.x) / GROUP, 0) - 1;      // the same in all lanes, for the compiler
+        const bool leader = threadIdx.x % GROUP == 0;
+        const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
+        // Results leave through the slot that the tile came in, while the next tile's work has begun.
+        bool storing = false;
+        auto finish_store = [&] {
+            if (leader && storing) {
+                tensor_store_wait();
+                mbarrier_arrive(&shared.slots.empty[slot.before()]);
+            }
+            storing = true;
+        };
+        for_items(items, [&](int item) {
+            const Place place(item, tiles, s.HK);
+            const int g = place.head, k0 = place.tile * F::KEYS, k = k0 + group * BOX;
+            const Walk<QUERIES> all = queries_of(k0), walk = all.part(Walk<QUERIES>::over_queries(s, k, BOX));
+            auto& k_tile = shared.k[slot.at];
+            auto& v_tile = shared.v[slot.at];
+            Sums<HEAD> dk, dv;
+            clear(dk);
+            clear(dv);
+            shared.slots.wait(slot);
+            finish_store();
+            for (int h = 0; h < s.group(); h++) {
+                for (int j = all.begin; j < walk.begin; j++) shared.ring.skip(turn);
+                if (walk.count() > 0) {
+                    Sums<QUERIES> p, ds;                            // rows are keys, columns queries
+                    Left<QUERIES> p_left, ds_left;
+                    for (int j = walk.begin; j < walk.end; j++) {
+                        const int q = j * QUERIES;
+                        const bool whole = s.all_see(q, QUERIES, k, BOX);
+                        auto& q_tile = shared.q[turn.at];
+                        auto& dy_tile = shared.dy[turn.at];
+                        const QueryRow(&row)[QUERIES] = shared.rows[turn.at];
+                        shared.ring.wait(turn);
+                        start_product(p, k_tile, group * BOX, q_tile);
+                        start_product(ds, v_tile, group * BOX, dy_tile);
+                        wgmma_wait<1>(p);
+#pragma unroll
+                        for (int n = 0; n < QUERIES / 8; n++) {
+                            const float lse2[2] = {row[column_of(n, 0)].lse2, row[column_of(n, 1)].lse2};
+#pragma unroll
+                            for (int i = 0; i < 4; i++) {
+                                p[n][i] = probability(p[n][i], log2_scale, lse2[i % 2]);
+                                if (!whole && !s.sees(q + column_of(n, i), k + row_of(i))) p[n][i] = 0;
+                            }
+                        }
+                        round(p_left, p);
+                        start_add_product(dv, p_left, dy_tile);
+                        wgmma_wait<1>(ds);
+#pragma unroll
+                        for (int n = 0; n < QUERIES / 8; n++) {
+                            const float delta[2] = {row[column_of(n, 0)].delta, row[column_of(n, 1)].delta};
+#pragma unroll
+                            for (int i = 0; i < 4; i++) p[n][i] *= ds[n][i] - delta[i % 2];
+                        }
+                        round(ds_left, p);
+                        start_add_product(dk, ds_left, q_tile);
+                        wgmma_wait<0>(dk, dv, p_left, ds_left);
+                        shared.ring.release(turn);
+                        turn.next();
+                    }
+                }
+                for (int j = walk.end; j < all.end; j++) shared.ring.skip(turn);
+            }
+            if (walk.count() > 0) {
+                start_store(dqkv_map, (s.H + g) * HEAD, k, place.batch, k_tile, group, leader, dk, {scale, scale});
+                start_store(dqkv_map, (s.H + s.HK + g) * HEAD, k, place.batch, v_tile, group, leader, dv, {1, 1});
+            }
+            slot.next();
+        });
+        if (leader) tensor_store_wait();
+    }
+#else
+    __trap();
+#endif
+}
+
+template <int HEAD>
+struct BackwardQueries {
+    static constexpr int GROUPS = 2, QUERIES = GROUPS * BOX, KEYS = 64, STAGES = HEAD == 64 ? 4 : 3;
+    static constexpr int THREADS = (1 + GROUPS) * GROUP;
+    struct Shared {
+        Tile<HEAD, QUERIES> q[SLOTS], dy[SLOTS];
+        Tile<HEAD, KEYS> k[STAGES], v[STAGES];
+        Ring<SLOTS> slots;
+        Ring<STAGES> ring;
+    };
+};
+
+template <int HEAD>
+__global__ void __launch_bounds__(BackwardQueries<HEAD>::THREADS, 1)
+backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRow* rows, const __grid_constant__ CUtensorMap dy_map,
+                        const __grid_constant__ CUtensorMap qkv_map, Sizes s, int tiles, int items) {
+#if HOPPER_CODE
+    using F = BackwardQueries<HEAD>;
+    constexpr int KEYS = F::KEYS;
+    auto& shared = *shared_memory<typename F::Shared>();
+    if (threadIdx.x == 0) {
+        shared.slots.init(F::GROUPS);
+        shared.ring.init(4 * F::GROUPS);
+        mbarrier_init_fence();
+    }
+    __syncthreads();
+
+    auto first_query = [&](const Place& place) { return (tiles - 1 - place.tile) * F::QUERIES; };      // the longest walks first
+    auto keys_of = [&](int q0) { return Walk<KEYS>::over_keys(s, q0, F::QUERIES); };
+    Turn<SLOTS> slot;
+    Turn<F::STAGES> turn;
+    if (threadIdx.x < GROUP) {
+        registers_shrink<PRODUCER_REGISTERS>();
+        if (threadIdx.x == 0) {
+            for_items(items, [&](int item) {
+                const Place place(item, tiles, s.H);
+                const int q0 = first_query(place), g = place.head / s.group();
+                const Walk<KEYS> walk = keys_of(q0);
+                uint64_t* full = shared.slots.expect(slot, 2 * sizeof shared.q[0].bytes);
+                shared.q[slot.at].load(qkv_map, place.head * HEAD, q0, place.batch, full);
+                shared.dy[slot.at].load(dy_map, place.head * HEAD, q0, place.batch, full);
+                slot.next();
+                for (int j = walk.begin; j < walk.end; j++, turn.next()) {
+                    full = shared.ring.expect(turn, 2 * sizeof shared.k[0].bytes);
+                    shared.k[turn.at].load(qkv_map, (s.H + g) * HEAD, j * KEYS, place.batch, full);
+                    shared.v[turn.at].load(qkv_map, (s.H + s.HK + g) * HEAD, j * KEYS, place.batch, full);
+                }
+            });
+        }
+    } else {
+        registers_grow<REGISTERS<F::GROUPS>>();
+        const int group = __shfl_sync(ALL_LANES, static_cast<int>(threadIdx.x) / GROUP, 0) - 1;      // the same in all lanes, for the compiler
+        const bool leader = threadIdx.x % GROUP == 0;
+        const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
+        Turn<F::STAGES> sums_turn;                                  // of the keys that dq's next sums need
+        auto skip = [&](int count) {
+            for (; count > 0; count--, sums_turn.next()) shared.ring.skip(turn);
+        };
+        // Results leave through the slot that the tile came in, while the next tile's work has begun.
+        bool storing = false;
+        auto finish_store = [&] {
+            if (leader && storing) {
+                tensor_store_wait();
+                mbarrier_arrive(&shared.slots.empty[slot.before()]);
+            }
+            storing = true;
+        };
+        for_items(items, [&](int item) {
+            const Place place(item, tiles, s.H);
+            const int q0 = first_query(place), q = q0 + group * BOX;
+            const Walk<KEYS> all = keys_of(q0), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
+            auto& q_tile = shared.q[slot.at];
+            auto& dy_tile = shared.dy[slot.at];
+            shared.slots.wait(slot);
+            finish_store();
+            skip(walk.begin - all.begin);
+            if (walk.count() > 0) {
+                QueryRow row[2];
+#pragma unroll
+                for (int r = 0; r < 2; r++) row[r] = rows[(static_cast<int64_t>(place.batch) * s.H + place.head) * padded(s.T) + q + row_of(2 * r)];
+                Sums<HEAD> dq;
+                Sums<KEYS> p, ds;
+                Left<KEYS> ds_left;
+                clear(dq);
+                auto start_scores = [&] {
+                    start_product(p, q_tile, group * BOX, shared.k[turn.at]);
+                    start_product(ds, dy_tile, group * BOX, shared.v[turn.at]);
+                    turn.next();
+                };
+                auto scores_to_probabilities = [&](int j) {
+                    const bool whole = s.all_see(q, BOX, j * KEYS, KEYS);
+#pragma unroll
+                    for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) {
+                            p[n][i] = probability(p[n][i], log2_scale, row[i / 2].lse2);
+                            if (!whole && !s.sees(q + row_of(i), j * KEYS + column_of(n, i))) p[n][i] = 0;
+                        }
+                    settle(p);
+                    if (j + 1 < walk.end) shared.ring.wait(turn);       // here, as in the forward pass
+                };
+                auto probabilities_to_gradient = [&] {
+#pragma unroll
+                    for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) p[n][i] *= ds[n][i] - row[i / 2].delta;
+                };
+                auto start_sums = [&] { start_add_product(dq, ds_left, shared.k[sums_turn.at]); };
+                auto release = [&] {
+                    shared.ring.release(sums_turn);
+                    sums_turn.next();
+                };
+                shared.ring.wait(turn);
+                start_scores();
+                wgmma_wait<1>(p);
+                scores_to_probabilities(walk.begin);
+                wgmma_wait<0>(ds);
+                probabilities_to_gradient();
+                round(ds_left, p);
+                // The tensor cores work on the next tile's scores and on this one's sums at the same time.
+                for (int j = walk.begin + 1; j < walk.end; j++) {
+                    start_scores();
+                    start_sums();
+                    wgmma_wait<2>(p);
+                    scores_to_probabilities(j);
+                    wgmma_wait<1>(ds);
+                    probabilities_to_gradient();
+                    wgmma_wait<0>(dq, ds_left);
+                    release();
+                    round(ds_left, p);
+                }
+                start_sums();
+                wgmma_wait<0>(dq, ds_left);
+                release();
+                start_store(dqkv_map, place.head * HEAD, q, place.batch, q_tile, group, leader, dq, {scale, scale});
+            }
+            skip(all.end - walk.end);
+            slot.next();
+        });
+        if (leader) tensor_store_wait();
+    }
+#else
+    __trap();
+#endif
+}
+
+// ---------------------------------------------------------------------------------------------------------------- launchers
+
+// A tensor (B, T, columns) for the copy engine, in boxes of 64 rows and columns of one sequence.
+CUtensorMap tensor_map(const char* op, const bf16* begin, int B, int T, int64_t columns) {
+    static const auto encode = [op] {
+        void* function = nullptr;
+        cudaDriverEntryPointQueryResult found{};
+        cuda_check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found), op);
+        require(found == cudaDriverEntryPointSuccess, op, ": the driver has no cuTensorMapEncodeTiled; it must be of CUDA 12.0 or later");
+        return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+    }();
+    CUtensorMap map;
+    const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(T), static_cast<cuuint64_t>(B)};
+    const cuuint64_t strides[2] = {sizes[0] * sizeof(bf16), sizes[0] * sizes[1] * sizeof(bf16)};
+    const cuuint32_t box[3] = {BOX, BOX, 1}, steps[3] = {1, 1, 1};
+    const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<bf16*>(begin), sizes, strides, box, steps,
+                                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    require(result == CUDA_SUCCESS, op, ": the driver refuses a tensor of ", B, " x ", T, " x ", columns, " (error ", static_cast<int>(result), ")");
+    return map;
+}
+
+template <class F>
+Grid grid(int items) {
+    static_assert(F::THREADS / GROUP <= 5 && sizeof(typename F::Shared) <= 227 * 1024);
+    return {dim3(static_cast<unsigned>(std::min(items, multiprocessors()))), F::THREADS, sizeof(typename F::Shared)};
+}
+
+template <int HEAD>
+void forward(bf16* y, float* lse, const bf16* qkv, int B, const Sizes& s, Stream stream) {
+    const char* op = "attention_forward";
+    const int tiles = ceil_div(s.T, Forward<HEAD>::QUERIES), items = tiles * s.H * B;
+    launch(op, forward_kernel<HEAD>, grid<Forward<HEAD>>(items), stream, tensor_map(op, y, B, s.T, s.out_width()), lse,
+           tensor_map(op, qkv, B, s.T, s.width()), s, tiles, items);
+}
+
+template <int HEAD>
+void backward(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv, int B, const Sizes& s, Stream stream) {
+    const char* op = "attention_backward";
+    using K = BackwardKeys<HEAD>;
+    using Q = BackwardQueries<HEAD>;
+    static_assert(QUERY_ROWS % K::QUERIES == 0 && QUERY_ROWS % Q::QUERIES == 0);
+    const CUtensorMap dqkv_map = tensor_map(op, dqkv, B, s.T, s.width()), dy_map = tensor_map(op, dy, B, s.T, s.out_width()),
+                      qkv_map = tensor_map(op, qkv, B, s.T, s.width());
+    const int key_tiles = ceil_div(s.T, K::KEYS), query_tiles = ceil_div(s.T, Q::QUERIES);
+    launch(op, backward_keys_kernel<HEAD>, grid<K>(key_tiles * s.HK * B), stream, dqkv_map, rows, dy_map, qkv_map, s, key_tiles, key_tiles * s.HK * B);
+    launch(op, backward_queries_kernel<HEAD>, grid<Q>(query_tiles * s.H * B), stream, dqkv_map, rows, dy_map, qkv_map, s, query_tiles,
+           query_tiles * s.H * B);
+}
+
+bool hopper_wanted = true;
+
+}  // namespace
+
+bool attention_on_hopper(int D) {
+    static const bool hopper = device_attribute(cudaDevAttrComputeCapabilityMajor) == 9;
+    return hopper && hopper_wanted && (D == 64 || D == 128);
+}
+
+bool attention_use_hopper(bool wanted) {
+    hopper_wanted = wanted;
+    return attention_on_hopper(64);
+}
+
+void attention_forward_hopper(bf16* y, float* lse, const bf16* qkv, int B, const Sizes& s, Stream stream) {
+    if (s.D == 64) forward<64>(y, lse, qkv, B, s, stream);
+    else forward<128>(y, lse, qkv, B, s, stream);
+}
+
+void attention_backward_hopper(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv, int B, const Sizes& s, Stream stream) {
+    if (s.D == 64) backward<64>(dqkv, rows, dy, qkv, B, s, stream);
+    else backward<128>(dqkv, rows, dy, qkv, B, s, stream);
+}
+#endif
