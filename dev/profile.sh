@@ -2,7 +2,7 @@
 # dev/profile.sh (make profile): where one training step's time goes. STEP=n chooses the step, FLAGS='...' the model.
 # On a GPU: the command lines for Nsight Systems and Nsight Compute, which wait for that step (cudaProfilerStart) and show the NVTX
 # ranges by phase, layer and op. On the CPU: runs to that step and prints a table of the same ranges.
-set -eu
+set -euo pipefail
 step=${STEP:-4}
 flags=${FLAGS:---recipe nanochat --depth 4 --width 256 --heads 2 --seq-len 256 --vocab-size 4096 --batch-tokens 4096 --device-batch 16}
 [[ $step =~ ^[1-9][0-9]*$ ]] || { echo "profile: STEP is '$step', but must be a whole number from 1 on" >&2; exit 2; }
@@ -17,7 +17,7 @@ Nsight Compute, every kernel of the step against its bounds (add -k regex:NAME f
 
 END
 [ "${1:-}" = cpu ] || exit 0
-ls corpus/train_*.bin >/dev/null 2>&1 || data/default_corpus.sh corpus --shard-tokens 20481
+ls corpus/train_*.bin >/dev/null 2>&1 || data/default_corpus.sh corpus --shard-tokens 20481 | grep -v '^shard: '
 mkdir -p out
 echo "On this CPU: $run"
 eval "$run" | grep '^profile:'

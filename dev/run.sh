@@ -1,7 +1,7 @@
 #!/bin/bash
 # dev/run.sh: the main job (make run). Text to tokens; a shallow model, grown and trained on; the same depth from scratch with the
 # same FLOPs; two models on one embedding, stacked; a table, a sample, the curves. SMOKE=1: the same path in seconds.
-set -eu
+set -euo pipefail
 out=out/run
 python=/usr/bin/python3   # the one that Debian's matplotlib is installed for
 [ -x "$python" ] || python=python3
@@ -17,8 +17,8 @@ part() { awk "BEGIN { printf \"%.6e\", $flops * $1 }"; }
 rm -rf "$out"
 mkdir -p "$out"
 say "the default corpus: C and C++ headers, a tokenizer of 4096, shards"
-data/default_corpus.sh corpus --shard-tokens 20481 --overwrite
-data=(--data 'corpus/train_*.bin' --val-data corpus/val_000000.bin --eval-every "$every" --eval-tokens "$eval_tokens")
+data/default_corpus.sh corpus --shard-tokens 20481 --overwrite | grep -v '^shard: '   # there are hundreds
+data=(--data 'corpus/train_*.bin' --val-data 'corpus/val_*.bin' --eval-every "$every" --eval-tokens "$eval_tokens")
 shape=(--width "$width" --seq-len "$seq" --vocab-size 4096 --batch-tokens "$batch" --device-batch "$rows")
 # The scaling rules are off: at this size the recipe's own rates do best (dev/LOG.md).
 nanochat=(--recipe nanochat --heads "$heads" "${shape[@]}" --no-scaling)
@@ -39,7 +39,7 @@ speedrun=(--recipe speedrun --depth 2 --heads "$pair_heads" "${shape[@]}" --step
 ./train_gpt "${speedrun[@]}" --seed 2 --data-seed 2 --embeddings-from "$(last "$out/one")" --out "$out/two"
 say "stacked, all layers kept"
 ./stack "$(last "$out/one")" "$(last "$out/two")" --use-first-layer --use-last-layer --out "$out/stack.bin"
-./train_gpt --eval --init "$out/stack.bin" --val-data corpus/val_000000.bin --eval-tokens "$eval_tokens" --device-batch "$rows" | tee "$out/stack.eval"
+./train_gpt --eval --init "$out/stack.bin" --val-data 'corpus/val_*.bin' --eval-tokens "$eval_tokens" --device-batch "$rows" | tee "$out/stack.eval"
 
 say "results"
 "$(dirname "$(readlink -f train_gpt)")/report" "$out"
