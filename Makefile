@@ -124,7 +124,7 @@ LADDER := $(if $(filter cuda,$(DEVICE)),$(LADDER_CUDA),$(EMULATOR))
 LADDER_SOURCES := $(patsubst %,dev/kernels/%,norm cross_entropy attention check)
 LADDER_ENGINE := $(patsubst %,llmc/%,norm cross_entropy attention device)
 NVCC ?= nvcc
-LADDER_NVCC := -std=c++20 -O3 -x cu -rdc=false -Xcompiler -Wall,-Wextra -MMD -MP -I. $(addprefix -gencode arch=compute_,80,code=sm_80 90a,code=sm_90a) \
+LADDER_NVCC := -std=c++20 -O3 -x cu -Xcompiler -Wall,-Wextra,-iquote,. -MMD -MP $(addprefix -gencode arch=compute_,80,code=sm_80 90a,code=sm_90a) \
                $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32)
 
 .PHONY: kernels
