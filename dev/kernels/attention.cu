@@ -1,6 +1,7 @@
-// The ladders of causal attention: y = softmax(q k^T / sqrt(D)) v for every head, where a query sees itself and `window` keys before it; the
-// gradients further down. Forward, two products of 2 T T D FLOPs a head, and T T exponentials between them. On paper it is bound by arithmetic: q, k, v and y are
-// read and written in a small part of the time. How much of the paper's bound a kernel sees depends on where it keeps the T x T scores.
+// The ladders of causal attention: y = softmax(q k^T / sqrt(D)) v for every head, where a query sees itself and `window` keys before it;
+// the gradients further down. Forward, two products of 2 T T D FLOPs a head, and T T exponentials between them. On paper it is bound by
+// arithmetic: q, k, v and y are read and written in a small part of the time. How much of the paper's bound a kernel sees depends on
+// where it keeps the T x T scores.
 #include "dev/kernels/ladder.h"
 
 // Where the rows of head h of sequence b begin. Rows of q, k and v are 3 H D apart, those of y H D.
@@ -19,16 +20,17 @@ static constexpr float LOWEST = -1e30f;             // what a greatest score sta
 static_assert(SCALE * SCALE * HEAD == 1);
 
 // ------------------------------------------------------------------------------------------------------------ 1. the formula
-// Three kernels, with the scores of all heads in device memory between them, in fp32: a thread a score; a block a row of the softmax; a thread
-// an element of y. Each fused multiply-add loads both of its numbers, and a multiprocessor loads for 32 threads a clock where it
-// could multiply for 128 (A100: 64). Worse, threads that are neighbours read rows of k that are 3 H D apart: a load of the warp touches 32
-// cache lines, of which the first cache looks up 4 a clock. Bound by cache lines in the first kernel, by loads in the last. The scores'
-// 4 T T bytes a head are written, read, written and read, which takes a twentieth of that.
+// Three kernels, with the scores of all heads in device memory between them, in fp32: a thread a score; a block a row of the softmax; a
+// thread an element of y. Each fused multiply-add loads both of its numbers, and a multiprocessor loads for 32 threads a clock where it
+// could multiply for 128 (A100: 64). Worse, threads that are neighbours read rows of k that are 3 H D apart: a load of the warp touches
+// 32 cache lines, of which the first cache looks up 4 a clock. Bound by cache lines in the first kernel, by loads in the last. The
+// scores' 4 T T bytes a head are written, read, written and read, which takes a twentieth of that.
 static constexpr int THREADS = 256;
 
 static __global__ void __launch_bounds__(THREADS)
 scores_kernel(float* scores, const floatX* qkv, AttentionSize s) {
-    const int head = static_cast<int>(blockIdx.z), query = static_cast<int>(blockIdx.y), key = static_cast<int>(blockIdx.x) * THREADS + thread();
+    const int head = static_cast<int>(blockIdx.z), query = static_cast<int>(blockIdx.y);
+    const int key = static_cast<int>(blockIdx.x) * THREADS + thread();
     if (key >= s.T) return;
     const Rows at(s, head);
     const floatX *q = qkv + at.q + query * at.width, *k = qkv + at.k + key * at.width;
@@ -51,7 +53,8 @@ softmax_kernel(float* lse, float* scores, AttentionSize s) {
 
 static __global__ void __launch_bounds__(THREADS)
 values_kernel(floatX* y, const float* p, const floatX* qkv, AttentionSize s) {
-    const int head = static_cast<int>(blockIdx.y), query = static_cast<int>(blockIdx.x) * (THREADS / HEAD) + thread() / HEAD, d = thread() % HEAD;
+    const int head = static_cast<int>(blockIdx.y), d = thread() % HEAD;
+    const int query = static_cast<int>(blockIdx.x) * (THREADS / HEAD) + thread() / HEAD;
     if (query >= s.T) return;
     const Rows at(s, head);
     float sum = 0;
@@ -60,7 +63,8 @@ values_kernel(floatX* y, const float* p, const floatX* qkv, AttentionSize s) {
 }
 
 static void softmax_rows(float* lse, float* scores, AttentionSize s, Stream stream) {
-    launch("softmax", softmax_kernel, {dim3(static_cast<unsigned>(s.B * s.H * s.T)), THREADS, WARP * sizeof(float)}, stream, lse, scores, s);
+    launch("softmax", softmax_kernel, {dim3(static_cast<unsigned>(s.B * s.H * s.T)), THREADS, WARP * sizeof(float)}, stream, lse, scores,
+           s);
 }
 static void formula(floatX* y, float* lse, float* scratch, const floatX* qkv, AttentionSize s, Stream stream) {
     const unsigned T = static_cast<unsigned>(s.T), heads = static_cast<unsigned>(s.B * s.H);
@@ -78,6 +82,7 @@ static void formula(floatX* y, float* lse, float* scratch, const floatX* qkv, At
 // different banks; 64 words apart they would all lie in one bank and take 16 clocks.
 static constexpr int TILE = 64, PITCH = TILE + 1, FLOATS = TILE * PITCH;
 static_assert(TILE == HEAD);
+static dim3 blocks_of_tiles(AttentionSize s) { return dim3(static_cast<unsigned>(ceil_div(s.T, TILE)), static_cast<unsigned>(s.B * s.H)); }
 
 // Rows `rows` and columns `columns` and beyond become zeros.
 template <class X>
@@ -154,12 +159,12 @@ static void tiled(floatX* y, float* lse, float* scratch, const floatX* qkv, Atte
     launch("tiled_values", tiled_values_kernel, {dim3(tiles, heads), THREADS, shared}, stream, y, scratch, qkv, s);
 }
 
-// ------------------------------------------------------------------------------------ 3. no scores in memory: FlashAttention (Dao et al. 2022)
-// One kernel. A block keeps a tile of queries and walks over the tiles of keys; a tile of scores lives in registers, then, as probabilities,
-// in shared memory, and never leaves the multiprocessor. The softmax is online (cross_entropy.cu, step 2), and what it shrinks when
-// a greater score comes is the sum and the row of y so far. The memory's part falls from 4 readings or writings of T T floats a head to
-// that of q, k, v and y. Bound by instructions, with loads close behind (A100: and the multiply-adds): the products are the same as before.
-// (Of the stores of p two meet in each bank; they are one for 128 multiply-adds.)
+// ------------------------------------------------------------------------------- 3. no scores in memory: FlashAttention (Dao et al. 2022)
+// One kernel. A block keeps a tile of queries and walks over the tiles of keys; a tile of scores lives in registers, then, as
+// probabilities, in shared memory, and never leaves the multiprocessor. The softmax is online (cross_entropy.cu, step 2), and what it
+// shrinks when a greater score comes is the sum and the row of y so far. The memory's part falls from 4 readings or writings of T T
+// floats a head to that of q, k, v and y. Bound by instructions, with loads close behind (A100: and the multiply-adds): the products are
+// the same as before. (Of the stores of p two meet in each bank; they are one for 128 multiply-adds.)
 static __global__ void __launch_bounds__(THREADS)
 flash_kernel(floatX* y, float* lse, const floatX* qkv, AttentionSize s) {
     const int q0 = static_cast<int>(blockIdx.x) * TILE;
@@ -208,25 +213,24 @@ flash_kernel(floatX* y, float* lse, const floatX* qkv, AttentionSize s) {
     }
 }
 static void flash(floatX* y, float* lse, float*, const floatX* qkv, AttentionSize s, Stream stream) {
-    const Grid grid{dim3(static_cast<unsigned>(ceil_div(s.T, TILE)), static_cast<unsigned>(s.B * s.H)), THREADS, 4 * FLOATS * sizeof(float)};
-    launch("flash", flash_kernel, grid, stream, y, lse, qkv, s);
+    launch("flash", flash_kernel, {blocks_of_tiles(s), THREADS, 4 * FLOATS * sizeof(float)}, stream, y, lse, qkv, s);
 }
 
 #ifndef PRECISION_FP32
 // ------------------------------------------------------------------------------------------------------------ 4. tensor cores
-// The products by mma.sync: a warp multiplies 16 x 16 by 16 x 8 in one instruction, on numbers that lie spread over its lanes. A warp owns 16
-// queries, whose q it holds in registers; ldmatrix brings k and v from shared memory into the layout that mma wants. What mma puts out is
-// laid out as the left side that it takes, so the probabilities go from one product into the next without leaving the registers,
-// rounded to bf16. Rows of a tile are 72 elements long: the 8 rows of 16 bytes that ldmatrix reads at once are 36 words apart and lie in
-// 32 different banks. Bound by loads from shared memory: every warp reads all of k and v, 16 KiB for 16 x 64 scores. Instructions are close
-// behind, the exponentials take as long as the products (H200), the tile's loads are waited for by all, and half of the scores are
-// masked: computed for nothing.
+// The products by mma.sync: a warp multiplies 16 x 16 by 16 x 8 in one instruction, on numbers that lie spread over its lanes. A warp
+// owns 16 queries, whose q it holds in registers; ldmatrix brings k and v from shared memory into the layout that mma wants. What mma
+// puts out is laid out as the left side that it takes, so the probabilities go from one product into the next without leaving the
+// registers, rounded to bf16. Rows of a tile are 72 elements long: the 8 rows of 16 bytes that ldmatrix reads at once are 36 words apart
+// and lie in 32 different banks. Bound by loads from shared memory: every warp reads all of k and v, 16 KiB for 16 x 64 scores.
+// Instructions are close behind, the exponentials take as long as the products (H200), the tile's loads are waited for by all, and half
+// of the scores are masked: computed for nothing.
 static constexpr int WARPS = 4, MMA_THREADS = WARPS * WARP, MMA_PITCH = HEAD + 8, ELEMENTS = TILE * MMA_PITCH;
 static_assert(WARPS * 16 == TILE);
 static constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
-// A warp's 16 rows of a tile as the left side of its products. Of a product's 16 x 8 elements a lane holds (row, column), (row, column + 1) and the
-// same 8 rows below, where row = lane / 4 and column = 2 (lane % 4).
+// A warp's 16 rows of a tile as the left side of its products. Of a product's 16 x 8 elements a lane holds (row, column), (row, column +
+// 1) and the same 8 rows below, where row = lane / 4 and column = 2 (lane % 4).
 using Left = uint32_t[HEAD / 16][4];
 using Scores = float[TILE / 8][4];                  // 16 x TILE
 using Sums = float[HEAD / 8][4];                    // 16 x HEAD
@@ -282,7 +286,8 @@ static __device__ void store_rows(bf16* to, int64_t stride, int rows, const Sums
         const float factor = i == 0 ? upper : lower;
 #pragma unroll
         for (int n = 0; n < HEAD / 8; n++)
-            *reinterpret_cast<uint32_t*>(to + mma_row(i) * stride + mma_column(n, 0)) = pack_bf16(sums[n][i] * factor, sums[n][i + 1] * factor);
+            *reinterpret_cast<uint32_t*>(to + mma_row(i) * stride + mma_column(n, 0)) =
+                pack_bf16(sums[n][i] * factor, sums[n][i + 1] * factor);
     }
 }
 
@@ -344,7 +349,8 @@ __device__ void copy_tile(bf16* tile, const bf16* from, int64_t stride, int rows
 }
 
 static __device__ void load_now(bf16* tile, const bf16* from, int64_t stride, int rows) {
-    copy_tile(tile, from, stride, rows, [](bf16* to, const bf16* at, bool wanted) { store_packed(to, wanted ? load_packed(at) : Packed{}); });
+    copy_tile(tile, from, stride, rows,
+              [](bf16* to, const bf16* at, bool wanted) { store_packed(to, wanted ? load_packed(at) : Packed{}); });
 }
 
 static __global__ void __launch_bounds__(MMA_THREADS)
@@ -370,23 +376,23 @@ tensor_cores_kernel(bf16* y, float* lse, const bf16* qkv, AttentionSize s) {
     mine.finish(y, lse, at, query, s.T);
 }
 static void tensor_cores(floatX* y, float* lse, float*, const floatX* qkv, AttentionSize s, Stream stream) {
-    const Grid grid{dim3(static_cast<unsigned>(ceil_div(s.T, TILE)), static_cast<unsigned>(s.B * s.H)), MMA_THREADS, 3 * ELEMENTS * sizeof(bf16)};
-    launch("tensor_cores", tensor_cores_kernel, grid, stream, y, lse, qkv, s);
+    launch("tensor_cores", tensor_cores_kernel, {blocks_of_tiles(s), MMA_THREADS, 3 * ELEMENTS * sizeof(bf16)}, stream, y, lse, qkv, s);
 }
 
-// ----------------------------------------------------------------------------------- 5. copies that run ahead, tiles that are skipped
-// Two buffers of keys and values: cp.async copies the next tile into one, past the registers, while the block computes on the other, so the
-// latency of memory hides behind the products, and one barrier a tile does. Tiles that no query of the block sees, above the diagonal and
-// before the window, are never loaded: half of all for a long causal sequence, nearly all for a short window. Only tiles on a border need the
-// mask. Long walks, those of the last queries, begin first, so that no block starts one when the others are done. Bound by loads from
-// shared memory still, for half of the tiles: a warp with 16 queries reads too much for what it computes.
+// -------------------------------------------------------------------------- 5. copies that run ahead, tiles that are skipped
+// Two buffers of keys and values: cp.async copies the next tile into one, past the registers, while the block computes on the other, so
+// the latency of memory hides behind the products, and one barrier a tile does. Tiles that no query of the block sees, above the
+// diagonal and before the window, are never loaded: half of all for a long causal sequence, nearly all for a short window. Only tiles on
+// a border need the mask. Long walks, those of the last queries, begin first, so that no block starts one when the others are done.
+// Bound by loads from shared memory still, for half of the tiles: a warp with 16 queries reads too much for what it computes.
 static __global__ void __launch_bounds__(MMA_THREADS)
 ahead_kernel(bf16* y, float* lse, const bf16* qkv, AttentionSize s) {
     const int q0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * TILE, query = q0 + 16 * warp_of_thread();
     const Rows at(s, static_cast<int>(blockIdx.y));
     bf16 *q = shared_memory<bf16>(), *buffers = q + ELEMENTS;
     auto load_ahead = [&](bf16* tile, int64_t begin, int row) {
-        copy_tile(tile, qkv + begin + row * at.width, at.width, s.T - row, [](bf16* to, const bf16* from, bool wanted) { copy_async(to, from, wanted); });
+        copy_tile(tile, qkv + begin + row * at.width, at.width, s.T - row,
+                  [](bf16* to, const bf16* from, bool wanted) { copy_async(to, from, wanted); });
     };
     auto load_keys = [&](int k0, int buffer) {
         load_ahead(buffers + 2 * buffer * ELEMENTS, at.k, k0);
@@ -412,13 +418,12 @@ ahead_kernel(bf16* y, float* lse, const bf16* qkv, AttentionSize s) {
     mine.finish(y, lse, at, query, s.T);
 }
 static void ahead(floatX* y, float* lse, float*, const floatX* qkv, AttentionSize s, Stream stream) {
-    const Grid grid{dim3(static_cast<unsigned>(ceil_div(s.T, TILE)), static_cast<unsigned>(s.B * s.H)), MMA_THREADS, 5 * ELEMENTS * sizeof(bf16)};
-    launch("ahead", ahead_kernel, grid, stream, y, lse, qkv, s);
+    launch("ahead", ahead_kernel, {blocks_of_tiles(s), MMA_THREADS, 5 * ELEMENTS * sizeof(bf16)}, stream, y, lse, qkv, s);
 }
 #endif
 
-// 6. llmc/attention.cu: any head size, grouped heads, and 32 queries a warp, which halves what a product reads from shared memory. Bound by the
-// tensor cores, with the exponentials close behind.
+// 6. llmc/attention.cu: any head size, grouped heads, and 32 queries a warp, which halves what a product reads from shared memory. Bound
+// by the tensor cores, with the exponentials close behind.
 static void engine(floatX* y, float* lse, float* scratch, const floatX* qkv, AttentionSize s, Stream stream) {
     attention_forward(y, lse, scratch, qkv, s.B, s.T, s.H, s.H, HEAD, s.window, stream);
 }
@@ -439,15 +444,17 @@ delta_kernel(float* delta, const floatX* dy, const floatX* y, AttentionSize s) {
     delta[at.lse + query] = sum;
 }
 static void compute_delta(float* delta, const floatX* dy, const floatX* y, AttentionSize s, Stream stream) {
-    launch("delta", delta_kernel, {dim3(static_cast<unsigned>(ceil_div(s.T, THREADS)), static_cast<unsigned>(s.B * s.H)), THREADS}, stream, delta, dy, y, s);
+    launch("delta", delta_kernel, {dim3(static_cast<unsigned>(ceil_div(s.T, THREADS)), static_cast<unsigned>(s.B * s.H)), THREADS}, stream,
+           delta, dy, y, s);
 }
 
-// 1. The formula, with p and ds of all heads in device memory: a thread a score for both, then a thread an element of the gradients. Bound by cache
-// lines, as in the forward pass: neighbours read rows of k and of v that are 3 H D apart. The other kernels are bound by instructions and loads,
-// two of these for a multiply-add.
+// 1. The formula, with p and ds of all heads in device memory: a thread a score for both, then a thread an element of the gradients.
+// Bound by cache lines, as in the forward pass: neighbours read rows of k and of v that are 3 H D apart. The other kernels are bound by
+// instructions and loads, two of these for a multiply-add.
 static __global__ void __launch_bounds__(THREADS)
 scores_backward_kernel(float* p, float* ds, const floatX* dy, const float* lse, const float* delta, const floatX* qkv, AttentionSize s) {
-    const int head = static_cast<int>(blockIdx.z), query = static_cast<int>(blockIdx.y), key = static_cast<int>(blockIdx.x) * THREADS + thread();
+    const int head = static_cast<int>(blockIdx.z), query = static_cast<int>(blockIdx.y);
+    const int key = static_cast<int>(blockIdx.x) * THREADS + thread();
     if (key >= s.T) return;
     const Rows at(s, head);
     const floatX *q = qkv + at.q + query * at.width, *k = qkv + at.k + key * at.width, *v = qkv + at.v + key * at.width;
@@ -482,22 +489,23 @@ queries_backward_kernel(floatX* dqkv, const float* ds, const floatX* qkv, Attent
     for (int key = 0; key < s.T; key++) dq += ds[(at.lse + query) * s.T + key] * to_float(qkv[at.k + key * at.width + d]);
     dqkv[at.q + query * at.width + d] = to_floatX(dq * SCALE);
 }
-static void formula_backward(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv, AttentionSize s,
-                             Stream stream) {
+static void formula_backward(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv,
+                             AttentionSize s, Stream stream) {
     const unsigned T = static_cast<unsigned>(s.T), heads = static_cast<unsigned>(s.B * s.H);
     float *delta = scratch, *p = delta + int64_t{s.B} * s.H * s.T, *ds = p + int64_t{s.B} * s.H * s.T * s.T;
     const Grid rows{dim3(ceil_div(T, THREADS / HEAD), heads), THREADS};
     compute_delta(delta, dy, y, s, stream);
-    launch("scores_backward", scores_backward_kernel, {dim3(ceil_div(T, THREADS), T, heads), THREADS}, stream, p, ds, dy, lse, delta, qkv, s);
+    launch("scores_backward", scores_backward_kernel, {dim3(ceil_div(T, THREADS), T, heads), THREADS}, stream, p, ds, dy, lse, delta, qkv,
+           s);
     launch("keys_backward", keys_backward_kernel, rows, stream, dqkv, p, ds, dy, qkv, s);
     launch("queries_backward", queries_backward_kernel, rows, stream, dqkv, ds, qkv, s);
 }
 
-// 2. No scores in memory: p and ds are computed again, tile by tile, wherever they are wanted. That is twice: a block that keeps a tile of keys
-// walks over the queries for dk and dv, one that keeps queries walks over the keys for dq. Seven products instead of five, and in
-// return each gradient is summed by one thread in a fixed order: no atomics, the same bytes in every run. Tiles and threads as in the forward
-// pass; the products of p^T and ds^T read their left side by columns. Bound by loads, with instructions close behind (A100: by the
-// multiply-adds).
+// 2. No scores in memory: p and ds are computed again, tile by tile, wherever they are wanted. That is twice: a block that keeps a tile
+// of keys walks over the queries for dk and dv, one that keeps queries walks over the keys for dq. Seven products instead of five, and
+// in return each gradient is summed by one thread in a fixed order: no atomics, the same bytes in every run. Tiles and threads as in the
+// forward pass; the products of p^T and ds^T read their left side by columns. Bound by loads, with instructions close behind (A100: by
+// the multiply-adds).
 
 // sums += a^T b
 static __device__ void add_product_of_columns(float (&sums)[4][4], const float* a, const float* b) {
@@ -520,7 +528,8 @@ static __device__ void store_tile(floatX* to, int64_t stride, int rows, const fl
             if (row_of(i) < rows) to[row_of(i) * stride + column_of(j)] = to_floatX(sums[i][j] * factor);
 }
 // A tile of scores becomes p, and of dp becomes ds: rows are queries.
-static __device__ void to_p_and_ds(float (&p)[4][4], float (&ds)[4][4], const float* lse, const float* delta, AttentionSize s, int q0, int k0) {
+static __device__ void to_p_and_ds(float (&p)[4][4], float (&ds)[4][4], const float* lse, const float* delta, AttentionSize s, int q0,
+                                   int k0) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int query = q0 + row_of(i);
@@ -543,7 +552,8 @@ static __global__ void __launch_bounds__(THREADS, 2)        // shared memory let
 flash_keys_kernel(floatX* dqkv, const floatX* dy, const float* lse, const float* delta, const floatX* qkv, AttentionSize s) {
     const int k0 = static_cast<int>(blockIdx.x) * TILE;
     const Rows at(s, static_cast<int>(blockIdx.y));
-    float *k = shared_memory<float>(), *v = k + FLOATS, *q = v + FLOATS, *dout = q + FLOATS, *p_tile = dout + FLOATS, *ds_tile = p_tile + FLOATS;
+    float *k = shared_memory<float>(), *v = k + FLOATS, *q = v + FLOATS, *dout = q + FLOATS, *p_tile = dout + FLOATS,
+          *ds_tile = p_tile + FLOATS;
     float dk[4][4] = {}, dv[4][4] = {};
     load_tile(k, qkv + at.k + k0 * at.width, at.width, s.T - k0, HEAD);
     load_tile(v, qkv + at.v + k0 * at.width, at.width, s.T - k0, HEAD);
@@ -588,19 +598,19 @@ flash_queries_kernel(floatX* dqkv, const floatX* dy, const float* lse, const flo
     }
     store_tile(dqkv + at.q + q0 * at.width, at.width, s.T - q0, dq, SCALE);
 }
-static void flash_backward(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv, AttentionSize s,
-                           Stream stream) {
-    const dim3 blocks(static_cast<unsigned>(ceil_div(s.T, TILE)), static_cast<unsigned>(s.B * s.H));
+static void flash_backward(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv,
+                           AttentionSize s, Stream stream) {
+    const dim3 blocks = blocks_of_tiles(s);
     compute_delta(scratch, dy, y, s, stream);
     launch("flash_keys", flash_keys_kernel, {blocks, THREADS, 6 * FLOATS * sizeof(float)}, stream, dqkv, dy, lse, scratch, qkv, s);
     launch("flash_queries", flash_queries_kernel, {blocks, THREADS, 5 * FLOATS * sizeof(float)}, stream, dqkv, dy, lse, scratch, qkv, s);
 }
 
 #ifndef PRECISION_FP32
-// 3. Tensor cores, and tiles that are not seen are skipped: the same two walks. The warp that owns 16 keys computes scores with the keys as rows,
-// so that p^T and ds^T come out of the mma as the left sides of the next: no transposition, no trip through shared memory. Bound by
-// loads from shared memory: for 16 x 64 scores a warp reads q and dy twice each, then k twice and v once. Tiles are waited for: no
-// second buffer here.
+// 3. Tensor cores, and tiles that are not seen are skipped: the same two walks. The warp that owns 16 keys computes scores with the keys
+// as rows, so that p^T and ds^T come out of the mma as the left sides of the next: no transposition, no trip through shared memory.
+// Bound by loads from shared memory: for 16 x 64 scores a warp reads q and dy twice each, then k twice and v once. Tiles are waited for:
+// no second buffer here.
 static __global__ void __launch_bounds__(MMA_THREADS)
 mma_keys_kernel(bf16* dqkv, const bf16* dy, const float* lse, const float* delta, const bf16* qkv, AttentionSize s) {
     const int k0 = static_cast<int>(blockIdx.x) * TILE, key = k0 + 16 * warp_of_thread();
@@ -679,9 +689,9 @@ mma_queries_kernel(bf16* dqkv, const bf16* dy, const float* lse, const float* de
     }
     store_rows(dqkv + at.q + query * at.width, at.width, s.T - query, dq, SCALE, SCALE);
 }
-static void mma_backward(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv, AttentionSize s,
-                         Stream stream) {
-    const dim3 blocks(static_cast<unsigned>(ceil_div(s.T, TILE)), static_cast<unsigned>(s.B * s.H));
+static void mma_backward(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv,
+                         AttentionSize s, Stream stream) {
+    const dim3 blocks = blocks_of_tiles(s);
     const size_t tiles = 4 * ELEMENTS * sizeof(bf16);
     compute_delta(scratch, dy, y, s, stream);
     launch("mma_keys", mma_keys_kernel, {blocks, MMA_THREADS, tiles + TILE * sizeof(float2)}, stream, dqkv, dy, lse, scratch, qkv, s);
@@ -689,10 +699,10 @@ static void mma_backward(floatX* dqkv, float* scratch, const floatX* dy, const f
 }
 #endif
 
-// 4. llmc/attention.cu: two buffers for what is walked over, 32 rows a warp where registers allow it. Bound by the tensor cores: five products at
-// least (its two walks compute seven).
-static void engine_backward(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv, AttentionSize s,
-                            Stream stream) {
+// 4. llmc/attention.cu: two buffers for what is walked over, 32 rows a warp where registers allow it. Bound by the tensor cores: five
+// products at least (its two walks compute seven).
+static void engine_backward(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv,
+                            AttentionSize s, Stream stream) {
     attention_backward(dqkv, scratch, dy, y, lse, qkv, s.B, s.T, s.H, s.H, HEAD, s.window, stream);
 }
 
@@ -703,7 +713,10 @@ using Works = std::vector<Work>;
 static constexpr double BYTES = sizeof(floatX);
 
 // Scores of all tiles, seen or not, in tiles of 64 x 64 queries and keys.
-static double all_scores(const AttentionSize& s) { return static_cast<double>(s.B) * s.H * ceil_div(s.T, TILE) * ceil_div(s.T, TILE) * TILE * TILE; }
+static double all_scores(const AttentionSize& s) {
+    const double side = ceil_div(s.T, TILE) * TILE;
+    return s.B * s.H * side * side;
+}
 // Scores of the tiles of which any is seen.
 [[maybe_unused]] static double seen_tiles(const AttentionSize& s) {
     double tiles = 0;
@@ -718,7 +731,11 @@ static double scores_in_memory(const AttentionSize& s) { return static_cast<doub
 // A product with the scores in memory: `words` and `lines` of loads and the instructions for a score, which is HEAD multiply-adds.
 static Work product(const AttentionSize& s, double words, double lines, double instructions) {
     const double scores = scores_in_memory(s);
-    return {.memory = 4 * scores, .fp32 = 2 * HEAD * scores, .words = words * scores, .lines = lines * scores, .instructions = COUNTED * instructions * scores};
+    return {.memory = 4 * scores,
+            .fp32 = 2 * HEAD * scores,
+            .words = words * scores,
+            .lines = lines * scores,
+            .instructions = COUNTED * instructions * scores};
 }
 static Work softmax(const AttentionSize& s) {
     const double scores = scores_in_memory(s);
@@ -733,31 +750,45 @@ static Work softmax(const AttentionSize& s) {
 const std::vector<Step<Attention, AttentionSize>>& attention_ladder() {
     static const std::vector<Step<Attention, Size>> steps = {
         {"the formula, three kernels", formula,
-         [](const Size& s) { return Works{product(s, 2 * HEAD, HEAD + HEAD / 32.0, 334), softmax(s), product(s, 2 * HEAD, 2 * HEAD / 32.0, 416)}; }},
-        {"tiles in shared memory", tiled, [](const Size& s) { return Works{product(s, HEAD / 2.0, 0, 158), softmax(s), product(s, HEAD / 2.0, 0, 159)}; }},
+         [](const Size& s) {
+             return Works{product(s, 2 * HEAD, HEAD + HEAD / 32.0, 334), softmax(s), product(s, 2 * HEAD, 2 * HEAD / 32.0, 416)};
+         }},
+        {"tiles in shared memory", tiled,
+         [](const Size& s) {
+             return Works{product(s, HEAD / 2.0, 0, 158), softmax(s), product(s, HEAD / 2.0, 0, 159)};
+         }},
         {"no scores in memory: flash attention", flash,
          [](const Size& s) {
              const double scores = all_scores(s);
-             return Works{{.memory = necessary_bytes(s), .fp32 = 4 * HEAD * scores, .special = scores, .words = HEAD * scores, .instructions = COUNTED * 281 * scores}};
+             return Works{{.memory = necessary_bytes(s),
+                           .fp32 = 4 * HEAD * scores,
+                           .special = scores,
+                           .words = HEAD * scores,
+                           .instructions = COUNTED * 281 * scores}};
          }},
 #ifndef PRECISION_FP32
         {"tensor cores", tensor_cores, [](const Size& s) { return Works{by_tensor_cores(s, all_scores(s), 14.5)}; }},
-        {"copies run ahead, tiles are skipped", ahead,
-         [](const Size& s) { return Works{by_tensor_cores(s, seen_tiles(s), 16)}; }},
+        {"copies run ahead, tiles are skipped", ahead, [](const Size& s) { return Works{by_tensor_cores(s, seen_tiles(s), 16)}; }},
 #endif
         {"llmc/attention.cu", engine, [](const Size& s) {
              const double flops = 4 * HEAD * s.pairs();
-             return Works{{.memory = necessary_bytes(s), .tensor = BYTES == 2 ? flops : 0, .fp32 = BYTES == 2 ? 0 : flops, .special = s.pairs()}};
+             return Works{
+                 {.memory = necessary_bytes(s), .tensor = BYTES == 2 ? flops : 0, .fp32 = BYTES == 2 ? 0 : flops, .special = s.pairs()}};
          }}};
     return steps;
 }
 
 // In tiles, without scores in memory: the two walks compute 4 and 3 products of HEAD multiply-adds a score.
-static std::vector<Work> two_walks(const Size& s, double scores, bool tensor, double words_a_product, double keys_instructions, double queries_instructions) {
+static Works two_walks(const Size& s, double scores, bool tensor, double words_a_product, double keys_instructions,
+                       double queries_instructions) {
     const double product = 2 * HEAD * scores;
     auto walk = [&](int products, double tensors, double instructions) {
-        return Work{.memory = tensors * s.elements() * BYTES, .tensor = tensor ? products * product : 0, .fp32 = tensor ? 0 : products * product,
-                    .special = scores, .words = products * words_a_product * scores, .instructions = COUNTED * instructions * scores};
+        return Work{.memory = tensors * s.elements() * BYTES,
+                    .tensor = tensor ? products * product : 0,
+                    .fp32 = tensor ? 0 : products * product,
+                    .special = scores,
+                    .words = products * words_a_product * scores,
+                    .instructions = COUNTED * instructions * scores};
     };
     return {walk(4, 6, keys_instructions), walk(3, 5, queries_instructions)};
 }
@@ -767,17 +798,34 @@ const std::vector<Step<AttentionBackward, AttentionSize>>& attention_backward_la
         {"the formula, four kernels", formula_backward,
          [](const Size& s) {
              const double n = scores_in_memory(s);
-             return Works{{.memory = 8 * n, .fp32 = 4 * HEAD * n, .special = n, .words = 4 * HEAD * n, .lines = 2 * (HEAD + HEAD / 32.0) * n, .instructions = COUNTED * 684 * n},
-                          {.memory = 8 * n, .fp32 = 4 * HEAD * n, .words = 4 * HEAD * n, .lines = 4 * HEAD / 32.0 * n, .instructions = COUNTED * 1200 * n},
-                          {.memory = 4 * n, .fp32 = 2 * HEAD * n, .words = 2 * HEAD * n, .lines = 2 * HEAD / 32.0 * n, .instructions = COUNTED * 428 * n}};
+             return Works{{.memory = 8 * n,
+                           .fp32 = 4 * HEAD * n,
+                           .special = n,
+                           .words = 4 * HEAD * n,
+                           .lines = 2 * (HEAD + HEAD / 32.0) * n,
+                           .instructions = COUNTED * 684 * n},
+                          {.memory = 8 * n,
+                           .fp32 = 4 * HEAD * n,
+                           .words = 4 * HEAD * n,
+                           .lines = 4 * HEAD / 32.0 * n,
+                           .instructions = COUNTED * 1200 * n},
+                          {.memory = 4 * n,
+                           .fp32 = 2 * HEAD * n,
+                           .words = 2 * HEAD * n,
+                           .lines = 2 * HEAD / 32.0 * n,
+                           .instructions = COUNTED * 428 * n}};
          }},
-        {"no scores in memory: two walks", flash_backward, [](const Size& s) { return two_walks(s, all_scores(s), false, HEAD / 2.0, 489, 378); }},
+        {"no scores in memory: two walks", flash_backward,
+         [](const Size& s) { return two_walks(s, all_scores(s), false, HEAD / 2.0, 489, 378); }},
 #ifndef PRECISION_FP32
         {"tensor cores, tiles are skipped", mma_backward, [](const Size& s) { return two_walks(s, seen_tiles(s), true, 2, 20.7, 14.1); }},
 #endif
         {"llmc/attention.cu", engine_backward, [](const Size& s) {
              const double flops = 10 * HEAD * s.pairs();
-             return Works{{.memory = 8 * s.elements() * BYTES, .tensor = BYTES == 2 ? flops : 0, .fp32 = BYTES == 2 ? 0 : flops, .special = s.pairs()}};
+             return Works{{.memory = 8 * s.elements() * BYTES,
+                           .tensor = BYTES == 2 ? flops : 0,
+                           .fp32 = BYTES == 2 ? 0 : flops,
+                           .special = s.pairs()}};
          }}};
     return steps;
 }

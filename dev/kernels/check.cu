@@ -18,7 +18,9 @@ public:
         std::vector<unsigned char> poison(n * sizeof(Number), 0xff);
         copy_to_device(memory, poison.data(), poison.size(), nullptr);
     }
-    explicit Tensor(const std::vector<Number>& values) : Tensor(values.size()) { copy_to_device(memory, values.data(), size * sizeof(Number), nullptr); }
+    explicit Tensor(const std::vector<Number>& values) : Tensor(values.size()) {
+        copy_to_device(memory, values.data(), size * sizeof(Number), nullptr);
+    }
     Tensor(const Tensor&) = delete;
     Tensor& operator=(const Tensor&) = delete;
     ~Tensor() { device_free(memory); }
@@ -85,9 +87,10 @@ std::vector<Check> check_norm_forward(NormForward* run) {
         const Tensor<float> rstd(s.N);
         run(out, rstd, x, s, EPS, nullptr);
         Values want_rstd(s.N), want = norm_reference(want_rstd, x.values(), s);
-        checks.push_back({concat("N ", s.N, ", C ", s.C),
-                          std::max(worst(out.values(), want, [&](size_t i) { return (ROUND + sum_error(s.C)) * std::abs(want[i]) + 1e-30; }),
-                                   worst(rstd.values(), want_rstd, [&](size_t i) { return sum_error(s.C) * want_rstd[i]; }))});
+        checks.push_back(
+            {concat("N ", s.N, ", C ", s.C),
+             std::max(worst(out.values(), want, [&](size_t i) { return (ROUND + sum_error(s.C)) * std::abs(want[i]) + 1e-30; }),
+                      worst(rstd.values(), want_rstd, [&](size_t i) { return sum_error(s.C) * want_rstd[i]; }))});
     }
     return checks;
 }
@@ -148,7 +151,9 @@ std::vector<Check> check_cross_entropy(CrossEntropy* run) {
         const double exponent = 64 * FP32_ROUND, sum = (s.V / 512 + 64) * FP32_ROUND;
         checks.push_back({concat("N ", s.N, ", V ", s.V),
                           std::max(worst(losses.values(), want_losses, [&](size_t) { return 32 * FP32_ROUND + exponent + sum; }),
-                                   worst(logits.values(), want, [&](size_t i) { return (ROUND + 2 * exponent + sum) * std::abs(want[i]) + 4 * DLOSS * FP32_ROUND; }))});
+                                   worst(logits.values(), want, [&](size_t i) {
+                                       return (ROUND + 2 * exponent + sum) * std::abs(want[i]) + 4 * DLOSS * FP32_ROUND;
+                                   }))});
     }
     return checks;
 }
@@ -156,13 +161,15 @@ std::vector<Check> check_cross_entropy(CrossEntropy* run) {
 // ------------------------------------------------------------------------------------------------------------------ attention
 
 // One token; ends within a tile; a window shorter than a tile, longer, and longer than the sequence.
-static const std::vector<AttentionSize> ATTENTION_SIZES = {{1, 1, 1, 0}, {2, 37, 2, 37}, {1, 200, 1, 1000}, {1, 150, 2, 20}, {1, 257, 1, 100}};
+static const std::vector<AttentionSize> ATTENTION_SIZES = {
+    {1, 1, 1, 0}, {2, 37, 2, 37}, {1, 200, 1, 1000}, {1, 150, 2, 20}, {1, 257, 1, 100}};
 
 std::vector<Check> check_attention(Attention* run) {
     std::vector<Check> checks;
     for (AttentionSize s : ATTENTION_SIZES) {
         const int width = 3 * s.H * HEAD, heads = s.B * s.H;
-        const Tensor<floatX> qkv(random_values(static_cast<size_t>(s.B) * s.T * width, 1, s.T)), y(static_cast<size_t>(s.B) * s.T * s.H * HEAD);
+        const Tensor<floatX> qkv(random_values(static_cast<size_t>(s.B) * s.T * width, 1, s.T)),
+            y(static_cast<size_t>(s.B) * s.T * s.H * HEAD);
         const Tensor<float> lse(static_cast<size_t>(heads) * s.T), scratch(static_cast<size_t>(heads) * s.T * s.T);
         run(y, lse, scratch, qkv, s, nullptr);
 
@@ -187,11 +194,13 @@ std::vector<Check> check_attention(Attention* run) {
                         magnitude[at] += p[j - first] / sum * std::abs(v);
                     }
             }
-        // y is rounded to the storage type, and so, in the steps on tensor cores, is every probability before it meets its value. Scores are sums
-        // of 64 products, of size up to 5: some tens of roundings of fp32, in the exponent.
-        checks.push_back({concat("B ", s.B, ", T ", s.T, ", H ", s.H, ", window ", s.window),
-                          std::max(worst(lse.values(), want_lse, [&](size_t) { return 100 * FP32_ROUND; }),
-                                   worst(y.values(), want, [&](size_t i) { return ROUND * std::abs(want[i]) + (ROUND + 100 * FP32_ROUND) * magnitude[i]; }))});
+        // y is rounded to the storage type, and so, in the steps on tensor cores, is every probability before it meets its value.
+        // Scores are sums of 64 products, of size up to 5: some tens of roundings of fp32, in the exponent.
+        checks.push_back(
+            {concat("B ", s.B, ", T ", s.T, ", H ", s.H, ", window ", s.window),
+             std::max(worst(lse.values(), want_lse, [&](size_t) { return 100 * FP32_ROUND; }), worst(y.values(), want, [&](size_t i) {
+                          return ROUND * std::abs(want[i]) + (ROUND + 100 * FP32_ROUND) * magnitude[i];
+                      }))});
     }
     return checks;
 }
@@ -201,7 +210,8 @@ std::vector<Check> check_attention_backward(AttentionBackward* run) {
     for (AttentionSize s : ATTENTION_SIZES) {
         const int width = 3 * s.H * HEAD, out_width = s.H * HEAD, heads = s.B * s.H;
         const size_t tokens = static_cast<size_t>(s.B) * s.T;
-        const Tensor<floatX> qkv(random_values(tokens * width, 1, s.T)), dy(random_values(tokens * out_width, 1, s.T + 1)), dqkv(tokens * width);
+        const Tensor<floatX> qkv(random_values(tokens * width, 1, s.T)), dy(random_values(tokens * out_width, 1, s.T + 1)),
+            dqkv(tokens * width);
         const Values in = qkv.values(), g = dy.values();
 
         // The forward pass: p, lse and y, rounded as they are handed on; what delta is made of is y as it was handed on.
@@ -243,7 +253,8 @@ std::vector<Check> check_attention_backward(AttentionBackward* run) {
                     const size_t q = at(head, t) - in.data(), k = at(head, j) - in.data() + out_width, v = k + out_width;
                     const double probability = p[head * s.T + t][j];
                     double dp = 0, size = 0;
-                    for (int d = 0; d < HEAD; d++) dp += g[out_at(head, t) + d] * in[v + d], size += std::abs(g[out_at(head, t) + d] * in[v + d]);
+                    for (int d = 0; d < HEAD; d++)
+                        dp += g[out_at(head, t) + d] * in[v + d], size += std::abs(g[out_at(head, t) + d] * in[v + d]);
                     const double ds = probability * (dp - delta) / 8, ds_size = probability * (size + std::abs(delta)) / 8;
                     for (int d = 0; d < HEAD; d++) {
                         add(q + d, ds, ds_size, in[k + d]);

@@ -10,9 +10,9 @@ static constexpr size_t SCRATCH = WARP * sizeof(float);      // what block_sum a
 static Grid grid_for(int64_t N) { return {dim3(static_cast<unsigned>(N)), dim3(THREADS), SCRATCH}; }
 static __device__ int thread() { return static_cast<int>(threadIdx.x); }
 
-// 1. The formula, a kernel for each of its passes: the greatest logit of a row, the sum of exponentials below it, the gradient. Subtracting the
-// greatest keeps the exponentials at 1 and below. The whole tensor goes by three times, and is larger than any cache: 3 readings and
-// one writing of all logits. Bound by device memory.
+// 1. The formula, a kernel for each of its passes: the greatest logit of a row, the sum of exponentials below it, the gradient.
+// Subtracting the greatest keeps the exponentials at 1 and below. The whole tensor goes by three times, and is larger than any cache: 3
+// readings and one writing of all logits. Bound by device memory.
 static __global__ void __launch_bounds__(THREADS)
 greatest_kernel(float* greatest, const floatX* logits, int V) {
     const floatX* row = logits + static_cast<int64_t>(blockIdx.x) * V;
@@ -39,20 +39,22 @@ gradient_kernel(floatX* logits, const float* log_sums, const int* targets, float
     const int target = targets[n];
     const float log_sum = log_sums[n];
     floatX* row = logits + n * V;
-    for (int v = thread(); v < V; v += THREADS) row[v] = to_floatX(dloss * (expf(to_float(row[v]) - log_sum) - (v == target ? 1.0f : 0.0f)));
+    for (int v = thread(); v < V; v += THREADS)
+        row[v] = to_floatX(dloss * (expf(to_float(row[v]) - log_sum) - (v == target ? 1.0f : 0.0f)));
 }
-static void three_passes(float* losses, floatX* logits, float* scratch, const int* targets, float dloss, CrossEntropySize s, Stream stream) {
+static void three_passes(float* losses, floatX* logits, float* scratch, const int* targets, float dloss, CrossEntropySize s,
+                         Stream stream) {
     launch("greatest", greatest_kernel, grid_for(s.N), stream, scratch, logits, s.V);
     launch("sum", sum_kernel, grid_for(s.N), stream, losses, scratch + s.N, scratch, logits, targets, s.V);
     launch("gradient", gradient_kernel, grid_for(s.N), stream, logits, scratch + s.N, targets, dloss, s.V);
 }
 
-// 2. Online softmax (Milakov and Gimelshein 2018): greatest and sum in one pass. When a greater logit comes, the sum so far, which was taken
-// below the old one, is multiplied by exp(old - new). And one kernel for all: the second reading of a row follows the first at once, so it
-// can be found in the second cache; 4 blocks of 512 threads on each of 132 multiprocessors have 528 rows of 64 KiB under way, 35 MB,
-// where an H200 has 50 MB. Each logit is read from memory once and written once if all are still there; what is not is read again.
-// Bound by instructions, 42 a logit: a load, a branch and the loop's own for every 2 bytes. And each logit waits for the sum that the one
-// before it left.
+// 2. Online softmax (Milakov and Gimelshein 2018): greatest and sum in one pass. When a greater logit comes, the sum so far, which was
+// taken below the old one, is multiplied by exp(old - new). And one kernel for all: the second reading of a row follows the first at
+// once, so it can be found in the second cache; 4 blocks of 512 threads on each of 132 multiprocessors have 528 rows of 64 KiB under
+// way, 35 MB, where an H200 has 50 MB. Each logit is read from memory once and written once if all are still there; what is not is read
+// again. Bound by instructions, 42 a logit: a load, a branch and the loop's own for every 2 bytes. And each logit waits for the sum that
+// the one before it left.
 static __global__ void __launch_bounds__(THREADS)
 online_kernel(float* losses, floatX* logits, const int* targets, float dloss, int V) {
     const int64_t n = blockIdx.x;
@@ -72,15 +74,16 @@ online_kernel(float* losses, floatX* logits, const int* targets, float dloss, in
     const float top = block_max(greatest, shared_memory<float>());
     const float log_sum = top + logf(block_sum(sum * expf(greatest - top), shared_memory<float>()));
     if (thread() == 0) losses[n] = log_sum - target_logit;
-    for (int v = thread(); v < V; v += THREADS) row[v] = to_floatX(dloss * (expf(to_float(row[v]) - log_sum) - (v == target ? 1.0f : 0.0f)));
+    for (int v = thread(); v < V; v += THREADS)
+        row[v] = to_floatX(dloss * (expf(to_float(row[v]) - log_sum) - (v == target ? 1.0f : 0.0f)));
 }
 static void online(float* losses, floatX* logits, float*, const int* targets, float dloss, CrossEntropySize s, Stream stream) {
     launch("online", online_kernel, grid_for(s.N), stream, losses, logits, targets, dloss, s.V);
 }
 
-// 3. 16 bytes a thread: 8 logits (bf16) an access. The greatest of the 8 is found first, so the sum is shrunk once for 8 of them, without a branch,
-// and their 8 exponentials do not wait for each other: 28 instructions a logit. Bound by these and by device memory, equally; and
-// held back by the second reading, as far as it misses the second cache.
+// 3. 16 bytes a thread: 8 logits (bf16) an access. The greatest of the 8 is found first, so the sum is shrunk once for 8 of them,
+// without a branch, and their 8 exponentials do not wait for each other: 28 instructions a logit. Bound by these and by device memory,
+// equally; and held back by the second reading, as far as it misses the second cache.
 static __device__ void add_logits(float& greatest, float& sum, const float (&z)[VECTOR]) {
     float top = greatest;
     for (float logit : z) top = fmaxf(top, logit);
@@ -113,9 +116,9 @@ static void wide(float* losses, floatX* logits, float*, const int* targets, floa
     launch("wide", wide_kernel, grid_for(s.N), stream, losses, logits, targets, dloss, s.V);
 }
 
-// 4. The row stays in shared memory between the passes: each logit is read from memory once and the gradient written once, whatever the caches do.
-// A thread reads back only what it wrote itself, so this needs no barrier. The price is room: three rows of 64 KiB fit into the
-// 228 KiB of an H200's multiprocessor (two into an A100's 164), 1536 threads where step 3 has 2048. Bound by device memory and by
+// 4. The row stays in shared memory between the passes: each logit is read from memory once and the gradient written once, whatever the
+// caches do. A thread reads back only what it wrote itself, so this needs no barrier. The price is room: three rows of 64 KiB fit into
+// the 228 KiB of an H200's multiprocessor (two into an A100's 164), 1536 threads where step 3 has 2048. Bound by device memory and by
 // instructions, equally, on an H200: expf takes eight or so, to be right to the last bits.
 static __device__ floatX* cached_row() { return reinterpret_cast<floatX*>(shared_memory<float>() + WARP); }
 
@@ -146,17 +149,17 @@ cached_kernel(float* losses, floatX* logits, const int* targets, float dloss, in
 static Grid grid_with_row(int64_t N, int V) {
     Grid grid = grid_for(N);
     grid.shared += V * sizeof(floatX);
-    require(grid.shared <= shared_memory_limit(), "cached: a row of ", V, " logits takes ", grid.shared, " bytes of shared memory; a block can have ",
-            shared_memory_limit());
+    require(grid.shared <= shared_memory_limit(), "cached: a row of ", V, " logits takes ", grid.shared,
+            " bytes of shared memory; a block can have ", shared_memory_limit());
     return grid;
 }
 static void cached(float* losses, floatX* logits, float*, const int* targets, float dloss, CrossEntropySize s, Stream stream) {
     launch("cached", cached_kernel, grid_with_row(s.N, s.V), stream, losses, logits, targets, dloss, s.V);
 }
 
-// 5. Fast exponentials: e^(z - m) = 2^(z log2(e) - m log2(e)) is one fused multiply-add and one operation of the special function unit. Its relative
-// error of 2^-22, and the rounding of its argument, vanish when the gradient is rounded to bf16. 15 instructions a logit. Bound by device
-// memory: the special function units and the instructions take about 0.6 of its time each on an H200, and run beside it.
+// 5. Fast exponentials: e^(z - m) = 2^(z log2(e) - m log2(e)) is one fused multiply-add and one operation of the special function unit.
+// Its relative error of 2^-22, and the rounding of its argument, vanish when the gradient is rounded to bf16. 15 instructions a logit.
+// Bound by device memory: the special function units and the instructions take about 0.6 of its time each on an H200, and run beside it.
 static constexpr float LOG2E = 1.4426950408889634f;
 static __device__ float fast_exp_of_difference(float z, float scaled) { return fast_exp2(fmaf(z, LOG2E, -scaled)); }   // scaled = m log2(e)
 
@@ -192,8 +195,8 @@ static void fast(float* losses, floatX* logits, float*, const int* targets, floa
     launch("fast", fast_kernel, grid_with_row(s.N, s.V), stream, losses, logits, targets, dloss, s.V);
 }
 
-// 6. llmc/cross_entropy.cu: the same with a cap on the logits, targets that are left out, rows that do not fit into shared memory, and the loss alone.
-// Bound by device memory; by the special function units when the logits are capped.
+// 6. llmc/cross_entropy.cu: the same with a cap on the logits, targets that are left out, rows that do not fit into shared memory, and
+// the loss alone. Bound by device memory; by the special function units when the logits are capped.
 static void engine(float* losses, floatX* logits, float*, const int* targets, float dloss, CrossEntropySize s, Stream stream) {
     cross_entropy(losses, logits, targets, dloss, 0, s.N, s.V, stream);
 }
@@ -203,9 +206,13 @@ static void engine(float* losses, floatX* logits, float*, const int* targets, fl
 static double logits_of(const CrossEntropySize& s) { return static_cast<double>(s.N) * s.V; }
 static constexpr double BYTES = sizeof(floatX);
 
-// A kernel's `accesses` of a logit, from memory or shared memory, one logit at a time or 16 bytes; the bytes that memory moves; exponentials.
+// A kernel's `accesses` of a logit, from memory or shared memory, one logit at a time or 16 bytes; the bytes that memory moves;
+// exponentials.
 static Work kernel(double n, double bytes, double accesses, bool wide, double exponentials, double instructions) {
-    return {.memory = bytes * n, .special = exponentials * n, .words = accesses * (wide ? BYTES / 4 : 1) * n, .instructions = COUNTED * instructions * n};
+    return {.memory = bytes * n,
+            .special = exponentials * n,
+            .words = accesses * (wide ? BYTES / 4 : 1) * n,
+            .instructions = COUNTED * instructions * n};
 }
 
 const std::vector<Step<CrossEntropy, CrossEntropySize>>& cross_entropy_ladder() {
@@ -220,7 +227,8 @@ const std::vector<Step<CrossEntropy, CrossEntropySize>>& cross_entropy_ladder() 
          }},
         {"online softmax, one kernel", online, [](const Size& s) { return Works{kernel(logits_of(s), 2 * BYTES, 3, false, 2, 42)}; }},
         {"16 bytes a thread", wide, [](const Size& s) { return Works{kernel(logits_of(s), 2 * BYTES, 3, true, 2 + SHRINKS, 28.2)}; }},
-        {"the row in shared memory", cached, [](const Size& s) { return Works{kernel(logits_of(s), 2 * BYTES, 4, true, 2 + SHRINKS, 27.8)}; }},
+        {"the row in shared memory", cached,
+         [](const Size& s) { return Works{kernel(logits_of(s), 2 * BYTES, 4, true, 2 + SHRINKS, 27.8)}; }},
         {"fast exponentials", fast, [](const Size& s) { return Works{kernel(logits_of(s), 2 * BYTES, 4, true, 2 + SHRINKS, 15.2)}; }},
         {"llmc/cross_entropy.cu", engine, [](const Size& s) { return Works{kernel(logits_of(s), 2 * BYTES, 2, true, 2, 0)}; }}};
     return steps;

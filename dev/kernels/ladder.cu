@@ -17,8 +17,12 @@ static Machine this_machine() {
     const double clock = 1e3 * device_attribute(cudaDevAttrClockRate), memory_clock = 1e3 * device_attribute(cudaDevAttrMemoryClockRate);
     const bool half = device_attribute(cudaDevAttrComputeCapabilityMajor) == 8 && device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
     const double tensor = device_peak_flops();
-    return {"this GPU", static_cast<double>(multiprocessors()), clock, memory_clock * 2 * device_attribute(cudaDevAttrGlobalMemoryBusWidth) / 8,
-            tensor > 0 ? tensor : INFINITY, half ? 64.0 : 128.0};
+    return {"this GPU",
+            static_cast<double>(multiprocessors()),
+            clock,
+            memory_clock * 2 * device_attribute(cudaDevAttrGlobalMemoryBusWidth) / 8,
+            tensor > 0 ? tensor : INFINITY,
+            half ? 64.0 : 128.0};
 }
 #else
 static constexpr bool ON_GPU = false;
@@ -35,7 +39,8 @@ public:
         std::vector<Number> block(std::min(n, size_t{1} << 20));
         for (Number& value : block)
             if constexpr (std::is_same_v<Number, floatX>) value = to_floatX(normal(generator));
-        for (size_t i = 0; i < n; i += block.size()) copy_to_device(memory + i, block.data(), std::min(block.size(), n - i) * sizeof(Number), nullptr);
+        for (size_t i = 0; i < n; i += block.size())
+            copy_to_device(memory + i, block.data(), std::min(block.size(), n - i) * sizeof(Number), nullptr);
     }
     Filled(const Filled&) = delete;
     Filled& operator=(const Filled&) = delete;
@@ -73,7 +78,9 @@ bool check_step(const std::string& ladder, const Step<Run, Size>& step, std::vec
     double greatest = 0;
     try {
         for (const Check& one : check(step.run)) {
-            if (!(one.worst <= 1)) std::fprintf(stderr, "%s, %s, %s: wrong, %.3g times the tolerance\n", ladder.c_str(), step.name, one.size.c_str(), one.worst);
+            if (!(one.worst <= 1))
+                std::fprintf(stderr, "%s, %s, %s: wrong, %.3g times the tolerance\n", ladder.c_str(), step.name, one.size.c_str(),
+                             one.worst);
             greatest = std::max(greatest, one.worst);
         }
     } catch (const std::exception& error) {
@@ -90,10 +97,12 @@ bool check_step(const std::string& ladder, const Step<Run, Size>& step, std::vec
 
 // One ladder. time(step) gives seconds of a run at `size`, and is called on a GPU only.
 template <class Run, class Size, class Time>
-void climb(const std::string& name, const std::string& size_text, const std::vector<Step<Run, Size>>& steps, std::vector<Check> (*check)(Run*), Size size,
-           Time time) {
+void climb(const std::string& name, const std::string& size_text, const std::vector<Step<Run, Size>>& steps,
+           std::vector<Check> (*check)(Run*), Size size, Time time) {
     std::printf("\n%s: %s, %s\n", name.c_str(), size_text.c_str(), PRECISION_NAME);
-    if (ON_GPU) std::printf("     %-40s %-9s %10s %15s   %s\n", "step", "check", "time", "useful", "least time by the bound, and its share of the time");
+    if (ON_GPU)
+        std::printf("     %-40s %-9s %10s %15s   %s\n", "step", "check", "time", "useful",
+                    "least time by the bound, and its share of the time");
     else std::printf("     %-40s %-9s   %-32s   %s\n", "step", "check", "least time by the bound on H200", "on A100 80GB");
     const Work needed = steps.back().work(size)[0];
     const double flops = needed.tensor + needed.fp32;

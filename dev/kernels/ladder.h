@@ -13,7 +13,7 @@ struct Work {
     double tensor = 0;          // FLOPs of the tensor cores
     double fp32 = 0;            // FLOPs of the fp32 lanes, a fused multiply-add being two
     double special = 0;         // exponentials: one operation each of the special function units
-    double words = 0;           // loads and stores of shared memory and the first cache, which are one memory: 4 bytes or less of one thread
+    double words = 0;           // loads and stores of shared memory and the first cache, one memory: up to 4 bytes of one thread
     double lines = 0;           // cache lines of 128 bytes that each warp's load or store of device memory touches, added up
     double instructions = 0;    // of threads, as a rule those of the inner loops
 };
@@ -81,7 +81,8 @@ struct CrossEntropySize {
     int64_t N;
     int V;
 };
-using CrossEntropy = void(float* losses, floatX* logits, float* scratch, const int* targets, float dloss, CrossEntropySize size, Stream stream);
+using CrossEntropy = void(float* losses, floatX* logits, float* scratch, const int* targets, float dloss, CrossEntropySize size,
+                          Stream stream);
 const std::vector<Step<CrossEntropy, CrossEntropySize>>& cross_entropy_ladder();
 
 /// As llmc/attention.h, with as many key heads as query heads, and HEAD channels each.
@@ -102,8 +103,8 @@ using Attention = void(floatX* y, float* lse, float* scratch, const floatX* qkv,
 const std::vector<Step<Attention, AttentionSize>>& attention_ladder();
 
 /// scratch (attention_backward_floats)
-using AttentionBackward = void(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv, AttentionSize size,
-                               Stream stream);
+using AttentionBackward = void(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv,
+                               AttentionSize size, Stream stream);
 const std::vector<Step<AttentionBackward, AttentionSize>>& attention_backward_ladder();
 /// A number a row and two a score, or what llmc/attention.h wants.
 inline size_t attention_backward_floats(AttentionSize s) {

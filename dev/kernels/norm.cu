@@ -14,12 +14,12 @@ static __device__ int64_t row_of_warp() { return static_cast<int64_t>(blockIdx.x
 
 // -------------------------------------------------------------------------------------------------------------------- forward
 
-// 1. A thread a row: the CPU's loop, with rows given to threads.
-// The 32 lanes of a warp read elements that are C apart, so a load of the warp touches 32 cache lines for 64 bytes that it wants (bf16), where
-// neighbours would touch one. The first cache looks up 4 lines a clock, so that each load or store takes 8 clocks: bound by cache
-// lines. Memory itself is spared: it moves sectors of 32 bytes, and the rest of a sector serves the thread's next loads, as long as
-// the first cache still has it. Stores are worse off, since that cache does not gather them: each sends 32 sectors to the second
-// cache, with 2 bytes in each. And N threads are few: 65536 rows are 496 threads for each of 132 multiprocessors, which hold 2048.
+// 1. A thread a row: the CPU's loop, with rows given to threads. The 32 lanes of a warp read elements that are C apart, so a load of the
+// warp touches 32 cache lines for 64 bytes that it wants (bf16), where neighbours would touch one. The first cache looks up 4 lines a
+// clock, so that each load or store takes 8 clocks or more: bound by cache lines. Memory itself is spared: it moves sectors of 32 bytes,
+// and the rest of a sector serves the thread's next loads, as long as the first cache still has it. Stores are worse off, since that
+// cache does not gather them: each sends 32 sectors to the second cache, with 2 bytes in each. And N threads are few: 65536 rows are 496
+// threads for each of 132 multiprocessors, which hold 2048.
 static __global__ void __launch_bounds__(THREADS)
 thread_row_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, float eps) {
     const int64_t n = row_of_thread();
@@ -34,11 +34,12 @@ static void thread_row(floatX* out, float* rstd, const floatX* x, NormSize s, fl
     launch("thread_row", thread_row_kernel, grid_for(s.N, THREADS), stream, out, rstd, x, s.N, s.C, eps);
 }
 
-// 2. A warp a row: neighbouring lanes read neighbouring elements, so a load of the warp touches one line and wants every byte that it gets
-// (coalesced). 32 times as many threads, each with 1/32 of the work: enough to fill the device. The lanes' sums meet in five
-// shuffles, without shared memory. From here on the bound is device memory; the steps differ in how near they come. This one is held back by
-// small accesses, 2 bytes a lane: 15 instructions an element, half of the memory's time on an H200; and by the second loop, where only one
-// load of a thread is under way at a time: out could be x for all that the compiler knows, so it moves no load above a store.
+// 2. A warp a row: neighbouring lanes read neighbouring elements, so a load of the warp touches one line and wants every byte that it
+// gets (coalesced). 32 times as many threads, each with 1/32 of the work: enough to fill the device. The lanes' sums meet in five
+// shuffles, without shared memory. From here on the bound is device memory; the steps differ in how near they come. This one is held
+// back by small accesses, 2 bytes a lane: 15 instructions an element, half of the memory's time on an H200; and by the second loop,
+// where only one load of a thread is under way at a time: out could be x for all that the compiler knows, so it moves no load above a
+// store.
 static __global__ void __launch_bounds__(THREADS)
 warp_row_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, float eps) {
     const int64_t n = row_of_warp();
@@ -53,8 +54,8 @@ static void warp_row(floatX* out, float* rstd, const floatX* x, NormSize s, floa
     launch("warp_row", warp_row_kernel, grid_for(s.N, THREADS / WARP), stream, out, rstd, x, s.N, s.C, eps);
 }
 
-// 3. 16 bytes a lane, the widest load of an A100 or H200: one moves 512 bytes of the row, so 1/8 of the loads and stores is left (bf16), and
-// half of the instructions, for unpacking stays. Held back by latency: a row of 768 is three turns of the loop, each of which waits
+// 3. 16 bytes a lane, the widest load of an A100 or H200: one moves 512 bytes of the row, so 1/8 of the loads and stores is left (bf16),
+// and half of the instructions, for unpacking stays. Held back by latency: a row of 768 is three turns of the loop, each of which waits
 // for its load, and then the row is read again, from the first cache as a rule.
 static __global__ void __launch_bounds__(THREADS)
 wide_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, float eps) {
@@ -77,11 +78,11 @@ static void wide(floatX* out, float* rstd, const floatX* x, NormSize s, float ep
     launch("wide", wide_kernel, grid_for(s.N, THREADS / WARP), stream, out, rstd, x, s.N, s.C, eps);
 }
 
-// 4. The row in registers: one reading. The lane's pieces (4 for up to 1024 channels in bf16) are loaded before the first is used, so that all
-// of a warp's row is on its way at once. How much must be on its way to keep memory busy is its rate times its latency: with 4.8 TB/s and, say,
-// 0.7 us, 25 KB for each of 132 multiprocessors. That is 17 warps with a row of 1.5 KiB each, and 48 fit here (40 registers a
-// thread). The loop is unrolled, because registers have no addresses: an index that the compiler does not know puts the array into
-// local memory, which is device memory. Bound by device memory: each element is read once and written once.
+// 4. The row in registers: one reading. The lane's pieces (4 for up to 1024 channels in bf16) are loaded before the first is used, so
+// that all of a warp's row is on its way at once. How much must be on its way to keep memory busy is its rate times its latency: with
+// 4.8 TB/s and, say, 0.7 us, 25 KB for each of 132 multiprocessors. That is 17 warps with a row of 1.5 KiB each, and 48 fit here (40
+// registers a thread). The loop is unrolled, because registers have no addresses: an index that the compiler does not know puts the
+// array into local memory, which is device memory. Bound by device memory: each element is read once and written once.
 static constexpr int PIECES = 1024 / VECTOR / WARP;
 
 static __device__ void load_row(Packed (&pieces)[PIECES], const floatX* row, int C) {
@@ -150,7 +151,8 @@ warp_row_backward_kernel(floatX* dx, const floatX* dout, const floatX* out, cons
     float sum = 0;
     for (int c = lane_of_thread(); c < C; c += WARP) sum += to_float(dout[n * C + c]) * to_float(out[n * C + c]);
     const float mean = warp_sum(sum) / static_cast<float>(C), r = rstd[n];
-    for (int c = lane_of_thread(); c < C; c += WARP) dx[n * C + c] = to_floatX(r * (to_float(dout[n * C + c]) - to_float(out[n * C + c]) * mean));
+    for (int c = lane_of_thread(); c < C; c += WARP)
+        dx[n * C + c] = to_floatX(r * (to_float(dout[n * C + c]) - to_float(out[n * C + c]) * mean));
 }
 static void warp_row_backward(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, NormSize s, Stream stream) {
     launch("warp_row_backward", warp_row_backward_kernel, grid_for(s.N, THREADS / WARP), stream, dx, dout, out, rstd, s.N, s.C);

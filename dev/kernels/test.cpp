@@ -5,7 +5,8 @@
 template <class Run, class Size>
 static void all_right(const std::vector<Step<Run, Size>>& steps, std::vector<Check> (*check)(Run*)) {
     for (const Step<Run, Size>& step : steps)
-        for (const Check& one : check(step.run)) CHECK_MESSAGE(one.worst <= 1, step.name, ", ", one.size, ": ", one.worst, " times the tolerance");
+        for (const Check& one : check(step.run))
+            CHECK_MESSAGE(one.worst <= 1, step.name, ", ", one.size, ": ", one.worst, " times the tolerance");
 }
 
 TEST_CASE("ladder: every step of the norm, forward") { all_right(norm_forward_ladder(), check_norm_forward); }
