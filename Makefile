@@ -60,10 +60,10 @@ else
 endif
 
 PROGRAMS := train_gpt grow stack convert data/tokenize
-# Ops come in two files of one name: the .cpp is the CPU's, the .cu is CUDA's. CUDA may have more files.
+# An op comes in two files of one name, the .cpp for the CPU and the .cu for CUDA; a .cu alone is a part of another.
 OPS := $(basename $(wildcard llmc/*.cu))
-LIBRARY := $(patsubst %.cpp,$(HOST)/%.o,$(filter-out $(OPS:%=%.cpp),$(wildcard llmc/*.cpp))) \
-           $(if $(filter cuda,$(TARGET)),$(OPS:%=$(BUILD)/%.cu.o),$(patsubst %.cpp,$(HOST)/%.o,$(wildcard $(OPS:%=%.cpp))))
+SOURCES := $(wildcard llmc/*.cpp)
+LIBRARY := $(if $(filter cuda,$(TARGET)),$(patsubst %.cpp,$(HOST)/%.o,$(filter-out $(OPS:%=%.cpp),$(SOURCES))) $(OPS:%=$(BUILD)/%.cu.o),$(SOURCES:%.cpp=$(HOST)/%.o))
 TESTS := $(patsubst %.cpp,$(HOST)/%.o,$(wildcard test/*.cpp))
 # Suites that work with files and programs: once, whichever precision these are built for.
 RUN_PROGRAMS := $(basename $(notdir $(shell grep -l '"test/program.h"' test/*.cpp)))
