@@ -97,15 +97,15 @@ def rotate(x, cos, sin):
     return torch.cat([a * cos + b * sin, b * cos - a * sin], -1).to(x.dtype)
 
 
-def make_attention(c, device):
-    """attend(q, k, v, window), each (B, T, heads, D)."""
+def make_attention(c, device, flex):
+    """attend(q, k, v, window), each (B, T, heads, D). flex: windows by flex_attention, whose gradients only a GPU has."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
     T, grouped = c["seq_len"], c["n_head"] != c["n_kv_head"]
     masks = {}
     for window in {w for w in c["windows"] if w < T - 1}:
         def sees(b, h, query, key, window=window):
             return (key <= query) & (query - key <= window)
-        if device == "cuda":
+        if flex:
             masks[window] = create_block_mask(sees, None, None, T, T, device=device)
         else:
             query, key = torch.arange(T)[:, None], torch.arange(T)[None]
@@ -115,7 +115,7 @@ def make_attention(c, device):
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         if window not in masks:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        elif device == "cuda":
+        elif flex:
             y = flex_attention(q, k, v, block_mask=masks[window], enable_gqa=grouped)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=masks[window], enable_gqa=grouped)
@@ -123,12 +123,12 @@ def make_attention(c, device):
     return attend
 
 
-def make_loss(c, device, dtype):
+def make_loss(c, device, dtype, flex=None):
     """loss(p, idx, targets): the mean in nats; p are the fp32 master weights, read in dtype."""
     H, HK, C, eps = c["n_head"], c["n_kv_head"], c["n_embd"], c["norm_eps"]
     D = C // H
     cos, sin = rotary_table(c["seq_len"], D, device)
-    attend = make_attention(c, device)
+    attend = make_attention(c, device, device == "cuda" if flex is None else flex)
 
     def loss(p, idx, targets):
         B, T = idx.shape
@@ -352,13 +352,14 @@ def bench_attention(clock, device):
                 print(f"torch attention {name} {B}x{T}x{H}x{D}: left out, {first_line(error)}", flush=True)
 
 
-def bench_model(name, clock, device, compiled=True):
-    """Without a clock it only compiles."""
+def bench_model(name, clock, device, compiled=True, halvings=0):
+    """Without a clock it only compiles. halvings: of the micro-batch, where all of it does not fit."""
     c, B, accumulate = MODELS[name]
+    B, accumulate = B >> halvings, accumulate << halvings
     T, started = c["seq_len"], time.perf_counter()
     torch.manual_seed(1)
-    # Any small weights will do: only the loss is a check that the model is alive.
-    p = {tensor: (torch.randn(shape, device=device) * 0.02 if len(shape) > 1 else torch.full(shape, 0.5, device=device)).requires_grad_()
+    # Any weights do that make the loss depend on the attention: it is compared with what the same code gives uncompiled.
+    p = {tensor: (torch.randn(shape, device=device) * 0.05 if len(shape) > 1 else torch.full(shape, 0.5, device=device)).requires_grad_()
          for tensor, shape in tensor_shapes(c).items()}
     idx, targets = (torch.randint(c["vocab_size"], (B, T), device=device) for _ in range(2))
     loss_of = make_loss(c, device, torch.bfloat16)
@@ -379,12 +380,15 @@ def bench_model(name, clock, device, compiled=True):
         gradients(micro_batches)
         optimizer.step(1e-3)
 
+    with torch.no_grad():
+        plain_loss = make_loss(c, device, torch.bfloat16, flex=False)
+        plain = sum(plain_loss(p, idx[i:i + 1], targets[i:i + 1]).item() for i in range(B)) / B
     loss = gradients(1).item()
     step(1)
     if not clock:
         return
     clock.wait()
-    print(f"torch {name}: loss at the start {loss:.4f} (ln V = {math.log(c['vocab_size']):.4f}), compiled in {time.perf_counter() - started:.0f} s", flush=True)
+    print(f"torch {name}: compiled in {time.perf_counter() - started:.0f} s; loss {loss:.4f}, uncompiled and with plain masks {plain:.4f}", flush=True)
     tokens, flops = B * T, flops_per_token(c)
     for what, count, work in (("forward and backward", 1, lambda: gradients(1)), ("step", 1, lambda: step(1)), ("step", accumulate, lambda: step(accumulate))):
         seconds = clock.median(work, budget=0.5 if device == "cuda" else 0.0, warm=2)
@@ -419,7 +423,14 @@ def main():
             if part == "attention":
                 bench_attention(clock, device)
             else:
-                bench_model(part, clock, device, compiled=device == "cuda")
+                for halvings in range(3):
+                    try:
+                        bench_model(part, clock, device, compiled=device == "cuda", halvings=halvings)
+                        break
+                    except torch.OutOfMemoryError:
+                        print(f"torch {part}: {MODELS[part][1] >> halvings} sequences do not fit into the memory", flush=True)
+                    torch.compiler.reset()
+                    torch.cuda.empty_cache()
         except Exception as error:
             print(f"torch {part}: ended by {first_line(error)}", flush=True)
             failed = 1

@@ -106,6 +106,12 @@ say "## Build and tests"
 say ""
 say "| what | result | seconds |"
 say "|---|---|--:|"
+for p in bf16 fp32; do
+    targets="build/cuda-$p/tests"
+    [ $p = fp32 ] || targets+=" build/cuda-$p/train_gpt build/cuda-$p/bench build/cuda-$p/bench_ops"
+    # shellcheck disable=SC2086
+    start "build-$p" 300 make --no-print-directory -j"$(nproc)" DEVICE=cuda ARCH="$arch" PRECISION=$p COMMIT="$COMMIT" $targets
+done
 # PyTorch's compiler takes minutes: it works while nvcc does, and its cache has the programs later.
 if command -v python3 >/dev/null; then
     run torch-version 60 python3 -c 'import torch; print(torch.__version__)'
@@ -113,12 +119,6 @@ if command -v python3 >/dev/null; then
     export TORCHINDUCTOR_CACHE_DIR=$PWD/$logs/inductor
     [ "$torch" != 0 ] || start torch-warm 240 python3 dev/bench_torch.py --warm
 fi
-for p in bf16 fp32; do
-    targets="build/cuda-$p/tests"
-    [ $p = fp32 ] || targets+=" build/cuda-$p/train_gpt build/cuda-$p/bench build/cuda-$p/bench_ops"
-    # shellcheck disable=SC2086
-    start "build-$p" 300 make --no-print-directory -j"$(nproc)" DEVICE=cuda ARCH="$arch" PRECISION=$p COMMIT="$COMMIT" $targets
-done
 built=()
 for p in bf16 fp32; do
     finish build-$p
