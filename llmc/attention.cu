@@ -66,13 +66,22 @@ struct Tile {
     __device__ void fetch(const bf16* from, int64_t stride, int rows, int D) const {
         constexpr int STEP = THREADS / PIECES;
         static_assert(THREADS % PIECES == 0 && ROWS % STEP == 0);
-        const int row = static_cast<int>(threadIdx.x) / PIECES, piece = static_cast<int>(threadIdx.x) % PIECES;
+        uint32_t thread = threadIdx.x;
+        settle(thread);             // or the compiler keeps what follows from it in registers, which the sums need
+        const int row = static_cast<int>(thread) / PIECES, piece = static_cast<int>(thread) % PIECES;
         if (piece * 8 >= D) rows = 0;
         from += row * stride + piece * 8;
 #pragma unroll
         for (int i = 0; i < ROWS; i += STEP, from += STEP * stride) copy_async(at(row + i, piece), from, row + i < rows);
     }
 };
+
+// Which block this is, asked again after a long loop, that has no registers to keep what follows from it.
+static __device__ int block_again() {
+    uint32_t block = blockIdx.x;
+    settle(block);
+    return static_cast<int>(block);
+}
 
 // A warp's sums, 16 M rows by N columns, as mma gives them: lane holds rows 16 m + lane / 4 and 8 below it, and of every
 // 8 columns 2 (lane % 4) and the next.
@@ -188,14 +197,14 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
     const int q0 = (tiles - 1 - place.tile) * QUERIES, g = place.head / s.group();      // the longest walks begin first
     const int row0 = 16 * M * warp_of_thread();                                           // the warp's first row in the tile
     const bf16* keys = s.keys(qkv, place.batch, g);
-    const bf16* values = s.values(qkv, place.batch, g);
 
     const Tile<HEAD> q_tile{0};
     auto k_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(QUERIES + 2 * stage * KEYS)}; };
     auto v_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(QUERIES + (2 * stage + 1) * KEYS)}; };
     auto fetch_keys = [&](int k0, int stage) {
-        k_tile(stage).template fetch<KEYS, F::THREADS>(keys + k0 * s.width(), s.width(), s.T - k0, s.D);
-        v_tile(stage).template fetch<KEYS, F::THREADS>(values + k0 * s.width(), s.width(), s.T - k0, s.D);
+        const bf16* from = keys + k0 * s.width();
+        k_tile(stage).template fetch<KEYS, F::THREADS>(from, s.width(), s.T - k0, s.D);
+        v_tile(stage).template fetch<KEYS, F::THREADS>(from + s.HK * s.D, s.width(), s.T - k0, s.D);
         copy_async_commit();
     };
     const int first = max(0, q0 - s.window) / KEYS * KEYS, end = min(q0 + QUERIES, s.T);
@@ -259,18 +268,19 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
         }
     }
 
+    const Place to(block_again(), tiles, s.H);
+    const int t0 = (tiles - 1 - to.tile) * QUERIES + row0;
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             sum[m][r] = warp_sum<4>(sum[m][r]);
-            const int t = q0 + row0 + row_of(m, 2 * r);
+            const int t = t0 + row_of(m, 2 * r);
             if (lane_of_thread() % 4 == 0 && t < s.T)
-                lse[(static_cast<int64_t>(place.batch) * s.H + place.head) * s.T + t] = greatest[m][r] * LN2 + logf(sum[m][r]);
+                lse[(static_cast<int64_t>(to.batch) * s.H + to.head) * s.T + t] = greatest[m][r] * LN2 + logf(sum[m][r]);
             sum[m][r] = 1 / sum[m][r];
         }
-    const int t = q0 + row0;
-    store_rows(s.out(y, place.batch, place.head) + t * s.out_width(), s.out_width(), s.T - t, s.D, out, sum, q_tile, row0);
+    store_rows(s.out(y, to.batch, to.head) + t0 * s.out_width(), s.out_width(), s.T - t0, s.D, out, sum, q_tile, row0);
 }
 
 // ----------------------------------------------------------------------------------------------------------------- backward
@@ -446,7 +456,9 @@ backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const 
             }
         }
     }
-    store_rows(s.queries(dqkv, place.batch, place.head) + q * s.width(), s.width(), s.T - q, s.D, dq, scales, q_tile, row0);
+    const Place to(block_again(), tiles, s.H);
+    const int t0 = (tiles - 1 - to.tile) * QUERIES + row0;
+    store_rows(s.queries(dqkv, to.batch, to.head) + t0 * s.width(), s.width(), s.T - t0, s.D, dq, scales, q_tile, row0);
 }
 
 template <int HEAD>

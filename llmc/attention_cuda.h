@@ -51,5 +51,6 @@ HOST_DEVICE inline int64_t padded(int T) { return (static_cast<int64_t>(T) + QUE
 // Are heads of this size for the kernels of attention_hopper.cu, here and now?
 bool attention_on_hopper(int D);
 void attention_forward_hopper(bf16* y, float* lse, const bf16* qkv, int B, const AttentionSizes& s, Stream stream);
-void attention_backward_hopper(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv, int B, const AttentionSizes& s, Stream stream);
+void attention_backward_hopper(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv, int B, const AttentionSizes& s,
+                               Stream stream);
 #endif

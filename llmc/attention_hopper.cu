@@ -27,6 +27,7 @@ using Sizes = AttentionSizes;
 
 constexpr int GROUP = 128;              // threads of a warpgroup
 constexpr int BOX = 64;                 // rows and columns of what the copy engine brings at once: 128 bytes a row, swizzled
+constexpr int ROW_BYTES = BOX * sizeof(bf16);
 constexpr int SLOTS = 2;                // buffers for the tile that a block works on
 constexpr int PRODUCER_REGISTERS = 24;  // of the 504 that a thread of each of the warpgroups can have together
 
@@ -39,11 +40,11 @@ constexpr int REGISTERS = (504 - PRODUCER_REGISTERS) / GROUPS / 8 * 8;
 // Rows of one head in shared memory: boxes of 64 x 64, those of the first 64 columns before the others.
 template <int HEAD, int ROWS>
 struct Tile {
-    static constexpr int BLOCK = ROWS * BOX * sizeof(bf16), BYTES = HEAD / BOX * BLOCK;     // of 64 columns; of all
+    static constexpr int BLOCK = ROWS * ROW_BYTES, BYTES = HEAD / BOX * BLOCK;      // of 64 columns; of all
 
     alignas(1024) char bytes[BYTES];
 
-    __device__ char* box(uint32_t row, uint32_t column) { return bytes + column / BOX * BLOCK + row * BOX * sizeof(bf16); }
+    __device__ char* box(uint32_t row, uint32_t column) { return bytes + column / BOX * BLOCK + row * ROW_BYTES; }
 
     // Starts copying rows that begin at (column, row) of the tensor.
     __device__ void load(const CUtensorMap& from, int column, int row, int batch, uint64_t* barrier) {
@@ -54,16 +55,18 @@ struct Tile {
     }
 };
 
-// A warpgroup's sums, 64 rows by N columns, as wgmma gives them: lane holds rows row_of(0) and row_of(2) of its warp's 16, and of every 8
-// columns 2 (lane % 4) and the next.
+// A warpgroup's sums, 64 rows by N columns, as wgmma gives them: element [n][i] is at row_of(i), column_of(n, i).
 template <int N>
 using Sums = float[N / 8][4];
 // N columns of them rounded to bf16: the left side of the next product.
 template <int N>
 using Left = uint32_t[N / 16][4];
 
-__device__ int row_of(int i) { return warp_of_thread() % 4 * 16 + lane_of_thread() / 4 + i / 2 * 8; }
-__device__ int column_of(int n, int i) { return 8 * n + 2 * (lane_of_thread() % 4) + i % 2; }
+// Its warps have it from one lane, so that the compiler keeps what follows from it once for all lanes.
+[[maybe_unused]] __device__ int group_of_thread() { return __shfl_sync(ALL_LANES, static_cast<int>(threadIdx.x) / GROUP, 0); }
+
+[[maybe_unused]] __device__ int row_of(int i) { return warp_of_thread() % 4 * 16 + lane_of_thread() / 4 + i / 2 * 8; }
+[[maybe_unused]] __device__ int column_of(int n, int i) { return 8 * n + 2 * (lane_of_thread() % 4) + i % 2; }
 
 template <int COLUMNS8>
 __device__ void clear(float (&sums)[COLUMNS8][4]) {
@@ -88,8 +91,10 @@ __device__ void start_product(float (&sums)[N / 8][4], Tile<HEAD, ROWS>& x, int 
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < HEAD / 16; k++) {
-        const int block = k * 16 / BOX, within = k * 32 % (BOX * static_cast<int>(sizeof(bf16)));
-        wgmma<N>(sums, descriptor_at(x_rows, block * Tile<HEAD, ROWS>::BLOCK + within), descriptor_at(y_rows, block * Tile<HEAD, N>::BLOCK + within), k > 0);
+        const int block = k * 16 / BOX, within = k * 32 % ROW_BYTES;
+        const uint64_t x_at = descriptor_at(x_rows, block * Tile<HEAD, ROWS>::BLOCK + within);
+        const uint64_t y_at = descriptor_at(y_rows, block * Tile<HEAD, N>::BLOCK + within);
+        wgmma<N>(sums, x_at, y_at, k > 0);
     }
     wgmma_commit();
 }
@@ -100,7 +105,7 @@ __device__ void start_add_product(float (&sums)[HEAD / 8][4], const uint32_t (&l
     const uint64_t y_columns = matrix_descriptor(y.bytes, Tile<HEAD, K>::BLOCK);
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < K / 16; k++) wgmma_add<HEAD>(sums, left[k], descriptor_at(y_columns, k * 16 * BOX * static_cast<int>(sizeof(bf16))));
+    for (int k = 0; k < K / 16; k++) wgmma_add<HEAD>(sums, left[k], descriptor_at(y_columns, k * 16 * ROW_BYTES));
     wgmma_commit();
 }
 
@@ -115,8 +120,8 @@ __device__ void start_store(const CUtensorMap& to, int column, int row, int batc
     for (int n = 0; n < HEAD / 8; n++)
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
-            char* place = tile.box(group * BOX + lane_row + i / 2 * 8, n * 8) + (n % 8 ^ lane_row % 8) * 16 + column_of(0, 0) * sizeof(bf16);
-            *reinterpret_cast<uint32_t*>(place) = pack_bf16(sums[n][i] * factor[i / 2], sums[n][i + 1] * factor[i / 2]);
+            char* piece = tile.box(group * BOX + lane_row + i / 2 * 8, n * 8) + (n % 8 ^ lane_row % 8) * 16;
+            reinterpret_cast<uint32_t*>(piece)[lane_of_thread() % 4] = pack_bf16(sums[n][i] * factor[i / 2], sums[n][i + 1] * factor[i / 2]);
         }
     async_fence();
     named_barrier(1 + group, GROUP);
@@ -173,8 +178,8 @@ struct Ring {
     }
 };
 
-// Calls work(item) for each of the block's items, of `items` that are sorted in runs of the longest first. Every other round goes backwards,
-// so that a block that had a long one gets a short one.
+// Calls work(item) for each of the block's items, of `items` that are sorted in runs of the longest first. Every other round goes
+// backwards, so that a block that had a long one gets a short one.
 template <class Work>
 __device__ void for_items(int items, Work work) {
     const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
@@ -237,7 +242,8 @@ __device__ void softmax(float (&p)[COLUMNS8][4], float (&shrink)[2], float (&gre
 
 template <int HEAD>
 __global__ void __launch_bounds__(Forward<HEAD>::THREADS, 1)
-forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __grid_constant__ CUtensorMap qkv_map, Sizes s, int tiles, int items) {
+forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __grid_constant__ CUtensorMap qkv_map, Sizes s, int tiles,
+               int items) {
 #if HOPPER_CODE
     using F = Forward<HEAD>;
     constexpr int KEYS = F::KEYS;
@@ -273,11 +279,11 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
         }
     } else {
         registers_grow<REGISTERS<F::GROUPS>>();
-        const int group = __shfl_sync(ALL_LANES, static_cast<int>(threadIdx.x) / GROUP, 0) - 1;      // the same in all lanes, for the compiler
+        const int group = group_of_thread() - 1;
         const bool leader = threadIdx.x % GROUP == 0;
         const float log2_scale = inverse_sqrt(HEAD) * LOG2E;        // exp(scale x) = 2^(log2_scale x)
         Turn<F::STAGES> k_turn, v_turn;
-        // In the order in which the producer brings them: it waits for the values of a tile before it brings the keys of the next but one.
+        // As the producer brings them: it waits for room for a tile's values before it brings the next keys.
         auto skip = [&](int count) {
             for (; count > 0; count--) {
                 shared.k_ring.skip(k_turn);
@@ -311,7 +317,8 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                             if (!s.sees(q + row_of(i), j * KEYS + column_of(n, i))) p[n][i] = -INFINITY;
                 }
                 softmax(p, shrink, greatest, sum, log2_scale);
-                // Waiting for the next keys here, the compiler cannot move the wait for the sums in front of the softmax, where they would not overlap.
+                // Here the next keys are waited for, because past this the compiler does not move the wait for the sums that run beside the
+                // softmax; it would move it to the front.
                 settle(p);
                 if (j + 1 < walk.end) shared.k_ring.wait(k_turn);
             };
@@ -375,7 +382,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
 // ----------------------------------------------------------------------------------------------------------------- backward
 // As in attention.cu: p and the gradient of the scores are computed twice, once with the keys' owner and once with the queries'.
 
-__device__ float probability(float score, float log2_scale, float lse2) { return fast_exp2(fmaf(score, log2_scale, -lse2)); }
+[[maybe_unused]] __device__ float probability(float score, float log2_scale, float lse2) { return fast_exp2(fmaf(score, log2_scale, -lse2)); }
 
 template <int HEAD>
 struct BackwardKeys {
@@ -432,7 +439,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
         }
     } else {
         registers_grow<REGISTERS<F::GROUPS>>();
-        const int group = __shfl_sync(ALL_LANES, static_cast<int>(threadIdx.x) / GROUP, 0) - 1;      // the same in all lanes, for the compiler
+        const int group = group_of_thread() - 1;
         const bool leader = threadIdx.x % GROUP == 0;
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
         // Results leave through the slot that the tile came in, while the next tile's work has begun.
@@ -561,7 +568,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
         }
     } else {
         registers_grow<REGISTERS<F::GROUPS>>();
-        const int group = __shfl_sync(ALL_LANES, static_cast<int>(threadIdx.x) / GROUP, 0) - 1;      // the same in all lanes, for the compiler
+        const int group = group_of_thread() - 1;
         const bool leader = threadIdx.x % GROUP == 0;
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
         Turn<F::STAGES> sums_turn;                                  // of the keys that dq's next sums need
@@ -589,7 +596,8 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
             if (walk.count() > 0) {
                 QueryRow row[2];
 #pragma unroll
-                for (int r = 0; r < 2; r++) row[r] = rows[(static_cast<int64_t>(place.batch) * s.H + place.head) * padded(s.T) + q + row_of(2 * r)];
+                for (int r = 0; r < 2; r++)
+                    row[r] = rows[(static_cast<int64_t>(place.batch) * s.H + place.head) * padded(s.T) + q + row_of(2 * r)];
                 Sums<HEAD> dq;
                 Sums<KEYS> p, ds;
                 Left<KEYS> ds_left;
@@ -674,7 +682,8 @@ CUtensorMap tensor_map(const char* op, const bf16* begin, int B, int T, int64_t 
     const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<bf16*>(begin), sizes, strides, box, steps,
                                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    require(result == CUDA_SUCCESS, op, ": the driver refuses a tensor of ", B, " x ", T, " x ", columns, " (error ", static_cast<int>(result), ")");
+    require(result == CUDA_SUCCESS, op, ": the driver refuses to copy boxes of a tensor of ", B, " x ", T, " x ", columns, ": CUDA error ",
+            static_cast<int>(result));
     return map;
 }
 
@@ -701,9 +710,9 @@ void backward(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv,
     const CUtensorMap dqkv_map = tensor_map(op, dqkv, B, s.T, s.width()), dy_map = tensor_map(op, dy, B, s.T, s.out_width()),
                       qkv_map = tensor_map(op, qkv, B, s.T, s.width());
     const int key_tiles = ceil_div(s.T, K::KEYS), query_tiles = ceil_div(s.T, Q::QUERIES);
-    launch(op, backward_keys_kernel<HEAD>, grid<K>(key_tiles * s.HK * B), stream, dqkv_map, rows, dy_map, qkv_map, s, key_tiles, key_tiles * s.HK * B);
-    launch(op, backward_queries_kernel<HEAD>, grid<Q>(query_tiles * s.H * B), stream, dqkv_map, rows, dy_map, qkv_map, s, query_tiles,
-           query_tiles * s.H * B);
+    const int key_items = key_tiles * s.HK * B, query_items = query_tiles * s.H * B;
+    launch(op, backward_keys_kernel<HEAD>, grid<K>(key_items), stream, dqkv_map, rows, dy_map, qkv_map, s, key_tiles, key_items);
+    launch(op, backward_queries_kernel<HEAD>, grid<Q>(query_items), stream, dqkv_map, rows, dy_map, qkv_map, s, query_tiles, query_items);
 }
 
 bool hopper_wanted = true;
