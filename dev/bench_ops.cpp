@@ -386,11 +386,15 @@ struct Step {
         for (const Tensor& tensor : table) elements += tensor.spec->group == Group::matrix ? 0 : tensor.numel;
         report.op("adamw_update", concat(elements), 1, (28 + rounded) * static_cast<double>(elements), 0, [&](Tensors& t) {
             std::vector<AdamWTensor> all;
+            std::vector<AdamWHyper> hypers;
             for (const Tensor& tensor : table)
-                if (tensor.spec->group != Group::matrix)
+                if (tensor.spec->group != Group::matrix) {
                     all.push_back({t.noise<float>(tensor.numel), rounded > 0 ? t.zeros<floatX>(tensor.numel) : nullptr, t.noise<float>(tensor.numel),
-                                   t.zeros<float>(tensor.numel), t.zeros<float>(tensor.numel), tensor.numel, 1e-3f, 0.9f, 0.95f, 1e-8f, 0});
-            return [all] { adamw_update(all.data(), static_cast<int>(all.size()), 10, nullptr); };
+                                   t.zeros<float>(tensor.numel), t.zeros<float>(tensor.numel), tensor.numel});
+                    hypers.push_back(adamw_hyper(1e-3f, 0.9f, 0.95f, 1e-8f, 0, 10));
+                }
+            const AdamWHyper* on_device = t.copy_of(hypers);
+            return [all, on_device] { adamw_update(all.data(), on_device, static_cast<int>(all.size()), nullptr); };
         });
 
         std::set<std::pair<int, int>> shapes;
@@ -410,8 +414,9 @@ struct Step {
                     all.push_back({t.noise<float>(int64_t{rows} * cols), rounded > 0 ? t.zeros<floatX>(int64_t{rows} * cols) : nullptr,
                                    t.noise<float>(int64_t{rows} * cols), t.zeros<float>(int64_t{rows} * cols), nanochat ? t.zeros<float>(std::max(rows, cols)) : nullptr});
                 char* scratch = t.zeros<char>(static_cast<int64_t>(muon_scratch(count, rows, cols)));
-                MuonHyper hyper{.kind = nanochat ? MuonKind::nanochat : MuonKind::speedrun, .lr = 1e-3f, .momentum = 0.95f, .beta2 = 0.95f, .weight_decay = 0};
-                return [=] { muon_update(all.data(), count, rows, cols, hyper, scratch, nullptr); };
+                const MuonHyper* hyper = t.copy_of(std::vector{MuonHyper{.lr = 1e-3f, .momentum = 0.95f, .beta2 = 0.95f, .weight_decay = 0}});
+                const MuonKind kind = nanochat ? MuonKind::nanochat : MuonKind::speedrun;
+                return [=] { muon_update(all.data(), scratch, hyper, count, rows, cols, kind, nullptr); };
             });
         }
     }
