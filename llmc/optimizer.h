@@ -28,7 +28,7 @@ public:
     explicit Optimizer(GPT& model);
     void allocate();
 
-    /// What the next updates do, written to the device. step: 1 at the first. Waits for what the device was given before.
+    /// What the next updates do, written to the device. step: 1 at the first.
     void set_step(const OptimizerOptions& options, const StepSchedule& schedule, int64_t step);
     /// One update of every tensor that is not frozen, from the model's gradients. Only starts work on the device, always the same:
     /// a recording of it can be run again after another set_step.
