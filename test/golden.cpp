@@ -98,24 +98,39 @@ TEST_CASE("golden: parameters after three steps, speedrun") {
     }
 }
 
+/// Elements that are further from the case's than 2e-5 of the tensor's root mean square.
+static int64_t elements_off(const std::vector<float>& values, const std::vector<float>& expected) {
+    double mean_square = 0;
+    for (float x : expected) mean_square += double{x} * x / static_cast<double>(expected.size());
+    int64_t off = 0;
+    for (size_t i = 0; i < expected.size(); i++) off += std::abs(values[i] - expected[i]) > 2e-5 * std::sqrt(mean_square);
+    return off;
+}
+
 TEST_CASE("golden: parameters after three steps, nanochat") {
     if (!FP32) return;
     Case c("nanochat");
     GPT model(c.config, c.batch(), Mode::train);
     train_three_steps(model, c);
-    for (const Tensor& tensor : model.tensors) {
-        CAPTURE(tensor.name);
+    auto values_of = [&](const Tensor& tensor) {
         std::vector<float> values(tensor.numel);
         model.get_tensor(values.data(), tensor);
+        return values;
+    };
+    // Cautious decay and an eps of 1e-10 flip single elements that lie at zero; all others are as near as speedrun's. Which of them flip is
+    // the order of sums. One in the first layer's attention is felt by every layer above: with CUDA's order
+    // of sums h.0.v has one, and 2 % of an embedding's elements follow. The CPU's has none there.
+    bool flipped = false;
+    for (const Tensor& tensor : model.tensors)
+        for (const char* name : {"h.0.q", "h.0.k", "h.0.v"})
+            flipped = flipped || (tensor.name == name && elements_off(values_of(tensor), c.golden.at(std::string("after/") + name)) > 0);
+    for (const Tensor& tensor : model.tensors) {
+        CAPTURE(tensor.name);
+        CAPTURE(flipped);
+        const std::vector<float> values = values_of(tensor);
         const std::vector<float>& expected = c.golden.at("after/" + tensor.name);
         CHECK(relative_error(values, expected) <= 5e-4);
-        // Cautious decay and an eps of 1e-10 flip single elements that lie at zero; all others are as near as speedrun's.
-        double mean_square = 0;
-        for (float x : expected) mean_square += double{x} * x / static_cast<double>(expected.size());
-        int64_t off = 0;
-        for (size_t i = 0; i < expected.size(); i++) off += std::abs(values[i] - expected[i]) > 2e-5 * std::sqrt(mean_square);
-        // A flip in the first layer (an element of h.0.v lies so near zero that the order of a sum decides) moves 2 % of an embedding's.
         const bool embedding = tensor.spec->group == Group::embedding || tensor.spec->group == Group::value_embedding;
-        CHECK(off <= (embedding ? 0.03 : 0.01) * static_cast<double>(expected.size()));
+        CHECK(elements_off(values, expected) <= (flipped && embedding ? 0.03 : 0.01) * static_cast<double>(expected.size()));
     }
 }
