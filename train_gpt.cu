@@ -37,7 +37,7 @@ using nlohmann::json;
 
 // ------------------------------------------------------------------------------------------------------- settings
 
-/// Every flag's value. Empty texts, and 0 where the help says so, stand for the recipe's own.
+/// Every flag's value. Empty texts, 0 and -1 stand for the recipe's own.
 struct Settings {
     // model
     std::string recipe = "nanochat";
@@ -70,9 +70,9 @@ struct Settings {
 static void declare(Flags& flags, Settings& s) {
     using K = FlagKind;
     const int max_int = std::numeric_limits<int>::max();
-    const std::string model = "Model (0 or empty: the recipe's own; with --init and --resume the file's)";
+    const std::string model = "Model (left out: the recipe's own; with --init and --resume the file's)";
     flags.choice("--recipe", s.recipe, {"nanochat", "speedrun"}, K::model, model,
-                 "which of the two studies' models and optimizers");
+                 "which of the two studies' models and optimizers (nanochat)");
     flags.number("--depth", s.depth, 1, MAX_LAYERS, K::model, model, "layers (12)");
     flags.number("--width", s.width, 8, 1 << 20, K::model, model,
                  "channels (64 x depth; nanochat: rounded up to whole heads of 128)");
@@ -82,13 +82,16 @@ static void declare(Flags& flags, Settings& s) {
     flags.number("--vocab-size", s.vocab_size, 8, 65536, K::model, model, "a multiple of 8 (nanochat 32768, speedrun 50304)");
     flags.text("--window-pattern", s.window_pattern, K::model, model,
                "S (half of seq-len) and L (all), repeated; the last layer sees all (nanochat SSSL, speedrun L)");
-    flags.choice("--activation", s.activation, {"gelu", "relu2"}, K::model, model, "of the MLP");
-    flags.choice("--tied", s.tied, {"yes", "no"}, K::model, model, "the head is the embedding");
-    flags.choice("--qk-norm", s.qk_norm, {"yes", "no"}, K::model, model, "RMSNorm of queries and keys");
-    flags.choice("--value-embeds", s.value_embeds, {"pattern", "none"}, K::model, model, "value embeddings in every second layer");
-    flags.choice("--lambdas", s.lambdas, {"yes", "no"}, K::model, model, "resid_lambdas and x0_lambdas");
-    flags.choice("--norm-wte", s.norm_wte, {"none", "rms_norm", "layer_norm"}, K::model, model, "after the embedding");
-    flags.choice("--norm-lm-head", s.norm_lm_head, {"none", "rms_norm", "layer_norm"}, K::model, model, "before the head");
+    flags.choice("--activation", s.activation, {"gelu", "relu2"}, K::model, model, "of the MLP (nanochat relu2, speedrun gelu)");
+    flags.choice("--tied", s.tied, {"yes", "no"}, K::model, model, "the head is the embedding (nanochat no, speedrun yes)");
+    flags.choice("--qk-norm", s.qk_norm, {"yes", "no"}, K::model, model, "RMSNorm of queries and keys (nanochat yes, speedrun no)");
+    flags.choice("--value-embeds", s.value_embeds, {"pattern", "none"}, K::model, model,
+                 "value embeddings in every second layer, the last included (nanochat pattern, speedrun none)");
+    flags.choice("--lambdas", s.lambdas, {"yes", "no"}, K::model, model, "resid_lambdas and x0_lambdas (nanochat yes, speedrun no)");
+    flags.choice("--norm-wte", s.norm_wte, {"none", "rms_norm", "layer_norm"}, K::model, model,
+                 "after the embedding (nanochat rms_norm, speedrun none)");
+    flags.choice("--norm-lm-head", s.norm_lm_head, {"none", "rms_norm", "layer_norm"}, K::model, model,
+                 "before the head (rms_norm)");
     flags.number("--softcap", s.softcap, 0.0, 1e6, K::model, model, "of the logits, 0: none (nanochat 15, speedrun none)");
     flags.number("--attn-scale", s.attn_scale, -1e6, 1e6, K::model, model,
                  "of every layer's attention branch (nanochat 1, speedrun 1/sqrt(2 depth))");
@@ -117,11 +120,11 @@ static void declare(Flags& flags, Settings& s) {
     flags.number("--embedding-lr", s.embedding_lr, 0.0, 1e30, K::training, rates,
                  "AdamW, embedding and value embeddings (nanochat 0.3, speedrun 0.0036)");
     flags.number("--unembedding-lr", s.unembedding_lr, 0.0, 1e30, K::training, rates,
-                 "AdamW, head where it is not tied (nanochat 0.004)");
+                 "AdamW, head where it is not tied (nanochat 0.004, speedrun 0.0036)");
     flags.number("--matrix-lr", s.matrix_lr, 0.0, 1e30, K::training, rates,
                  "Muon, matrices of the blocks (nanochat 0.02, speedrun 0.00036)");
     flags.number("--scalar-lr", s.scalar_lr, 0.0, 1e30, K::training, rates,
-                 "AdamW, x0_lambdas; resid_lambdas get 0.01 of it (nanochat 0.5)");
+                 "AdamW, lambdas; nanochat's resid_lambdas get 0.01 of it (nanochat 0.5, speedrun 0.0036)");
     flags.number("--weight-decay", s.weight_decay, 0.0, 1e6, K::training, rates,
                  "nanochat: Muon, falling to 0 (0.2); speedrun: AdamW (0)");
     flags.at_least("--warmup-steps", s.warmup_steps, int64_t{0}, K::training, rates, "steps of linear warmup (0)");
@@ -134,9 +137,9 @@ static void declare(Flags& flags, Settings& s) {
 
     const std::string stacking = "Looping and shared embeddings (the stacking study)";
     flags.at_least("--coconut-every", s.coconut_every, int64_t{0}, K::training, stacking,
-                   "every n-th step, the first too, adds a pass on the latents; 0: never");
+                   "every n-th step, the first too, adds a pass on the latents; 0: never (0)");
     flags.choice("--coconut-targets", s.coconut_targets, {"same", "next"}, K::training, stacking,
-                 "whose targets that pass gets: this micro-batch's or the next one's");
+                 "whose targets that pass gets, this micro-batch's or the next one's (same)");
     flags.text("--embeddings-from", s.embeddings_from, K::run, stacking, "takes wte from this checkpoint and freezes it");
 
     const std::string run = "Run (0 in --save-every, --eval-every, --sample-every: never)";
@@ -151,7 +154,8 @@ static void declare(Flags& flags, Settings& s) {
     flags.at_least("--keep", s.keep, int64_t{0}, K::run, run, "keeps only the last n checkpoints; 0: all (0)");
     flags.at_least("--eval-every", s.eval_every, int64_t{0}, K::run, run, "steps between evaluations; also at start and end (250)");
     flags.at_least("--eval-tokens", s.eval_tokens, int64_t{1}, K::run, run, "tokens of an evaluation, at most one pass (10485760)");
-    flags.at_least("--sample-every", s.sample_every, int64_t{0}, K::run, run, "steps between samples of text; also at the end (0; with --sample: only at the end)");
+    flags.at_least("--sample-every", s.sample_every, int64_t{0}, K::run, run,
+                   "steps between samples of text; also at the end (0; with --sample: only at the end)");
     flags.text("--sample", s.sample, K::run, run, "beginning of the samples; without --data: print one and exit", true);
     flags.number("--sample-tokens", s.sample_tokens, 1, 1 << 24, K::run, run, "length of a sample (128)");
     flags.number("--temperature", s.temperature, 0.0, 1e6, K::run, run, "of sampling; 0 takes the likeliest token (0.8)");
@@ -415,7 +419,8 @@ static void prepare_folder(const Settings& s) {
     require(!s.out.empty(), "--out is missing: the folder for checkpoints and log");
     std::error_code error;
     const bool there = fs::status(s.out, error).type() != fs::file_type::not_found;
-    require(!there || access(s.out.c_str(), R_OK | W_OK) == 0, s.out, ": cannot be written to: ", std::strerror(errno), "; choose another --out");
+    require(!there || access(s.out.c_str(), R_OK | W_OK) == 0, s.out, ": cannot be written to: ", std::strerror(errno),
+            "; choose another --out");
     bool continues = !s.resume.empty() && fs::equivalent(fs::canonical(s.resume).parent_path(), s.out, error) && !error;
     bool holds_run = !checkpoints_in(s.out).empty() || fs::exists(log_path(s.out));
     require(!s.overwrite || !continues, "--overwrite would remove the run that --resume continues; leave one of them out");
@@ -1100,6 +1105,10 @@ int main(int argc, char** argv) {
         Flags flags("train_gpt", "Trains a GPT of one of two recipes, evaluates it, samples from it.");
         declare(flags, settings);
         if (!flags.parse(argc, argv)) return 0;
-        return Run(settings, flags, argc, argv).main();
+        int code = Run(settings, flags, argc, argv).main();
+        // Output that nobody reads any more is no error; output that was lost is. (std::cout is stdout.)
+        bool printed = std::fflush(stdout) == 0 ? !std::ferror(stdout) : errno == EPIPE;
+        require(printed, "stdout: cannot be written: ", std::strerror(errno), "; make room, or send it elsewhere");
+        return code;
     });
 }

@@ -1,8 +1,5 @@
 // Errors: every refusal is one line that names the thing, the rule, the value and the way out.
 #pragma once
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <exception>
 #include <iostream>
 #include <sstream>
@@ -30,15 +27,11 @@ void require(bool holds, const Pieces&... pieces) {
 }
 
 /// What main() of every program does: runs `body`, and turns what it throws into one line on stderr
-/// (`name: text`) and exit code 2. A line break inside a text (a user's path) is printed as a space. Output that nobody reads any
-/// more is no error, output that was lost is.
+/// (`name: text`) and exit code 2. A line break inside a text (a user's path) is printed as a space.
 template <class Body>
 int run_program(const char* name, Body body) {
     try {
-        int code = body();
-        bool printed = std::fflush(stdout) == 0 ? !std::ferror(stdout) : errno == EPIPE;   // std::cout is stdout
-        require(printed, "stdout: cannot be written: ", std::strerror(errno), "; make room, or send it elsewhere");
-        return code;
+        return body();
     } catch (const std::bad_alloc&) {
         std::cout.flush();
         std::cerr << name << ": out of memory; use a smaller --device-batch or model (--plan tells the need)" << std::endl;
