@@ -262,18 +262,25 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
     if (threadIdx.x < GROUP) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
-            Turn<F::STAGES> stage;
+            Turn<F::STAGES> k_turn, v_turn;
             for_items(items, [&](int item) {
                 const Place place(item, tiles, s.H);
                 const int q0 = first_query(place), g = place.head / s.group();
                 const Walk<KEYS> walk = keys_of(q0);
                 shared.q[slot.at].load(qkv_map, place.head * HEAD, q0, place.batch, shared.slots.expect(slot, sizeof shared.q[0].bytes));
                 slot.next();
-                for (int j = walk.begin; j < walk.end; j++, stage.next()) {
-                    uint64_t* full = shared.k_ring.expect(stage, sizeof shared.k[0].bytes);
-                    shared.k[stage.at].load(qkv_map, (s.H + g) * HEAD, j * KEYS, place.batch, full);
-                    full = shared.v_ring.expect(stage, sizeof shared.v[0].bytes);
-                    shared.v[stage.at].load(qkv_map, (s.H + s.HK + g) * HEAD, j * KEYS, place.batch, full);
+                // In the order of their use: a tile's keys come before the values of the tile before it.
+                for (int j = walk.begin; j <= walk.end; j++) {
+                    if (j < walk.end) {
+                        uint64_t* full = shared.k_ring.expect(k_turn, sizeof shared.k[0].bytes);
+                        shared.k[k_turn.at].load(qkv_map, (s.H + g) * HEAD, j * KEYS, place.batch, full);
+                        k_turn.next();
+                    }
+                    if (j > walk.begin) {
+                        uint64_t* full = shared.v_ring.expect(v_turn, sizeof shared.v[0].bytes);
+                        shared.v[v_turn.at].load(qkv_map, (s.H + s.HK + g) * HEAD, (j - 1) * KEYS, place.batch, full);
+                        v_turn.next();
+                    }
                 }
             });
         }
@@ -283,7 +290,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
         const bool leader = threadIdx.x % GROUP == 0;
         const float log2_scale = inverse_sqrt(HEAD) * LOG2E;        // exp(scale x) = 2^(log2_scale x)
         Turn<F::STAGES> k_turn, v_turn;
-        // As the producer brings them: it waits for room for a tile's values before it brings the next keys.
+        // Both together, or the producer would wait for room for values that nobody makes.
         auto skip = [&](int count) {
             for (; count > 0; count--) {
                 shared.k_ring.skip(k_turn);
@@ -386,7 +393,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
 
 template <int HEAD>
 struct BackwardKeys {
-    static constexpr int GROUPS = 2, KEYS = GROUPS * BOX, QUERIES = 64, STAGES = HEAD == 64 ? 4 : 3;
+    static constexpr int GROUPS = 2, KEYS = GROUPS * BOX, QUERIES = 64, STAGES = HEAD == 64 ? 6 : 3;
     static constexpr int THREADS = (1 + GROUPS) * GROUP;
     struct Shared {
         Tile<HEAD, KEYS> k[SLOTS], v[SLOTS];
@@ -519,13 +526,15 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
 
 template <int HEAD>
 struct BackwardQueries {
-    static constexpr int GROUPS = 2, QUERIES = GROUPS * BOX, KEYS = 64, STAGES = HEAD == 64 ? 4 : 3;
+    static constexpr int GROUPS = 2, QUERIES = GROUPS * BOX, KEYS = 64;
+    static constexpr int K_STAGES = HEAD == 64 ? 8 : 4, V_STAGES = HEAD == 64 ? 6 : 2;      // keys are needed for longer than values
     static constexpr int THREADS = (1 + GROUPS) * GROUP;
     struct Shared {
         Tile<HEAD, QUERIES> q[SLOTS], dy[SLOTS];
-        Tile<HEAD, KEYS> k[STAGES], v[STAGES];
+        Tile<HEAD, KEYS> k[K_STAGES], v[V_STAGES];
         Ring<SLOTS> slots;
-        Ring<STAGES> ring;
+        Ring<K_STAGES> k_ring;
+        Ring<V_STAGES> v_ring;
     };
 };
 
@@ -539,7 +548,8 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
     auto& shared = *shared_memory<typename F::Shared>();
     if (threadIdx.x == 0) {
         shared.slots.init(F::GROUPS);
-        shared.ring.init(4 * F::GROUPS);
+        shared.k_ring.init(4 * F::GROUPS);
+        shared.v_ring.init(4 * F::GROUPS);
         mbarrier_init_fence();
     }
     __syncthreads();
@@ -547,7 +557,8 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
     auto first_query = [&](const Place& place) { return (tiles - 1 - place.tile) * F::QUERIES; };      // the longest walks first
     auto keys_of = [&](int q0) { return Walk<KEYS>::over_keys(s, q0, F::QUERIES); };
     Turn<SLOTS> slot;
-    Turn<F::STAGES> turn;
+    Turn<F::K_STAGES> k_turn;
+    Turn<F::V_STAGES> v_turn;
     if (threadIdx.x < GROUP) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
@@ -559,10 +570,11 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                 shared.q[slot.at].load(qkv_map, place.head * HEAD, q0, place.batch, full);
                 shared.dy[slot.at].load(dy_map, place.head * HEAD, q0, place.batch, full);
                 slot.next();
-                for (int j = walk.begin; j < walk.end; j++, turn.next()) {
-                    full = shared.ring.expect(turn, 2 * sizeof shared.k[0].bytes);
-                    shared.k[turn.at].load(qkv_map, (s.H + g) * HEAD, j * KEYS, place.batch, full);
-                    shared.v[turn.at].load(qkv_map, (s.H + s.HK + g) * HEAD, j * KEYS, place.batch, full);
+                for (int j = walk.begin; j < walk.end; j++, k_turn.next(), v_turn.next()) {
+                    full = shared.k_ring.expect(k_turn, sizeof shared.k[0].bytes);
+                    shared.k[k_turn.at].load(qkv_map, (s.H + g) * HEAD, j * KEYS, place.batch, full);
+                    full = shared.v_ring.expect(v_turn, sizeof shared.v[0].bytes);
+                    shared.v[v_turn.at].load(qkv_map, (s.H + s.HK + g) * HEAD, j * KEYS, place.batch, full);
                 }
             });
         }
@@ -571,9 +583,12 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
         const int group = group_of_thread() - 1;
         const bool leader = threadIdx.x % GROUP == 0;
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
-        Turn<F::STAGES> sums_turn;                                  // of the keys that dq's next sums need
+        Turn<F::K_STAGES> sums_turn;                                // of the keys that dq's next sums need
         auto skip = [&](int count) {
-            for (; count > 0; count--, sums_turn.next()) shared.ring.skip(turn);
+            for (; count > 0; count--, sums_turn.next()) {
+                shared.k_ring.skip(k_turn);
+                shared.v_ring.skip(v_turn);
+            }
         };
         // Results leave through the slot that the tile came in, while the next tile's work has begun.
         bool storing = false;
@@ -603,9 +618,10 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                 Left<KEYS> ds_left;
                 clear(dq);
                 auto start_scores = [&] {
-                    start_product(p, q_tile, group * BOX, shared.k[turn.at]);
-                    start_product(ds, dy_tile, group * BOX, shared.v[turn.at]);
-                    turn.next();
+                    start_product(p, q_tile, group * BOX, shared.k[k_turn.at]);
+                    k_turn.next();
+                    shared.v_ring.wait(v_turn);
+                    start_product(ds, dy_tile, group * BOX, shared.v[v_turn.at]);
                 };
                 auto scores_to_probabilities = [&](int j) {
                     const bool whole = s.all_see(q, BOX, j * KEYS, KEYS);
@@ -617,20 +633,22 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                             if (!whole && !s.sees(q + row_of(i), j * KEYS + column_of(n, i))) p[n][i] = 0;
                         }
                     settle(p);
-                    if (j + 1 < walk.end) shared.ring.wait(turn);       // here, as in the forward pass
+                    if (j + 1 < walk.end) shared.k_ring.wait(k_turn);       // here, as in the forward pass
                 };
                 auto probabilities_to_gradient = [&] {
+                    shared.v_ring.release(v_turn);
+                    v_turn.next();
 #pragma unroll
                     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                         for (int i = 0; i < 4; i++) p[n][i] *= ds[n][i] - row[i / 2].delta;
                 };
                 auto start_sums = [&] { start_add_product(dq, ds_left, shared.k[sums_turn.at]); };
-                auto release = [&] {
-                    shared.ring.release(sums_turn);
+                auto release_keys = [&] {
+                    shared.k_ring.release(sums_turn);
                     sums_turn.next();
                 };
-                shared.ring.wait(turn);
+                shared.k_ring.wait(k_turn);
                 start_scores();
                 wgmma_wait<1>(p);
                 scores_to_probabilities(walk.begin);
@@ -646,12 +664,12 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                     wgmma_wait<1>(ds);
                     probabilities_to_gradient();
                     wgmma_wait<0>(dq, ds_left);
-                    release();
+                    release_keys();
                     round(ds_left, p);
                 }
                 start_sums();
                 wgmma_wait<0>(dq, ds_left);
-                release();
+                release_keys();
                 start_store(dqkv_map, place.head * HEAD, q, place.batch, q_tile, group, leader, dq, {scale, scale});
             }
             skip(all.end - walk.end);
