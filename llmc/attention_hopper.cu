@@ -14,7 +14,7 @@ bool attention_use_hopper(bool) { return false; }
 
 #include <cstddef>
 
-// Other passes of nvcc than sm_90a's have no such instructions.
+// Other passes of nvcc than sm_90a's have no such instructions. A program without that pass stops where these kernels would run.
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define HOPPER_CODE 1
 #else
@@ -178,14 +178,25 @@ struct Ring {
     }
 };
 
-// Calls work(item) for each of the block's items, of `items` that are sorted in runs of the longest first. Every other round goes
-// backwards, so that a block that had a long one gets a short one.
+// What there is to do: the tiles of every head of every sequence, a head's longest walk first. Where the rows that all walks read find
+// room in the cache together, the longest of all heads come first, and blocks end at about the same time; where not, head by head.
+struct Items {
+    int tiles, heads, count;
+    bool by_length;
+
+    __device__ Place place(int item) const {
+        const int all_heads = count / tiles;
+        return {by_length ? item % all_heads * tiles + item / all_heads : item, tiles, heads};
+    }
+};
+
+// Calls work(place) for each of the block's items. Every other round goes backwards, so that a block that had a long one gets a short one.
 template <class Work>
-__device__ void for_items(int items, Work work) {
+__device__ void for_places(const Items& items, Work work) {
     const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
-    for (int first = 0, back = 0; first < items; first += blocks, back ^= 1) {
+    for (int first = 0, back = 0; first < items.count; first += blocks, back ^= 1) {
         const int item = first + (back ? blocks - 1 - block : block);
-        if (item < items) work(item);
+        if (item < items.count) work(items.place(item));
     }
 }
 
@@ -242,8 +253,8 @@ __device__ void softmax(float (&p)[COLUMNS8][4], float (&shrink)[2], float (&gre
 
 template <int HEAD>
 __global__ void __launch_bounds__(Forward<HEAD>::THREADS, 1)
-forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __grid_constant__ CUtensorMap qkv_map, Sizes s, int tiles,
-               int items) {
+forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __grid_constant__ CUtensorMap qkv_map, Sizes s,
+               Items items) {
 #if HOPPER_CODE
     using F = Forward<HEAD>;
     constexpr int KEYS = F::KEYS;
@@ -256,15 +267,14 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
     }
     __syncthreads();
 
-    auto first_query = [&](const Place& place) { return (tiles - 1 - place.tile) * F::QUERIES; };      // the longest walks first
+    auto first_query = [&](const Place& place) { return (items.tiles - 1 - place.tile) * F::QUERIES; };      // the longest walks first
     auto keys_of = [&](int q0) { return Walk<KEYS>::over_keys(s, q0, F::QUERIES); };
     Turn<SLOTS> slot;
     if (threadIdx.x < GROUP) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             Turn<F::STAGES> k_turn, v_turn;
-            for_items(items, [&](int item) {
-                const Place place(item, tiles, s.H);
+            for_places(items, [&](const Place& place) {
                 const int q0 = first_query(place), g = place.head / s.group();
                 const Walk<KEYS> walk = keys_of(q0);
                 shared.q[slot.at].load(qkv_map, place.head * HEAD, q0, place.batch, shared.slots.expect(slot, sizeof shared.q[0].bytes));
@@ -306,8 +316,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
             }
             storing = true;
         };
-        for_items(items, [&](int item) {
-            const Place place(item, tiles, s.H);
+        for_places(items, [&](const Place& place) {
             const int q0 = first_query(place), q = q0 + group * BOX;
             const Walk<KEYS> all = keys_of(q0), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
             auto& q_tile = shared.q[slot.at];
@@ -407,7 +416,7 @@ struct BackwardKeys {
 template <int HEAD>
 __global__ void __launch_bounds__(BackwardKeys<HEAD>::THREADS, 1)
 backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRow* rows, const __grid_constant__ CUtensorMap dy_map,
-                     const __grid_constant__ CUtensorMap qkv_map, Sizes s, int tiles, int items) {
+                     const __grid_constant__ CUtensorMap qkv_map, Sizes s, Items items) {
 #if HOPPER_CODE
     using F = BackwardKeys<HEAD>;
     constexpr int QUERIES = F::QUERIES;
@@ -425,8 +434,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
     if (threadIdx.x < GROUP) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
-            for_items(items, [&](int item) {
-                const Place place(item, tiles, s.HK);
+            for_places(items, [&](const Place& place) {
                 const int g = place.head, k0 = place.tile * F::KEYS;
                 const Walk<QUERIES> walk = queries_of(k0);
                 uint64_t* full = shared.slots.expect(slot, 2 * sizeof shared.k[0].bytes);
@@ -458,8 +466,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
             }
             storing = true;
         };
-        for_items(items, [&](int item) {
-            const Place place(item, tiles, s.HK);
+        for_places(items, [&](const Place& place) {
             const int g = place.head, k0 = place.tile * F::KEYS, k = k0 + group * BOX;
             const Walk<QUERIES> all = queries_of(k0), walk = all.part(Walk<QUERIES>::over_queries(s, k, BOX));
             auto& k_tile = shared.k[slot.at];
@@ -541,7 +548,7 @@ struct BackwardQueries {
 template <int HEAD>
 __global__ void __launch_bounds__(BackwardQueries<HEAD>::THREADS, 1)
 backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRow* rows, const __grid_constant__ CUtensorMap dy_map,
-                        const __grid_constant__ CUtensorMap qkv_map, Sizes s, int tiles, int items) {
+                        const __grid_constant__ CUtensorMap qkv_map, Sizes s, Items items) {
 #if HOPPER_CODE
     using F = BackwardQueries<HEAD>;
     constexpr int KEYS = F::KEYS;
@@ -554,7 +561,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
     }
     __syncthreads();
 
-    auto first_query = [&](const Place& place) { return (tiles - 1 - place.tile) * F::QUERIES; };      // the longest walks first
+    auto first_query = [&](const Place& place) { return (items.tiles - 1 - place.tile) * F::QUERIES; };      // the longest walks first
     auto keys_of = [&](int q0) { return Walk<KEYS>::over_keys(s, q0, F::QUERIES); };
     Turn<SLOTS> slot;
     Turn<F::K_STAGES> k_turn;
@@ -562,8 +569,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
     if (threadIdx.x < GROUP) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
-            for_items(items, [&](int item) {
-                const Place place(item, tiles, s.H);
+            for_places(items, [&](const Place& place) {
                 const int q0 = first_query(place), g = place.head / s.group();
                 const Walk<KEYS> walk = keys_of(q0);
                 uint64_t* full = shared.slots.expect(slot, 2 * sizeof shared.q[0].bytes);
@@ -599,8 +605,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
             }
             storing = true;
         };
-        for_items(items, [&](int item) {
-            const Place place(item, tiles, s.H);
+        for_places(items, [&](const Place& place) {
             const int q0 = first_query(place), q = q0 + group * BOX;
             const Walk<KEYS> all = keys_of(q0), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
             auto& q_tile = shared.q[slot.at];
@@ -705,18 +710,25 @@ CUtensorMap tensor_map(const char* op, const bf16* begin, int B, int T, int64_t 
     return map;
 }
 
+// Walks are over two tensors (B, T, walk_heads D).
+Items items_of(int tiles, int heads, int walk_heads, int B, const Sizes& s) {
+    static const int64_t cache = device_attribute(cudaDevAttrL2CacheSize);
+    const int64_t bytes = int64_t{2} * B * s.T * walk_heads * s.D * static_cast<int64_t>(sizeof(bf16));
+    return {tiles, heads, tiles * heads * B, bytes <= cache / 2};
+}
+
 template <class F>
-Grid grid(int items) {
-    static_assert(F::THREADS / GROUP <= 5 && sizeof(typename F::Shared) <= 227 * 1024);
-    return {dim3(static_cast<unsigned>(std::min(items, multiprocessors()))), F::THREADS, sizeof(typename F::Shared)};
+Grid grid(const Items& items) {
+    static_assert(sizeof(typename F::Shared) <= 227 * 1024);
+    return {dim3(static_cast<unsigned>(std::min(items.count, multiprocessors()))), F::THREADS, sizeof(typename F::Shared)};
 }
 
 template <int HEAD>
 void forward(bf16* y, float* lse, const bf16* qkv, int B, const Sizes& s, Stream stream) {
     const char* op = "attention_forward";
-    const int tiles = ceil_div(s.T, Forward<HEAD>::QUERIES), items = tiles * s.H * B;
+    const Items items = items_of(ceil_div(s.T, Forward<HEAD>::QUERIES), s.H, s.HK, B, s);
     launch(op, forward_kernel<HEAD>, grid<Forward<HEAD>>(items), stream, tensor_map(op, y, B, s.T, s.out_width()), lse,
-           tensor_map(op, qkv, B, s.T, s.width()), s, tiles, items);
+           tensor_map(op, qkv, B, s.T, s.width()), s, items);
 }
 
 template <int HEAD>
@@ -727,10 +739,9 @@ void backward(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv,
     static_assert(QUERY_ROWS % K::QUERIES == 0 && QUERY_ROWS % Q::QUERIES == 0);
     const CUtensorMap dqkv_map = tensor_map(op, dqkv, B, s.T, s.width()), dy_map = tensor_map(op, dy, B, s.T, s.out_width()),
                       qkv_map = tensor_map(op, qkv, B, s.T, s.width());
-    const int key_tiles = ceil_div(s.T, K::KEYS), query_tiles = ceil_div(s.T, Q::QUERIES);
-    const int key_items = key_tiles * s.HK * B, query_items = query_tiles * s.H * B;
-    launch(op, backward_keys_kernel<HEAD>, grid<K>(key_items), stream, dqkv_map, rows, dy_map, qkv_map, s, key_tiles, key_items);
-    launch(op, backward_queries_kernel<HEAD>, grid<Q>(query_items), stream, dqkv_map, rows, dy_map, qkv_map, s, query_tiles, query_items);
+    const Items keys = items_of(ceil_div(s.T, K::KEYS), s.HK, s.H, B, s), queries = items_of(ceil_div(s.T, Q::QUERIES), s.H, s.HK, B, s);
+    launch(op, backward_keys_kernel<HEAD>, grid<K>(keys), stream, dqkv_map, rows, dy_map, qkv_map, s, keys);
+    launch(op, backward_queries_kernel<HEAD>, grid<Q>(queries), stream, dqkv_map, rows, dy_map, qkv_map, s, queries);
 }
 
 bool hopper_wanted = true;
