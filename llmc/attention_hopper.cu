@@ -120,8 +120,9 @@ __device__ void start_store(const CUtensorMap& to, int column, int row, int batc
     for (int n = 0; n < HEAD / 8; n++)
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
+            const float times = factor[i / 2];
             char* piece = tile.box(group * BOX + lane_row + i / 2 * 8, n * 8) + (n % 8 ^ lane_row % 8) * 16;
-            reinterpret_cast<uint32_t*>(piece)[lane_of_thread() % 4] = pack_bf16(sums[n][i] * factor[i / 2], sums[n][i + 1] * factor[i / 2]);
+            reinterpret_cast<uint32_t*>(piece)[lane_of_thread() % 4] = pack_bf16(sums[n][i] * times, sums[n][i + 1] * times);
         }
     async_fence();
     named_barrier(1 + group, GROUP);
@@ -300,7 +301,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
         const bool leader = threadIdx.x % GROUP == 0;
         const float log2_scale = inverse_sqrt(HEAD) * LOG2E;        // exp(scale x) = 2^(log2_scale x)
         Turn<F::STAGES> k_turn, v_turn;
-        // Both together, or the producer would wait for room for values that nobody makes.
+        // Keys and values in turn: the producer, waiting for room for values, brings no more keys.
         auto skip = [&](int count) {
             for (; count > 0; count--) {
                 shared.k_ring.skip(k_turn);
@@ -398,7 +399,9 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
 // ----------------------------------------------------------------------------------------------------------------- backward
 // As in attention.cu: p and the gradient of the scores are computed twice, once with the keys' owner and once with the queries'.
 
-[[maybe_unused]] __device__ float probability(float score, float log2_scale, float lse2) { return fast_exp2(fmaf(score, log2_scale, -lse2)); }
+[[maybe_unused]] __device__ float probability(float score, float log2_scale, float lse2) {
+    return fast_exp2(fmaf(score, log2_scale, -lse2));
+}
 
 template <int HEAD>
 struct BackwardKeys {

@@ -226,7 +226,7 @@ TEST_CASE("attention_backward is the slope of attention_forward" * doctest::skip
 }
 
 TEST_CASE("attention gives the same bytes again, and with another number of threads") {
-    for (Sizes s : {Sizes{2, 150, 4, 2, 16, 70}, {2, 150, 4, 2, 64, 70}}) {
+    for (Sizes s : {Sizes{2, 150, 4, 2, 16, 70}, {2, 150, 2, 1, 64, 70}}) {
         Random random(4);
         FloatXs qkv(random.floatXs(s.B * s.T * width(s))), dy(random.floatXs(s.B * s.T * s.H * s.D)), y(dy.size), dqkv(qkv.size);
         Floats lse(s.B * s.H * s.T);
