@@ -184,20 +184,16 @@ struct Ring {
 struct Items {
     int tiles, heads, count;
     bool by_length;
-
-    __device__ Place place(int item) const {
-        const int all_heads = count / tiles;
-        return {by_length ? item % all_heads * tiles + item / all_heads : item, tiles, heads};
-    }
 };
 
 // Calls work(place) for each of the block's items. Every other round goes backwards, so that a block that had a long one gets a short one.
 template <class Work>
 __device__ void for_places(const Items& items, Work work) {
-    const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+    const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x), all_heads = items.count / items.tiles;
     for (int first = 0, back = 0; first < items.count; first += blocks, back ^= 1) {
         const int item = first + (back ? blocks - 1 - block : block);
-        if (item < items.count) work(items.place(item));
+        const int index = items.by_length ? item % all_heads * items.tiles + item / all_heads : item;
+        if (item < items.count) work(Place(index, items.tiles, items.heads));
     }
 }
 
