@@ -14,7 +14,7 @@ bool attention_use_hopper(bool) { return false; }
 
 #include <cstddef>
 
-// Other passes of nvcc than sm_90a's have no such instructions.
+// Other passes of nvcc than sm_90a's have no such instructions. A program without that pass stops where these kernels would run.
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define HOPPER_CODE 1
 #else
@@ -120,8 +120,9 @@ __device__ void start_store(const CUtensorMap& to, int column, int row, int batc
     for (int n = 0; n < HEAD / 8; n++)
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
+            const float times = factor[i / 2];
             char* piece = tile.box(group * BOX + lane_row + i / 2 * 8, n * 8) + (n % 8 ^ lane_row % 8) * 16;
-            reinterpret_cast<uint32_t*>(piece)[lane_of_thread() % 4] = pack_bf16(sums[n][i] * factor[i / 2], sums[n][i + 1] * factor[i / 2]);
+            reinterpret_cast<uint32_t*>(piece)[lane_of_thread() % 4] = pack_bf16(sums[n][i] * times, sums[n][i + 1] * times);
         }
     async_fence();
     named_barrier(1 + group, GROUP);
@@ -178,14 +179,21 @@ struct Ring {
     }
 };
 
-// Calls work(item) for each of the block's items, of `items` that are sorted in runs of the longest first. Every other round goes
-// backwards, so that a block that had a long one gets a short one.
+// What there is to do: the tiles of every head of every sequence, a head's longest walk first. Where the rows that all walks read find
+// room in the cache together, the longest of all heads come first, and blocks end at about the same time; where not, head by head.
+struct Items {
+    int tiles, heads, count;
+    bool by_length;
+};
+
+// Calls work(place) for each of the block's items. Every other round goes backwards, so that a block that had a long one gets a short one.
 template <class Work>
-__device__ void for_items(int items, Work work) {
-    const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
-    for (int first = 0, back = 0; first < items; first += blocks, back ^= 1) {
+__device__ void for_places(const Items& items, Work work) {
+    const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x), all_heads = items.count / items.tiles;
+    for (int first = 0, back = 0; first < items.count; first += blocks, back ^= 1) {
         const int item = first + (back ? blocks - 1 - block : block);
-        if (item < items) work(item);
+        const int index = items.by_length ? item % all_heads * items.tiles + item / all_heads : item;
+        if (item < items.count) work(Place(index, items.tiles, items.heads));
     }
 }
 
@@ -242,8 +250,8 @@ __device__ void softmax(float (&p)[COLUMNS8][4], float (&shrink)[2], float (&gre
 
 template <int HEAD>
 __global__ void __launch_bounds__(Forward<HEAD>::THREADS, 1)
-forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __grid_constant__ CUtensorMap qkv_map, Sizes s, int tiles,
-               int items) {
+forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __grid_constant__ CUtensorMap qkv_map, Sizes s,
+               Items items) {
 #if HOPPER_CODE
     using F = Forward<HEAD>;
     constexpr int KEYS = F::KEYS;
@@ -256,24 +264,30 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
     }
     __syncthreads();
 
-    auto first_query = [&](const Place& place) { return (tiles - 1 - place.tile) * F::QUERIES; };      // the longest walks first
+    auto first_query = [&](const Place& place) { return (items.tiles - 1 - place.tile) * F::QUERIES; };      // the longest walks first
     auto keys_of = [&](int q0) { return Walk<KEYS>::over_keys(s, q0, F::QUERIES); };
     Turn<SLOTS> slot;
     if (threadIdx.x < GROUP) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
-            Turn<F::STAGES> stage;
-            for_items(items, [&](int item) {
-                const Place place(item, tiles, s.H);
+            Turn<F::STAGES> k_turn, v_turn;
+            for_places(items, [&](const Place& place) {
                 const int q0 = first_query(place), g = place.head / s.group();
                 const Walk<KEYS> walk = keys_of(q0);
                 shared.q[slot.at].load(qkv_map, place.head * HEAD, q0, place.batch, shared.slots.expect(slot, sizeof shared.q[0].bytes));
                 slot.next();
-                for (int j = walk.begin; j < walk.end; j++, stage.next()) {
-                    uint64_t* full = shared.k_ring.expect(stage, sizeof shared.k[0].bytes);
-                    shared.k[stage.at].load(qkv_map, (s.H + g) * HEAD, j * KEYS, place.batch, full);
-                    full = shared.v_ring.expect(stage, sizeof shared.v[0].bytes);
-                    shared.v[stage.at].load(qkv_map, (s.H + s.HK + g) * HEAD, j * KEYS, place.batch, full);
+                // In the order of their use: a tile's keys come before the values of the tile before it.
+                for (int j = walk.begin; j <= walk.end; j++) {
+                    if (j < walk.end) {
+                        uint64_t* full = shared.k_ring.expect(k_turn, sizeof shared.k[0].bytes);
+                        shared.k[k_turn.at].load(qkv_map, (s.H + g) * HEAD, j * KEYS, place.batch, full);
+                        k_turn.next();
+                    }
+                    if (j > walk.begin) {
+                        uint64_t* full = shared.v_ring.expect(v_turn, sizeof shared.v[0].bytes);
+                        shared.v[v_turn.at].load(qkv_map, (s.H + s.HK + g) * HEAD, (j - 1) * KEYS, place.batch, full);
+                        v_turn.next();
+                    }
                 }
             });
         }
@@ -283,7 +297,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
         const bool leader = threadIdx.x % GROUP == 0;
         const float log2_scale = inverse_sqrt(HEAD) * LOG2E;        // exp(scale x) = 2^(log2_scale x)
         Turn<F::STAGES> k_turn, v_turn;
-        // As the producer brings them: it waits for room for a tile's values before it brings the next keys.
+        // Keys and values in turn: the producer, waiting for room for values, brings no more keys.
         auto skip = [&](int count) {
             for (; count > 0; count--) {
                 shared.k_ring.skip(k_turn);
@@ -299,8 +313,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
             }
             storing = true;
         };
-        for_items(items, [&](int item) {
-            const Place place(item, tiles, s.H);
+        for_places(items, [&](const Place& place) {
             const int q0 = first_query(place), q = q0 + group * BOX;
             const Walk<KEYS> all = keys_of(q0), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
             auto& q_tile = shared.q[slot.at];
@@ -382,11 +395,13 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
 // ----------------------------------------------------------------------------------------------------------------- backward
 // As in attention.cu: p and the gradient of the scores are computed twice, once with the keys' owner and once with the queries'.
 
-[[maybe_unused]] __device__ float probability(float score, float log2_scale, float lse2) { return fast_exp2(fmaf(score, log2_scale, -lse2)); }
+[[maybe_unused]] __device__ float probability(float score, float log2_scale, float lse2) {
+    return fast_exp2(fmaf(score, log2_scale, -lse2));
+}
 
 template <int HEAD>
 struct BackwardKeys {
-    static constexpr int GROUPS = 2, KEYS = GROUPS * BOX, QUERIES = 64, STAGES = HEAD == 64 ? 4 : 3;
+    static constexpr int GROUPS = 2, KEYS = GROUPS * BOX, QUERIES = 64, STAGES = HEAD == 64 ? 6 : 3;
     static constexpr int THREADS = (1 + GROUPS) * GROUP;
     struct Shared {
         Tile<HEAD, KEYS> k[SLOTS], v[SLOTS];
@@ -400,7 +415,7 @@ struct BackwardKeys {
 template <int HEAD>
 __global__ void __launch_bounds__(BackwardKeys<HEAD>::THREADS, 1)
 backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRow* rows, const __grid_constant__ CUtensorMap dy_map,
-                     const __grid_constant__ CUtensorMap qkv_map, Sizes s, int tiles, int items) {
+                     const __grid_constant__ CUtensorMap qkv_map, Sizes s, Items items) {
 #if HOPPER_CODE
     using F = BackwardKeys<HEAD>;
     constexpr int QUERIES = F::QUERIES;
@@ -418,8 +433,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
     if (threadIdx.x < GROUP) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
-            for_items(items, [&](int item) {
-                const Place place(item, tiles, s.HK);
+            for_places(items, [&](const Place& place) {
                 const int g = place.head, k0 = place.tile * F::KEYS;
                 const Walk<QUERIES> walk = queries_of(k0);
                 uint64_t* full = shared.slots.expect(slot, 2 * sizeof shared.k[0].bytes);
@@ -451,8 +465,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
             }
             storing = true;
         };
-        for_items(items, [&](int item) {
-            const Place place(item, tiles, s.HK);
+        for_places(items, [&](const Place& place) {
             const int g = place.head, k0 = place.tile * F::KEYS, k = k0 + group * BOX;
             const Walk<QUERIES> all = queries_of(k0), walk = all.part(Walk<QUERIES>::over_queries(s, k, BOX));
             auto& k_tile = shared.k[slot.at];
@@ -519,50 +532,54 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
 
 template <int HEAD>
 struct BackwardQueries {
-    static constexpr int GROUPS = 2, QUERIES = GROUPS * BOX, KEYS = 64, STAGES = HEAD == 64 ? 4 : 3;
+    static constexpr int GROUPS = 2, QUERIES = GROUPS * BOX, KEYS = 64;
+    static constexpr int K_STAGES = HEAD == 64 ? 8 : 4, V_STAGES = HEAD == 64 ? 6 : 2;      // keys are needed for longer than values
     static constexpr int THREADS = (1 + GROUPS) * GROUP;
     struct Shared {
         Tile<HEAD, QUERIES> q[SLOTS], dy[SLOTS];
-        Tile<HEAD, KEYS> k[STAGES], v[STAGES];
+        Tile<HEAD, KEYS> k[K_STAGES], v[V_STAGES];
         Ring<SLOTS> slots;
-        Ring<STAGES> ring;
+        Ring<K_STAGES> k_ring;
+        Ring<V_STAGES> v_ring;
     };
 };
 
 template <int HEAD>
 __global__ void __launch_bounds__(BackwardQueries<HEAD>::THREADS, 1)
 backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRow* rows, const __grid_constant__ CUtensorMap dy_map,
-                        const __grid_constant__ CUtensorMap qkv_map, Sizes s, int tiles, int items) {
+                        const __grid_constant__ CUtensorMap qkv_map, Sizes s, Items items) {
 #if HOPPER_CODE
     using F = BackwardQueries<HEAD>;
     constexpr int KEYS = F::KEYS;
     auto& shared = *shared_memory<typename F::Shared>();
     if (threadIdx.x == 0) {
         shared.slots.init(F::GROUPS);
-        shared.ring.init(4 * F::GROUPS);
+        shared.k_ring.init(4 * F::GROUPS);
+        shared.v_ring.init(4 * F::GROUPS);
         mbarrier_init_fence();
     }
     __syncthreads();
 
-    auto first_query = [&](const Place& place) { return (tiles - 1 - place.tile) * F::QUERIES; };      // the longest walks first
+    auto first_query = [&](const Place& place) { return (items.tiles - 1 - place.tile) * F::QUERIES; };      // the longest walks first
     auto keys_of = [&](int q0) { return Walk<KEYS>::over_keys(s, q0, F::QUERIES); };
     Turn<SLOTS> slot;
-    Turn<F::STAGES> turn;
+    Turn<F::K_STAGES> k_turn;
+    Turn<F::V_STAGES> v_turn;
     if (threadIdx.x < GROUP) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
-            for_items(items, [&](int item) {
-                const Place place(item, tiles, s.H);
+            for_places(items, [&](const Place& place) {
                 const int q0 = first_query(place), g = place.head / s.group();
                 const Walk<KEYS> walk = keys_of(q0);
                 uint64_t* full = shared.slots.expect(slot, 2 * sizeof shared.q[0].bytes);
                 shared.q[slot.at].load(qkv_map, place.head * HEAD, q0, place.batch, full);
                 shared.dy[slot.at].load(dy_map, place.head * HEAD, q0, place.batch, full);
                 slot.next();
-                for (int j = walk.begin; j < walk.end; j++, turn.next()) {
-                    full = shared.ring.expect(turn, 2 * sizeof shared.k[0].bytes);
-                    shared.k[turn.at].load(qkv_map, (s.H + g) * HEAD, j * KEYS, place.batch, full);
-                    shared.v[turn.at].load(qkv_map, (s.H + s.HK + g) * HEAD, j * KEYS, place.batch, full);
+                for (int j = walk.begin; j < walk.end; j++, k_turn.next(), v_turn.next()) {
+                    full = shared.k_ring.expect(k_turn, sizeof shared.k[0].bytes);
+                    shared.k[k_turn.at].load(qkv_map, (s.H + g) * HEAD, j * KEYS, place.batch, full);
+                    full = shared.v_ring.expect(v_turn, sizeof shared.v[0].bytes);
+                    shared.v[v_turn.at].load(qkv_map, (s.H + s.HK + g) * HEAD, j * KEYS, place.batch, full);
                 }
             });
         }
@@ -571,9 +588,12 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
         const int group = group_of_thread() - 1;
         const bool leader = threadIdx.x % GROUP == 0;
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
-        Turn<F::STAGES> sums_turn;                                  // of the keys that dq's next sums need
+        Turn<F::K_STAGES> sums_turn;                                // of the keys that dq's next sums need
         auto skip = [&](int count) {
-            for (; count > 0; count--, sums_turn.next()) shared.ring.skip(turn);
+            for (; count > 0; count--, sums_turn.next()) {
+                shared.k_ring.skip(k_turn);
+                shared.v_ring.skip(v_turn);
+            }
         };
         // Results leave through the slot that the tile came in, while the next tile's work has begun.
         bool storing = false;
@@ -584,8 +604,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
             }
             storing = true;
         };
-        for_items(items, [&](int item) {
-            const Place place(item, tiles, s.H);
+        for_places(items, [&](const Place& place) {
             const int q0 = first_query(place), q = q0 + group * BOX;
             const Walk<KEYS> all = keys_of(q0), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
             auto& q_tile = shared.q[slot.at];
@@ -603,9 +622,10 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                 Left<KEYS> ds_left;
                 clear(dq);
                 auto start_scores = [&] {
-                    start_product(p, q_tile, group * BOX, shared.k[turn.at]);
-                    start_product(ds, dy_tile, group * BOX, shared.v[turn.at]);
-                    turn.next();
+                    start_product(p, q_tile, group * BOX, shared.k[k_turn.at]);
+                    k_turn.next();
+                    shared.v_ring.wait(v_turn);
+                    start_product(ds, dy_tile, group * BOX, shared.v[v_turn.at]);
                 };
                 auto scores_to_probabilities = [&](int j) {
                     const bool whole = s.all_see(q, BOX, j * KEYS, KEYS);
@@ -617,20 +637,22 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                             if (!whole && !s.sees(q + row_of(i), j * KEYS + column_of(n, i))) p[n][i] = 0;
                         }
                     settle(p);
-                    if (j + 1 < walk.end) shared.ring.wait(turn);       // here, as in the forward pass
+                    if (j + 1 < walk.end) shared.k_ring.wait(k_turn);       // here, as in the forward pass
                 };
                 auto probabilities_to_gradient = [&] {
+                    shared.v_ring.release(v_turn);
+                    v_turn.next();
 #pragma unroll
                     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                         for (int i = 0; i < 4; i++) p[n][i] *= ds[n][i] - row[i / 2].delta;
                 };
                 auto start_sums = [&] { start_add_product(dq, ds_left, shared.k[sums_turn.at]); };
-                auto release = [&] {
-                    shared.ring.release(sums_turn);
+                auto release_keys = [&] {
+                    shared.k_ring.release(sums_turn);
                     sums_turn.next();
                 };
-                shared.ring.wait(turn);
+                shared.k_ring.wait(k_turn);
                 start_scores();
                 wgmma_wait<1>(p);
                 scores_to_probabilities(walk.begin);
@@ -646,12 +668,12 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                     wgmma_wait<1>(ds);
                     probabilities_to_gradient();
                     wgmma_wait<0>(dq, ds_left);
-                    release();
+                    release_keys();
                     round(ds_left, p);
                 }
                 start_sums();
                 wgmma_wait<0>(dq, ds_left);
-                release();
+                release_keys();
                 start_store(dqkv_map, place.head * HEAD, q, place.batch, q_tile, group, leader, dq, {scale, scale});
             }
             skip(all.end - walk.end);
@@ -687,18 +709,25 @@ CUtensorMap tensor_map(const char* op, const bf16* begin, int B, int T, int64_t 
     return map;
 }
 
+// Walks are over two tensors (B, T, walk_heads D).
+Items items_of(int tiles, int heads, int walk_heads, int B, const Sizes& s) {
+    static const int64_t cache = device_attribute(cudaDevAttrL2CacheSize);
+    const int64_t bytes = int64_t{2} * B * s.T * walk_heads * s.D * static_cast<int64_t>(sizeof(bf16));
+    return {tiles, heads, tiles * heads * B, bytes <= cache / 2};
+}
+
 template <class F>
-Grid grid(int items) {
-    static_assert(F::THREADS / GROUP <= 5 && sizeof(typename F::Shared) <= 227 * 1024);
-    return {dim3(static_cast<unsigned>(std::min(items, multiprocessors()))), F::THREADS, sizeof(typename F::Shared)};
+Grid grid(const Items& items) {
+    static_assert(sizeof(typename F::Shared) <= 227 * 1024);
+    return {dim3(static_cast<unsigned>(std::min(items.count, multiprocessors()))), F::THREADS, sizeof(typename F::Shared)};
 }
 
 template <int HEAD>
 void forward(bf16* y, float* lse, const bf16* qkv, int B, const Sizes& s, Stream stream) {
     const char* op = "attention_forward";
-    const int tiles = ceil_div(s.T, Forward<HEAD>::QUERIES), items = tiles * s.H * B;
+    const Items items = items_of(ceil_div(s.T, Forward<HEAD>::QUERIES), s.H, s.HK, B, s);
     launch(op, forward_kernel<HEAD>, grid<Forward<HEAD>>(items), stream, tensor_map(op, y, B, s.T, s.out_width()), lse,
-           tensor_map(op, qkv, B, s.T, s.width()), s, tiles, items);
+           tensor_map(op, qkv, B, s.T, s.width()), s, items);
 }
 
 template <int HEAD>
@@ -709,10 +738,9 @@ void backward(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv,
     static_assert(QUERY_ROWS % K::QUERIES == 0 && QUERY_ROWS % Q::QUERIES == 0);
     const CUtensorMap dqkv_map = tensor_map(op, dqkv, B, s.T, s.width()), dy_map = tensor_map(op, dy, B, s.T, s.out_width()),
                       qkv_map = tensor_map(op, qkv, B, s.T, s.width());
-    const int key_tiles = ceil_div(s.T, K::KEYS), query_tiles = ceil_div(s.T, Q::QUERIES);
-    const int key_items = key_tiles * s.HK * B, query_items = query_tiles * s.H * B;
-    launch(op, backward_keys_kernel<HEAD>, grid<K>(key_items), stream, dqkv_map, rows, dy_map, qkv_map, s, key_tiles, key_items);
-    launch(op, backward_queries_kernel<HEAD>, grid<Q>(query_items), stream, dqkv_map, rows, dy_map, qkv_map, s, query_tiles, query_items);
+    const Items keys = items_of(ceil_div(s.T, K::KEYS), s.HK, s.H, B, s), queries = items_of(ceil_div(s.T, Q::QUERIES), s.H, s.HK, B, s);
+    launch(op, backward_keys_kernel<HEAD>, grid<K>(keys), stream, dqkv_map, rows, dy_map, qkv_map, s, keys);
+    launch(op, backward_queries_kernel<HEAD>, grid<Q>(queries), stream, dqkv_map, rows, dy_map, qkv_map, s, queries);
 }
 
 bool hopper_wanted = true;

@@ -83,9 +83,9 @@ Values backward(const Values& dy, const Values& qkv, Sizes s) {
 }
 
 // Every head size and odd length; windows of nothing, one, a few, all, and beyond; grouped heads; lengths that cross the
-// tiles of the CPU's and CUDA's kernels, in one head, because float64 loops are slow. Of heads of 64 and 128, for Hopper's kernels: sequences
-// and windows that end within a warpgroup's 64 rows, one row beyond them, and before the last warpgroup's; more tiles than
-// multiprocessors; and walks longer than the rings.
+// tiles of the CPU's and CUDA's kernels, in one head, because float64 loops are slow. Of heads of 64 and 128, for Hopper's kernels:
+// sequences and windows that end within a warpgroup's 64 rows, one row beyond them, and before the last warpgroup's; more tiles than
+// the emulated multiprocessors; and walks longer than the rings.
 const std::vector<Sizes> SIZES = {
     {1, 1, 1, 1, 8, 1},      {2, 5, 2, 1, 16, 0},     {1, 17, 3, 3, 24, 1},    {2, 33, 4, 2, 64, 5},    {1, 33, 2, 2, 72, 33},
     {1, 33, 6, 2, 128, 32},  {1, 70, 2, 1, 8, 1000},  {1, 129, 1, 1, 8, 64},   {1, 200, 2, 2, 16, 3},   {1, 300, 2, 1, 16, 131},
@@ -226,7 +226,7 @@ TEST_CASE("attention_backward is the slope of attention_forward" * doctest::skip
 }
 
 TEST_CASE("attention gives the same bytes again, and with another number of threads") {
-    for (Sizes s : {Sizes{2, 150, 4, 2, 16, 70}, {2, 150, 4, 2, 64, 70}}) {
+    for (Sizes s : {Sizes{2, 150, 4, 2, 16, 70}, {2, 150, 2, 1, 64, 70}}) {
         Random random(4);
         FloatXs qkv(random.floatXs(s.B * s.T * width(s))), dy(random.floatXs(s.B * s.T * s.H * s.D)), y(dy.size), dqkv(qkv.size);
         Floats lse(s.B * s.H * s.T);

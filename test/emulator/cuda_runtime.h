@@ -305,7 +305,7 @@ inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, 
 // A device of few multiprocessors, so that a grid that fills it walks over the work in several rounds.
 enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor,
-    cudaDevAttrClockRate
+    cudaDevAttrClockRate, cudaDevAttrL2CacheSize
 };
 struct cudaDeviceProp {
     char name[256];
@@ -321,6 +321,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
         case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
         case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
         case cudaDevAttrClockRate: *value = 1000000; break;
+        case cudaDevAttrL2CacheSize: *value = 256 << 10; break;
     }
     return cudaSuccess;
 }

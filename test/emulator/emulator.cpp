@@ -408,8 +408,8 @@ void emulated_mma(EmulatedLanes& lanes) {
 
 // A thread that has ended is no longer waited for at a barrier of all; a warp operation that waits for it can never complete.
 static void thread_ended() {
-    if (!current->hopper.products.empty()) emulation_error("the thread ends while wgmma products are under way: wgmma_wait is missing");
-    if (!current->hopper.stores.empty()) emulation_error("the thread ends while its stores read shared memory: tensor_store_wait is missing");
+    if (!current->hopper.products.empty()) emulation_error("the thread ends while products are under way: wgmma_wait is missing");
+    if (!current->hopper.stores.empty()) emulation_error("the thread ends while stores read shared memory: tensor_store_wait is missing");
     current->done = true;
     block.running--;
     const unsigned lane = current->number % WARP;
@@ -445,17 +445,20 @@ void emulated_copy_wait(int newer) {
 
 static size_t offset_in_shared(const void* shared, const char* what) {
     const ptrdiff_t offset = static_cast<const char*>(shared) - block.shared.get();
-    if (offset < 0 || static_cast<size_t>(offset) >= block.shared_bytes) emulation_error(concat(what, ": an address is not in shared memory"));
+    const bool inside = offset >= 0 && static_cast<size_t>(offset) < block.shared_bytes;
+    if (!inside) emulation_error(concat(what, ": an address is not in shared memory"));
     return static_cast<size_t>(offset);
 }
 
-uint32_t emulated_shared_address(const void* shared) { return static_cast<uint32_t>(SHARED_BEGIN + offset_in_shared(shared, "shared_address")); }
+uint32_t emulated_shared_address(const void* shared) {
+    return static_cast<uint32_t>(SHARED_BEGIN + offset_in_shared(shared, "shared_address"));
+}
 
 // The swizzle of 128 bytes, on addresses as hardware counts them.
 static size_t swizzled(size_t address) { return address ^ ((address >> 7 & 7) << 4); }
 
-// Calls piece(global, shared, bytes, whole) for each 16 bytes of the box: where they are in the tensor, as a place in shared memory, and how
-// many of them lie in it.
+// Calls piece(global, shared, bytes) for each 16 bytes of the box: where they are in the tensor and in shared memory (an offset), and how
+// many of them lie in the tensor.
 template <class Piece>
 static void for_pieces(const BulkCopy& copy, Piece piece) {
     const CUtensorMap& map = copy.map;
@@ -465,11 +468,11 @@ static void for_pieces(const BulkCopy& copy, Piece piece) {
     for (unsigned k = 0; k < map.box[2]; k++)
         for (unsigned j = 0; j < map.box[1]; j++)
             for (unsigned i = 0; i < row_bytes; i += 16, at += 16) {
-                const int64_t x = copy.x + i / map.element_bytes, y = copy.y + static_cast<int64_t>(j), z = copy.z + static_cast<int64_t>(k);
-                const auto columns = static_cast<int64_t>(map.sizes[0]);
-                const bool inside = x >= 0 && y >= 0 && z >= 0 && x < columns && y < static_cast<int64_t>(map.sizes[1]) && z < static_cast<int64_t>(map.sizes[2]);
-                const size_t bytes = inside ? std::min<size_t>(16, static_cast<size_t>(columns - x) * map.element_bytes) : 0;
-                char* global = inside ? map.begin + static_cast<size_t>(x) * map.element_bytes + static_cast<size_t>(y) * map.strides[0] + static_cast<size_t>(z) * map.strides[1] : nullptr;
+                // Below zero becomes a great number, which is outside too.
+                const size_t x = static_cast<size_t>(copy.x) + i / map.element_bytes, y = static_cast<size_t>(copy.y) + j, z = static_cast<size_t>(copy.z) + k;
+                const bool inside = x < map.sizes[0] && y < map.sizes[1] && z < map.sizes[2];
+                char* global = inside ? map.begin + x * map.element_bytes + y * map.strides[0] + z * map.strides[1] : nullptr;
+                const size_t bytes = inside ? std::min<size_t>(16, (map.sizes[0] - x) * map.element_bytes) : 0;
                 piece(global, swizzled(begin + at) - SHARED_BEGIN, bytes);
             }
 }
@@ -494,7 +497,8 @@ static void poison_shared(void* shared, size_t bytes, const char* what, size_t a
 static Mbarrier& mbarrier_at(const void* barrier, const char* what) {
     auto found = block.mbarriers.find(barrier);
     if (found == block.mbarriers.end())
-        emulation_error(concat(what, ": there is no barrier at byte ", offset_in_shared(barrier, what), " of shared memory; is mbarrier_init, or the __syncthreads after it, missing?"));
+        emulation_error(concat(what, ": there is no barrier at byte ", offset_in_shared(barrier, what),
+                               " of shared memory; is mbarrier_init, or the __syncthreads after it, missing?"));
     return found->second;
 }
 
@@ -541,7 +545,8 @@ void emulated_mbarrier_init_fence() {
 void emulated_mbarrier_arrive(void* place, int bytes) {
     Mbarrier& barrier = mbarrier_at(place, "mbarrier_arrive");
     if (barrier.missing == 0 && !finish_phase(barrier))
-        emulation_error(concat("mbarrier_arrive: more than the ", barrier.arrivals, " arrivals of a phase whose ", barrier.expected, " bytes are not on their way"));
+        emulation_error(concat("mbarrier_arrive: more than the ", barrier.arrivals, " arrivals of a phase whose ", barrier.expected,
+                               " bytes are not on their way"));
     barrier.missing--;
     barrier.expected += static_cast<size_t>(bytes);
     if (!barrier.waiting.empty()) finish_phase(barrier);
@@ -570,15 +575,18 @@ void emulated_tensor_load(void* shared, const CUtensorMap& map, int x, int y, in
 }
 
 void emulated_bulk_load(void* shared, const void* global, size_t bytes, void* barrier) {
-    if (reinterpret_cast<uintptr_t>(global) % 16 || bytes % 16) emulation_error("bulk_load: an address, or the number of bytes, is not a multiple of 16");
-    if (!is_device_memory(global) || !is_device_memory(static_cast<const char*>(global) + bytes)) emulation_error("bulk_load: not all of it is device memory");
+    if (reinterpret_cast<uintptr_t>(global) % 16 || bytes % 16)
+        emulation_error("bulk_load: an address, or the number of bytes, is not a multiple of 16");
+    if (!is_device_memory(global) || !is_device_memory(static_cast<const char*>(global) + bytes))
+        emulation_error("bulk_load: not all of it is device memory");
     poison_shared(shared, bytes, "bulk_load", 16);
     start_load({static_cast<char*>(shared), {}, 0, 0, 0, static_cast<const char*>(global), bytes}, barrier, "bulk_load");
 }
 
 void emulated_tensor_store(const CUtensorMap& map, const void* shared, int x, int y, int z) {
     const size_t at = offset_in_shared(shared, "tensor_store");
-    if (at % 128 || at + box_bytes(map) > block.shared_bytes) emulation_error(concat("tensor_store: a box cannot begin at byte ", at, " of shared memory"));
+    if (at % 128 || at + box_bytes(map) > block.shared_bytes)
+        emulation_error(concat("tensor_store: a box cannot begin at byte ", at, " of shared memory"));
     current->hopper.stores.push_back({block.shared.get() + at, map, x, y, z, nullptr, box_bytes(map)});
 }
 
@@ -587,7 +595,9 @@ void emulated_tensor_store_commit() { current->hopper.stores_committed = current
 void emulated_tensor_store_wait() {
     Hopper& hopper = current->hopper;
     for (size_t i = 0; i < hopper.stores_committed; i++)
-        for_pieces(hopper.stores[i], [](char* global, size_t shared, size_t count) { std::memcpy(global, block.async_view.get() + shared, count); });
+        for_pieces(hopper.stores[i], [](char* global, size_t shared, size_t count) {
+            if (count) std::memcpy(global, block.async_view.get() + shared, count);
+        });
     hopper.stores.erase(hopper.stores.begin(), hopper.stores.begin() + static_cast<ptrdiff_t>(hopper.stores_committed));
     hopper.stores_committed = 0;
 }
@@ -625,7 +635,7 @@ void emulated_wgmma(const EmulatedWgmma& product) {
         emulator_poison(product.d, count * sizeof(float));
     }
     hopper.products.push_back({product, hopper.groups});
-    for (uint64_t word : {static_cast<uint64_t>(product.N), product.a, product.b, static_cast<uint64_t>(product.add), static_cast<uint64_t>(product.a_left != nullptr)})
+    for (uint64_t word : {uint64_t{product.a_left != nullptr}, uint64_t{product.add}, static_cast<uint64_t>(product.N), product.a, product.b})
         hopper.history = (hopper.history ^ word) * 0x9e3779b97f4a7c15u + (hopper.history >> 29);
 }
 
@@ -641,7 +651,8 @@ struct Matrix {
     explicit Matrix(uint64_t descriptor)
         : begin((descriptor & 0x3fff) << 4), leading((descriptor >> 16 & 0x3fff) << 4), stride((descriptor >> 32 & 0x3fff) << 4) {
         if (descriptor >> 62 != 1) emulation_error("wgmma: only the swizzle of 128 bytes is emulated");
-        if ((descriptor >> 49 & 7) != 0 || (begin >> 7 & 7) != 0) emulation_error(concat("wgmma: an operand begins at ", begin, ", not in the first row of a swizzle of 1024 bytes"));
+        if ((descriptor >> 49 & 7) != 0 || (begin >> 7 & 7) != 0)
+            emulation_error(concat("wgmma: an operand begins at ", begin, ", not in the first row of a swizzle of 1024 bytes"));
     }
     // Row r of N or M, 16 elements of K from where the descriptor begins.
     void k_major_row(float (&to)[16], int r) const {
@@ -653,8 +664,8 @@ struct Matrix {
     // Row k, N elements.
     void mn_major_row(float* to, int k, int N) const {
         if (begin % 1024) emulation_error("wgmma: an MN-major operand does not begin at a multiple of 1024");
-        for (int n = 0; n < N; n += 8)
-            piece(to + n, begin + static_cast<size_t>(n / 64) * leading + static_cast<size_t>(k / 8) * stride + static_cast<size_t>(k % 8) * 128 + static_cast<size_t>(n % 64) * 2);
+        const size_t row = begin + static_cast<size_t>(k / 8) * stride + static_cast<size_t>(k % 8) * 128;
+        for (int n = 0; n < N; n += 8) piece(to + n, row + static_cast<size_t>(n / 64) * leading + static_cast<size_t>(n % 64) * 2);
     }
 
 private:
@@ -704,9 +715,10 @@ static void multiply(Fibre* (&lanes)[WARP]) {
     }
     multiply_add(d, a, b, N);
     for (unsigned i = 0; i < WARP; i++) {
+        const int g = static_cast<int>(i) / 4, t = static_cast<int>(i) % 4 * 2;
         std::vector<float>& sums = values_of(lanes[i]);
         for (int n = 0; n < N / 8; n++)
-            for (int j = 0; j < 4; j++) sums[static_cast<size_t>(4 * n + j)] = d[static_cast<int>(i) / 4 + j / 2 * 8][8 * n + static_cast<int>(i) % 4 * 2 + j % 2];
+            for (int j = 0; j < 4; j++) sums[static_cast<size_t>(4 * n + j)] = d[g + j / 2 * 8][8 * n + t + j % 2];
         lanes[i]->hopper.products.pop_front();
     }
 }
@@ -750,8 +762,9 @@ static void check_warpgroups() {
     int registers = 0;
     for (unsigned i = 0; i < block.threads; i++) {
         const Hopper &mine = fibres[i].hopper, &first = fibres[i / 128 * 128].hopper;
-        if (mine.history != first.history) emulation_error(concat("warps ", i / 128 * 4, " and ", i / WARP, " of a warpgroup did different wgmma products"));
-        if (mine.registers != first.registers) emulation_error(concat("warps ", i / 128 * 4, " and ", i / WARP, " of a warpgroup have different registers"));
+        const std::string warps = concat("warps ", i / 128 * 4, " and ", i / WARP, " of a warpgroup");
+        if (mine.history != first.history) emulation_error(concat(warps, " did different wgmma products"));
+        if (mine.registers != first.registers) emulation_error(concat(warps, " have different registers"));
         registers += mine.registers;
     }
     if (registers > 64 << 10) emulation_error(concat("the threads of a block have ", registers, " registers together, more than 65536"));

@@ -85,7 +85,8 @@ inline void async_fence() { emulated_async_fence(); }
 // --------------------------------------------------------------------- Hopper: tensor cores, a warpgroup together (wgmma)
 
 inline uint64_t matrix_descriptor(const void* shared, int block) {
-    return (emulated_shared_address(shared) & 0x3ffffu) >> 4 | static_cast<uint64_t>(block) >> 4 << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+    const uint64_t begin = (emulated_shared_address(shared) & 0x3ffffu) >> 4, leading = static_cast<uint64_t>(block) >> 4;
+    return begin | leading << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
 inline uint64_t descriptor_at(uint64_t descriptor, int bytes) { return descriptor + static_cast<uint64_t>(bytes >> 4); }
 
