@@ -918,7 +918,7 @@ bool Run::step_once() {
               {"flops", flops},
               {"total_flops", flops + ancestors_flops(origin, seen)}};
     if (loops) line["loop_loss"] = loop_loss;
-    log->write(line);
+    saved_if_it_fails(data->position(), [&] { log->write(line); });
     return true;
 }
 
