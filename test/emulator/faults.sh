@@ -39,16 +39,21 @@ faults() {
     local wait=$'copy_async_wait<0>();\n        ' sync='__syncthreads();'
     fault "asynchronous copies are not waited for" attention '*forward is the softmax*' llmc/attention.cu "$loop$wait" "$loop"
     fault "no barrier after asynchronous copies" attention '*forward is the softmax*' llmc/attention.cu "$loop$wait$sync" "$loop$wait"
+    local hopper=llmc/attention_hopper.cu
+    fault "a copy engine's barrier waited for in the wrong phase" attention_hopper '*forward is the softmax*' $hopper 'turn.parity ^ 1' 'turn.parity'
+    fault "a wgmma operand with the wrong distance between its blocks" attention_hopper '*forward is the softmax*' $hopper \
+        'matrix_descriptor(y.bytes, Tile<HEAD, K>::BLOCK)' 'matrix_descriptor(y.bytes, 1024)'
+    fault "results written without the swizzle" attention_hopper '*forward is the softmax*' $hopper '(n % 8 ^ lane_row % 8)' '(n % 8)'
 }
 
 work=$BUILD/faults
 
-# build FOLDER OP: llmc/OP.cu with the files that FOLDER has, and its suite.
+# build FOLDER OP: llmc/OP.cu with the files that FOLDER has, and its suite (attention's for attention_hopper).
 build() {
-    local source=llmc/$2.cu
+    local source=llmc/$2.cu suite=${2%_hopper}
     [ ! -f "$1/$source" ] || source=$1/$source
     $CXX -iquote "$1" $FLAGS -x c++ -c -o "$1/$2.o" "$source" &&
-        $CXX $FLAGS -o "$1/tests" "$1/$2.o" "$BUILD/test/$2.o" "$BUILD"/test/main.o "$BUILD"/test/emulator/emulator.o "$work/ops.a"
+        $CXX $FLAGS -o "$1/tests" "$1/$2.o" "$BUILD/test/$suite.o" "$BUILD"/test/main.o "$BUILD"/test/emulator/emulator.o "$work/ops.a"
 }
 
 # One fault, in a process of its own; says ok or not ok.
