@@ -155,22 +155,19 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc
         DeviceAccess open;
         const int64_t a_row = product.a == CUBLAS_OP_T ? as.ld : 1, a_col = product.a == CUBLAS_OP_T ? 1 : as.ld;
         const int64_t b_row = product.b == CUBLAS_OP_T ? bs.ld : 1, b_col = product.b == CUBLAS_OP_T ? 1 : bs.ld;
-        std::vector<float> left(static_cast<size_t>(sizes.M * sizes.K)), right(static_cast<size_t>(sizes.K * sizes.N)), sums(static_cast<size_t>(sizes.M * sizes.N));
-        for (int64_t n = 0; n < ds.batch; n++) {
-            for (int64_t i = 0; i < sizes.M; i++)
-                for (int64_t k = 0; k < sizes.K; k++) left[i * sizes.K + k] = emulated_element(a, as.type, n * as.stride + i * a_row + k * a_col);
-            for (int64_t k = 0; k < sizes.K; k++)
-                for (int64_t j = 0; j < sizes.N; j++) right[k * sizes.N + j] = emulated_element(b, bs.type, n * bs.stride + k * b_row + j * b_col);
-            emulated_product(sums.data(), left.data(), right.data(), sizes.M, sizes.N, sizes.K);
+        for (int64_t n = 0; n < ds.batch; n++)
             for (int64_t j = 0; j < sizes.N; j++)
                 for (int64_t i = 0; i < sizes.M; i++) {
+                    float sum = 0;
+                    for (int64_t k = 0; k < sizes.K; k++)
+                        sum += emulated_element(a, as.type, n * as.stride + i * a_row + k * a_col) *
+                               emulated_element(b, bs.type, n * bs.stride + k * b_row + j * b_col);
                     const int64_t at = n * ds.stride + i + j * ds.ld;
-                    float sum = scale * sums[i * sizes.N + j];
+                    sum *= scale;
                     if (keep != 0) sum += keep * emulated_element(c, ds.type, at);
                     if (ds.type == CUDA_R_32F) static_cast<float*>(d)[at] = sum;
                     else static_cast<bf16*>(d)[at] = to_bf16(sum);
                 }
-        }
     });
     return error == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }

@@ -798,15 +798,6 @@ void emulated_finish() {
     }
 }
 
-void emulated_product(float* out, const float* a, const float* b, int64_t M, int64_t N, int64_t K) {
-    std::fill_n(out, M * N, 0.0f);
-    for (int64_t i = 0; i < M; i++)
-        for (int64_t k = 0; k < K; k++) {
-            const float factor = a[i * K + k];
-            for (int64_t j = 0; j < N; j++) out[i * N + j] += factor * b[k * N + j];
-        }
-}
-
 // ------------------------------------------------------------------------------------------------------------ device memory
 
 using Blocks = std::map<const char*, size_t>;

@@ -46,9 +46,6 @@ void emulated_finish();
 /// The work as it is queued: for what is queued again later.
 EmulatedWork emulated_named(EmulatedWork work);
 
-/// out (M, N) = a (M, K) b (K, N), the sums in order. Not a template of cublasLt.h because emulator.cpp is fast: no sanitizer watches it.
-void emulated_product(float* out, const float* a, const float* b, int64_t M, int64_t N, int64_t K);
-
 // ----------------------------------------------------------------------------------------- called by the thread that runs now
 
 [[noreturn]] void emulation_error(const std::string& what);
