@@ -66,7 +66,7 @@ SOURCES := $(wildcard llmc/*.cpp)
 LIBRARY := $(if $(filter cuda,$(TARGET)),$(patsubst %.cpp,$(HOST)/%.o,$(filter-out $(OPS:%=%.cpp),$(SOURCES))) $(OPS:%=$(BUILD)/%.cu.o),$(SOURCES:%.cpp=$(HOST)/%.o))
 TESTS := $(patsubst %.cpp,$(HOST)/%.o,$(wildcard test/*.cpp))
 # Suites that work with files and programs: once, whichever precision these are built for.
-RUN_PROGRAMS := $(basename $(notdir $(shell grep -l '"test/program.h"' test/*.cpp)))
+RUN_PROGRAMS := $(basename $(notdir $(shell grep -lE '"test/(program|small_model)\.h"' test/*.cpp)))
 empty :=
 comma := ,
 space := $(empty) $(empty)

@@ -851,9 +851,13 @@ template <class Work>
 void Run::saved_if_it_fails(const json& place, Work work) {
     try {
         work();
-    } catch (const std::invalid_argument&) {
+    } catch (const std::invalid_argument& error) {
         data->restore(place);
-        if (step > 0) save_once();
+        try {
+            if (step > 0) save_once();
+        } catch (const std::invalid_argument& second) {
+            fail(error.what(), "; the steps since the last checkpoint could not be saved: ", second.what());
+        }
         throw;
     }
 }

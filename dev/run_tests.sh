@@ -29,6 +29,12 @@ suite() {
     counted "$name" "$log" "${PIPESTATUS[0]}"
 }
 
+# ran PROGRAM: what a program that ran in the background said, with its exit code.
+ran() {
+    cat "$1.out"
+    return "$(<"$1.rc")"
+}
+
 # check NAME COMMAND...: one test, passed when the command is content.
 check() {
     echo "== $1"
@@ -59,10 +65,14 @@ for what in "$@"; do
             suite "what is left of the tokenizer without PCRE2" build/$what-fp32/tests_without_pcre2.log build/$what-fp32/tests_without_pcre2 \
                 '--test-case=split:*,tokenizer:*'
             ;;
-        emulator)
+        emulator)   # runs on one core: the two precisions side by side
+            for precision in bf16 fp32; do
+                { build/emulator-$precision/tests >build/emulator-$precision/tests.out 2>&1; echo $? >build/emulator-$precision/tests.rc; } &
+            done
+            wait
             for precision in bf16 fp32; do
                 build=build/emulator-$precision
-                suite "the CUDA files on the emulator in $precision" $build/tests.log $build/tests
+                suite "the CUDA files on the emulator in $precision" $build/tests.log ran $build/tests
                 build/cpu-$precision/step build/cpu-$precision/step.out
                 suite "whole steps on the emulator and on the CPU in $precision" $build/step.log $build/step $build/step.out build/cpu-$precision/step.out
             done

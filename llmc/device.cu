@@ -103,6 +103,7 @@ Uploads::~Uploads() {
 }
 
 void Uploads::copy(void* device, const void* host, size_t bytes, Stream stream) {
+    if (bytes == 0) return;
     require(bytes <= ring->bytes, "uploads: a copy of ", bytes, " bytes is larger than a slot, ", ring->bytes);
     const size_t slot = ring->next++ % ring->done.size();
     char* pinned = ring->memory + slot * ring->bytes;

@@ -43,6 +43,7 @@ TEST_CASE("uploads take their bytes at the call, however many are under way") {
     std::vector<std::unique_ptr<Ints>> to;
     Uploads uploads(n * sizeof(int), 3);
     std::vector<int> host(n);
+    uploads.copy(nullptr, nullptr, 0, nullptr);
     for (int i = 0; i < copies; i++) {
         to.push_back(std::make_unique<Ints>(n));
         std::fill(host.begin(), host.end(), i);

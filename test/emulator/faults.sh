@@ -23,8 +23,9 @@ faults() {
         $'shared.next[token] : 0;\n                __syncwarp();' 'shared.next[token] : 0;'
     fault "a load one element off" cross_entropy '*loss and its gradient' llmc/cross_entropy.cu 'to_float(row[target])' 'to_float(row[target + 1])'
     fault "a loop that reads one element too many" reduce 'sum_of_squares*' llmc/reduce.cu 'i + 3 < end' 'i + 2 < end'
-    fault "a row looked up one too far" embedding '*forward copies*' llmc/embedding.cu 'wte + idx[n] *' 'wte + (idx[n] + 1) *'
-    fault "a store that is skipped at the end" embedding '*forward copies*' llmc/embedding.cu 'if (i >= vectors) return;' 'if (i + 1 >= vectors) return;'
+    fault "a row looked up one too far" embedding '*forward copies*' llmc/embedding.cu 'wte + int64_t{idx[n]} * C' 'wte + int64_t{idx[n] + 1} * C'
+    fault "a store that is skipped at the end" norm '*forward is the formula' llmc/cuda_common.h \
+        'if (at(i) < C) store_packed(row + at(i), pieces[i]);' 'if (at(i) + VECTOR < C) store_packed(row + at(i), pieces[i]);'
     fault "a store that is skipped for the last head" rotary '*forward turns*' llmc/rotary.cu \
         'if (lanes.at == 0 && h < heads) rstd' 'if (lanes.at == 0 && h + 1 < heads) rstd'
     fault "the tail of a row is not masked" norm '*forward is the formula' llmc/cuda_common.h \
