@@ -29,9 +29,9 @@ suite() {
     counted "$name" "$log" "${PIPESTATUS[0]}"
 }
 
-# ran PROGRAM: what a program that ran in the background said, with its exit code.
+# ran FILE: what a program that ran in the background said, with its exit code.
 ran() {
-    cat "$1.out"
+    cat "$1"
     return "$(<"$1.rc")"
 }
 
@@ -65,14 +65,19 @@ for what in "$@"; do
             suite "what is left of the tokenizer without PCRE2" build/$what-fp32/tests_without_pcre2.log build/$what-fp32/tests_without_pcre2 \
                 '--test-case=split:*,tokenizer:*'
             ;;
-        emulator)   # runs on one core: the two precisions side by side
-            for precision in bf16 fp32; do
-                { build/emulator-$precision/tests >build/emulator-$precision/tests.out 2>&1; echo $? >build/emulator-$precision/tests.rc; } &
+        emulator)   # runs on one core: parts of about the same length, side by side
+            parts=(bf16 '' fp32 --source-file=*golden.cpp fp32 --source-file-exclude=*golden.cpp)
+            for ((i = 0; i < ${#parts[@]}; i += 2)); do
+                build=build/emulator-${parts[i]}
+                { "$build/tests" ${parts[i + 1]:+"${parts[i + 1]}"} >"$build/tests.$i" 2>&1; echo $? >"$build/tests.$i.rc"; } &
             done
             wait
+            for ((i = 0; i < ${#parts[@]}; i += 2)); do
+                build=build/emulator-${parts[i]}
+                suite "the CUDA files on the emulator in ${parts[i]} ${parts[i + 1]}" "$build/tests.log" ran "$build/tests.$i"
+            done
             for precision in bf16 fp32; do
                 build=build/emulator-$precision
-                suite "the CUDA files on the emulator in $precision" $build/tests.log ran $build/tests
                 build/cpu-$precision/step build/cpu-$precision/step.out
                 suite "whole steps on the emulator and on the CPU in $precision" $build/step.log $build/step $build/step.out build/cpu-$precision/step.out
             done

@@ -594,6 +594,25 @@ TEST_CASE("train_gpt: checkpoints that are not right are refused, wherever they 
     CHECK(read_file(step_file(w / "run", 2)) == good);
 }
 
+TEST_CASE("train_gpt: --profile-steps tells where those steps' time went, and changes nothing else") {
+    Workplace w;
+    const std::string run = NANOCHAT + w.data + " --steps 6 --out ";
+    Result profiled = go(run + w / "profiled --profile-steps 3:4");
+    CHECK(profiled.code == 0);
+    CHECK(contains(profiled.out, "profile: steps 3 to 4\n"));
+    for (const char* range : {"step", "data", "forward", "head", "backward", "update", "matmul_forward", "attention_backward", "muon_update", "cross_entropy"})
+        CHECK_MESSAGE(std::regex_search(profiled.out, std::regex("\nprofile: " + std::string(range) + " +[0-9]+ +[0-9.]+ +[0-9.]+ +[0-9.]+%\n")), range);
+    CHECK(std::regex_search(profiled.out, std::regex("\nprofile: step +2 ")));                       // calls
+    CHECK(std::regex_search(profiled.out, std::regex("\nprofile: forward of layer 1 +4 ")));         // two micro-batches a step
+    go_well(run + w / "plain --save-every 3");
+    CHECK(read_file(step_file(w / "profiled", 6)) == read_file(step_file(w / "plain", 6)));
+
+    for (const char* wrong : {"3", "4:3", "0:2", "5:7", "a:b", "3:4:5", "3:", "-1:2", "99999999999999999999:99999999999999999999"})
+        check_refused(run + w / "refused --profile-steps " + wrong, "--profile-steps is ");
+    CHECK(!fs::exists(w / "refused"));
+    check_refused("./train_gpt" + w.data + " --resume " + step_file(w / "plain", 3) + " --profile-steps 3:4", "must lie within 4 and 6");
+}
+
 TEST_CASE("train_gpt: a folder that cannot be written, a disk that is full") {
     Workplace w;
     const std::string run = SPEEDRUN + w.data + " --steps 30 --save-every 1 --out ";
