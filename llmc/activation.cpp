@@ -1,20 +1,16 @@
 // Activations on the CPU: one pass, bound by memory (relu2) or by the exponentials (gelu).
 #include "llmc/activation.h"
 #include <algorithm>
-#include "llmc/error.h"
+#include "llmc/checks.h"
 #include "llmc/profile.h"
 #include "llmc/vector_math.h"
 
 static constexpr float SQRT_HALF = 0.70710678f;             // 1 / sqrt(2)
 static constexpr float NORMAL_AT_0 = 0.39894228f;           // 1 / sqrt(2 pi)
 
-static void require_dims(const char* op, int64_t n) {
-    require(n >= 8 && n % 8 == 0, op, ": n must be a positive multiple of 8, not ", n);
-}
-
 void activation_forward(floatX* out, const floatX* x, Activation kind, int64_t n, Stream) {
     Range range("activation_forward");
-    require_dims("activation_forward", n);
+    require_elements("activation_forward", n);
     if (kind == Activation::gelu) {
 #pragma omp parallel for simd
         for (int64_t i = 0; i < n; i++) {
@@ -32,7 +28,7 @@ void activation_forward(floatX* out, const floatX* x, Activation kind, int64_t n
 
 void activation_backward(floatX* dx, const floatX* dout, const floatX* x, Activation kind, int64_t n, Stream) {
     Range range("activation_backward");
-    require_dims("activation_backward", n);
+    require_elements("activation_backward", n);
     if (kind == Activation::gelu) {
 #pragma omp parallel for simd
         for (int64_t i = 0; i < n; i++) {

@@ -8,6 +8,7 @@
 #include <omp.h>
 #include <type_traits>
 #include <vector>
+#include "llmc/checks.h"
 #include "llmc/error.h"
 #include "llmc/matmul_tile.h"
 #include "llmc/profile.h"
@@ -15,14 +16,6 @@
 
 // A tile of scores, (64, 512) in fp32, stays in the second cache.
 static constexpr int QUERIES = 64, KEYS = 512;
-
-static void require_dims(const char* op, int B, int T, int H, int HK, int D, int window) {
-    require(B >= 1, op, ": B must be at least 1, not ", B);
-    require(T >= 1, op, ": T must be at least 1, not ", T);
-    require(D >= 8 && D % 8 == 0, op, ": D must be a positive multiple of 8, not ", D);
-    require(H >= 1 && HK >= 1 && H % HK == 0, op, ": HK must divide H, not ", HK, " and ", H);
-    require(window >= 0, op, ": window must not be negative: ", window);
-}
 
 // What one thread works on.
 struct Workspace {
@@ -64,7 +57,7 @@ static Workspace workspace(void* scratch, int T, int D) {
 bool attention_use_hopper(bool) { return false; }   // a GPU's
 
 size_t attention_scratch(int B, int T, int H, int HK, int D) {
-    require_dims("attention_scratch", B, T, H, HK, D, 0);
+    require_attention("attention_scratch", B, T, H, HK, D, 0);
     return omp_get_max_threads() * workspace_bytes(T, D);
 }
 
@@ -127,7 +120,7 @@ static float dot(const floatX* a, const floatX* b, int D) {
 void attention_forward(floatX* y, float* lse, void* scratch, const floatX* qkv, int B, int T, int H, int HK, int D, int window,
                        Stream) {
     Range range("attention_forward");
-    require_dims("attention_forward", B, T, H, HK, D, window);
+    require_attention("attention_forward", B, T, H, HK, D, window);
     const int64_t width = static_cast<int64_t>(H + 2 * HK) * D, C = static_cast<int64_t>(H) * D;
     const int tiles = (T + QUERIES - 1) / QUERIES;
     const float scale = 1 / std::sqrt(static_cast<float>(D));
@@ -177,7 +170,7 @@ void attention_forward(floatX* y, float* lse, void* scratch, const floatX* qkv, 
 void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv, int B,
                         int T, int H, int HK, int D, int window, Stream) {
     Range range("attention_backward");
-    require_dims("attention_backward", B, T, H, HK, D, window);
+    require_attention("attention_backward", B, T, H, HK, D, window);
     const int64_t width = static_cast<int64_t>(H + 2 * HK) * D, C = static_cast<int64_t>(H) * D;
     const int group = H / HK;
     const float scale = 1 / std::sqrt(static_cast<float>(D));
@@ -235,7 +228,7 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
 void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int T, int past, int capacity, int H, int HK,
                       int D, int window, Stream) {
     Range range("attention_cached");
-    require_dims("attention_cached", 1, T, H, HK, D, window);
+    require_attention("attention_cached", 1, T, H, HK, D, window);
     require(past >= 0, "attention_cached: past must not be negative: ", past);
     require(T <= capacity - past, "attention_cached: past + T (", past, " + ", T, ") must not exceed the capacity, ", capacity);
     const int64_t width = static_cast<int64_t>(H + 2 * HK) * D, CK = static_cast<int64_t>(HK) * D;

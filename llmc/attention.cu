@@ -6,19 +6,12 @@
 #include <algorithm>
 #include <cmath>
 #include "llmc/attention_cuda.h"
-
-static void require_dims(const char* op, int B, int T, int H, int HK, int D, int window) {
-    require(B >= 1, op, ": B must be at least 1, not ", B);
-    require(T >= 1, op, ": T must be at least 1, not ", T);
-    require(D >= 8 && D % 8 == 0, op, ": D must be a positive multiple of 8, not ", D);
-    require(H >= 1 && HK >= 1 && H % HK == 0, op, ": HK must divide H, not ", HK, " and ", H);
-    require(window >= 0, op, ": window must not be negative: ", window);
-}
+#include "llmc/checks.h"
 
 using Sizes = AttentionSizes;
 
 size_t attention_scratch(int B, int T, int H, int HK, int D) {
-    require_dims("attention_scratch", B, T, H, HK, D, 0);
+    require_attention("attention_scratch", B, T, H, HK, D, 0);
     return static_cast<size_t>(B) * static_cast<size_t>(H) * static_cast<size_t>(padded(T)) * sizeof(QueryRow);
 }
 
@@ -674,7 +667,7 @@ static Grid plain_grid(int tiles, int heads, int B, int D) {
 }
 
 void attention_forward(floatX* y, float* lse, void*, const floatX* qkv, int B, int T, int H, int HK, int D, int window, Stream stream) {
-    require_dims("attention_forward", B, T, H, HK, D, window);
+    require_attention("attention_forward", B, T, H, HK, D, window);
     require_aligned("attention_forward", y, qkv);
     const Sizes s{T, H, HK, D, std::min(window, T)};
 #ifndef PRECISION_FP32
@@ -688,7 +681,7 @@ void attention_forward(floatX* y, float* lse, void*, const floatX* qkv, int B, i
 
 void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv, int B,
                         int T, int H, int HK, int D, int window, Stream stream) {
-    require_dims("attention_backward", B, T, H, HK, D, window);
+    require_attention("attention_backward", B, T, H, HK, D, window);
     require_aligned("attention_backward", dqkv, scratch, dy, y, qkv);
     const Sizes s{T, H, HK, D, std::min(window, T)};
     QueryRow* rows = static_cast<QueryRow*>(scratch);
@@ -771,7 +764,7 @@ cached_kernel(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int 
 
 void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int T, int past, int capacity, int H, int HK,
                       int D, int window, Stream stream) {
-    require_dims("attention_cached", 1, T, H, HK, D, window);
+    require_attention("attention_cached", 1, T, H, HK, D, window);
     require(past >= 0, "attention_cached: past must not be negative: ", past);
     require(T <= capacity - past, "attention_cached: past + T (", past, " + ", T, ") must not exceed the capacity, ", capacity);
     require_aligned("attention_cached", kcache, qkv);

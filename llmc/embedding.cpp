@@ -2,13 +2,9 @@
 #include "llmc/embedding.h"
 #include <algorithm>
 #include <cstring>
+#include "llmc/checks.h"
 #include "llmc/error.h"
 #include "llmc/profile.h"
-
-static void require_dims(const char* op, int64_t N, int C) {
-    require(N >= 1, op, ": N must be at least 1, not ", N);
-    require(C >= 8 && C % 8 == 0, op, ": C must be a positive multiple of 8, not ", C);
-}
 
 // Counting sort: how often each token occurs, where its run begins, then every position to the next place of its run.
 void token_order(int* order, int* scratch, const int* idx, int64_t N, int V, Stream) {
@@ -24,14 +20,14 @@ void token_order(int* order, int* scratch, const int* idx, int64_t N, int V, Str
 
 void embedding_forward(floatX* out, const int* idx, const floatX* wte, int64_t N, int C, Stream) {
     Range range("embedding_forward");
-    require_dims("embedding_forward", N, C);
+    require_rows("embedding_forward", N, C);
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) std::memcpy(out + n * C, wte + static_cast<int64_t>(idx[n]) * C, C * sizeof(floatX));
 }
 
 void embedding_backward(float* dwte, const floatX* dout, const int* idx, const int* order, int64_t N, int C, Stream) {
     Range range("embedding_backward");
-    require_dims("embedding_backward", N, C);
+    require_rows("embedding_backward", N, C);
 #pragma omp parallel for schedule(dynamic, 16)
     for (int64_t i = 0; i < N; i++) {
         int token = idx[order[i]];

@@ -7,6 +7,7 @@
 #include <omp.h>
 #include <unordered_map>
 #include <vector>
+#include "llmc/checks.h"
 #include "llmc/device.h"
 #include "llmc/error.h"
 #include "llmc/matmul_tile.h"
@@ -133,36 +134,22 @@ void multiply(floatX* out, const floatX* a, const floatX* b, const Product& prod
 }
 #endif
 
-static void require_dims(const char* op, int64_t N, int64_t IC, int64_t OC) {
-    require(N >= 1, op, ": N must be at least 1, not ", N);
-    require(IC >= 1, op, ": IC must be at least 1, not ", IC);
-    require(OC >= 1, op, ": OC must be at least 1, not ", OC);
-}
-
 void matmul_forward(floatX* out, const floatX* x, const floatX* w, int64_t N, int64_t IC, int64_t OC, Stream) {
     Range range("matmul_forward");
-    require_dims("matmul_forward", N, IC, OC);
+    require_product("matmul_forward", N, IC, OC);
     multiply(out, x, w, {.M = N, .N = OC, .K = IC, .lda = IC, .ldb = IC, .ldout = OC, .transpose_b = true});
 }
 
 void matmul_backward_input(floatX* dx, const floatX* dout, const floatX* w, int64_t N, int64_t IC, int64_t OC, Stream) {
     Range range("matmul_backward_input");
-    require_dims("matmul_backward_input", N, IC, OC);
+    require_product("matmul_backward_input", N, IC, OC);
     multiply(dx, dout, w, {.M = N, .N = IC, .K = OC, .lda = OC, .ldb = IC, .ldout = IC});
 }
 
 void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int64_t N, int64_t IC, int64_t OC, Stream) {
     Range range("matmul_backward_weight");
-    require_dims("matmul_backward_weight", N, IC, OC);
+    require_product("matmul_backward_weight", N, IC, OC);
     multiply(dw, dout, x, {.M = OC, .N = IC, .K = N, .lda = OC, .ldb = IC, .ldout = IC, .transpose_a = true, .beta = 1});
-}
-
-static void require_products(const char* op, int64_t M, int64_t N, int64_t K, int64_t batch, const floatX* c, float beta) {
-    require(M >= 1, op, ": M must be at least 1, not ", M);
-    require(N >= 1, op, ": N must be at least 1, not ", N);
-    require(K >= 1, op, ": K must be at least 1, not ", K);
-    require(batch >= 1, op, ": batch must be at least 1, not ", batch);
-    require(c || beta == 0, op, ": beta of ", beta, " needs a matrix c");
 }
 
 void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t M, int64_t N, int64_t K, bool transpose_a, bool transpose_b,

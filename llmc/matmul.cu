@@ -5,6 +5,7 @@
 #include <unordered_map>
 #include <vector>
 #include "llmc/cuda_common.h"
+#include "llmc/checks.h"
 #include "llmc/device.h"
 #include "llmc/matmul.h"
 
@@ -136,33 +137,19 @@ static void run(const char* op, void* out, const floatX* a, const floatX* b, con
                op);
 }
 
-static void require_dims(const char* op, int64_t N, int64_t IC, int64_t OC) {
-    require(N >= 1, op, ": N must be at least 1, not ", N);
-    require(IC >= 1, op, ": IC must be at least 1, not ", IC);
-    require(OC >= 1, op, ": OC must be at least 1, not ", OC);
-}
-
 void matmul_forward(floatX* out, const floatX* x, const floatX* w, int64_t N, int64_t IC, int64_t OC, Stream stream) {
-    require_dims("matmul_forward", N, IC, OC);
+    require_product("matmul_forward", N, IC, OC);
     run("matmul_forward", out, x, w, nullptr, {.M = N, .N = OC, .K = IC, .transpose_b = true}, 1, 0, stream);
 }
 
 void matmul_backward_input(floatX* dx, const floatX* dout, const floatX* w, int64_t N, int64_t IC, int64_t OC, Stream stream) {
-    require_dims("matmul_backward_input", N, IC, OC);
+    require_product("matmul_backward_input", N, IC, OC);
     run("matmul_backward_input", dx, dout, w, nullptr, {.M = N, .N = IC, .K = OC}, 1, 0, stream);
 }
 
 void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int64_t N, int64_t IC, int64_t OC, Stream stream) {
-    require_dims("matmul_backward_weight", N, IC, OC);
+    require_product("matmul_backward_weight", N, IC, OC);
     run("matmul_backward_weight", dw, dout, x, dw, {.M = OC, .N = IC, .K = N, .transpose_a = true, .out_type = CUDA_R_32F}, 1, 1, stream);
-}
-
-static void require_products(const char* op, int64_t M, int64_t N, int64_t K, int64_t batch, const floatX* c, float beta) {
-    require(M >= 1, op, ": M must be at least 1, not ", M);
-    require(N >= 1, op, ": N must be at least 1, not ", N);
-    require(K >= 1, op, ": K must be at least 1, not ", K);
-    require(batch >= 1, op, ": batch must be at least 1, not ", batch);
-    require(c || beta == 0, op, ": beta of ", beta, " needs a matrix c");
 }
 
 void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t M, int64_t N, int64_t K, bool transpose_a, bool transpose_b,
@@ -350,7 +337,7 @@ struct DeviceNumbers {
 
 double matmul_flops(int64_t N, int64_t OC, int64_t IC, int repeats) {
     const char* op = "matmul_flops";
-    require_dims(op, N, IC, OC);
+    require_product(op, N, IC, OC);
     require(repeats >= 1, op, ": repeats must be at least 1, not ", repeats);
     DeviceNumbers x(N * IC), w(OC * IC), out(N * OC);
     cudaEvent_t start, stop;

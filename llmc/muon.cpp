@@ -3,24 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include "llmc/checks.h"
 #include "llmc/error.h"
 #include "llmc/matmul.h"
 #include "llmc/profile.h"
 #include "llmc/reduce.h"
-
-// A step of the iteration: the singular values of x go through a s + b s^3 + c s^5, which drives them to 1.
-struct Step { float a, b, c; };
-
-static constexpr Step NEWTON_SCHULZ[] = {{3.4445f, -4.7750f, 2.0315f},
-                                         {3.4445f, -4.7750f, 2.0315f},
-                                         {3.4445f, -4.7750f, 2.0315f},
-                                         {3.4445f, -4.7750f, 2.0315f},
-                                         {3.4445f, -4.7750f, 2.0315f}};
-static constexpr Step POLAR_EXPRESS[] = {{8.156554524902461f, -22.48329292557795f, 15.878769915207462f},
-                                         {4.042929935166739f, -2.808917465908714f, 0.5000178451051316f},
-                                         {3.8916678022926607f, -2.772484153217685f, 0.5060648178503393f},
-                                         {3.285753657755655f, -2.3681294933425376f, 0.46449024233003106f},
-                                         {2.3465413258596377f, -1.7097828382687081f, 0.42323551169305323f}};
 
 struct Workspace {
     floatX *x, *next;           // (rows, cols)
@@ -45,14 +32,8 @@ static size_t cut(int rows, int cols, void* scratch, Workspace* w) {
     return size;
 }
 
-static void require_dims(const char* op, int count, int rows, int cols) {
-    require(count >= 1, op, ": count must be at least 1, not ", count);
-    require(rows >= 1, op, ": rows must be at least 1, not ", rows);
-    require(cols >= 1, op, ": cols must be at least 1, not ", cols);
-}
-
 size_t muon_scratch(int count, int rows, int cols) {
-    require_dims("muon_scratch", count, rows, cols);
+    require_matrices("muon_scratch", count, rows, cols);
     Workspace w;
     return cut(rows, cols, nullptr, &w);
 }
@@ -85,11 +66,11 @@ static void momentum(const MuonTensor& t, int rows, int cols, float mu, float k,
 }
 
 // x = a x + (b s + c s s) x with s = x x^T; for a tall x the same from the other side, with s = x^T x.
-static void orthogonalize(Workspace& w, int rows, int cols, const Step* steps, int count) {
+static void orthogonalize(Workspace& w, int rows, int cols, const MuonStep* steps) {
     const bool tall = rows > cols;
     const int64_t m = std::min(rows, cols);
-    for (int i = 0; i < count; i++) {
-        const Step& step = steps[i];
+    for (int i = 0; i < MUON_STEPS; i++) {
+        const MuonStep& step = steps[i];
         matmul_symmetric(w.gram, w.x, nullptr, nullptr, m, tall ? rows : cols, tall, 1, 0, 1, nullptr);
         matmul_symmetric(w.polynomial, w.gram, w.gram, nullptr, m, m, false, step.c, step.b, 1, nullptr);
         matmul(w.next, tall ? w.x : w.polynomial, tall ? w.polynomial : w.x, w.x, rows, cols, m, false, false, 1, step.a, 1, nullptr);
@@ -99,7 +80,7 @@ static void orthogonalize(Workspace& w, int rows, int cols, const Step* steps, i
 
 static void update_speedrun(const MuonTensor& t, int rows, int cols, const MuonHyper& hyper, Workspace& w) {
     momentum(t, rows, cols, hyper.momentum, 1, 1, 1e-7f, w);
-    orthogonalize(w, rows, cols, NEWTON_SCHULZ, 5);
+    orthogonalize(w, rows, cols, NEWTON_SCHULZ);
     const float lr = hyper.lr * std::sqrt(static_cast<float>(std::max(rows, cols)));
 #pragma omp parallel for simd
     for (int64_t i = 0; i < static_cast<int64_t>(rows) * cols; i++) t.master[i] -= lr * to_float(w.x[i]);
@@ -150,7 +131,7 @@ static void second_moment(float* second, int rows, int cols, float beta2, Worksp
 
 static void update_nanochat(const MuonTensor& t, int rows, int cols, const MuonHyper& hyper, Workspace& w) {
     momentum(t, rows, cols, hyper.momentum, 1 - hyper.momentum, 1.02f, 1e-6f, w);
-    orthogonalize(w, rows, cols, POLAR_EXPRESS, 5);
+    orthogonalize(w, rows, cols, POLAR_EXPRESS);
     second_moment(t.second, rows, cols, hyper.beta2, w);
     const bool by_row = rows >= cols;
     const float lr = hyper.lr * std::sqrt(std::max(1.0f, static_cast<float>(rows) / static_cast<float>(cols)));
@@ -169,7 +150,7 @@ static void update_nanochat(const MuonTensor& t, int rows, int cols, const MuonH
 
 void muon_update(const MuonTensor* tensors, void* scratch, const MuonHyper* hyper, int count, int rows, int cols, MuonKind kind, Stream stream) {
     Range range("muon_update");
-    require_dims("muon_update", count, rows, cols);
+    require_matrices("muon_update", count, rows, cols);
     for (int i = 0; i < count; i++) {
         const MuonTensor& t = tensors[i];
         require(kind == MuonKind::speedrun || t.second, "muon_update: nanochat needs a second moment, and tensor ", i, " has none");

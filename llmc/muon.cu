@@ -6,22 +6,9 @@
 #include "llmc/muon.h"
 #include <algorithm>
 #include <cmath>
+#include "llmc/checks.h"
 #include "llmc/cuda_common.h"
 #include "llmc/matmul.h"
-
-// A step of the iteration: the singular values of x go through a s + b s^3 + c s^5, which drives them to 1.
-struct MuonStep { float a, b, c; };
-
-static constexpr MuonStep NEWTON_SCHULZ[] = {{3.4445f, -4.7750f, 2.0315f},
-                                             {3.4445f, -4.7750f, 2.0315f},
-                                             {3.4445f, -4.7750f, 2.0315f},
-                                             {3.4445f, -4.7750f, 2.0315f},
-                                             {3.4445f, -4.7750f, 2.0315f}};
-static constexpr MuonStep POLAR_EXPRESS[] = {{8.156554524902461f, -22.48329292557795f, 15.878769915207462f},
-                                             {4.042929935166739f, -2.808917465908714f, 0.5000178451051316f},
-                                             {3.8916678022926607f, -2.772484153217685f, 0.5060648178503393f},
-                                             {3.285753657755655f, -2.3681294933425376f, 0.46449024233003106f},
-                                             {2.3465413258596377f, -1.7097828382687081f, 0.42323551169305323f}};
 
 /// Matrices that go together, and their elements: as many as fill any device for several rounds of blocks. More would be no faster and
 /// take more scratch, up to 8 bytes an element.
@@ -224,14 +211,8 @@ static size_t cut(int count, int rows, int cols, void* scratch, MuonWorkspace* w
     return size;
 }
 
-static void require_dims(const char* op, int count, int rows, int cols) {
-    require(count >= 1, op, ": count must be at least 1, not ", count);
-    require(rows >= 1, op, ": rows must be at least 1, not ", rows);
-    require(cols >= 1, op, ": cols must be at least 1, not ", cols);
-}
-
 size_t muon_scratch(int count, int rows, int cols) {
-    require_dims("muon_scratch", count, rows, cols);
+    require_matrices("muon_scratch", count, rows, cols);
     MuonWorkspace w;
     return cut(group_size(count, rows, cols), rows, cols, nullptr, &w);
 }
@@ -240,7 +221,7 @@ size_t muon_scratch(int count, int rows, int cols) {
 static void orthogonalize(MuonWorkspace& w, int count, int rows, int cols, const MuonStep* steps, Stream stream) {
     const bool tall = rows > cols;
     const int64_t m = std::min(rows, cols);
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < MUON_STEPS; i++) {
         const MuonStep& step = steps[i];
         matmul_symmetric(w.gram, w.x, nullptr, w.scales + count, m, tall ? rows : cols, tall, 1, 0, count, stream);
         matmul_symmetric(w.polynomial, w.gram, w.gram, nullptr, m, m, false, step.c, step.b, count, stream);
@@ -287,7 +268,7 @@ static void update(const MuonMatrices& matrices, void* scratch, const MuonHyper*
 }
 
 void muon_update(const MuonTensor* tensors, void* scratch, const MuonHyper* hyper, int count, int rows, int cols, MuonKind kind, Stream stream) {
-    require_dims("muon_update", count, rows, cols);
+    require_matrices("muon_update", count, rows, cols);
     const int group = group_size(count, rows, cols);
     for (int begin = 0; begin < count; begin += group) {
         MuonMatrices matrices;

@@ -8,6 +8,22 @@
 ///           (Li et al. 2025) with the update's norm kept, lr scaled by sqrt(max(1, rows/cols)), cautious weight decay.
 enum class MuonKind { speedrun, nanochat };
 
+/// A step of the iteration that makes a matrix orthogonal: its singular values s become a s + b s^3 + c s^5, which drives them to 1.
+struct MuonStep {
+    float a, b, c;
+};
+inline constexpr int MUON_STEPS = 5;
+inline constexpr MuonStep NEWTON_SCHULZ[MUON_STEPS] = {{3.4445f, -4.7750f, 2.0315f},
+                                                       {3.4445f, -4.7750f, 2.0315f},
+                                                       {3.4445f, -4.7750f, 2.0315f},
+                                                       {3.4445f, -4.7750f, 2.0315f},
+                                                       {3.4445f, -4.7750f, 2.0315f}};
+inline constexpr MuonStep POLAR_EXPRESS[MUON_STEPS] = {{8.156554524902461f, -22.48329292557795f, 15.878769915207462f},
+                                                       {4.042929935166739f, -2.808917465908714f, 0.5000178451051316f},
+                                                       {3.8916678022926607f, -2.772484153217685f, 0.5060648178503393f},
+                                                       {3.285753657755655f, -2.3681294933425376f, 0.46449024233003106f},
+                                                       {2.3465413258596377f, -1.7097828382687081f, 0.42323551169305323f}};
+
 /// One matrix (rows, cols), row-major.
 struct MuonTensor {
     float* master;       ///< weights, fp32, updated

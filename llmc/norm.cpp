@@ -2,13 +2,8 @@
 #include "llmc/norm.h"
 #include <cmath>
 #include <cstring>
-#include "llmc/error.h"
+#include "llmc/checks.h"
 #include "llmc/profile.h"
-
-static void require_dims(const char* op, int64_t N, int C) {
-    require(N >= 1, op, ": N must be at least 1, not ", N);
-    require(C >= 8 && C % 8 == 0, op, ": C must be a positive multiple of 8, not ", C);
-}
 
 static void rms_norm_row(floatX* out, float* rstd, const floatX* x, int C, float eps) {
     float squares = 0;
@@ -35,7 +30,7 @@ static void layer_norm_row(floatX* out, float* rstd, const floatX* x, int C, flo
 
 void norm_forward(floatX* out, float* rstd, const floatX* x, Norm kind, int64_t N, int C, float eps, Stream) {
     Range range("norm_forward");
-    require_dims("norm_forward", N, C);
+    require_rows("norm_forward", N, C);
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
         if (kind == Norm::rms_norm) rms_norm_row(out + n * C, rstd + n, x + n * C, C, eps);
@@ -59,7 +54,7 @@ static void norm_backward_row(floatX* dx, const floatX* dout, const floatX* y, f
 
 void norm_backward(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, Norm kind, int64_t N, int C, Stream) {
     Range range("norm_backward");
-    require_dims("norm_backward", N, C);
+    require_rows("norm_backward", N, C);
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
         if (kind == Norm::none) std::memmove(dx + n * C, dout + n * C, C * sizeof(floatX));

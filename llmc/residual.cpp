@@ -1,13 +1,9 @@
 // The residual stream on the CPU: a row at a time, read from memory once.
 #include "llmc/residual.h"
 #include <cmath>
+#include "llmc/checks.h"
 #include "llmc/error.h"
 #include "llmc/profile.h"
-
-static void require_dims(const char* op, int64_t N, int C) {
-    require(N >= 1, op, ": N must be at least 1, not ", N);
-    require(C >= 8 && C % 8 == 0, op, ": C must be a positive multiple of 8, not ", C);
-}
 
 // h = rms_norm(x)
 static void rms_norm_row(floatX* h, float* rstd, const floatX* x, int C, float eps) {
@@ -37,7 +33,7 @@ void residual_add(floatX* x, const floatX* branch, int64_t n, Stream) {
 
 void add_norm_forward(floatX* h, float* rstd, floatX* x, const floatX* branch, float scale, int64_t N, int C, float eps, Stream) {
     Range range("add_norm_forward");
-    require_dims("add_norm_forward", N, C);
+    require_rows("add_norm_forward", N, C);
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
         floatX* row = x + n * C;
@@ -53,7 +49,7 @@ void add_norm_forward(floatX* h, float* rstd, floatX* x, const floatX* branch, f
 void add_norm_backward(floatX* dx, floatX* dbranch, const floatX* dh, const floatX* h, const float* rstd, float scale, int64_t N,
                        int C, Stream) {
     Range range("add_norm_backward");
-    require_dims("add_norm_backward", N, C);
+    require_rows("add_norm_backward", N, C);
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
         floatX* dx_row = dx + n * C;
@@ -72,7 +68,7 @@ void add_norm_backward(floatX* dx, floatX* dbranch, const floatX* dh, const floa
 void mix_norm_forward(floatX* h, float* rstd, floatX* prev, floatX* x, const floatX* branch, const floatX* x0, const float* resid,
                       const float* skip, int64_t N, int C, float eps, Stream) {
     Range range("mix_norm_forward");
-    require_dims("mix_norm_forward", N, C);
+    require_rows("mix_norm_forward", N, C);
     const float r = *resid, s = *skip;
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
@@ -97,7 +93,7 @@ void mix_norm_backward(floatX* dx, floatX* dx0, float* dresid, float* dskip, flo
                        const float* rstd, const floatX* prev, const floatX* x0, const float* resid, const float* skip, int64_t N,
                        int C, Stream) {
     Range range("mix_norm_backward");
-    require_dims("mix_norm_backward", N, C);
+    require_rows("mix_norm_backward", N, C);
     const float r = *resid, s = *skip;
     float *row_dresid = scratch, *row_dskip = scratch + N;
 #pragma omp parallel for

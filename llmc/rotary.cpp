@@ -1,15 +1,9 @@
 // Rotary positions and QK norm on the CPU: in place, a token at a time.
 #include "llmc/rotary.h"
 #include <cmath>
+#include "llmc/checks.h"
 #include "llmc/error.h"
 #include "llmc/profile.h"
-
-static void require_dims(const char* op, int B, int T, int H, int HK, int D) {
-    require(B >= 1, op, ": B must be at least 1, not ", B);
-    require(T >= 1, op, ": T must be at least 1, not ", T);
-    require(D >= 8 && D % 8 == 0, op, ": D must be a positive multiple of 8, not ", D);
-    require(H >= 1 && HK >= 1 && H % HK == 0, op, ": HK must divide H, not ", HK, " and ", H);
-}
 
 // Turns one head and divides it by its root mean square, which no turn changes, so it is taken before. Returns rstd.
 static float forward_head(floatX* head, const float* table, int D, bool qk_norm, float eps) {
@@ -35,7 +29,7 @@ static float forward_head(floatX* head, const float* table, int D, bool qk_norm,
 void rotary_forward(floatX* qkv, float* rstd, const float* table, int first, int B, int T, int H, int HK, int D, bool qk_norm,
                     float eps, Stream) {
     Range range("rotary_forward");
-    require_dims("rotary_forward", B, T, H, HK, D);
+    require_heads("rotary_forward", B, T, H, HK, D);
     require(first >= 0, "rotary_forward: first must not be negative: ", first);
     const int64_t N = static_cast<int64_t>(B) * T, width = static_cast<int64_t>(H + 2 * HK) * D;
     const int heads = H + HK;
@@ -78,7 +72,7 @@ static void backward_head(floatX* dhead, const floatX* y, float rstd, const floa
 void rotary_backward(floatX* dqkv, const floatX* qkv, const float* rstd, const float* table, int B, int T, int H, int HK, int D,
                      bool qk_norm, Stream) {
     Range range("rotary_backward");
-    require_dims("rotary_backward", B, T, H, HK, D);
+    require_heads("rotary_backward", B, T, H, HK, D);
     const int64_t N = static_cast<int64_t>(B) * T, width = static_cast<int64_t>(H + 2 * HK) * D;
     const int heads = H + HK;
 #pragma omp parallel for

@@ -1,20 +1,13 @@
 // Value embeddings on the CPU: a token at a time, and in the backward pass a run of equal tokens at a time.
 #include "llmc/value_embedding.h"
 #include <cmath>
-#include "llmc/error.h"
+#include "llmc/checks.h"
 #include "llmc/profile.h"
-
-static void require_dims(const char* op, int64_t N, int C, int H, int HK, int D) {
-    require(N >= 1, op, ": N must be at least 1, not ", N);
-    require(C >= VE_GATE_CHANNELS, op, ": C must be at least ", VE_GATE_CHANNELS, " (the gate's channels), not ", C);
-    require(H >= 1 && HK >= 1, op, ": H and HK must be at least 1, not ", H, " and ", HK);
-    require(D >= 8 && D % 8 == 0, op, ": D must be a positive multiple of 8, not ", D);
-}
 
 void value_embedding_forward(floatX* qkv, float* gate, const floatX* h, const int* idx, const floatX* ve, const floatX* w,
                              int64_t N, int C, int H, int HK, int D, Stream) {
     Range range("value_embedding_forward");
-    require_dims("value_embedding_forward", N, C, H, HK, D);
+    require_value_heads("value_embedding_forward", N, C, VE_GATE_CHANNELS, H, HK, D);
     const int64_t width = static_cast<int64_t>(H + 2 * HK) * D, CK = static_cast<int64_t>(HK) * D;
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++)
@@ -36,7 +29,7 @@ void value_embedding_backward(float* dve, float* dw, floatX* dh, float* scratch,
                               const floatX* h, const int* idx, const int* order, const floatX* ve, const floatX* w, int64_t N,
                               int C, int H, int HK, int D, Stream) {
     Range range("value_embedding_backward");
-    require_dims("value_embedding_backward", N, C, H, HK, D);
+    require_value_heads("value_embedding_backward", N, C, VE_GATE_CHANNELS, H, HK, D);
     const int64_t width = static_cast<int64_t>(H + 2 * HK) * D, CK = static_cast<int64_t>(HK) * D;
     const floatX* dvalues = dqkv + (H + HK) * D;
     float* dinside = scratch;

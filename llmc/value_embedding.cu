@@ -118,16 +118,9 @@ __global__ void add_gate_parts_kernel(float* dw, const float* parts, int blocks,
     dw[at] += sum;
 }
 
-static void require_dims(const char* op, int64_t N, int C, int H, int HK, int D) {
-    require(N >= 1, op, ": N must be at least 1, not ", N);
-    require(C >= VE_GATE_CHANNELS, op, ": C must be at least ", VE_GATE_CHANNELS, " (the gate's channels), not ", C);
-    require(H >= 1 && HK >= 1, op, ": H and HK must be at least 1, not ", H, " and ", HK);
-    require(D >= 8 && D % 8 == 0, op, ": D must be a positive multiple of 8, not ", D);
-}
-
 void value_embedding_forward(floatX* qkv, float* gate, const floatX* h, const int* idx, const floatX* ve, const floatX* w,
                              int64_t N, int C, int H, int HK, int D, Stream stream) {
-    require_dims("value_embedding_forward", N, C, H, HK, D);
+    require_value_heads("value_embedding_forward", N, C, VE_GATE_CHANNELS, H, HK, D);
     require_aligned("value_embedding_forward", qkv, ve);
     const int64_t width = int64_t{H + 2 * HK} * D;
     for_head_size(D, [&]<int LANES>() {
@@ -141,7 +134,7 @@ void value_embedding_backward(float* dve, float* dw, floatX* dh, float* scratch,
                               const floatX* h, const int* idx, const int* order, const floatX* ve, const floatX* w, int64_t N,
                               int C, int H, int HK, int D, Stream stream) {
     const char* op = "value_embedding_backward";
-    require_dims(op, N, C, H, HK, D);
+    require_value_heads(op, N, C, VE_GATE_CHANNELS, H, HK, D);
     require_aligned(op, dve, dqkv, ve);
     const int64_t width = int64_t{H + 2 * HK} * D;
     const int values = (H + HK) * D;

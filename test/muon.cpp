@@ -41,8 +41,8 @@ Matrix orthogonalize(const Matrix& g, const std::vector<std::array<double, 3>>& 
     return g.rows > g.cols ? transposed(x) : x;
 }
 
-const std::vector<std::array<double, 3>> NEWTON_SCHULZ(5, {3.4445, -4.7750, 2.0315});
-const std::vector<std::array<double, 3>> POLAR_EXPRESS = {{8.156554524902461, -22.48329292557795, 15.878769915207462},
+const std::vector<std::array<double, 3>> STUDY_NEWTON_SCHULZ(5, {3.4445, -4.7750, 2.0315});
+const std::vector<std::array<double, 3>> STUDY_POLAR_EXPRESS = {{8.156554524902461, -22.48329292557795, 15.878769915207462},
                                                           {4.042929935166739, -2.808917465908714, 0.5000178451051316},
                                                           {3.8916678022926607, -2.772484153217685, 0.5060648178503393},
                                                           {3.285753657755655, -2.3681294933425376, 0.46449024233003106},
@@ -61,7 +61,7 @@ struct Reference {
             m[i] = h.momentum * m[i] + g[i];
             u.at[i] = g[i] + h.momentum * m[i];
         }
-        u = orthogonalize(u, NEWTON_SCHULZ, 1, 1e-7);
+        u = orthogonalize(u, STUDY_NEWTON_SCHULZ, 1, 1e-7);
         for (size_t i = 0; i < w.size(); i++) w[i] -= h.lr * std::sqrt(std::max(rows, cols)) * u.at[i];
     }
 
@@ -71,7 +71,7 @@ struct Reference {
             m[i] = h.momentum * m[i] + (1.0 - h.momentum) * g[i];
             u.at[i] = (1.0 - h.momentum) * g[i] + h.momentum * m[i];
         }
-        u = orthogonalize(u, POLAR_EXPRESS, 1.02, 1e-6);
+        u = orthogonalize(u, STUDY_POLAR_EXPRESS, 1.02, 1e-6);
         const bool by_row = rows >= cols;
         const int lines = by_row ? rows : cols, n = by_row ? cols : rows;
         Values mean(lines, 0), step(lines);
