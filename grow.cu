@@ -1,4 +1,4 @@
-// One checkpoint -> a deeper one, by copies of its layers (studies/README.md, depth growth).
+// One checkpoint -> a deeper one, by copies of its layers (the depth growth study; README.md).
 #include "llmc/command_line.h"
 #include "llmc/rewrite.h"
 

@@ -1,4 +1,4 @@
-// Blocks of several checkpoints on each other -> one checkpoint (studies/README.md, cross-model stacking).
+// Blocks of several checkpoints on each other -> one checkpoint (the cross-model stacking study; README.md).
 #include <algorithm>
 #include <deque>
 #include "llmc/command_line.h"

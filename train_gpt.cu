@@ -1114,5 +1114,5 @@ int main(int argc, char** argv) {
         bool printed = std::fflush(stdout) == 0 ? !std::ferror(stdout) : errno == EPIPE;
         require(printed, "stdout: cannot be written: ", std::strerror(errno), "; make room, or send it elsewhere");
         return code;
-    });
+    }, "use a smaller --device-batch or model (--plan tells the need)");
 }

@@ -5,7 +5,7 @@
 //     kernels; then the functions of llmc/<op>.h, which validate, choose the grid and launch(). A kernel assumes its arguments are right.
 //   - The same file compiles with nvcc for the GPU and, unchanged, with g++ for the emulator (test/emulator), where the op suite runs
 //     it: so no <<<>>>, no `__shared__` (all shared memory is what launch() was given, through shared_memory<T>()), no
-//     inline PTX outside llmc/ptx.h, and of the CUDA API only what test/emulator/cuda_runtime.h has; add there what you need.
+//     inline PTX outside llmc/ptx.h (but for the rounding of types.h), and of the CUDA API only what test/emulator/cuda_runtime.h has; add there what you need.
 //   - Tensors are read and written 16 bytes a thread, neighbours by neighbouring threads, each element once if it can be: load what
 //     the thread needs first, all of it, then compute. Arrays in registers are indexed by unrolled loops only.
 //   - Sums are fp32, in an order that depends on the sizes alone. No float atomics: two runs give the same bytes.

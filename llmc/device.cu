@@ -15,8 +15,8 @@ size_t device_alloc_bytes(size_t bytes) {
 static cudaDeviceProp properties() {
     int device = 0;
     cudaDeviceProp found{};
-    cuda_check(cudaGetDevice(&device), "device_name");
-    cuda_check(cudaGetDeviceProperties(&found, device), "device_name");
+    cuda_check(cudaGetDevice(&device), "properties");
+    cuda_check(cudaGetDeviceProperties(&found, device), "properties");
     return found;
 }
 
@@ -47,7 +47,7 @@ void* device_alloc(size_t bytes) {
     void* memory = nullptr;
     cudaError_t error = cudaMalloc(&memory, bytes > 0 ? bytes : 1);
     if (error == cudaErrorMemoryAllocation) {
-        cudaGetLastError();   // it is told, so the next call must not hear of it
+        cudaGetLastError();   // cleared, so that later calls do not report it
         throw std::bad_alloc();
     }
     cuda_check(error, "device_alloc");
@@ -177,7 +177,7 @@ static constexpr std::pair<const char*, double> BF16_PEAKS[] = {
 // Fused multiply-adds of fp32 a clock on one multiprocessor.
 [[maybe_unused]] static double fp32_lanes(int major, int minor) { return major == 8 && minor == 0 ? 64 : 128; }
 
-size_t device_peak_bytes() { return 0; }   // the data sheet needs none
+size_t device_peak_bytes() { return 0; }   // nothing is measured on a GPU
 
 double device_peak_flops() {
     require_gpu();

@@ -28,13 +28,14 @@ void require(bool holds, const Pieces&... pieces) {
 
 /// What main() of every program does: runs `body`, and turns what it throws into one line on stderr
 /// (`name: text`) and exit code 2. A line break inside a text (a user's path) is printed as a space.
+/// more_memory: what to do when there is not enough.
 template <class Body>
-int run_program(const char* name, Body body) {
+int run_program(const char* name, Body body, const char* more_memory = "free some, or use a machine that has more") {
     try {
         return body();
     } catch (const std::bad_alloc&) {
         std::cout.flush();
-        std::cerr << name << ": out of memory; use a smaller --device-batch or model (--plan tells the need)" << std::endl;
+        std::cerr << name << ": out of memory; " << more_memory << std::endl;
     } catch (const std::exception& error) {
         std::string text = error.what();
         for (char& c : text)

@@ -104,7 +104,7 @@ public:
     ///
     /// inputs, targets (B, T) on the host
     /// loop: after an ordinary pass, a second one on its latents in place of token embeddings (the looping of the stacking
-    ///       study, gpt_reference.py loss_with_looping); inputs are those of the ordinary pass.
+    ///       study, test/golden/README.md); inputs are those of the ordinary pass.
     void train_micro_batch(const int* inputs, const int* targets, double share, bool loop = false);
     /// Waits for the micro-batches since begin_step().
     StepSums end_step();

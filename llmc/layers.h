@@ -35,7 +35,7 @@ enum class ValueEmbeds {
     pattern    ///< of these, the layers where a model of the new depth has them
 };
 
-/// The model whose layer n is a copy of layer order[n]; windows are those of the deeper model's own pattern (studies/README.md).
+/// The model whose layer n is a copy of layer order[n]; windows are those of the deeper model's own pattern (the depth growth study).
 /// Throws std::invalid_argument when order is empty or names a layer that is not there.
 LayerMap grow_map(const GPTConfig& config, const std::vector<int>& order, ValueEmbeds value_embeds);
 

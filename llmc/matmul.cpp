@@ -171,7 +171,7 @@ void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float
     for (int64_t i = 0; i < batch * M * M; i++) out[i] = to_floatX(scale[i / (M * M)] * to_float(out[i]));
 }
 
-double matmul_flops(int64_t N, int64_t OC, int64_t IC, int repeats) {
+double matmul_flops(int64_t N, int64_t IC, int64_t OC, int repeats) {
     require(repeats >= 1, "matmul_flops: repeats must be at least 1, not ", repeats);
     std::vector<floatX> x(N * IC, to_floatX(1.5f)), w(OC * IC, to_floatX(-0.25f)), out(N * OC);
     double best = 0;

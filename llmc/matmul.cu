@@ -335,7 +335,7 @@ struct DeviceNumbers {
     DeviceNumbers& operator=(const DeviceNumbers&) = delete;
 };
 
-double matmul_flops(int64_t N, int64_t OC, int64_t IC, int repeats) {
+double matmul_flops(int64_t N, int64_t IC, int64_t OC, int repeats) {
     const char* op = "matmul_flops";
     require_product(op, N, IC, OC);
     require(repeats >= 1, op, ": repeats must be at least 1, not ", repeats);

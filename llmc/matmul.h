@@ -37,4 +37,4 @@ void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float
 
 /// FLOP/s of matmul_forward at these sizes, the fastest of `repeats` runs after one that is not counted.
 /// Throws std::invalid_argument when repeats is below 1.
-double matmul_flops(int64_t N, int64_t OC, int64_t IC, int repeats);
+double matmul_flops(int64_t N, int64_t IC, int64_t OC, int repeats);

@@ -39,7 +39,7 @@ struct MuonHyper {
     float lr, momentum, beta2, weight_decay;   ///< beta2 and weight_decay: nanochat only
 };
 
-/// One update of `count` matrices of one shape. The mathematics: muon_speedrun and muon_nanochat of the reference;
+/// One update of `count` matrices of one shape, of either kind, with
 ///     x = u / (|u| * safety + eps), transposed when rows > cols; five times: s = x x^T, x = a x + (b s + c s s) x
 ///
 /// tensors (count)               on the host

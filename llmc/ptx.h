@@ -1,4 +1,4 @@
-// What CUDA C++ has no word for: PTX behind small functions, and the block's shared memory.
+// Instructions that CUDA C++ has no function for: PTX behind small functions, and the block's shared memory.
 // test/emulator/llmc/ptx.h has the same functions for a machine without a GPU; a function here needs its twin there.
 #pragma once
 #include <cuda.h>

@@ -26,7 +26,7 @@ static float mean_product(const floatX* dh, const floatX* h, int C) {
 
 void residual_add(floatX* x, const floatX* branch, int64_t n, Stream) {
     Range range("residual_add");
-    require(n >= 8 && n % 8 == 0, "residual_add: n must be a positive multiple of 8, not ", n);
+    require_elements("residual_add", n);
 #pragma omp parallel for simd
     for (int64_t i = 0; i < n; i++) x[i] = to_floatX(to_float(x[i]) + to_float(branch[i]));
 }

@@ -1,4 +1,4 @@
-// Golden cases: what gpt_reference.py gives in float64, stored in F32 (test/golden/README.md).
+// Golden cases: what a reference in PyTorch gives in float64, stored in F32 (test/golden/README.md).
 #pragma once
 #include <cmath>
 #include <cstring>

@@ -1,4 +1,4 @@
-// The model in plain float64 loops, as gpt_reference.py has it: what a whole forward pass is checked against.
+// The model in plain float64 loops, as the reference of the golden cases has it: what a whole forward pass is checked against.
 #pragma once
 #include <cmath>
 #include <map>

@@ -37,6 +37,21 @@ const std::vector<std::pair<int, int>> SIZES = {{1, 8}, {3, 24}, {17, 64}, {33, 
 
 }  // namespace
 
+TEST_CASE("residual_add adds, in place, and touches nothing else") {
+    for (int n : {8, 24, 4096, 10008, 200008}) {
+        CAPTURE(n);
+        Random random(n);
+        FloatXs x(random.floatXs(n, 3)), branch(random.floatXs(n)), branch_before(branch.values());
+        Values want = x.values(), add = branch.values();
+        for (size_t i = 0; i < want.size(); i++) want[i] += add[i];
+        residual_add(x, branch, n, nullptr);
+        check_close("x", x.values(), want, ROUND, 0);   // one sum, rounded once
+        CHECK(branch.same_bytes(branch_before));
+    }
+    FloatXs x(Values(8, 1)), branch(Values(8, 1));
+    for (int n : {0, -8, 4}) CHECK_REFUSED("residual_add", residual_add(x, branch, n, nullptr));
+}
+
 TEST_CASE("add_norm_forward adds the branch and norms the sum") {
     for (auto [N, C] : SIZES)
         for (bool with_branch : {true, false}) {

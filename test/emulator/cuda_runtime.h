@@ -30,14 +30,11 @@ struct alignas(8) uint2 { uint32_t x, y; };
 struct alignas(16) uint4 { uint32_t x, y, z, w; };
 struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
-inline constexpr int warpSize = 32;
 
 template <class T> T min(T a, T b) { return b < a ? b : a; }
 template <class T> T max(T a, T b) { return a < b ? b : a; }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
-inline float __expf(float x) { return std::exp(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
 
 inline void __syncthreads(std::source_location where = std::source_location::current()) { emulated_barrier(0, 0, 0, "__syncthreads", where); }
 inline int __syncthreads_count(int predicate, std::source_location where = std::source_location::current()) {
@@ -103,8 +100,6 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
     }, "__ballot_sync");
     return vote.ballot;
 }
-inline bool __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-inline bool __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
 
 struct EmulatedMatch {
     uint64_t mine;
