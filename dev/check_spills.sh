@@ -8,6 +8,10 @@ allowed='
 forward_kernel<128>, sm_90a: 24; heads of 72 to 120 alone take it there, which no recipe has: the others run in attention_hopper.cu
 '
 
+if grep -H 'Potential Performance Loss' "$@"; then
+    echo "check_spills.sh: the compiler runs wgmma products one after another (above); what they read or write is touched while they run" >&2
+    exit 1
+fi
 found=$(awk '
     /Compiling entry function/ { match($0, /for .sm_[0-9a-z]+/); target = substr($0, RSTART + 5, RLENGTH - 5) }
     /Function properties for/  { name = $NF; kernels++ }

@@ -109,6 +109,10 @@ __device__ void start_add_product(float (&sums)[HEAD / 8][4], const uint32_t (&l
     wgmma_commit();
 }
 
+// A barrier of the warpgroup. Each group meets here once for every tile: its leader gives the tile's slot back for all of its warps, so it
+// must not be two tiles ahead of one that has not seen the slot filled yet.
+[[maybe_unused]] static __device__ void keep_together(int group) { named_barrier(1 + group, GROUP); }
+
 // Writes the warpgroup's sums, row row_of(2 r) times factor[r], to its own 64 rows of a tile, and starts copying them to (column, row) of
 // the tensor. `leader` is the warpgroup's one thread that waits for the copy later.
 template <int HEAD, int ROWS>
@@ -125,7 +129,7 @@ __device__ void start_store(const CUtensorMap& to, int column, int row, int batc
             reinterpret_cast<uint32_t*>(piece)[lane_of_thread() % 4] = pack_bf16(sums[n][i] * times, sums[n][i + 1] * times);
         }
     async_fence();
-    named_barrier(1 + group, GROUP);
+    keep_together(group);
     if (leader) {
 #pragma unroll
         for (int c = 0; c < HEAD; c += BOX) tensor_store(&to, tile.box(group * BOX, c), column + c, row, batch);
@@ -381,6 +385,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                 start_store(y_map, place.head * HEAD, q, place.batch, q_tile, group, leader, out, sum);
             } else {
                 finish_store();
+                keep_together(group);
             }
             skip(all.end - walk.end);
             slot.next();
@@ -520,6 +525,8 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
             if (walk.count() > 0) {
                 start_store(dqkv_map, (s.H + g) * HEAD, k, place.batch, k_tile, group, leader, dk, {scale, scale});
                 start_store(dqkv_map, (s.H + s.HK + g) * HEAD, k, place.batch, v_tile, group, leader, dv, {1, 1});
+            } else {
+                keep_together(group);
             }
             slot.next();
         });
@@ -675,6 +682,8 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                 wgmma_wait<0>(dq, ds_left);
                 release_keys();
                 start_store(dqkv_map, place.head * HEAD, q, place.batch, q_tile, group, leader, dq, {scale, scale});
+            } else {
+                keep_together(group);
             }
             skip(all.end - walk.end);
             slot.next();

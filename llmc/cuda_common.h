@@ -62,11 +62,13 @@ struct Grid {
     size_t shared = 0;
 };
 
-/// Without this a block gets 48 KB of shared memory at most.
+/// Without this a block gets 48 KB of shared memory at most. Always the whole limit: kernels that were recorded keep theirs.
 template <class Kernel>
 void allow_shared_memory(const char* op, Kernel* kernel, size_t bytes) {
     if (bytes > 48 * 1024)
-        cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), op);
+        cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(shared_memory_limit())),
+                   op);
 }
 
 /// Runs kernel(args...) on the stream. `op` names it in errors and in profiles.

@@ -156,6 +156,7 @@ void GPT::initialize_weights(uint64_t seed) {
 void GPT::set_tensor(const Tensor& tensor, const float* values) {
     copy_to_device(master(tensor), values, tensor.numel * sizeof(float), stream);
     round_weights(tensor);
+    device_wait(stream);   // threads that initialize weights have streams of their own
 }
 
 void GPT::round_weights(const Tensor& tensor) {

@@ -34,7 +34,7 @@ __device__ inline double sum_of_parts(double mine, double* sums) {
         __syncthreads();
         if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
     }
-    return sums[0];
+    return threadIdx.x == 0 ? sums[0] : 0;
 }
 
 __global__ void __launch_bounds__(REDUCE_PARTS) add_parts_kernel(float* out, const float* parts) {
