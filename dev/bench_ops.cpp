@@ -74,7 +74,7 @@ struct Report {
     void head() const {
         if (markdown) std::printf("| op | shape | us | GB/s | of copy | TFLOP/s | of products | calls a step | ms a step | |\n"
                                   "|---|---|--:|--:|--:|--:|--:|--:|--:|---|\n");
-        else std::printf("%-26s %-30s %10s %8s %7s %8s %7s %6s %9s\n", "op", "shape", "us", "GB/s", "share", "TFLOP/s", "share", "calls", "ms a step");
+        else std::printf("%-28s %-30s %10s %8s %7s %8s %7s %6s %9s\n", "op", "shape", "us", "GB/s", "share", "TFLOP/s", "share", "calls", "ms a step");
     }
 
     /// One op: `bytes` and `flops` of one call; 0 where that is not what bounds it. calls: in a step of one micro-batch.
@@ -86,7 +86,7 @@ struct Report {
         std::string note = accounted_flops > 0 ? rate(accounted_flops / seconds * 1e-12) + " TFLOP/s as accounted" : "";
         std::string gbs = bytes > 0 ? rate(bytes / seconds * 1e-9) : "", of_copy = bytes > 0 ? share(bytes / seconds, ceilings.bytes) : "";
         std::string tflops = flops > 0 ? rate(flops / seconds * 1e-12) : "", of_peak = flops > 0 ? share(flops / seconds, ceilings.flops) : "";
-        const char* format = markdown ? "| %s | %s | %.1f | %s | %s | %s | %s | %g | %.2f | %s |\n" : "%-26s %-30s %10.1f %8s %7s %8s %7s %6g %9.2f  %s\n";
+        const char* format = markdown ? "| %s | %s | %.1f | %s | %s | %s | %s | %g | %.2f | %s |\n" : "%-28s %-30s %10.1f %8s %7s %8s %7s %6g %9.2f  %s\n";
         std::printf(format, name.c_str(), shape.c_str(), seconds * 1e6, gbs.c_str(), of_copy.c_str(), tflops.c_str(), of_peak.c_str(), calls,
                     calls * seconds * 1e3, note.c_str());
         std::fflush(stdout);
@@ -328,21 +328,29 @@ struct Step {
                 qkv = t.noise<floatX>(N * QKV);
                 attention_forward(y, lse, scratch, qkv, B, T, H, HK, D, window, nullptr);
             };
-            report.op("attention_forward", shape, layers, 0, 2 * product, [&](Tensors& t) {
-                floatX *y, *qkv;
-                float* lse;
-                char* scratch;
-                forward(t, y, lse, scratch, qkv);
-                return [=, this] { attention_forward(y, lse, scratch, qkv, B, T, H, HK, D, window, nullptr); };
-            }, accounted);
-            report.op("attention_backward", shape, layers, 0, 5 * product, [&](Tensors& t) {
-                floatX *y, *qkv;
-                float* lse;
-                char* scratch;
-                forward(t, y, lse, scratch, qkv);
-                floatX *dqkv = t.zeros<floatX>(N * QKV), *dy = t.noise<floatX>(N * C);
-                return [=, this] { attention_backward(dqkv, scratch, dy, y, lse, qkv, B, T, H, HK, D, window, nullptr); };
-            }, 2 * accounted);
+            // Where Hopper's own kernels are used, also those for every GPU, which its steps do not call.
+            for (bool every_gpu : {false, true}) {
+                if (every_gpu && !attention_use_hopper(true)) break;
+                attention_use_hopper(!every_gpu);
+                const std::string kernels = every_gpu ? ", mma.sync" : "";
+                const double calls = every_gpu ? 0 : layers;
+                report.op("attention_forward" + kernels, shape, calls, 0, 2 * product, [&](Tensors& t) {
+                    floatX *y, *qkv;
+                    float* lse;
+                    char* scratch;
+                    forward(t, y, lse, scratch, qkv);
+                    return [=, this] { attention_forward(y, lse, scratch, qkv, B, T, H, HK, D, window, nullptr); };
+                }, accounted);
+                report.op("attention_backward" + kernels, shape, calls, 0, 5 * product, [&](Tensors& t) {
+                    floatX *y, *qkv;
+                    float* lse;
+                    char* scratch;
+                    forward(t, y, lse, scratch, qkv);
+                    floatX *dqkv = t.zeros<floatX>(N * QKV), *dy = t.noise<floatX>(N * C);
+                    return [=, this] { attention_backward(dqkv, scratch, dy, y, lse, qkv, B, T, H, HK, D, window, nullptr); };
+                }, 2 * accounted);
+            }
+            attention_use_hopper(true);
         }
     }
 
