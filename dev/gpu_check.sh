@@ -338,7 +338,7 @@ else
         function value(what, text) {text = $at[what]; gsub(/[",]/, "", text); return text + 0}
         {
             # void name<(int)4, (bool)1>(float *): no types of template arguments, no parameters
-            kernel = $at["Kernel Name"]; sub(/^void /, "", kernel); gsub(/<unnamed>::/, "", kernel); gsub(/\([A-Za-z0-9_: ]+\)/, "", kernel); sub(/\(.*/, "", kernel); gsub(/\|/, "/", kernel)
+            kernel = $at["Kernel Name"]; sub(/^void /, "", kernel); gsub(/(<unnamed>|\(anonymous namespace\))::/, "", kernel); gsub(/\([A-Za-z0-9_: ]+\)/, "", kernel); sub(/\(.*/, "", kernel); gsub(/\|/, "/", kernel)
             time = value("gpu__time_duration.sum"); bytes = value("dram__bytes.sum")
             if (time > 0) printf "| %s | %.1f | %.1f | %.0f | %.0f %% | %.0f %% | %d |\n", kernel, time / 1e3, bytes / 1e6, bytes / time,
                 value("sm__throughput.avg.pct_of_peak_sustained_elapsed"), value("sm__warps_active.avg.pct_of_peak_sustained_active"), value("launch__registers_per_thread")
