@@ -32,32 +32,35 @@
 #include "llmc/rotary.h"
 #include "llmc/value_embedding.h"
 
-static int64_t cache = int64_t{256} << 20;     // several times the last cache of any GPU
-static int64_t large_tensor = int64_t{512} << 20;
-static double round_seconds = 0.02;
-
 // ----------------------------------------------------------------------------------------------------------------- the clock
-
-/// Seconds of one work(i), i counting up.
-static double median_seconds(const auto& work) {
-    seconds_of(1, work);   // what is set up at the first call
-    double once = seconds_of(2, work);
-    int times = static_cast<int>(std::clamp(round_seconds / once, 1.0, 500.0));
-    std::vector<double> rounds;
-    for (int i = 0; i < 5; i++) rounds.push_back(seconds_of(times, work));
-    return median(rounds);
-}
 
 using Run = std::function<void()>;
 
-/// Seconds of what `prepare` makes ready, over as many copies of its tensors as leave the caches cold.
-static double time_op(const std::function<Run(Tensors&)>& prepare) {
-    Tensors tensors;
-    std::vector<Run> copies;
-    do copies.push_back(prepare(tensors));
-    while (tensors.bytes() < cache && copies.size() < 64);
-    return median_seconds([&](int i) { copies[static_cast<size_t>(i) % copies.size()](); });
-}
+/// How long is measured, and with how much; a trial does with less.
+struct Clock {
+    int64_t cache = int64_t{256} << 20;          // bytes: several times the last cache of any GPU
+    int64_t large_tensor = int64_t{512} << 20;   // bytes
+    double round_seconds = 0.02;
+
+    /// Seconds of one work(i), i counting up.
+    double median_seconds(const auto& work) const {
+        seconds_of(1, work);   // what is set up at the first call
+        double once = seconds_of(2, work);
+        int times = static_cast<int>(std::clamp(round_seconds / once, 1.0, 500.0));
+        std::vector<double> rounds;
+        for (int i = 0; i < 5; i++) rounds.push_back(seconds_of(times, work));
+        return median(rounds);
+    }
+
+    /// Seconds of what `prepare` makes ready, over as many copies of its tensors as leave the caches cold.
+    double time_op(const std::function<Run(Tensors&)>& prepare) const {
+        Tensors tensors;
+        std::vector<Run> copies;
+        do copies.push_back(prepare(tensors));
+        while (tensors.bytes() < cache && copies.size() < 64);
+        return median_seconds([&](int i) { copies[static_cast<size_t>(i) % copies.size()](); });
+    }
+};
 
 // -------------------------------------------------------------------------------------------------------------- what is printed
 
@@ -68,25 +71,26 @@ struct Ceilings {
 struct Report {
     bool markdown;
     std::string only;
+    Clock clock;
     Ceilings ceilings;
     double step_seconds = 0;
 
     void head() const {
         if (markdown) std::printf("| op | shape | us | GB/s | of copy | TFLOP/s | of products | calls a step | ms a step | |\n"
                                   "|---|---|--:|--:|--:|--:|--:|--:|--:|---|\n");
-        else std::printf("%-26s %-30s %10s %8s %7s %8s %7s %6s %9s\n", "op", "shape", "us", "GB/s", "share", "TFLOP/s", "share", "calls", "ms a step");
+        else std::printf("%-28s %-30s %10s %8s %7s %8s %7s %6s %9s\n", "op", "shape", "us", "GB/s", "share", "TFLOP/s", "share", "calls", "ms a step");
     }
 
     /// One op: `bytes` and `flops` of one call; 0 where that is not what bounds it. calls: in a step of one micro-batch.
     void op(const std::string& name, const std::string& shape, double calls, double bytes, double flops, const std::function<Run(Tensors&)>& prepare,
             double accounted_flops = 0) {
         if (!only.empty() && name.find(only) == std::string::npos) return;
-        double seconds = time_op(prepare);
+        double seconds = clock.time_op(prepare);
         step_seconds += calls * seconds;
         std::string note = accounted_flops > 0 ? rate(accounted_flops / seconds * 1e-12) + " TFLOP/s as accounted" : "";
         std::string gbs = bytes > 0 ? rate(bytes / seconds * 1e-9) : "", of_copy = bytes > 0 ? share(bytes / seconds, ceilings.bytes) : "";
         std::string tflops = flops > 0 ? rate(flops / seconds * 1e-12) : "", of_peak = flops > 0 ? share(flops / seconds, ceilings.flops) : "";
-        const char* format = markdown ? "| %s | %s | %.1f | %s | %s | %s | %s | %g | %.2f | %s |\n" : "%-26s %-30s %10.1f %8s %7s %8s %7s %6g %9.2f  %s\n";
+        const char* format = markdown ? "| %s | %s | %.1f | %s | %s | %s | %s | %g | %.2f | %s |\n" : "%-28s %-30s %10.1f %8s %7s %8s %7s %6g %9.2f  %s\n";
         std::printf(format, name.c_str(), shape.c_str(), seconds * 1e6, gbs.c_str(), of_copy.c_str(), tflops.c_str(), of_peak.c_str(), calls,
                     calls * seconds * 1e3, note.c_str());
         std::fflush(stdout);
@@ -105,15 +109,15 @@ struct Report {
 };
 
 /// Every line gives what was measured; the ceiling of each kind is the best.
-static Ceilings measure_ceilings(bool markdown) {
+static Ceilings measure_ceilings(const Clock& clock, bool markdown) {
     Ceilings best;
     const char* start = markdown ? "- " : "";
     auto bandwidth = [&](const std::string& name, double moved, const std::function<Run(Tensors&)>& prepare) {
-        double rate = moved / time_op(prepare);
+        double rate = moved / clock.time_op(prepare);
         best.bytes = std::max(best.bytes, rate);
         std::printf("%sceiling %s: %.0f GB/s\n", start, name.c_str(), rate * 1e-9);
     };
-    const int64_t n = large_tensor / static_cast<int64_t>(sizeof(floatX));
+    const int64_t large_tensor = clock.large_tensor, n = large_tensor / static_cast<int64_t>(sizeof(floatX));
     const double bytes = static_cast<double>(large_tensor);
     bandwidth(concat("copy_on_device, ", large_tensor >> 20, " MiB read and written"), 2 * bytes, [&](Tensors& t) {
         floatX *to = t.zeros<floatX>(n), *from = t.noise<floatX>(n);
@@ -125,9 +129,9 @@ static Ceilings measure_ceilings(bool markdown) {
     });
     // Larger squares, as long as one product takes no more than a few hundredths of a second.
     double seconds = 0;
-    for (int64_t side = large_tensor >> 20 << 2; side <= 16384 && seconds < round_seconds; side *= 2) {
+    for (int64_t side = large_tensor >> 20 << 2; side <= 16384 && seconds < clock.round_seconds; side *= 2) {
         const double flops = 2.0 * static_cast<double>(side) * static_cast<double>(side) * static_cast<double>(side);
-        seconds = time_op([&](Tensors& t) {
+        seconds = clock.time_op([&](Tensors& t) {
             floatX *out = t.zeros<floatX>(side * side), *x = t.noise<floatX>(side * side), *w = t.noise<floatX>(side * side);
             return [=] { matmul_forward(out, x, w, side, side, side, nullptr); };
         });
@@ -328,21 +332,29 @@ struct Step {
                 qkv = t.noise<floatX>(N * QKV);
                 attention_forward(y, lse, scratch, qkv, B, T, H, HK, D, window, nullptr);
             };
-            report.op("attention_forward", shape, layers, 0, 2 * product, [&](Tensors& t) {
-                floatX *y, *qkv;
-                float* lse;
-                char* scratch;
-                forward(t, y, lse, scratch, qkv);
-                return [=, this] { attention_forward(y, lse, scratch, qkv, B, T, H, HK, D, window, nullptr); };
-            }, accounted);
-            report.op("attention_backward", shape, layers, 0, 5 * product, [&](Tensors& t) {
-                floatX *y, *qkv;
-                float* lse;
-                char* scratch;
-                forward(t, y, lse, scratch, qkv);
-                floatX *dqkv = t.zeros<floatX>(N * QKV), *dy = t.noise<floatX>(N * C);
-                return [=, this] { attention_backward(dqkv, scratch, dy, y, lse, qkv, B, T, H, HK, D, window, nullptr); };
-            }, 2 * accounted);
+            // Where Hopper's own kernels are used, also those for every GPU, which its steps do not call.
+            for (bool every_gpu : {false, true}) {
+                if (every_gpu && !attention_use_hopper(true)) break;
+                attention_use_hopper(!every_gpu);
+                const std::string kernels = every_gpu ? ", mma.sync" : "";
+                const double calls = every_gpu ? 0 : layers;
+                report.op("attention_forward" + kernels, shape, calls, 0, 2 * product, [&](Tensors& t) {
+                    floatX *y, *qkv;
+                    float* lse;
+                    char* scratch;
+                    forward(t, y, lse, scratch, qkv);
+                    return [=, this] { attention_forward(y, lse, scratch, qkv, B, T, H, HK, D, window, nullptr); };
+                }, accounted);
+                report.op("attention_backward" + kernels, shape, calls, 0, 5 * product, [&](Tensors& t) {
+                    floatX *y, *qkv;
+                    float* lse;
+                    char* scratch;
+                    forward(t, y, lse, scratch, qkv);
+                    floatX *dqkv = t.zeros<floatX>(N * QKV), *dy = t.noise<floatX>(N * C);
+                    return [=, this] { attention_backward(dqkv, scratch, dy, y, lse, qkv, B, T, H, HK, D, window, nullptr); };
+                }, 2 * accounted);
+            }
+            attention_use_hopper(true);
         }
     }
 
@@ -442,10 +454,10 @@ int main(int argc, char** argv) {
         }
         require(batch >= 0, "--batch is ", batch, ", but must be 0 or more");
         const BenchModel model = bench_model(name);
-        if (model.trial) cache = 0, large_tensor = 8 << 20, round_seconds = 1e-4;
+        if (model.trial) report.clock = {.cache = 0, .large_tensor = 8 << 20, .round_seconds = 1e-4};
         if (batch == 0) batch = model.batch;
         std::printf("%s%s, %s: %s, %d x %d tokens\n", report.markdown ? "- " : "", device_name().c_str(), PRECISION_NAME, name.c_str(), batch, model.config.seq_len);
-        report.ceilings = measure_ceilings(report.markdown);
+        report.ceilings = measure_ceilings(report.clock, report.markdown);
         report.head();
         Step{model.config, batch, report}.run();
         std::printf("%s%.2f ms: the sum over a step of one micro-batch%s\n", report.markdown ? "\n" : "", report.step_seconds * 1e3,

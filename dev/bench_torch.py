@@ -17,6 +17,7 @@ import sys
 import time
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 
 NEWTON_SCHULZ = [(3.4445, -4.7750, 2.0315)] * 5
@@ -108,7 +109,7 @@ def make_attention(c, device, flex):
         if flex:
             masks[window] = create_block_mask(sees, None, None, T, T, device=device)
         else:
-            query, key = torch.arange(T)[:, None], torch.arange(T)[None]
+            query, key = torch.arange(T, device=device)[:, None], torch.arange(T, device=device)[None]
             masks[window] = sees(0, 0, query, key)
 
     def attend(q, k, v, window):
@@ -318,6 +319,8 @@ class Clock:
         return sorted(self.seconds(work, times) for _ in range(5))[2]
 
 
+# A compiled backward pass that runs again and again must not give its inputs away.
+@torch._functorch.config.patch(donated_buffer=False)
 def bench_attention(clock, device):
     """Attention alone, at the shapes of both models. Without a clock it only compiles."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -431,6 +434,8 @@ def main():
                         print(f"torch {part}: {MODELS[part][1] >> halvings} sequences do not fit into the memory", flush=True)
                     torch.compiler.reset()
                     torch.cuda.empty_cache()
+                else:
+                    failed = 1
         except Exception as error:
             print(f"torch {part}: ended by {first_line(error)}", flush=True)
             failed = 1

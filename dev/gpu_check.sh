@@ -1,7 +1,7 @@
 #!/bin/bash
 # dev/gpu_check.sh [SUITES]: what make gpu-check does, in under nine minutes on a machine that has a GPU, CUDA's toolkit, make and g++:
-# builds for the card, runs the tests on it, checks that a run can be repeated and resumed to the byte, measures, and looks for errors
-# with compute-sanitizer. Everything goes to dev/results/<gpu>.md as it comes, so that a run that is cut off leaves what it has; whole
+# builds for the card, runs the tests on it, checks that a run can be repeated and resumed to the byte, looks for errors with
+# compute-sanitizer, and measures. Everything goes to dev/results/<gpu>.md as it comes, so that a run that is cut off leaves what it has; whole
 # logs stay in build/gpu-check. SUITES: source files of test suites that run the programs, which are left out.
 # Exit code: 0 when nothing failed, 1 when something did, 2 when there is nothing to run on. What the machine does not have or does
 # not allow (profiler, sanitizer, PyTorch) is a line of the report, no failure.
@@ -23,8 +23,10 @@ gpu=$(ask name) || refuse "no GPU here (nvidia-smi: ${gpu%%$'\n'*}); run it on a
 capability=$(ask compute_cap)
 [[ $capability =~ ^[0-9]+\.[0-9]+$ ]] || refuse "nvidia-smi does not tell the compute capability of $gpu, but: ${capability%%$'\n'*}"
 ((${capability%.*} >= 8)) || refuse "$gpu has compute capability $capability; the kernels need 8.0 or more"
-command -v nvcc >/dev/null || PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
-command -v nvcc >/dev/null || refuse "$gpu is here, but no nvcc, neither in PATH nor in ${CUDA_HOME:-/usr/local/cuda}/bin; install CUDA's toolkit or set CUDA_HOME"
+nvcc=${NVCC:-nvcc}     # make hands on an NVCC of its command line
+[[ $nvcc != */* ]] || PATH=$PATH:${nvcc%/*}     # where the toolkit's other programs are too
+PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
+command -v "$nvcc" >/dev/null || refuse "$gpu is here, but no $nvcc, neither in PATH nor in ${CUDA_HOME:-/usr/local/cuda}/bin; install CUDA's toolkit or set CUDA_HOME or NVCC"
 arch=sm_${capability/./}
 [ "$capability" != 9.0 ] || arch=sm_90a     # wgmma and TMA are in the architecture's own set alone
 
@@ -36,7 +38,7 @@ slug=$(tr '[:upper:]' '[:lower:]' <<<"$gpu" | sed -E 's/[^a-z0-9]+/-/g; s/^-|-$/
 report=dev/results/$slug.md
 status=0
 declare -A pids
-trap 'kill "${pids[@]}" 2>/dev/null; say "Stopped after $SECONDS s."; exit 1' INT TERM
+trap 'kill "${pids[@]}" ${sampler:+"$sampler"} 2>/dev/null; say "Stopped after $SECONDS s."; exit 1' INT TERM
 
 # What the report, and whoever waits, gets to read.
 say() { printf '%s\n' "$*" | tee -a "$report"; }
@@ -97,7 +99,7 @@ COMMIT=${COMMIT:-$(git describe --always --dirty 2>/dev/null || echo unknown)}
 say "- date: $(date -u '+%Y-%m-%d %H:%M UTC'); commit: $COMMIT"
 say "- GPU: $gpu, $(ask memory.total), driver $(ask driver_version), compute capability $capability, built for $arch"
 say "- clocks: $(ask clocks.max.sm) at most, memory $(ask clocks.max.mem); power limit $(ask power.limit)"
-say "- CUDA: $(nvcc --version | sed -n 's/.*release \([0-9.]*\).*/\1/p'); g++ $(g++ -dumpfullversion 2>/dev/null); $(nproc) processors"
+say "- CUDA: $("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p'); g++ $(g++ -dumpfullversion 2>/dev/null); $(nproc) processors"
 say ""
 
 # -------------------------------------------------------------------------------------------------------------------------- the build
@@ -106,6 +108,7 @@ say "## Build and tests"
 say ""
 say "| what | result | seconds |"
 say "|---|---|--:|"
+# Two makes at once: each precision has folders of its own, and build/commit gets the same text from both.
 for p in bf16 fp32; do
     targets="build/cuda-$p/tests"
     [ $p = fp32 ] || targets+=" build/cuda-$p/train_gpt build/cuda-$p/bench build/cuda-$p/bench_ops"
@@ -114,8 +117,9 @@ for p in bf16 fp32; do
 done
 # PyTorch's compiler takes minutes: it works while nvcc does, and its cache has the programs later.
 if command -v python3 >/dev/null; then
-    run torch-version 60 python3 -c 'import torch; print(torch.__version__)'
+    run torch-version 120 python3 -c 'import torch; print(torch.__version__)'   # the first import reads gigabytes
     torch=$code
+    torch_verdict=$(verdict torch-version)
     export TORCHINDUCTOR_CACHE_DIR=$PWD/$logs/inductor
     [ "$torch" != 0 ] || start torch-warm 240 python3 dev/bench_torch.py --warm
 fi
@@ -153,7 +157,7 @@ for p in "${built[@]}"; do
 done
 
 # Two runs give the same bytes, and so does one that stops half-way and is resumed. The tokens: the sources themselves, two letters of
-# ASCII a token, behind the header of a shard; the smaller vocabulary keeps the high letter's last four bits.
+# ASCII a token, behind the header of a shard; of each letter the last four bits, so that ids stay below 4096.
 shard() {
     local file=$1 bytes
     bytes=$(($(stat -c %s "$file.text") / 2 * 2))
@@ -195,42 +199,17 @@ fi
 build_errors
 [ -z "${no_encoder:-}" ] || say "PCRE2 is not on this machine: the tokenizer's encoder and its tests were left out."
 
-# --------------------------------------------------------------------------------------------------------------------- the benchmarks
+# ----------------------------------------------------------------------------------------------------------------- compute-sanitizer
 
-[ -z "${pids[torch-warm]:-}" ] || finish torch-warm   # from here on the machine measures
-if [[ " ${built[*]} " == *" bf16 "* ]]; then
-    say ""
-    say "## Training step"
-    say ""
-    nvidia-smi -i 0 --query-gpu=clocks.sm,power.draw,temperature.gpu --format=csv,noheader,nounits -lms 500 >"$logs/clocks.log" 2>/dev/null &
-    sampler=$!
-    run bench 90 build/cuda-bf16/bench speedrun124M nanochat-d12
-    kill $sampler 2>/dev/null
-    wait $sampler 2>/dev/null
-    quote "$logs/bench.log"
-    [ "$code" = 0 ] || bad "The benchmark of the step: $(verdict bench)."
-    say ""
-    say "While it ran, twice a second: clock of the multiprocessors $(sort -n "$logs/clocks.log" | awk -F', ' 'NF == 3 {c[++n] = $1} END {if (n) print c[1], "to", c[n], "MHz, median", c[int((n + 1) / 2)]; else print "not told"}');" \
-        "power $(awk -F', ' 'NF == 3 && $2 + 0 > most {most = $2} END {print most + 0}' "$logs/clocks.log") W at most."
-    for model in speedrun124M nanochat-d12; do
-        say ""
-        say "## Ops of $model"
-        say ""
-        run "ops-$model" 60 build/cuda-bf16/bench_ops $model --markdown
-        tee -a "$report" <"$logs/ops-$model.log"
-        [ "$code" = 0 ] || bad "The benchmark of the ops: $(verdict "ops-$model")."
-    done
-    say ""
-    say "GB/s count what the op must read and write; of copy and of products are shares of the ceilings above each table. Kernels that only"
-    say "read can pass 100 % of copy."
-fi
-
-# ------------------------------------------------------------------------------------------------------- compute-sanitizer, profiler
-
-# One suite under one tool; adds a line `TOOL SUITE clean|errors|time|refused|failed` to $logs/sanitizer.lines.
+# Nothing is timed here: PyTorch's compiler may still work beside it.
+#
+# One suite under one tool; adds a line `TOOL SUITE clean|errors|time|refused|failed` to $logs/sanitizer.lines. It ends before the deadline
+# by itself, as what stops all of them does not reach what a timeout of its own has begun.
 sanitize() {
-    local tool=$1 suite=$2 log=$logs/$1-$2.log code outcome
-    timeout -k 2 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --report-api-errors no build/cuda-bf16/tests "--source-file=*test/$suite.cpp" >"$log" 2>&1 </dev/null
+    local tool=$1 suite=$2 log=$logs/$1-$2.log code outcome limit=$((deadline - EPOCHSECONDS))
+    ((limit >= 5)) || return 0
+    ((limit <= 60)) || limit=60
+    timeout -k 2 "$limit" compute-sanitizer --tool "$tool" --error-exitcode 9 --report-api-errors no build/cuda-bf16/tests "--source-file=*test/$suite.cpp" >"$log" 2>&1 </dev/null
     code=$?
     if grep -qE 'Device not supported|Internal Sanitizer Error|Unable to (initialize|attach|find)|Failed to (initialize|attach)' "$log"; then outcome=refused
     elif ((code == 0)); then outcome=clean
@@ -257,16 +236,19 @@ else
     done
     : >"$logs/sanitizer.lines"
     for tool in memcheck racecheck synccheck initcheck; do printf "$tool %s\n" "${suites[@]}"; done >"$logs/sanitizer.todo"
-    run sanitizer 110 xargs -a "$logs/sanitizer.todo" -P "$((($(nproc) + 1) / 2))" -L 1 bash -c 'sanitize "$@"' _
+    limit=$(($(left) - 210))     # what the benchmarks may take
+    ((limit <= 110)) || limit=110
+    export deadline=$((EPOCHSECONDS + limit - 5))
+    run sanitizer $limit xargs -a "$logs/sanitizer.todo" -P "$((($(nproc) + 1) / 2))" -L 1 bash -c 'sanitize "$@"' _
     say "| tool | clean | errors | others |"
     say "|---|---|---|---|"
     for tool in memcheck racecheck synccheck initcheck; do
         clean=$(awk -v t=$tool '$1 == t && $3 == "clean" {print $2}' "$logs/sanitizer.lines" | sort | paste -sd ' ')
         errors=$(awk -v t=$tool '$1 == t && $3 == "errors" {print $2}' "$logs/sanitizer.lines" | sort | paste -sd ' ')
-        others=$(awk -v t=$tool '$1 == t && $3 == "time" {print $2 ": not done in 60 s"}
+        others=$(awk -v t=$tool '$1 == t && $3 == "time" {print $2 ": not done in time"}
                                  $1 == t && $3 == "refused" {print $2 ": the tool does not run on this machine"}
                                  $1 == t && $3 == "failed" {print $2 ": the tests failed under it"}' "$logs/sanitizer.lines" | sort | paste -sd ';')
-        rest=$(awk -v t=$tool 'NR == FNR {done[$1 " " $2] = 1; next} $1 == t && !done[$1 " " $2] {print $2}' "$logs/sanitizer.lines" "$logs/sanitizer.todo" | sort | paste -sd ' ')
+        rest=$(awk -v t=$tool 'FILENAME == ARGV[1] {done[$1 " " $2] = 1; next} $1 == t && !done[$1 " " $2] {print $2}' "$logs/sanitizer.lines" "$logs/sanitizer.todo" | sort | paste -sd ' ')
         say "| $tool | $clean | $errors | $others${rest:+${others:+; }no time left: $rest} |"
     done
     if grep -qE ' (errors|failed)$' "$logs/sanitizer.lines"; then
@@ -284,37 +266,35 @@ else
     fi
 fi
 
-say ""
-say "## What the kernels of nanochat-d12 move, by ncu"
-say ""
-if [[ " ${built[*]} " != *" bf16 "* ]]; then
-    say "Left out: the bf16 build failed."
-elif ! command -v ncu >/dev/null; then
-    say "ncu is not on this machine."
-else
-    metrics=gpu__time_duration.sum,dram__bytes.sum,sm__throughput.avg.pct_of_peak_sustained_elapsed,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread
-    run ncu 60 ncu --clock-control none --metrics $metrics --kernel-id '::regex:.:2' --csv --page raw --print-units base build/cuda-bf16/bench_ops nanochat-d12
-    # A line of names, one of units, then the kernels; every field in quotes, thousands with commas.
-    awk -F'","' '
-        /^"ID"/ {for (i = 1; i <= NF; i++) {name = $i; gsub(/"/, "", name); at[name] = i}; next}
-        !at["gpu__time_duration.sum"] || !/^"[0-9]/ {next}
-        function value(what, text) {text = $at[what]; gsub(/[",]/, "", text); return text + 0}
-        {
-            kernel = $at["Kernel Name"]; sub(/^void /, "", kernel); sub(/\(.*/, "", kernel); gsub(/\|/, "/", kernel)
-            time = value("gpu__time_duration.sum"); bytes = value("dram__bytes.sum")
-            if (time > 0) printf "| %s | %.1f | %.1f | %.0f | %.0f %% | %.0f %% | %d |\n", kernel, time / 1e3, bytes / 1e6, bytes / time,
-                value("sm__throughput.avg.pct_of_peak_sustained_elapsed"), value("sm__warps_active.avg.pct_of_peak_sustained_active"), value("launch__registers_per_thread")
-        }' "$logs/ncu.log" >"$logs/ncu.rows"
-    if [ -s "$logs/ncu.rows" ]; then
-        say "The second call of each kernel, at the clock that the GPU chose; multiprocessors: the busiest of their units."
+# --------------------------------------------------------------------------------------------------------------------- the benchmarks
+
+[ -z "${pids[torch-warm]:-}" ] || finish torch-warm   # from here on the machine measures
+if [[ " ${built[*]} " == *" bf16 "* ]]; then
+    say ""
+    say "## Training step"
+    say ""
+    nvidia-smi -i 0 --query-gpu=clocks.sm,power.draw,temperature.gpu --format=csv,noheader,nounits -lms 500 >"$logs/clocks.log" 2>/dev/null &
+    sampler=$!
+    run bench 90 build/cuda-bf16/bench speedrun124M nanochat-d12
+    kill $sampler 2>/dev/null
+    wait $sampler 2>/dev/null
+    sampler=
+    quote "$logs/bench.log"
+    [ "$code" = 0 ] || bad "The benchmark of the step: $(verdict bench)."
+    say ""
+    say "While it ran, twice a second: clock of the multiprocessors $(sort -n "$logs/clocks.log" | awk -F', ' 'NF == 3 {c[++n] = $1} END {if (n) print c[1], "to", c[n], "MHz, median", c[int((n + 1) / 2)]; else print "not told"}');" \
+        "power $(awk -F', ' 'NF == 3 && $2 + 0 > most {most = $2} END {print most + 0}' "$logs/clocks.log") W at most."
+    for model in speedrun124M nanochat-d12; do
         say ""
-        say "| kernel | us | MB to and from memory | GB/s | multiprocessors | warps | registers |"
-        say "|---|--:|--:|--:|--:|--:|--:|"
-        tee -a "$report" <"$logs/ncu.rows"
-        [ "$code" = 0 ] || say "The rest: $(verdict ncu)."
-    else
-        say "ncu gave nothing here ($(verdict ncu)): $(grep -m 1 -E '==(ERROR|WARNING)==|rror' "$logs/ncu.log")"
-    fi
+        say "## Ops of $model"
+        say ""
+        run "ops-$model" 60 build/cuda-bf16/bench_ops $model --markdown
+        tee -a "$report" <"$logs/ops-$model.log"
+        [ "$code" = 0 ] || bad "The benchmark of the ops: $(verdict "ops-$model")."
+    done
+    say ""
+    say "GB/s count what the op must read and write; of copy and of products are shares of the ceilings above each table. Kernels that only"
+    say "read can pass 100 % of copy."
 fi
 
 # ------------------------------------------------------------------------------------------------------------------------- PyTorch
@@ -324,6 +304,8 @@ say "## The same models in compiled PyTorch (dev/bench_torch.py)"
 say ""
 if [ -z "${torch:-}" ]; then
     say "There is no python3 on this machine."
+elif [[ $torch == time || $torch == left ]]; then
+    say "import torch: $torch_verdict."
 elif [ "$torch" != 0 ]; then
     say "python3 has no torch here ($(tail -n 1 "$logs/torch-version.log"))."
 else
@@ -333,6 +315,46 @@ else
         grep -E '^(torch|bench_torch)' "$logs/torch-$part.log" >"$logs/torch.short" && quote "$logs/torch.short"
         [ "$code" = 0 ] || say "$part: $(verdict "torch-$part")."
     done
+fi
+
+# ---------------------------------------------------------------------------------------------------------------------- the profiler
+
+say ""
+say "## What the kernels of nanochat-d12 move, by ncu"
+say ""
+if [[ " ${built[*]} " != *" bf16 "* ]]; then
+    say "Left out: the bf16 build failed."
+elif ! command -v ncu >/dev/null; then
+    say "ncu is not on this machine."
+else
+    metrics=gpu__time_duration.sum,dram__bytes.sum,sm__throughput.avg.pct_of_peak_sustained_elapsed,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread
+    most=80
+    run ncu 90 ncu --clock-control none --metrics $metrics --kernel-id '::regex:.:2' --launch-count $most --kill yes --csv --log-file "$logs/ncu.csv" --page raw \
+        --print-units base build/cuda-bf16/bench_ops nanochat-d12
+    # A line of names, one of units, then the kernels; every field in quotes, thousands with commas.
+    awk -F'","' '
+        /^"ID"/ {for (i = 1; i <= NF; i++) {name = $i; gsub(/"/, "", name); at[name] = i}; next}
+        !at["gpu__time_duration.sum"] || !/^"[0-9]/ {next}
+        function value(what, text) {text = $at[what]; gsub(/[",]/, "", text); return text + 0}
+        {
+            # void name<(int)4, (bool)1>(float *): no types of template arguments, no parameters
+            kernel = $at["Kernel Name"]; sub(/^void /, "", kernel); gsub(/(<unnamed>|\(anonymous namespace\))::/, "", kernel); gsub(/\([A-Za-z0-9_: ]+\)/, "", kernel); sub(/\(.*/, "", kernel); gsub(/\|/, "/", kernel)
+            time = value("gpu__time_duration.sum"); bytes = value("dram__bytes.sum")
+            if (time > 0) printf "| %s | %.1f | %.1f | %.0f | %.0f %% | %.0f %% | %d |\n", kernel, time / 1e3, bytes / 1e6, bytes / time,
+                value("sm__throughput.avg.pct_of_peak_sustained_elapsed"), value("sm__warps_active.avg.pct_of_peak_sustained_active"), value("launch__registers_per_thread")
+        }' "$logs/ncu.csv" >"$logs/ncu.rows" 2>/dev/null
+    if [ -s "$logs/ncu.rows" ]; then
+        say "The second call of each kernel, at the clock that the GPU chose; multiprocessors: the busiest of their units."
+        say ""
+        say "| kernel | us | MB to and from memory | GB/s | multiprocessors | warps | registers |"
+        say "|---|--:|--:|--:|--:|--:|--:|"
+        tee -a "$report" <"$logs/ncu.rows"
+        if (($(wc -l <"$logs/ncu.rows") >= most)); then say "ncu was told to end after $most kernels."
+        elif [ "$code" != 0 ]; then say "The rest: $(verdict ncu)."
+        fi
+    else
+        say "ncu gave nothing here ($(verdict ncu)): $(cat "$logs/ncu.csv" "$logs/ncu.log" 2>/dev/null | grep -m 1 -E '==(ERROR|WARNING)==|rror')"
+    fi
 fi
 
 say ""

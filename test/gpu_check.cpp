@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 #include <algorithm>
 #include <cstring>
+#include <sstream>
 #include "llmc/shard.h"
 #include "test/program.h"
 
@@ -29,10 +30,14 @@ struct GpuMachine {
             *compute_cap*) echo "9.0" ;;
             *) echo "something" ;; esac)");
         stand_in("nvcc", "echo 'Cuda compilation tools, release 13.0, V13.0.88'");
-        stand_in("ncu", R"sh(echo '==PROF== Connected'
+        // What it profiles prints to its own output; ncu's goes to the file.
+        stand_in("ncu", R"sh(echo '| ops of a profiled program |'
+            while [ "$1" != --log-file ]; do shift; done
+            exec >"$2"
+            echo '==PROF== Connected'
             echo '"ID","Process ID","Kernel Name","Device","dram__bytes.sum","gpu__time_duration.sum","launch__registers_per_thread","sm__throughput.avg.pct_of_peak_sustained_elapsed","sm__warps_active.avg.pct_of_peak_sustained_active"'
             echo '"","","","","byte","ns","register/thread","%","%"'
-            echo '"0","7","void norm_kernel<4, true>(float *, int)","0","3,000,000","1,500.00","48","61.4","93.2"')sh");
+            echo '"0","7","void <unnamed>::norm_kernel<(int)4, (bool)1>(float *, int)","0","3,000,000","1,500.00","48","61.4","93.2"')sh");
         stand_in("compute-sanitizer", "echo '========= ERROR SUMMARY: 0 errors'");
         stand_in("python3", R"(case "$*" in -c*) echo 2.11.0 ;; *) echo "torch says $*" ;; esac)");
         program("tests", "echo '[doctest] test cases:  7 |  7 passed | 0 failed | 2 skipped'");
@@ -59,7 +64,7 @@ struct GpuMachine {
         stand_in("make", R"(for word; do case $word in build/*) mkdir -p "${word%/*}" && cp "program-${word##*/}" "$word" ;; esac; done)");
     }
     Result check(const std::string& environment = "") const {
-        return run("PATH=" + dir / "bin:$PATH " + environment + " COMMIT=abc1234 bash " + dir / "dev/gpu_check.sh 'suite'");
+        return run("PATH=" + dir / "bin:$PATH NVCC= " + environment + " COMMIT=abc1234 bash " + dir / "dev/gpu_check.sh 'suite'");
     }
     std::string report() const { return read_file(dir / "dev/results/nvidia-test-80gb.md"); }
     bool untouched() const { return !fs::exists(dir / "dev/results") && !fs::exists(dir / "build"); }
@@ -107,10 +112,19 @@ TEST_CASE("gpu_check.sh: without a GPU, or what it takes, one line, code 2, and 
     GpuMachine no_toolkit;
     fs::remove(no_toolkit.dir / "bin/nvcc");
     // The machine's own nvcc must not be found: all that bash needs before it looks for it is in the stand-ins.
-    Result no_nvcc = run("PATH=" + no_toolkit.dir / "bin CUDA_HOME=/nowhere /bin/bash " + no_toolkit.dir / "dev/gpu_check.sh");
+    Result no_nvcc = run("PATH=" + no_toolkit.dir / "bin NVCC= CUDA_HOME=/nowhere /bin/bash " + no_toolkit.dir / "dev/gpu_check.sh");
     CHECK(no_nvcc.code == 2);
     CHECK_MESSAGE(contains(no_nvcc.err, "NVIDIA Test 80GB is here, but no nvcc, neither in PATH nor in /nowhere/bin"), no_nvcc.err);
     CHECK(no_toolkit.untouched());
+}
+
+TEST_CASE("gpu_check.sh: make's NVCC is the compiler that it asks for its version") {
+    GpuMachine machine;
+    fs::create_directories(machine.dir / "toolkit");
+    fs::rename(machine.dir / "bin/nvcc", machine.dir / "toolkit/nvcc");
+    machine.stand_in("nvcc", "echo 'Cuda compilation tools, release 11.0, V11.0.1'");
+    CHECK(machine.check("NVCC=" + machine.dir / "toolkit/nvcc").code == 0);
+    CHECK(contains(machine.report(), "CUDA: 13.0;"));
 }
 
 TEST_CASE("gpu_check.sh: all of it, where everything is there") {
@@ -125,10 +139,16 @@ TEST_CASE("gpu_check.sh: all of it, where everything is there") {
                              "| speedrun: 40 steps twice, and 20 + resume + 20: the same bytes | fine |", "| nanochat: 40 steps twice",
                              "```\nbench speedrun124M nanochat-d12 600000 tok/s", "clock of the multiprocessors 1755 to 1755 MHz, median 1755", "power 650.1 W at most",
                              "## Ops of speedrun124M\n\n| ops of speedrun124M |", "| ops of nanochat-d12 |", "| memcheck | muon norm |  |  |", "| racecheck | muon norm |  |  |",
-                             "| synccheck | muon norm |  |  |", "| initcheck | muon norm |  |  |", "| norm_kernel<4, true> | 1.5 | 3.0 | 2000 | 61 % | 93 % | 48 |",
+                             "| synccheck | muon norm |  |  |", "| initcheck | muon norm |  |  |", "| norm_kernel<4, 1> | 1.5 | 3.0 | 2000 | 61 % | 93 % | 48 |",
                              "torch says dev/bench_torch.py attention\n", "torch says dev/bench_torch.py speedrun124M\n", "torch says dev/bench_torch.py nanochat-d12\n", "nothing failed"})
         CHECK_MESSAGE(contains(report, part), part);
     CHECK(!contains(report, "PCRE2"));
+    // The sanitizer runs while PyTorch compiles; of what is measured, PyTorch comes before the profiler, which slows everything down.
+    size_t before = 0;
+    for (std::string heading : {"## Build and tests", "## compute-sanitizer", "## Training step", "## Ops of nanochat-d12", "## The same models in compiled PyTorch", "## What the kernels"}) {
+        CHECK_MESSAGE(report.find(heading, before) != report.npos, heading);
+        before = report.find(heading);
+    }
 
     // The tokens that it trains on are a shard, of ids that the models have.
     std::string shard = machine.dir / "build/gpu-check/tokens.bin";
@@ -162,6 +182,9 @@ TEST_CASE("gpu_check.sh: what a machine lacks or refuses is a line, not a failur
     machine.stand_in("python3", "case \"$*\" in -c*) echo 2.11.0 ;; *) echo 'torch nanochat-d12: ended by OutOfMemoryError'; exit 1 ;; esac");
     CHECK(machine.check().code == 0);
     CHECK(contains(machine.report(), "torch nanochat-d12: ended by OutOfMemoryError\n```\nattention: **failed** (exit code 1;"));
+    machine.stand_in("timeout", "shift 3; \"$@\"; code=$?; case \"$1 $2\" in python3\\ -c) exit 124;; esac; exit $code");
+    CHECK(machine.check().code == 0);
+    CHECK_MESSAGE(contains(machine.report(), "import torch: not done after "), machine.report());
 }
 
 TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 1") {
@@ -234,12 +257,29 @@ TEST_CASE("gpu_check.sh: what takes too long is named with what it gave; when th
     machine.stand_in("timeout", "shift 3; \"$@\"; code=$?; case \"$1 $3\" in build/cuda-bf16/bench\\ *|*\\ synccheck) exit 124;; esac; exit $code");
     CHECK(machine.check().code == 1);
     CHECK_MESSAGE(contains(machine.report(), "600000 tok/s 50.0 %\n```\nThe benchmark of the step: not done after "), machine.report());
-    CHECK(contains(machine.report(), "| synccheck |  |  | muon: not done in 60 s;norm: not done in 60 s |"));
+    CHECK(contains(machine.report(), "| synccheck |  |  | muon: not done in time;norm: not done in time |"));
     CHECK(contains(machine.report(), "torch says dev/bench_torch.py nanochat-d12"));
 
-    std::string script = read_file(machine.dir / "dev/gpu_check.sh");
-    script.replace(script.find("budget=530 "), 11, "budget=0   ");
-    write_file(machine.dir / "dev/gpu_check.sh", script);
+    auto set_budget = [&, script = read_file("dev/gpu_check.sh")](const std::string& seconds) {
+        std::string changed = script;
+        changed.replace(changed.find("budget=530 "), 10, "budget=" + seconds);
+        write_file(machine.dir / "dev/gpu_check.sh", changed);
+    };
+    // The sanitizer leaves the benchmarks their 210 s, and each of its runs ends before all of them are stopped.
+    machine.stand_in("timeout", "shift 2; [ $2 != compute-sanitizer ] || echo $1 >>limits; shift; exec \"$@\"");
+    set_budget("235");
+    CHECK(machine.check().code == 0);
+    CHECK_MESSAGE(contains(machine.report(), "| memcheck | muon norm |  |  |"), machine.report());
+    std::istringstream limits(read_file(machine.dir / "limits"));
+    int limit = 0, count = 0;
+    for (; limits >> limit; count++) CHECK(limit <= 20);
+    CHECK(count == 8);
+    set_budget("212");
+    CHECK(machine.check().code == 0);
+    CHECK_MESSAGE(contains(machine.report(), "| memcheck |  |  | no time left: muon norm |"), machine.report());
+    CHECK(contains(machine.report(), "600000 tok/s"));
+
+    set_budget("0");
     CHECK(machine.check().code == 1);
     CHECK(contains(machine.report(), "| build, bf16 | left out: no time left | 0 |"));
     CHECK(contains(machine.report(), "Nothing was built, so nothing was run."));
