@@ -522,20 +522,9 @@ private:
     StepRange profiled;        // steps of --profile-steps
     int64_t one_pass = 0;      // micro-batches of the validation data, once they are counted
     json origin;               // lineage of this run's checkpoints
+    double origin_flops = 0;   // spent on all that it names
     std::vector<int> inputs, targets;
 };
-
-/// FLOPs of everything a file came from; a file met twice was trained once.
-static double ancestors_flops(const json& lineage, std::vector<std::string>& seen) {
-    double sum = 0;
-    for (const json& parent : lineage["parents"]) {
-        std::string id = concat(parent["hash"], parent["step"], parent["flops"]);
-        if (std::find(seen.begin(), seen.end(), id) != seen.end()) continue;
-        seen.push_back(id);
-        sum += parent["flops"].get<double>() + ancestors_flops(parent, seen);
-    }
-    return sum;
-}
 
 // -------------------------------------------------------------------------------------------- starting a run
 
@@ -786,14 +775,13 @@ void Run::report_evaluation() {
     bar.clear();
     std::printf("eval step %ld val_loss %.6f val_bpb %s\n", step, result.loss, bpb_text(result.bpb).c_str());
     std::fflush(stdout);
-    std::vector<std::string> seen;
     log->write({{"event", "eval"},
                 {"step", step},
                 {"val_loss", or_null(result.loss)},
                 {"val_bpb", result.bpb ? or_null(*result.bpb) : json()},
                 {"tokens", tokens},
                 {"flops", flops},
-                {"total_flops", flops + ancestors_flops(origin, seen)}});
+                {"total_flops", flops + origin_flops}});
 }
 
 /// Prints --sample and what the model makes of it. Returns tokens a second.
@@ -908,7 +896,6 @@ bool Run::step_once() {
                 norm, seconds * 1e3, rate, mfu, clock_text(left).c_str(), loops ? concat(" loop_loss ", loop_loss).c_str() : "");
     bar.show(step, plan.steps, left);
     std::fflush(stdout);
-    std::vector<std::string> seen;
     json line{{"event", "step"},
               {"step", step},
               {"loss", loss},
@@ -920,7 +907,7 @@ bool Run::step_once() {
               {"mfu", mfu},
               {"tokens", tokens},
               {"flops", flops},
-              {"total_flops", flops + ancestors_flops(origin, seen)}};
+              {"total_flops", flops + origin_flops}};
     if (loops) line["loop_loss"] = loop_loss;
     saved_if_it_fails(data->position(), [&] { log->write(line); });
     return true;
@@ -1086,6 +1073,7 @@ int Run::main() {
         if (parent) parents.push_back(&*parent);
         origin = make_lineage("train", embedding ? concat("frozen wte of ", embedding->content_hash()) : "", parents);
     }
+    origin_flops = lineage_flops(origin);
     if (s.overwrite) clear_folder(s);
     log = std::make_unique<Log>(log_path(s.out).string());
     json all = flags.values(FlagKind::model);

@@ -325,12 +325,42 @@ void write_checkpoint(const std::string& path, json header, const std::vector<Te
 
 // ------------------------------------------------------------------------------------------------------------- lineage
 
-/// Drops the parents of every file that was met before, so that a model stacked on itself again and again has a small tree.
-static void list_parents_once(json& lineage, std::set<std::string>& seen) {
+/// What tells one file of a family tree from another: a growth that moves every layer to its own place has its parent's hash.
+static std::string file_of(const json& entry) {
+    std::string file;
+    for (const char* key : {"hash", "step", "tokens", "flops", "operation", "detail"}) file += dump_json(entry[key]) + ' ';
+    return file;
+}
+
+/// Drops the parents of every file that was met before, so that a model stacked on itself again and again has a small tree. `path`:
+/// the files from the root to here, whose parents stay: two such growths in a row cannot be told apart.
+static void list_parents_once(json& lineage, std::set<std::string>& seen, std::vector<std::string>& path) {
     for (json& parent : lineage["parents"]) {
-        if (!seen.insert(parent["hash"].get<std::string>()).second) parent.erase("parents");
-        if (parent.contains("parents")) list_parents_once(parent, seen);
+        if (!parent.contains("parents")) continue;
+        const std::string file = file_of(parent);
+        if (!seen.insert(file).second && std::find(path.begin(), path.end(), file) == path.end()) {
+            parent.erase("parents");
+            continue;
+        }
+        path.push_back(file);
+        list_parents_once(parent, seen, path);
+        path.pop_back();
     }
+}
+
+static double add_flops(const json& lineage, std::set<std::string>& seen) {
+    double sum = 0;
+    if (!lineage.contains("parents")) return sum;
+    for (const json& parent : lineage["parents"]) {
+        std::string file = concat(parent["hash"], ' ', parent["step"], ' ', parent["flops"]);
+        if (seen.insert(file).second) sum += parent["flops"].get<double>();
+        sum += add_flops(parent, seen);
+    }
+    return sum;
+}
+double lineage_flops(const json& lineage) {
+    std::set<std::string> seen;
+    return add_flops(lineage, seen);
 }
 
 json make_lineage(const std::string& operation, const std::string& detail, const std::vector<const Checkpoint*>& parents) {
@@ -342,7 +372,8 @@ json make_lineage(const std::string& operation, const std::string& detail, const
         lineage["parents"].push_back(std::move(entry));
     }
     std::set<std::string> seen;
-    list_parents_once(lineage, seen);
+    std::vector<std::string> path;
+    list_parents_once(lineage, seen, path);
     return lineage;
 }
 

@@ -18,7 +18,7 @@
 //     data      position of the loader, the trainer's own; may be there without training
 //     lineage   {operation, detail, parents: [{hash, step, tokens, flops, operation, detail, parents: [...]}, ...]}
 //               operation: train, grow, stack, convert; hash: content_hash() of the parent. A file that is met
-//               a second time in a family tree is listed without its parents.
+//               a second time in a family tree is listed without its `parents`.
 //     tensors   [{name, dtype, shape, offset, bytes, xxh3}, ...] in the order they lie in the file, without gaps but for the
 //               alignment; dtype F32 or U8; offset from the start of the file; xxh3 in 16 hexadecimal digits
 //
@@ -115,6 +115,9 @@ int64_t checkpoint_bytes(const nlohmann::json& header, const std::vector<TensorS
 
 /// The `lineage` of a file made from these; for a training run from scratch there are none.
 nlohmann::json make_lineage(const std::string& operation, const std::string& detail, const std::vector<const Checkpoint*>& parents);
+
+/// FLOPs of all that a file came from; a file met twice was trained once.
+double lineage_flops(const nlohmann::json& lineage);
 
 /// progress of a file at its start.
 nlohmann::json no_progress();

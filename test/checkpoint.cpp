@@ -150,6 +150,33 @@ TEST_CASE("checkpoint: a family tree names every file, with parents once") {
     CHECK(lineage["parents"][0]["operation"] == "train");
 }
 
+TEST_CASE("checkpoint: FLOPs of a family tree count a file once, also where a growth left its hash as it was") {
+    TempDir dir;
+    GPTConfig config = tiny_config();
+    auto write = [&](const std::string& name, const json& progress, const json& lineage) {
+        json header = small_header(config);
+        header["progress"] = progress;
+        header["lineage"] = lineage;
+        write_checkpoint(dir / name, header, small_sources(config, small_weights(config, 1)));
+        return open_checkpoint(dir / name);
+    };
+    json trained{{"step", 3}, {"tokens", 30}, {"flops", 1000}};
+    Checkpoint parent = write("parent.bin", trained, make_lineage("train", "", {}));
+    Checkpoint child = write("child.bin", {{"step", 4}, {"tokens", 40}, {"flops", 500}}, make_lineage("train", "", {&parent}));
+    Checkpoint same = write("same.bin", no_progress(), make_lineage("grow", "--order 0,1", {&child}));
+    Checkpoint again = write("again.bin", no_progress(), make_lineage("grow", "--order 0,1", {&same}));
+    Checkpoint thrice = write("thrice.bin", no_progress(), make_lineage("grow", "--order 0,1", {&again}));
+    REQUIRE(thrice.content_hash() == parent.content_hash());
+    CHECK(lineage_flops(make_lineage("train", "", {})) == 0);
+    using Parents = std::vector<const Checkpoint*>;
+    for (const Parents& parents : {Parents{&child}, Parents{&same}, Parents{&thrice}, Parents{&child, &same}, Parents{&same, &child},
+                                   Parents{&same, &thrice, &parent}, Parents{&thrice, &same}, Parents{&parent, &thrice, &again}})
+        CHECK(lineage_flops(make_lineage("stack", "", parents)) == 1500);
+    json lineage = make_lineage("stack", "", {&thrice, &child});
+    CHECK(lineage["parents"][0]["parents"][0]["parents"][0]["parents"][0]["parents"][0]["flops"] == 1000);
+    CHECK(!lineage["parents"][1].contains("parents"));
+}
+
 // -------------------------------------------------------------------------------------------------------- what is refused
 
 TEST_CASE("checkpoint: every byte that flips is seen, and the words say where") {
