@@ -1,6 +1,6 @@
 // Softmax cross entropy on CUDA. A block takes a row of logits: one pass for its softmax's denominator, which leaves the row in
-// shared memory, one for the gradient. Bound by memory (each logit is read once and written once) or, with a softcap, by the
-// special function unit: three of its operations in each pass.
+// shared memory, one for the gradient. Bound by memory: each logit is read once and written once. With a cap the special function
+// unit would take longer (three of its operations in each pass), so that the gradient in bf16 has a kernel of its own.
 #include "llmc/cross_entropy.h"
 #include "llmc/cuda_common.h"
 
@@ -17,7 +17,8 @@ template <bool CAPPED, bool FAST>
 __device__ inline Capped cap(float x, float softcap, float inverse) {
     if constexpr (!CAPPED) return {x, 1};
     if constexpr (FAST) {
-        const float below = 2 * fast_reciprocal(1 + fast_exp2(fminf(2 * LOG2_E * inverse * x, 80.0f)));   // 1 - tanh
+        const float exponent = 2 * LOG2_E * inverse * x;
+        const float below = 2 * fast_reciprocal(1 + fast_exp2(exponent > 80 ? 80 : exponent));   // 1 - tanh; NaN stays NaN
         return {softcap - softcap * below, below * (2 - below)};
     }
     const float tanh = tanhf(x * inverse);
@@ -110,14 +111,101 @@ cross_entropy_kernel(float* losses, floatX* logits, const int* targets, float dl
     }
 }
 
+// -------------------------------------------------------------------------------------------------- the gradient with a cap, bf16
+//
+// Of a logit x, with q = e^(2 x / softcap) and i = 1 / (1 + q):
+//     z = softcap (1 - 2 i),   slope = dz/dx = 4 q i^2
+// The cap is monotonic, so the greatest logit is known to have the greatest z, and p = 2^-64 e^(z - greatest) is final when it is first
+// computed. What the gradient needs of a logit is then one number, p slope / 4, which takes the logit's place in shared memory. Special
+// function unit: 2.5 operations an element, as two elements share a reciprocal.
+
+/// Numbers from 0 to 2^-64 in 16 bits, which lie in the lower and the upper half of a word: the six bits that their exponents need, ten
+/// of their fraction, so that rounding them (2^-11) hardly shows in a bf16 (2^-9).
+static constexpr float SMALL = 0x1p-64f;
+__device__ inline uint32_t pack_small(float low, float high) {
+    auto rounded = [](float x) { return (float_to_bits(x) << 3) + 0x8000; };
+    return rounded(low) >> 16 | (rounded(high) & 0xffff0000u);
+}
+__device__ inline void unpack_small(float& low, float& high, uint32_t both) {
+    low = bits_to_float((both & 0xffffu) << 13);
+    high = bits_to_float(both >> 16 << 13);
+}
+
+/// q above, of x times 2 log2(e) / softcap: at most 2^40, so that two denominators can be multiplied. NaN stays NaN.
+__device__ inline float growth(float exponent) { return fast_exp2(exponent > 40 ? 40 : exponent); }
+
+/// V / VECTOR words of 16 bytes, each read and written by the thread that copied it.
+template <int BLOCK>
+__global__ void __launch_bounds__(BLOCK)
+capped_gradient_kernel(float* losses, floatX* logits, const int* targets, float dloss, float softcap, int V) {
+    const int64_t n = blockIdx.x;
+    const int target = targets[n];
+    floatX* row = logits + n * V;
+    float* scratch = shared_memory<float>();
+    floatX* cache = reinterpret_cast<floatX*>(scratch + WARP);
+    const int first = static_cast<int>(threadIdx.x) * VECTOR;
+    const float target_tanh = tanhf(target >= 0 ? to_float(row[target]) / softcap : 0);   // before anything is written
+
+    for (int v = first; v < V; v += BLOCK * VECTOR) copy_async(cache + v, row + v);
+    copy_async_commit();
+    copy_async_wait<0>();
+    float greatest = -INFINITY;
+    for (int v = first; v < V; v += BLOCK * VECTOR) {
+        float x[VECTOR];
+        unpack(x, load_packed(cache + v));
+#pragma unroll
+        for (int k = 0; k < VECTOR; k++) greatest = fmaxf(greatest, x[k]);
+    }
+    greatest = block_max(greatest, scratch);
+
+    const float scale = 2 * LOG2_E / softcap, slope_of_i = -2 * LOG2_E * softcap;
+    const float greatest_i = fast_reciprocal(1 + growth(greatest * scale));
+    const float offset = -64 - slope_of_i * greatest_i;   // log2 p = slope_of_i * i + offset
+    float sum = 0;
+    for (int v = first; v < V; v += BLOCK * VECTOR) {
+        const Packed packed = load_packed(cache + v);
+        auto kept = [&](uint32_t both) {
+            float low, high;
+            unpack_bf16(low, high, both);
+            const float low_q = growth(low * scale), high_q = growth(high * scale);
+            const float reciprocal = fast_reciprocal((1 + low_q) * (1 + high_q));
+            const float low_i = reciprocal * (1 + high_q), high_i = reciprocal * (1 + low_q);
+            const float low_p = fast_exp2(fmaf(slope_of_i, low_i, offset)), high_p = fast_exp2(fmaf(slope_of_i, high_i, offset));
+            sum += low_p + high_p;
+            return pack_small(low_p * (low_q * low_i * low_i), high_p * (high_q * high_i * high_i));
+        };
+        store_packed(cache + v, {kept(packed.x), kept(packed.y), kept(packed.z), kept(packed.w)});
+    }
+    sum = block_sum(sum, scratch);
+    const float log_sum = softcap * (1 - 2 * greatest_i) + logf(sum / SMALL);
+    if (threadIdx.x == 0) losses[n] = target < 0 ? 0 : log_sum - softcap * target_tanh;
+
+    const float share = target < 0 ? 0 : 4 * dloss / sum;
+    for (int v = first; v < V; v += BLOCK * VECTOR) {
+        const Packed packed = load_packed(cache + v);
+        auto gradient = [&](uint32_t both) {
+            float low, high;
+            unpack_small(low, high, both);
+            return pack_bf16(share * low, share * high);
+        };
+        store_packed(row + v, {gradient(packed.x), gradient(packed.y), gradient(packed.z), gradient(packed.w)});
+    }
+    if (target >= 0 && target / VECTOR % BLOCK == static_cast<int>(threadIdx.x)) {   // the thread that wrote there
+        const float p = expf(softcap * target_tanh - log_sum);
+        row[target] = to_floatX(dloss * (p - 1) * (1 - target_tanh * target_tanh));
+    }
+}
+
 template <bool CAPPED, bool GRADIENT>
 static void launch_cross_entropy(float* losses, floatX* logits, const int* targets, float dloss, float softcap, int64_t N, int V, Stream stream) {
     Grid grid{dim3(static_cast<unsigned>(N)), dim3(THREADS), WARP * sizeof(Denominator)};
     const size_t with_row = grid.shared + V * sizeof(floatX);
     const bool cached = with_row <= shared_memory_limit();
     if (cached) grid.shared = with_row;
-    launch("cross_entropy", cached ? cross_entropy_kernel<CAPPED, GRADIENT, true> : cross_entropy_kernel<CAPPED, GRADIENT, false>, grid, stream,
-           losses, logits, targets, dloss, softcap, V);
+    auto kernel = cached ? cross_entropy_kernel<CAPPED, GRADIENT, true> : cross_entropy_kernel<CAPPED, GRADIENT, false>;
+    if constexpr (CAPPED && GRADIENT && sizeof(floatX) == 2)
+        if (cached) kernel = capped_gradient_kernel<THREADS>;
+    launch("cross_entropy", kernel, grid, stream, losses, logits, targets, dloss, softcap, V);
 }
 
 void cross_entropy(float* losses, floatX* logits, const int* targets, float dloss, float softcap, int64_t N, int V, Stream stream) {

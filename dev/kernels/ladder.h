@@ -125,15 +125,3 @@ std::vector<Check> check_norm_backward(NormBackward* run);
 std::vector<Check> check_cross_entropy(CrossEntropy* run);
 std::vector<Check> check_attention(Attention* run);
 std::vector<Check> check_attention_backward(AttentionBackward* run);
-
-// ----------------------------------------------------------------------------------------------------------- for their kernels
-
-/// Every thread of the block gets the greatest. As block_sum.
-__device__ inline float block_max(float x, float* scratch) {
-    x = warp_max(x);
-    if (lane_of_thread() == 0) scratch[warp_of_thread()] = x;
-    __syncthreads();
-    x = warp_max(lane_of_thread() < static_cast<int>(blockDim.x) / WARP ? scratch[lane_of_thread()] : -INFINITY);
-    __syncthreads();
-    return x;
-}
