@@ -767,7 +767,9 @@ static void check_warpgroups() {
         if (mine.registers != first.registers) emulation_error(concat(warps, " have different registers"));
         registers += mine.registers;
     }
-    if (registers > 64 << 10) emulation_error(concat("the threads of a block have ", registers, " registers together, more than 65536"));
+    // A block that has a multiprocessor to itself begins with as many eights a thread as go into its 65536, and has no more to share out.
+    const int pool = static_cast<int>(block.threads) * ((64 << 10) / static_cast<int>(block.threads) / 8 * 8);
+    if (registers > pool) emulation_error(concat("the threads of a block have ", registers, " registers together, more than the ", pool, " that it began with"));
 }
 
 // -------------------------------------------------------------------------------------------------------------------- streams
