@@ -21,6 +21,10 @@
 #include "llmc/ptx.h"
 #include "llmc/types.h"
 
+#if defined(__CUDACC__) && CUDART_VERSION < 12050
+#error "CUDA's toolkit must be 12.5 or later (cudaGetDriverEntryPointByVersion, 32764 bytes of kernel arguments): install a newer one, or set NVCC=where/it/is"
+#endif
+
 inline constexpr int WARP = 32;
 inline constexpr unsigned ALL_LANES = 0xffffffffu;
 /// Elements of floatX in 16 bytes.

@@ -1,6 +1,7 @@
 // A GPU as a device.
 #include "llmc/device.h"
 #include <cstring>
+#include <exception>
 #include <new>
 #include <string>
 #include <utility>
@@ -44,6 +45,8 @@ static void require_gpu() {
 
 void* device_alloc(size_t bytes) {
     require_gpu();
+    static const size_t all = properties().totalGlobalMem;
+    if (bytes > all) throw std::bad_alloc();    // what cudaMalloc says of sizes that overflow as it rounds them up is not documented
     void* memory = nullptr;
     cudaError_t error = cudaMalloc(&memory, bytes > 0 ? bytes : 1);
     if (error == cudaErrorMemoryAllocation) {
@@ -56,7 +59,11 @@ void* device_alloc(size_t bytes) {
     return memory;
 }
 
-void device_free(void* memory) { cuda_check(cudaFree(memory), "device_free"); }
+void device_free(void* memory) {
+    const cudaError_t error = cudaFree(memory);
+    // Once a kernel has failed every call fails: what is freed on that error's way out must not end the program before it is told.
+    if (std::uncaught_exceptions() == 0) cuda_check(error, "device_free");
+}
 
 void device_zero(void* memory, size_t bytes, Stream stream) {
     cuda_check(cudaMemsetAsync(memory, 0, bytes, cuda_stream(stream)), "device_zero");

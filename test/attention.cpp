@@ -169,8 +169,8 @@ TEST_CASE("attention: Hopper's kernels give what the others give where a block h
     if (!attention_use_hopper(true)) return;
     const bool emulated = device_name().starts_with("Emulated");
     const std::vector<Sizes> sizes = emulated ? std::vector<Sizes>{{6, 70, 2, 1, 64, 70}, {5, 40, 2, 2, 128, 20}, {4, 200, 1, 1, 64, 7}}
-                                              : std::vector<Sizes>{{128, 200, 4, 2, 64, 200}, {48, 200, 12, 12, 64, 50}, {512, 64, 2, 2, 64, 64},
-                                                                   {600, 70, 2, 1, 64, 9}, {128, 1090, 4, 4, 128, 300}, {300, 40, 4, 2, 128, 40}};
+                                              : std::vector<Sizes>{{128, 200, 4, 2, 64, 200}, {24, 200, 12, 12, 64, 50}, {256, 64, 2, 2, 64, 64},
+                                                                   {300, 70, 2, 1, 64, 9}, {12, 1090, 4, 4, 128, 300}, {150, 40, 4, 2, 128, 40}};
     for (Sizes s : sizes) {
         CAPTURE(s.B);
         CAPTURE(s.T);

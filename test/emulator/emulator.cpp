@@ -117,7 +117,7 @@ struct Hopper {
     size_t stores_committed = 0;
     std::deque<Product> products;
     std::vector<Accumulator> accumulators;
-    int groups = 0, registers = 0;
+    int groups = 0, registers = 0, async_fences = 0;
     bool fenced = false;
     uint64_t history = 0;                     // of all products, as the four warps of a warpgroup must have it
 };
@@ -587,6 +587,11 @@ void emulated_tensor_store(const CUtensorMap& map, const void* shared, int x, in
     const size_t at = offset_in_shared(shared, "tensor_store");
     if (at % 128 || at + box_bytes(map) > block.shared_bytes)
         emulation_error(concat("tensor_store: a box cannot begin at byte ", at, " of shared memory"));
+    // Who wrote the box is not known: the warpgroup did, together.
+    const unsigned group = current->number / 128 * 128;
+    for (unsigned i = group; i < std::min(group + 128, block.threads); i++)
+        if (fibres[i].hopper.async_fences < current->hopper.async_fences)
+            emulation_error(concat("tensor_store: thread ", i, " of the warpgroup is an async_fence behind: what it wrote may not be seen"));
     current->hopper.stores.push_back({block.shared.get() + at, map, x, y, z, nullptr, box_bytes(map)});
 }
 
@@ -602,8 +607,11 @@ void emulated_tensor_store_wait() {
     hopper.stores_committed = 0;
 }
 
-// What other threads have written by now is seen too: that one of several threads forgot its fence does not show.
-void emulated_async_fence() { std::memcpy(block.async_view.get(), block.shared.get(), block.shared_bytes); }
+// What other threads have written by now is seen too; that one of them forgot its fence shows in tensor_store.
+void emulated_async_fence() {
+    current->hopper.async_fences++;
+    std::memcpy(block.async_view.get(), block.shared.get(), block.shared_bytes);
+}
 
 CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, void* begin, const cuuint64_t* sizes, const cuuint64_t* strides,
                                 const cuuint32_t* box, const cuuint32_t* steps, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
@@ -767,7 +775,9 @@ static void check_warpgroups() {
         if (mine.registers != first.registers) emulation_error(concat(warps, " have different registers"));
         registers += mine.registers;
     }
-    if (registers > 64 << 10) emulation_error(concat("the threads of a block have ", registers, " registers together, more than 65536"));
+    // A block that has a multiprocessor to itself begins with as many eights a thread as go into its 65536, and has no more to share out.
+    const int pool = static_cast<int>(block.threads) * ((64 << 10) / static_cast<int>(block.threads) / 8 * 8);
+    if (registers > pool) emulation_error(concat("the threads of a block have ", registers, " registers together, more than the ", pool, " that it began with"));
 }
 
 // -------------------------------------------------------------------------------------------------------------------- streams

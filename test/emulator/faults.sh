@@ -44,6 +44,8 @@ faults() {
     fault "a copy engine's barrier waited for in the wrong phase" attention_hopper '*forward is the softmax*' $hopper 'turn.parity ^ 1' 'turn.parity'
     fault "a wgmma operand with the wrong distance between its blocks" attention_hopper '*forward is the softmax*' $hopper \
         'matrix_descriptor(y.bytes, Tile<HEAD, K>::BLOCK)' 'matrix_descriptor(y.bytes, 1024)'
+    fault "one thread's fence for all that its warpgroup wrote" attention_hopper '*forward is the softmax*' $hopper \
+        'async_fence();' 'if (leader) async_fence();'
     fault "results written without the swizzle" attention_hopper '*forward is the softmax*' $hopper '(n % 8 ^ lane_row % 8)' '(n % 8)'
 }
 

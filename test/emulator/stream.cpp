@@ -1,7 +1,8 @@
 // The emulator's streams: work is done when the host waits, a graph holds what was recorded, and what CUDA forbids while a stream
-// records fails and says which call it was.
+// records fails and says which call it was. And what else would hang on a GPU without a word: registers that a block does not have.
 #include <doctest/doctest.h>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 #include "llmc/cuda_common.h"
@@ -12,6 +13,18 @@ namespace {
 
 // x[i] += by, one thread an element.
 __global__ void add_kernel(float* x, float by) { x[threadIdx.x] += by; }
+
+// A producer's warpgroup gives registers back, the others take some.
+template <int PRODUCER, int OTHERS>
+__global__ void share_registers_kernel() {
+    if (threadIdx.x < 128) registers_shrink<PRODUCER>();
+    else registers_grow<OTHERS>();
+}
+template <int PRODUCER, int OTHERS>
+void share_registers(unsigned threads) {
+    launch("share_registers", share_registers_kernel<PRODUCER, OTHERS>, Grid{dim3(1), dim3(threads)}, nullptr);
+    device_wait(nullptr);
+}
 
 constexpr int N = 32;
 
@@ -144,6 +157,27 @@ TEST_CASE("emulator: what a stream may not be given while it records is an error
     cudaEventDestroy(event);
     cudaEventDestroy(before);
     CHECK(x.first() == 0);
+}
+
+TEST_CASE("emulator: memory that is freed on an error's way out does not take its place") {
+    // In a recording cudaFree fails, as every call does once a kernel has failed.
+    void* memory = device_alloc(16);
+    Recording recording;
+    recording.run(nullptr, [] {});
+    auto fails = [&] {
+        std::unique_ptr<void, void (*)(void*)> freed(memory, device_free);
+        throw std::invalid_argument("the first error");
+    };
+    CHECK_THROWS_WITH_AS(recording.run(nullptr, fails), "the first error", std::invalid_argument);
+    device_free(memory);
+    CHECK_THROWS_AS(device_free(memory), std::runtime_error);   // it is no memory any more, and no other error is on its way
+}
+
+TEST_CASE("emulator: a block shares out the registers that it began with, no more") {
+    share_registers<24, 240>(384);   // 168 a thread: 504 together
+    share_registers<32, 160>(512);   // 128 a thread: 512 together
+    CHECK_THROWS_AS((share_registers<32, 240>(384)), std::runtime_error);
+    CHECK_THROWS_AS((share_registers<40, 160>(512)), std::runtime_error);
 }
 
 TEST_CASE("emulator: pinned memory is read and written when the stream comes to it") {
