@@ -10,14 +10,21 @@ struct AttentionSizes {
     HOST_DEVICE int64_t width() const { return static_cast<int64_t>(H + 2 * HK) * D; }
     HOST_DEVICE int64_t out_width() const { return static_cast<int64_t>(H) * D; }
     HOST_DEVICE int group() const { return H / HK; }
+    // Which heads of qkv's H + 2 HK are keys and values of group g.
+    HOST_DEVICE int key_head(int g) const { return H + g; }
+    HOST_DEVICE int value_head(int g) const { return H + HK + g; }
     template <class X>
-    HOST_DEVICE X* queries(X* qkv, int b, int h) const { return qkv + static_cast<int64_t>(b) * T * width() + static_cast<int64_t>(h) * D; }
+    HOST_DEVICE X* queries(X* qkv, int b, int h) const {
+        return qkv + static_cast<int64_t>(b) * T * width() + static_cast<int64_t>(h) * D;
+    }
     template <class X>
-    HOST_DEVICE X* keys(X* qkv, int b, int g) const { return queries(qkv, b, H + g); }
+    HOST_DEVICE X* keys(X* qkv, int b, int g) const { return queries(qkv, b, key_head(g)); }
     template <class X>
-    HOST_DEVICE X* values(X* qkv, int b, int g) const { return queries(qkv, b, H + HK + g); }
+    HOST_DEVICE X* values(X* qkv, int b, int g) const { return queries(qkv, b, value_head(g)); }
     template <class X>
-    HOST_DEVICE X* out(X* y, int b, int h) const { return y + static_cast<int64_t>(b) * T * out_width() + static_cast<int64_t>(h) * D; }
+    HOST_DEVICE X* out(X* y, int b, int h) const {
+        return y + static_cast<int64_t>(b) * T * out_width() + static_cast<int64_t>(h) * D;
+    }
 
     // Does the query see the key? 0 <= query - key <= window, in one comparison.
     HOST_DEVICE bool sees(int query, int key) const { return static_cast<unsigned>(query - key) <= static_cast<unsigned>(window); }
