@@ -270,7 +270,7 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
             sum[m][r] = warp_sum<4>(sum[m][r]);
             const int t = t0 + row_of(m, 2 * r);
             if (lane_of_thread() % 4 == 0 && t < s.T)
-                lse[(static_cast<int64_t>(to.batch) * s.H + to.head) * s.T + t] = greatest[m][r] * LN2 + logf(sum[m][r]);
+                lse[s.all_heads(to.batch, to.head) * s.T + t] = greatest[m][r] * LN2 + logf(sum[m][r]);
             sum[m][r] = 1 / sum[m][r];
         }
     store_rows(s.out(y, to.batch, to.head) + t0 * s.out_width(), s.out_width(), s.T - t0, s.D, out, sum, q_tile, row0);
@@ -279,8 +279,6 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
 // ----------------------------------------------------------------------------------------------------------------- backward
 // p and the gradient of the scores are computed twice, once with the keys' owner and once with the queries': 7 products instead
 // of 5, and no atomics.
-
-static __device__ float probability(float score, float log2_scale, float lse2) { return fast_exp2(fmaf(score, log2_scale, -lse2)); }
 
 // A warp owns 16 M keys. STEP queries are worked on at a time.
 template <int HEAD>
@@ -311,7 +309,7 @@ backward_keys_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf1
         const int h = g * s.group() + i / steps, q0 = first + i % steps * QUERIES;
         q_tile(stage).template fetch<QUERIES, F::THREADS>(s.queries(qkv, place.batch, h) + q0 * s.width(), s.width(), s.T - q0, s.D);
         dy_tile(stage).template fetch<QUERIES, F::THREADS>(s.out(dy, place.batch, h) + q0 * s.out_width(), s.out_width(), s.T - q0, s.D);
-        const QueryRow* from = rows + (static_cast<int64_t>(place.batch) * s.H + h) * padded(s.T) + q0;
+        const QueryRow* from = rows + s.all_heads(place.batch, h) * padded(s.T) + q0;
         const int two = 2 * static_cast<int>(threadIdx.x);
         if (two < QUERIES) copy_async(row_tile(stage) + two, from + two);
         copy_async_commit();
@@ -416,7 +414,7 @@ backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const 
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            row[m][r] = rows[(static_cast<int64_t>(place.batch) * s.H + place.head) * padded(s.T) + q + row_of(m, 2 * r)];
+            row[m][r] = rows[s.all_heads(place.batch, place.head) * padded(s.T) + q + row_of(m, 2 * r)];
             scales[m][r] = scale;
         }
     Sums<M, HEAD> dq;
@@ -592,7 +590,7 @@ plain_forward_kernel(floatX* y, float* lse, const floatX* qkv, Sizes s, int tile
         sum[i] = warp_sum<16>(sum[i]);
         const int t = q0 + plain_row(i);
         if (d0 == 0 && plain_column(0) == 0 && t < s.T)
-            lse[(static_cast<int64_t>(place.batch) * s.H + place.head) * s.T + t] = greatest[i] * scale + logf(sum[i]);
+            lse[s.all_heads(place.batch, place.head) * s.T + t] = greatest[i] * scale + logf(sum[i]);
         sum[i] = 1 / sum[i];
     }
     plain_store(s.out(y, place.batch, place.head) + q0 * s.out_width() + d0, s.out_width(), s.T - q0, s.D - d0, out, sum);
@@ -611,7 +609,7 @@ plain_backward_keys_kernel(floatX* dqkv, const QueryRow* rows, const floatX* dy,
         for (int q0 = k0; q0 < min(s.T, k0 + PLAIN + s.window); q0 += PLAIN) {
             const PlainRows q{s.queries(qkv, place.batch, h) + q0 * width, width, s.T - q0};
             const PlainRows dout{s.out(dy, place.batch, h) + q0 * s.out_width(), s.out_width(), s.T - q0};
-            const QueryRow* row = rows + (static_cast<int64_t>(place.batch) * s.H + h) * padded(s.T) + q0;
+            const QueryRow* row = rows + s.all_heads(place.batch, h) * padded(s.T) + q0;
             float p[4][4], ds[4][4];                            // rows are keys, columns queries
             shared.scores(p, k, q, s.D);
             shared.scores(ds, v, dout, s.D);
@@ -639,7 +637,7 @@ plain_backward_queries_kernel(floatX* dqkv, const QueryRow* rows, const floatX* 
     const PlainTiles shared;
     const PlainRows q{s.queries(qkv, place.batch, place.head) + q0 * width, width, s.T - q0};
     const PlainRows dout{s.out(dy, place.batch, place.head) + q0 * s.out_width(), s.out_width(), s.T - q0};
-    const QueryRow* row = rows + (static_cast<int64_t>(place.batch) * s.H + place.head) * padded(s.T) + q0;
+    const QueryRow* row = rows + s.all_heads(place.batch, place.head) * padded(s.T) + q0;
     const float scale = inverse_sqrt(s.D), log2_scale = scale * LOG2E;
     float dq[4][4] = {};
     for (int k0 = max(0, q0 - s.window) / PLAIN * PLAIN; k0 < min(q0 + PLAIN, s.T); k0 += PLAIN) {

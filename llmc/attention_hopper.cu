@@ -1,8 +1,38 @@
-// Attention on Hopper (compute capability 9.x, code for sm_90a), heads of 64 and 128 in bf16: the walks of attention.cu with the
-// products by wgmma and the tiles brought by the copy engine, after FlashAttention-3 (Shah et al. 2024). Bound by the tensor cores.
-// A block is a warpgroup of which one thread asks for tiles, ahead of their use, and two or three that compute, 64 rows of the block's
-// tile each. There is a block a multiprocessor, and it goes from tile to tile, so that the next one's rows come while this one ends.
-// This has run on the emulator only, not yet on a GPU; that it is faster there than attention.cu is an expectation.
+// Attention on Hopper (compute capability 9.x, code for sm_90a), heads of 64 and 128 in bf16, after FlashAttention-3 (Shah et al.
+// 2024): the walks of attention.cu, with the products by wgmma and the tiles brought by the copy engine (TMA). This has run on the
+// emulator only, not yet on a GPU; that it is faster there than attention.cu is an expectation.
+//
+// A block keeps a tile of one side in shared memory and walks over the tiles of the other side that the window lets it see. Rows of
+// the tiles, and how many of the walk's find room at once:
+//
+//                               the block's tile               the walk's tiles     of them at once: D = 64     D = 128
+//     forward_kernel            192 q (D = 64), 128 q (128)    128 k; 128 v         4 k, 4 v                    2 k, 2 v
+//     backward_keys_kernel      128 k and v                    64 q and dy          6                           3
+//     backward_queries_kernel   128 q and dy                   64 k; 64 v           8 k, 6 v                    4 k, 2 v
+//
+// Who loads: the producer, one thread of the block's first warpgroup, which gives its registers to the others. It asks the copy
+// engine for the block's tile and for those of the walk, in the order of their use, as far ahead as there are empty buffers, and
+// does not stop between walks: there is one block a multiprocessor, which goes from tile to tile (for_places).
+// Who computes: the consumers, two or three warpgroups. Each owns 64 rows of the block's tile, with their softmax and sums in
+// registers. One whose rows do not see a tile that another's see passes over it (skip).
+//
+// Buffers come round in rings. A buffer has two barriers: `full` is over when the copy engine has brought all the bytes that the
+// producer expects, `empty` when every consumer's warp has given the buffer back. Writer and Reader are the two ends of a ring; a
+// Turn is how far one has come: which buffer, and the parity of the time round, which tells a barrier's phase from the one before.
+// The block's own tile lies in one of two slots, a ring as well. After the walk the results are written where the tile was, and the
+// copy engine takes them away while the next walk, with its tile in the other slot, has begun; then the slot is empty (Consumer).
+//
+// A step of the forward walk at tile j of the keys; that of backward_queries_kernel goes the same way:
+//     start    scores_j = q k_j^T             the tensor cores take one after the other,
+//     start    out += p_(j-1) v_(j-1)         while the threads go on
+//     wait     for scores_j                   k_j is given back
+//     p_j =    softmax of scores_j            beside the product that sums out
+//     wait     for out                        v_(j-1) is given back
+//     out *=   what a new greatest score makes of the sums so far
+// This order decides the speed. A multiprocessor's tensor cores do 4096 operations in a clock, its special function unit 16
+// exponentials. A score costs 4 D operations and one exponential, so for D = 128 the exponentials take half as long as the products
+// and for D = 64 just as long: neither may wait for the other. Backward, where a score costs 8 D operations in the keys' kernel and
+// 6 D in the queries', the tensor cores are the bound.
 #include <algorithm>
 #include "llmc/attention_cuda.h"
 
@@ -137,8 +167,8 @@ struct Ring {
     }
 };
 
-// One thread makes the barriers, and all wait for it: a block's slots are given back by the leaders of its warpgroups, the buffers of
-// the other rings by every warp.
+// One thread makes the barriers, and all wait for it. Slots are given back by the leaders of the warpgroups that compute, the
+// buffers of a walk by each of their warps.
 template <int GROUPS, int... SIZES>
 __device__ void init_rings(Ring<SLOTS>& slots, Ring<SIZES>&... rings) {
     if (threadIdx.x == 0) {
@@ -180,31 +210,29 @@ struct Reader {
     }
 };
 
-// The producer brings what any of the block's warpgroups needs: one passes over `count` buffers of each ring that it has no use for.
-// Of the rings in turn, because the producer fills them so: while it waits for room in one, it brings nothing to the others.
+// The producer brings what any of the warpgroups needs; one that does not need the next `count` buffers of each ring passes over
+// them. Of the rings in turn, as the producer fills them: while it waits for room in one, it brings nothing to the others.
 template <int... SIZES>
 __device__ void skip(int count, Reader<SIZES>&... readers) {
     for (; count > 0; count--) ((readers.wait(), readers.release()), ...);
 }
 
-// A warpgroup that computes: which of the block's 64 rows are its own, and its end of the ring of slots. Its results leave through the
-// slot that the tile came in, while the next tile's work has begun; only then is the slot given back, by the warpgroup's leader.
+// A warpgroup that computes, and its end of the ring of slots. Its results leave through the slot that the tile came in, while the
+// next tile's work has begun; then its leader, the thread that started the store, gives the slot back.
 struct Consumer {
     Ring<SLOTS>& slots;
-    int index = group_of_thread() - 1;
-    bool leader = threadIdx.x % GROUP == 0;
+    int index = group_of_thread() - 1, row0 = index * BOX;          // its 64 rows of the block's tile begin at row0
+    bool leader = threadIdx.x % GROUP == 0, storing = false;        // storing: there was a tile before this one
     Turn<SLOTS> slot{};
-    bool storing = false;
 
-    __device__ int row() const { return index * BOX; }
     __device__ void wait_for_tile() { mbarrier_wait(&slots.full[slot.at], slot.parity); }
 
-    // A barrier of the warpgroup. It meets here once for every tile: its leader gives the tile's slot back for all of its warps, so it
-    // must not be two tiles ahead of one that has not seen the slot filled yet.
+    // A barrier of the warpgroup. It meets here once for every tile: the leader gives the tile's slot back for all of its warps, so
+    // it must not be two tiles ahead of one that has not seen the slot filled yet.
     __device__ void keep_together() { named_barrier(1 + index, GROUP); }
 
-    // Writes the warpgroup's sums, row row_of(2 r) times factor[r], to its own 64 rows of a tile, and starts copying them to
-    // (column, row) of the tensor.
+    // Writes the sums, row row_of(2 r) times factor[r], to the warpgroup's rows of a tile, and starts copying these to the tensor,
+    // at (column, row).
     template <int HEAD, int ROWS>
     __device__ void start_store(const CUtensorMap& to, int column, int row, int batch, Tile<HEAD, ROWS>& tile,
                                 const float (&sums)[HEAD / 8][4], const float (&factor)[2]) {
@@ -215,18 +243,18 @@ struct Consumer {
 #pragma unroll
             for (int i = 0; i < 4; i += 2) {
                 const float times = factor[i / 2];
-                char* piece = tile.box(index * BOX + lane_row + i / 2 * 8, n * 8) + (n % 8 ^ lane_row % 8) * 16;
+                char* piece = tile.box(row0 + lane_row + i / 2 * 8, n * 8) + (n % 8 ^ lane_row % 8) * 16;
                 reinterpret_cast<uint32_t*>(piece)[lane_of_thread() % 4] = pack_bf16(sums[n][i] * times, sums[n][i + 1] * times);
             }
         async_fence();
         keep_together();
         if (leader) {
 #pragma unroll
-            for (int c = 0; c < HEAD; c += BOX) tensor_store(&to, tile.box(index * BOX, c), column + c, row, batch);
+            for (int c = 0; c < HEAD; c += BOX) tensor_store(&to, tile.box(row0, c), column + c, row, batch);
             tensor_store_commit();
         }
     }
-    // The end of the store of the tile before this one.
+    // Once a tile, when its work has begun: the end of the store of the tile before it.
     __device__ void finish_store() {
         if (leader && storing) {
             tensor_store_wait();
@@ -234,22 +262,26 @@ struct Consumer {
         }
         storing = true;
     }
-    // Before the block ends, its shared memory must have been read.
-    __device__ void finish() {
+    // A block must not end before the copy engine has read its shared memory.
+    __device__ void finish_last_store() {
         if (leader) tensor_store_wait();
     }
 };
 
 // ---------------------------------------------------------------------------------------------------------- who works on what
 
-// What there is to do: the tiles of every head of every sequence, a head's longest walk first. Where the rows that all walks read find
-// room in the cache together, the longest of all heads come first, and blocks end at about the same time; where not, head by head.
+// What there is to do: the tiles of every head of every sequence, a head's longest walk first. Where the rows that all walks read
+// find room in the cache together, the longest of all heads come first, and blocks end at about the same time; else head by head.
 struct Items {
     int tiles, heads, count;
     bool by_length;
+
+    // The longest walks are those of a head's first tile of keys, but of its last tile of queries.
+    __device__ int last_first(const Place& place) const { return tiles - 1 - place.tile; }
 };
 
-// Calls work(place) for each of the block's items. Every other round goes backwards, so that a block that had a long one gets a short one.
+// Calls work(place) for each of the block's items. Every other round goes backwards, so that a block that had a long one gets a
+// short one.
 template <class Work>
 __device__ void for_places(const Items& items, Work work) {
     const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x), all_heads = items.count / items.tiles;
@@ -328,16 +360,14 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
     auto& shared = *shared_memory<typename F::Shared>();
     init_rings<F::GROUPS>(shared.slots, shared.k_ring, shared.v_ring);
 
-    auto first_query = [&](const Place& place) { return (items.tiles - 1 - place.tile) * F::QUERIES; };     // the longest walks first
-    auto keys_of = [&](int q0) { return Walk<KEYS>::over_keys(s, q0, F::QUERIES); };
     if (threadIdx.x < GROUP) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             Writer<SLOTS> slots{shared.slots};
             Writer<F::STAGES> keys{shared.k_ring}, values{shared.v_ring};
             for_places(items, [&](const Place& place) {
-                const int q0 = first_query(place), g = place.head / s.group();
-                const Walk<KEYS> walk = keys_of(q0);
+                const int q0 = items.last_first(place) * F::QUERIES, g = place.head / s.group();
+                const auto walk = Walk<KEYS>::over_keys(s, q0, F::QUERIES);
                 slots.fill(sizeof shared.q[0], [&](int at, uint64_t* full) {
                     shared.q[at].load(qkv_map, place.head * HEAD, q0, place.batch, full);
                 });
@@ -360,8 +390,8 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
         Reader<F::STAGES> keys{shared.k_ring}, values{shared.v_ring};
         const float log2_scale = inverse_sqrt(HEAD) * LOG2E;        // exp(scale x) = 2^(log2_scale x)
         for_places(items, [&](const Place& place) {
-            const int q0 = first_query(place), q = q0 + group.row();
-            const Walk<KEYS> all = keys_of(q0), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
+            const int q0 = items.last_first(place) * F::QUERIES, q = q0 + group.row0;
+            const auto all = Walk<KEYS>::over_keys(s, q0, F::QUERIES), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
             auto& q_tile = shared.q[group.slot.at];
             group.wait_for_tile();
             skip(walk.begin - all.begin, keys, values);
@@ -371,7 +401,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                 Left<KEYS> left;
                 RunningSoftmax softmax;
                 clear(out);
-                auto start_scores = [&] { start_product(p, q_tile, group.row(), shared.k[keys.turn.at]); };
+                auto start_scores = [&] { start_product(p, q_tile, group.row0, shared.k[keys.turn.at]); };
                 // Tile j's scores are there: its keys are no longer needed.
                 auto scores_to_probabilities = [&](int j) {
                     keys.release();
@@ -383,8 +413,8 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                                 if (!s.sees(q + row_of(i), j * KEYS + column_of(n, i))) p[n][i] = -INFINITY;
                     }
                     softmax.step(p, log2_scale);
-                    // Here the next keys are waited for, because past this the compiler does not move the wait for the sums that run
-                    // beside the softmax; it would move it to the front.
+                    // Here the next keys are waited for, because past this the compiler does not move the wait for the sums that
+                    // run beside the softmax; it would move it to the front.
                     settle(p);
                     if (j + 1 < walk.end) keys.wait();
                 };
@@ -423,7 +453,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                     const float sum = warp_sum<4>(softmax.sum[r]);
                     const int t = q + row_of(2 * r);
                     if (lane_of_thread() % 4 == 0 && t < s.T)
-                        lse[(static_cast<int64_t>(place.batch) * s.H + place.head) * s.T + t] = softmax.greatest[r] * LN2 + logf(sum);
+                        lse[s.all_heads(place.batch, place.head) * s.T + t] = softmax.greatest[r] * LN2 + logf(sum);
                     inverse[r] = 1 / sum;
                 }
                 group.start_store(y_map, place.head * HEAD, q, place.batch, q_tile, out, inverse);
@@ -434,7 +464,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
             skip(all.end - walk.end, keys, values);
             group.slot.next();
         });
-        group.finish();
+        group.finish_last_store();
     }
 #else
     __trap();
@@ -443,10 +473,6 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
 
 // ----------------------------------------------------------------------------------------------------------------- backward
 // As in attention.cu: p and the gradient of the scores are computed twice, once with the keys' owner and once with the queries'.
-
-[[maybe_unused]] __device__ float probability(float score, float log2_scale, float lse2) {
-    return fast_exp2(fmaf(score, log2_scale, -lse2));
-}
 
 template <int HEAD>
 struct BackwardKeys {
@@ -463,15 +489,15 @@ struct BackwardKeys {
 
 template <int HEAD>
 __global__ void __launch_bounds__(BackwardKeys<HEAD>::THREADS, 1)
-backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRow* rows, const __grid_constant__ CUtensorMap dy_map,
-                     const __grid_constant__ CUtensorMap qkv_map, Sizes s, Items items) {
+backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRow* rows,
+                     const __grid_constant__ CUtensorMap dy_map, const __grid_constant__ CUtensorMap qkv_map,
+                     Sizes s, Items items) {
 #if HOPPER_CODE
     using F = BackwardKeys<HEAD>;
     constexpr int QUERIES = F::QUERIES;
     auto& shared = *shared_memory<typename F::Shared>();
     init_rings<F::GROUPS>(shared.slots, shared.ring);
 
-    auto queries_of = [&](int k0) { return Walk<QUERIES>::over_queries(s, k0, F::KEYS); };
     if (threadIdx.x < GROUP) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
@@ -479,7 +505,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
             Writer<F::STAGES> queries{shared.ring};
             for_places(items, [&](const Place& place) {
                 const int g = place.head, k0 = place.tile * F::KEYS;
-                const Walk<QUERIES> walk = queries_of(k0);
+                const auto walk = Walk<QUERIES>::over_queries(s, k0, F::KEYS);
                 slots.fill(sizeof shared.k[0] + sizeof shared.v[0], [&](int at, uint64_t* full) {
                     shared.k[at].load(qkv_map, s.key_head(g) * HEAD, k0, place.batch, full);
                     shared.v[at].load(qkv_map, s.value_head(g) * HEAD, k0, place.batch, full);
@@ -487,7 +513,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
                 for (int h = g * s.group(); h < (g + 1) * s.group(); h++)
                     for (int j = walk.begin; j < walk.end; j++) {
                         const int q0 = j * QUERIES;
-                        const QueryRow* from = rows + (static_cast<int64_t>(place.batch) * s.H + h) * padded(s.T) + q0;
+                        const QueryRow* from = rows + s.all_heads(place.batch, h) * padded(s.T) + q0;
                         queries.fill(sizeof shared.q[0] + sizeof shared.dy[0] + sizeof shared.rows[0], [&](int at, uint64_t* full) {
                             shared.q[at].load(qkv_map, h * HEAD, q0, place.batch, full);
                             bulk_load(shared.rows[at], from, sizeof shared.rows[0], full);
@@ -502,8 +528,8 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
         Reader<F::STAGES> queries{shared.ring};
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
         for_places(items, [&](const Place& place) {
-            const int g = place.head, k0 = place.tile * F::KEYS, k = k0 + group.row();
-            const Walk<QUERIES> all = queries_of(k0), walk = all.part(Walk<QUERIES>::over_queries(s, k, BOX));
+            const int g = place.head, k0 = place.tile * F::KEYS, k = k0 + group.row0;
+            const auto all = Walk<QUERIES>::over_queries(s, k0, F::KEYS), walk = all.part(Walk<QUERIES>::over_queries(s, k, BOX));
             auto& k_tile = shared.k[group.slot.at];
             auto& v_tile = shared.v[group.slot.at];
             Sums<HEAD> dk, dv;
@@ -542,8 +568,8 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
                         auto& dy_tile = shared.dy[queries.turn.at];
                         const auto& row = shared.rows[queries.turn.at];
                         queries.wait();
-                        start_product(p, k_tile, group.row(), q_tile);
-                        start_product(ds, v_tile, group.row(), dy_tile);
+                        start_product(p, k_tile, group.row0, q_tile);
+                        start_product(ds, v_tile, group.row0, dy_tile);
                         wgmma_wait<1>(p);
                         scores_to_probabilities(j, row);
                         round(p_left, p);
@@ -566,7 +592,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
             }
             group.slot.next();
         });
-        group.finish();
+        group.finish_last_store();
     }
 #else
     __trap();
@@ -576,7 +602,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
 template <int HEAD>
 struct BackwardQueries {
     static constexpr int GROUPS = 2, QUERIES = GROUPS * BOX, KEYS = 64;
-    static constexpr int K_STAGES = HEAD == 64 ? 8 : 4, V_STAGES = HEAD == 64 ? 6 : 2;      // keys are needed for longer than values
+    static constexpr int K_STAGES = HEAD == 64 ? 8 : 4, V_STAGES = HEAD == 64 ? 6 : 2;     // keys are needed for longer than values
     static constexpr int THREADS = (1 + GROUPS) * GROUP;
     struct Shared {
         Tile<HEAD, QUERIES> q[SLOTS], dy[SLOTS];
@@ -589,16 +615,15 @@ struct BackwardQueries {
 
 template <int HEAD>
 __global__ void __launch_bounds__(BackwardQueries<HEAD>::THREADS, 1)
-backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRow* rows, const __grid_constant__ CUtensorMap dy_map,
-                        const __grid_constant__ CUtensorMap qkv_map, Sizes s, Items items) {
+backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRow* rows,
+                        const __grid_constant__ CUtensorMap dy_map, const __grid_constant__ CUtensorMap qkv_map,
+                        Sizes s, Items items) {
 #if HOPPER_CODE
     using F = BackwardQueries<HEAD>;
     constexpr int KEYS = F::KEYS;
     auto& shared = *shared_memory<typename F::Shared>();
     init_rings<F::GROUPS>(shared.slots, shared.k_ring, shared.v_ring);
 
-    auto first_query = [&](const Place& place) { return (items.tiles - 1 - place.tile) * F::QUERIES; };     // the longest walks first
-    auto keys_of = [&](int q0) { return Walk<KEYS>::over_keys(s, q0, F::QUERIES); };
     if (threadIdx.x < GROUP) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
@@ -606,8 +631,8 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
             Writer<F::K_STAGES> keys{shared.k_ring};
             Writer<F::V_STAGES> values{shared.v_ring};
             for_places(items, [&](const Place& place) {
-                const int q0 = first_query(place), g = place.head / s.group();
-                const Walk<KEYS> walk = keys_of(q0);
+                const int q0 = items.last_first(place) * F::QUERIES, g = place.head / s.group();
+                const auto walk = Walk<KEYS>::over_keys(s, q0, F::QUERIES);
                 slots.fill(sizeof shared.q[0] + sizeof shared.dy[0], [&](int at, uint64_t* full) {
                     shared.q[at].load(qkv_map, place.head * HEAD, q0, place.batch, full);
                     shared.dy[at].load(dy_map, place.head * HEAD, q0, place.batch, full);
@@ -629,8 +654,8 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
         Reader<F::V_STAGES> values{shared.v_ring};
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
         for_places(items, [&](const Place& place) {
-            const int q0 = first_query(place), q = q0 + group.row();
-            const Walk<KEYS> all = keys_of(q0), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
+            const int q0 = items.last_first(place) * F::QUERIES, q = q0 + group.row0;
+            const auto all = Walk<KEYS>::over_keys(s, q0, F::QUERIES), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
             auto& q_tile = shared.q[group.slot.at];
             auto& dy_tile = shared.dy[group.slot.at];
             group.wait_for_tile();
@@ -640,17 +665,17 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                 QueryRow row[2];
 #pragma unroll
                 for (int r = 0; r < 2; r++)
-                    row[r] = rows[(static_cast<int64_t>(place.batch) * s.H + place.head) * padded(s.T) + q + row_of(2 * r)];
+                    row[r] = rows[s.all_heads(place.batch, place.head) * padded(s.T) + q + row_of(2 * r)];
                 Sums<HEAD> dq;
                 Sums<KEYS> p, ds;
                 Left<KEYS> ds_left;
-                Reader<F::K_STAGES> used_keys = keys;               // dq's sums need a tile's keys once more, a step after its scores
+                Reader<F::K_STAGES> used_keys = keys;       // dq's sums need a tile's keys once more, a step after its scores
                 clear(dq);
                 auto start_scores = [&] {
-                    start_product(p, q_tile, group.row(), shared.k[keys.turn.at]);
+                    start_product(p, q_tile, group.row0, shared.k[keys.turn.at]);
                     keys.turn.next();
                     values.wait();
-                    start_product(ds, dy_tile, group.row(), shared.v[values.turn.at]);
+                    start_product(ds, dy_tile, group.row0, shared.v[values.turn.at]);
                 };
                 auto scores_to_probabilities = [&](int j) {
                     const bool whole = s.all_see(q, BOX, j * KEYS, KEYS);
@@ -703,7 +728,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
             skip(all.end - walk.end, keys, values);
             group.slot.next();
         });
-        group.finish();
+        group.finish_last_store();
     }
 #else
     __trap();
@@ -718,7 +743,8 @@ CUtensorMap tensor_map(const char* op, const bf16* begin, int B, int T, int64_t 
         void* function = nullptr;
         cudaDriverEntryPointQueryResult found{};
         cuda_check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found), op);
-        require(found == cudaDriverEntryPointSuccess, op, ": the driver has no cuTensorMapEncodeTiled; it must be of CUDA 12.0 or later");
+        require(found == cudaDriverEntryPointSuccess, op,
+                ": the driver has no cuTensorMapEncodeTiled; it must be of CUDA 12.0 or later");
         return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
     }();
     CUtensorMap map;
@@ -728,8 +754,8 @@ CUtensorMap tensor_map(const char* op, const bf16* begin, int B, int T, int64_t 
     const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<bf16*>(begin), sizes, strides, box, steps,
                                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    require(result == CUDA_SUCCESS, op, ": the driver refuses to copy boxes of a tensor of ", B, " x ", T, " x ", columns, ": CUDA error ",
-            static_cast<int>(result));
+    require(result == CUDA_SUCCESS, op, ": the driver refuses to copy boxes of a tensor of ", B, " x ", T, " x ", columns,
+            ": CUDA error ", static_cast<int>(result));
     return map;
 }
 
@@ -762,7 +788,8 @@ void backward(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv,
     static_assert(QUERY_ROWS % K::QUERIES == 0 && QUERY_ROWS % Q::QUERIES == 0);
     const CUtensorMap dqkv_map = tensor_map(op, dqkv, B, s.T, s.width()), dy_map = tensor_map(op, dy, B, s.T, s.out_width()),
                       qkv_map = tensor_map(op, qkv, B, s.T, s.width());
-    const Items keys = items_of(ceil_div(s.T, K::KEYS), s.HK, s.H, B, s), queries = items_of(ceil_div(s.T, Q::QUERIES), s.H, s.HK, B, s);
+    const Items keys = items_of(ceil_div(s.T, K::KEYS), s.HK, s.H, B, s);
+    const Items queries = items_of(ceil_div(s.T, Q::QUERIES), s.H, s.HK, B, s);
     launch(op, backward_keys_kernel<HEAD>, grid<K>(keys), stream, dqkv_map, rows, dy_map, qkv_map, s, keys);
     launch(op, backward_queries_kernel<HEAD>, grid<Q>(queries), stream, dqkv_map, rows, dy_map, qkv_map, s, queries);
 }
@@ -786,7 +813,8 @@ void attention_forward_hopper(bf16* y, float* lse, const bf16* qkv, int B, const
     else forward<128>(y, lse, qkv, B, s, stream);
 }
 
-void attention_backward_hopper(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv, int B, const Sizes& s, Stream stream) {
+void attention_backward_hopper(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv, int B, const Sizes& s,
+                               Stream stream) {
     if (s.D == 64) backward<64>(dqkv, rows, dy, qkv, B, s, stream);
     else backward<128>(dqkv, rows, dy, qkv, B, s, stream);
 }
