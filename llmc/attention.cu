@@ -187,8 +187,8 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
     using F = Forward<HEAD>;
     constexpr int M = F::M, QUERIES = F::QUERIES, KEYS = F::KEYS;
     const Place place(static_cast<int>(blockIdx.x), tiles, s.H);
-    const int q0 = (tiles - 1 - place.tile) * QUERIES, g = place.head / s.group();      // the longest walks begin first
-    const int row0 = 16 * M * warp_of_thread();                                           // the warp's first row in the tile
+    const int q0 = place.from_end(tiles) * QUERIES, g = place.head / s.group();
+    const int row0 = 16 * M * warp_of_thread();                 // the warp's first row in the tile
     const bf16* keys = s.keys(qkv, place.batch, g);
 
     const Tile<HEAD> q_tile{0};
@@ -262,7 +262,7 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
     }
 
     const Place to(block_again(), tiles, s.H);
-    const int t0 = (tiles - 1 - to.tile) * QUERIES + row0;
+    const int t0 = to.from_end(tiles) * QUERIES + row0;
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -390,7 +390,7 @@ backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const 
     using F = BackwardQueries<HEAD>;
     constexpr int M = F::M, STEP = F::STEP, QUERIES = F::QUERIES, KEYS = F::KEYS;
     const Place place(static_cast<int>(blockIdx.x), tiles, s.H);
-    const int q0 = (tiles - 1 - place.tile) * QUERIES, g = place.head / s.group(), row0 = 16 * M * warp_of_thread(), q = q0 + row0;
+    const int q0 = place.from_end(tiles) * QUERIES, g = place.head / s.group(), row0 = 16 * M * warp_of_thread(), q = q0 + row0;
     const bf16* keys = s.keys(qkv, place.batch, g);
     const bf16* values = s.values(qkv, place.batch, g);
 
@@ -448,7 +448,7 @@ backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const 
         }
     }
     const Place to(block_again(), tiles, s.H);
-    const int t0 = (tiles - 1 - to.tile) * QUERIES + row0;
+    const int t0 = to.from_end(tiles) * QUERIES + row0;
     store_rows(s.queries(dqkv, to.batch, to.head) + t0 * s.width(), s.width(), s.T - t0, s.D, dq, scales, q_tile, row0);
 }
 
@@ -556,7 +556,7 @@ static __device__ void plain_store(floatX* to, int64_t stride, int rows, int col
 static __global__ void __launch_bounds__(PLAIN_THREADS, 1)
 plain_forward_kernel(floatX* y, float* lse, const floatX* qkv, Sizes s, int tiles) {
     const Place place(static_cast<int>(blockIdx.x), tiles, s.H);
-    const int q0 = (tiles - 1 - place.tile) * PLAIN, g = place.head / s.group(), d0 = static_cast<int>(blockIdx.y) * PLAIN;
+    const int q0 = place.from_end(tiles) * PLAIN, g = place.head / s.group(), d0 = static_cast<int>(blockIdx.y) * PLAIN;
     const int64_t width = s.width();
     const PlainTiles shared;
     const float scale = inverse_sqrt(s.D), log2_scale = scale * LOG2E;
@@ -632,7 +632,7 @@ plain_backward_keys_kernel(floatX* dqkv, const QueryRow* rows, const floatX* dy,
 static __global__ void __launch_bounds__(PLAIN_THREADS, 1)
 plain_backward_queries_kernel(floatX* dqkv, const QueryRow* rows, const floatX* dy, const floatX* qkv, Sizes s, int tiles) {
     const Place place(static_cast<int>(blockIdx.x), tiles, s.H);
-    const int q0 = (tiles - 1 - place.tile) * PLAIN, g = place.head / s.group(), d0 = static_cast<int>(blockIdx.y) * PLAIN;
+    const int q0 = place.from_end(tiles) * PLAIN, g = place.head / s.group(), d0 = static_cast<int>(blockIdx.y) * PLAIN;
     const int64_t width = s.width();
     const PlainTiles shared;
     const PlainRows q{s.queries(qkv, place.batch, place.head) + q0 * width, width, s.T - q0};

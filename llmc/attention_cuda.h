@@ -44,6 +44,8 @@ struct Place {
     int tile, head, batch;
     __device__ Place(int index, int tiles, int heads)
         : tile(index % tiles), head(index / tiles % heads), batch(index / tiles / heads) {}
+    // For queries, so that the longest walks come first: those of the last queries, but of the first keys.
+    __device__ int from_end(int tiles) const { return tiles - 1 - tile; }
 };
 
 inline constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;

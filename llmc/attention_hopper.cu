@@ -219,6 +219,7 @@ __device__ void skip(int count, Reader<SIZES>&... readers) {
 
 // A warpgroup that computes, and its end of the ring of slots. Its results leave through the slot that the tile came in, while the
 // next tile's work has begun; then its leader, the thread that started the store, gives the slot back.
+template <int HEAD>
 struct Consumer {
     Ring<SLOTS>& slots;
     int index = group_of_thread() - 1, row0 = index * BOX;          // its 64 rows of the block's tile begin at row0
@@ -233,7 +234,7 @@ struct Consumer {
 
     // Writes the sums, row row_of(2 r) times factor[r], to the warpgroup's rows of a tile, and starts copying these to the tensor,
     // at (column, row).
-    template <int HEAD, int ROWS>
+    template <int ROWS>
     __device__ void start_store(const CUtensorMap& to, int column, int row, int batch, Tile<HEAD, ROWS>& tile,
                                 const float (&sums)[HEAD / 8][4], const float (&factor)[2]) {
         uint32_t lane_row = static_cast<uint32_t>(row_of(0));
@@ -275,9 +276,6 @@ struct Consumer {
 struct Items {
     int tiles, heads, count;
     bool by_length;
-
-    // The longest walks are those of a head's first tile of keys, but of its last tile of queries.
-    __device__ int last_first(const Place& place) const { return tiles - 1 - place.tile; }
 };
 
 // Calls work(place) for each of the block's items. Every other round goes backwards, so that a block that had a long one gets a
@@ -366,7 +364,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
             Writer<SLOTS> slots{shared.slots};
             Writer<F::STAGES> keys{shared.k_ring}, values{shared.v_ring};
             for_places(items, [&](const Place& place) {
-                const int q0 = items.last_first(place) * F::QUERIES, g = place.head / s.group();
+                const int q0 = place.from_end(items.tiles) * F::QUERIES, g = place.head / s.group();
                 const auto walk = Walk<KEYS>::over_keys(s, q0, F::QUERIES);
                 slots.fill(sizeof shared.q[0], [&](int at, uint64_t* full) {
                     shared.q[at].load(qkv_map, place.head * HEAD, q0, place.batch, full);
@@ -386,11 +384,11 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
         }
     } else {
         registers_grow<REGISTERS<F::GROUPS>>();
-        Consumer group{shared.slots};
+        Consumer<HEAD> group{shared.slots};
         Reader<F::STAGES> keys{shared.k_ring}, values{shared.v_ring};
         const float log2_scale = inverse_sqrt(HEAD) * LOG2E;        // exp(scale x) = 2^(log2_scale x)
         for_places(items, [&](const Place& place) {
-            const int q0 = items.last_first(place) * F::QUERIES, q = q0 + group.row0;
+            const int q0 = place.from_end(items.tiles) * F::QUERIES, q = q0 + group.row0;
             const auto all = Walk<KEYS>::over_keys(s, q0, F::QUERIES), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
             auto& q_tile = shared.q[group.slot.at];
             group.wait_for_tile();
@@ -524,7 +522,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
         }
     } else {
         registers_grow<REGISTERS<F::GROUPS>>();
-        Consumer group{shared.slots};
+        Consumer<HEAD> group{shared.slots};
         Reader<F::STAGES> queries{shared.ring};
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
         for_places(items, [&](const Place& place) {
@@ -631,7 +629,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
             Writer<F::K_STAGES> keys{shared.k_ring};
             Writer<F::V_STAGES> values{shared.v_ring};
             for_places(items, [&](const Place& place) {
-                const int q0 = items.last_first(place) * F::QUERIES, g = place.head / s.group();
+                const int q0 = place.from_end(items.tiles) * F::QUERIES, g = place.head / s.group();
                 const auto walk = Walk<KEYS>::over_keys(s, q0, F::QUERIES);
                 slots.fill(sizeof shared.q[0] + sizeof shared.dy[0], [&](int at, uint64_t* full) {
                     shared.q[at].load(qkv_map, place.head * HEAD, q0, place.batch, full);
@@ -649,12 +647,12 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
         }
     } else {
         registers_grow<REGISTERS<F::GROUPS>>();
-        Consumer group{shared.slots};
+        Consumer<HEAD> group{shared.slots};
         Reader<F::K_STAGES> keys{shared.k_ring};
         Reader<F::V_STAGES> values{shared.v_ring};
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
         for_places(items, [&](const Place& place) {
-            const int q0 = items.last_first(place) * F::QUERIES, q = q0 + group.row0;
+            const int q0 = place.from_end(items.tiles) * F::QUERIES, q = q0 + group.row0;
             const auto all = Walk<KEYS>::over_keys(s, q0, F::QUERIES), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
             auto& q_tile = shared.q[group.slot.at];
             auto& dy_tile = shared.dy[group.slot.at];
