@@ -221,6 +221,7 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
         if (!s.any_sees(q, 16 * M, k0, KEYS)) continue;
 
         Sums<M, KEYS> p;
+        float shrink[M][2];
         product_of_tiles(p, q_tile, row0, k_tile(stage), 0);
         if (!s.all_see(q, 16 * M, k0, KEYS)) {
 #pragma unroll
@@ -235,17 +236,24 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                // A new greatest score shrinks what was summed so far.
                 float top = p[m][0][2 * r];
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; n++) top = fmaxf(top, fmaxf(p[m][n][2 * r], p[m][n][2 * r + 1]));
                 top = fmaxf(greatest[m][r], warp_max<4>(top) * log2_scale);
-                const float shrink = fast_exp2(greatest[m][r] - top);
+                shrink[m][r] = fast_exp2(greatest[m][r] - top);
                 greatest[m][r] = top;
-                sum[m][r] *= shrink;
-#pragma unroll
-                for (int n = 0; n < HEAD / 8; n++) out[m][n][2 * r] *= shrink, out[m][n][2 * r + 1] *= shrink;
+                sum[m][r] *= shrink[m][r];
             }
+        // A new greatest score shrinks what was summed so far. Late in a walk most rows have none. And past a branch the compiler does not
+        // mix this with the exponentials, for which there are too few registers.
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+                if (shrink[m][r] != 1) {
+#pragma unroll
+                    for (int n = 0; n < HEAD / 8; n++) out[m][n][2 * r] *= shrink[m][r], out[m][n][2 * r + 1] *= shrink[m][r];
+                }
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++) {
 #pragma unroll
