@@ -31,7 +31,7 @@ faults() {
     fault "the tail of a row is not masked" norm '*forward is the formula' llmc/cuda_common.h \
         'at(i) < C ? load_packed(row + at(i)) : Packed{}' 'load_packed(row + at(i))'
     fault "the tail of a tensor is not masked" adamw '*formula*' llmc/adamw.cu 'if (i + WIDTH <= t.n)' 'if (i < t.n)'
-    fault "keys beyond the end are not masked" attention '*forward is the softmax*' llmc/attention.cu 'from, row + i < rows)' 'from)'
+    fault "keys beyond the end are not masked" attention '*forward is the softmax*' llmc/attention.cu 'data, row + i < from.count)' 'data)'
     fault "a shuffle without the last lane" norm '*forward is the formula' llmc/cuda_common.h \
         'x += __shfl_xor_sync(ALL_LANES, x' 'x += __shfl_xor_sync(ALL_LANES >> 1, x'
     fault "a shuffle of all lanes where eight take part" embedding '*backward sums*' llmc/run_sum.cuh \
