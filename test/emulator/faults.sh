@@ -40,10 +40,16 @@ faults() {
     local wait=$'copy_async_wait<0>();\n        ' sync='__syncthreads();'
     fault "asynchronous copies are not waited for" attention '*forward is the softmax*' llmc/attention.cu "$loop$wait" "$loop"
     fault "no barrier after asynchronous copies" attention '*forward is the softmax*' llmc/attention.cu "$loop$wait$sync" "$loop$wait"
+    fault "sums that a new greatest score does not shrink" attention '*forward is the softmax*' llmc/attention.cu \
+        'if (shrink[m][r] != 1)' 'if (shrink[m][r] > 1)'
     local hopper=llmc/attention_hopper.cu
     fault "a copy engine's barrier waited for in the wrong phase" attention_hopper '*forward is the softmax*' $hopper 'turn.parity ^ 1' 'turn.parity'
     fault "a wgmma operand with the wrong distance between its blocks" attention_hopper '*forward is the softmax*' $hopper \
         'matrix_descriptor(y.bytes, Tile<HEAD, K>::BLOCK)' 'matrix_descriptor(y.bytes, 1024)'
+    fault "a slot given back before its results have left" attention_hopper '*forward is the softmax*' $hopper \
+        $'tensor_store_wait();\n            mbarrier_arrive' 'mbarrier_arrive'
+    fault "a warpgroup that passes over a tile too few" attention_hopper '*forward is the softmax*' $hopper \
+        'for (; count > 0; count--)' 'for (; count > 1; count--)'
     fault "results written without the swizzle" attention_hopper '*forward is the softmax*' $hopper '(n % 8 ^ lane_row % 8)' '(n % 8)'
 }
 
