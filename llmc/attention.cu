@@ -1,7 +1,8 @@
-// Attention on CUDA: a block takes a tile of queries (or, for the gradients of keys and values, of keys) and walks over the tiles of the
-// other side that the window lets it see; a warp owns 16 or 32 rows of the block's tile, with their softmax and sums in registers.
-// Long windows are bound by the tensor cores. The bf16 kernels take heads of up to 128; the fp32 build, and larger heads, have
-// plain kernels with the same walk. On Hopper heads of 64 and 128 go to attention_hopper.cu. No atomics: each gradient is summed by one thread, in a fixed order.
+// Attention on CUDA: a block takes a tile of queries (or, for the gradients of keys and values, of keys) and walks over the tiles
+// of the other side that the window lets it see; a warp owns 16 or 32 rows of the block's tile, with their softmax and sums in
+// registers. Long windows are bound by the tensor cores. The bf16 kernels take heads of up to 128; the fp32 build, and larger
+// heads, have plain kernels with the same walk. On Hopper heads of 64 and 128 go to attention_hopper.cu. No atomics: each gradient
+// is summed by one thread, in a fixed order.
 #include "llmc/attention.h"
 #include <algorithm>
 #include <cmath>
@@ -40,11 +41,32 @@ query_rows_kernel(QueryRow* rows, const floatX* dy, const floatX* y, const float
         rows[(b * s.H + h) * padded(s.T) + t] = real ? QueryRow{lse[(b * s.H + h) * s.T + t] * LOG2E, sum} : QueryRow{INFINITY, 0};
 }
 
+// Rows of one head in device memory, from row t on; `count` of them are there.
+template <class X>
+struct Rows {
+    X* data;
+    int64_t stride;
+    int count;
+};
+
+template <class X>
+__device__ Rows<X> queries_from(const Sizes& s, X* qkv, int b, int h, int t) {
+    return {s.queries(qkv, b, h) + t * s.width(), s.width(), s.T - t};
+}
+template <class X>
+__device__ Rows<X> keys_from(const Sizes& s, X* qkv, int b, int g, int t) { return queries_from(s, qkv, b, s.key_head(g), t); }
+template <class X>
+__device__ Rows<X> values_from(const Sizes& s, X* qkv, int b, int g, int t) { return queries_from(s, qkv, b, s.value_head(g), t); }
+template <class X>
+__device__ Rows<X> out_from(const Sizes& s, X* y, int b, int h, int t) {
+    return {s.out(y, b, h) + t * s.out_width(), s.out_width(), s.T - t};
+}
+
 #ifndef PRECISION_FP32
 // ------------------------------------------------------------------------------------------------------- tiles for tensor cores
 
-// Rows of one head in shared memory, HEAD columns (those from D on are zeros), in pieces of 16 bytes. A row is one piece longer than
-// that, so that the eight rows that ldmatrix reads at once come from different banks.
+// Rows of one head in shared memory, HEAD columns (those from D on are zeros), in pieces of 16 bytes. A row is one piece longer
+// than that, so that the eight rows that ldmatrix reads at once come from different banks.
 template <int HEAD>
 struct Tile {
     static constexpr int PIECES = HEAD / 8, PITCH = HEAD + 8;
@@ -54,20 +76,22 @@ struct Tile {
 
     __device__ bf16* at(int row, int piece) const { return shared_memory<bf16>() + offset + row * PITCH + piece * 8; }
 
-    // Starts copying ROWS rows; those from `rows` on become zeros.
-    template <int ROWS, int THREADS>
-    __device__ void fetch(const bf16* from, int64_t stride, int rows, int D) const {
-        constexpr int STEP = THREADS / PIECES;
-        static_assert(THREADS % PIECES == 0 && ROWS % STEP == 0);
-        uint32_t thread = threadIdx.x;
-        settle(thread);             // or the compiler keeps what follows from it in registers, which the sums need
-        const int row = static_cast<int>(thread) / PIECES, piece = static_cast<int>(thread) % PIECES;
-        if (piece * 8 >= D) rows = 0;
-        from += row * stride + piece * 8;
-#pragma unroll
-        for (int i = 0; i < ROWS; i += STEP, from += STEP * stride) copy_async(at(row + i, piece), from, row + i < rows);
-    }
 };
+
+// Starts copying ROWS rows to a tile; those that are not there become zeros.
+template <int ROWS, int THREADS, int HEAD>
+__device__ void fetch(Tile<HEAD> tile, Rows<const bf16> from, int D) {
+    constexpr int PIECES = Tile<HEAD>::PIECES, STEP = THREADS / PIECES;
+    static_assert(THREADS % PIECES == 0 && ROWS % STEP == 0);
+    uint32_t thread = threadIdx.x;
+    settle(thread);                         // or the compiler keeps what follows from it in registers, which the sums need
+    const int row = static_cast<int>(thread) / PIECES, piece = static_cast<int>(thread) % PIECES;
+    if (piece * 8 >= D) from.count = 0;
+    const bf16* data = from.data + (row * from.stride + piece * 8);
+#pragma unroll
+    for (int i = 0; i < ROWS; i += STEP, data += STEP * from.stride)
+        copy_async(tile.at(row + i, piece), data, row + i < from.count);
+}
 
 // Which block this is, asked again after a long loop, that has no registers to keep what follows from it.
 static __device__ int block_again() {
@@ -103,7 +127,10 @@ __device__ void round(uint32_t (&left)[M][4], const float (&sums)[M][COLUMNS8][4
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) left[m][i] = pack_bf16(sums[m][2 * k + i / 2][i % 2 * 2], sums[m][2 * k + i / 2][i % 2 * 2 + 1]);
+        for (int i = 0; i < 4; i++) {
+            const float(&four)[4] = sums[m][2 * k + i / 2];
+            left[m][i] = pack_bf16(four[i % 2 * 2], four[i % 2 * 2 + 1]);
+        }
 }
 
 // sums (16 M, N) = x y^T: 16 M rows of tile x from x0 on, N rows of tile y from y0 on.
@@ -149,11 +176,11 @@ __device__ void add_product(float (&sums)[M][HEAD / 8][4], const uint32_t (&left
     }
 }
 
-// Writes the warp's sums, row (m, i / 2) times factor[m][i / 2], 16 bytes a lane: through its own rows of a tile, from x0 on, that no other
-// warp reads. `to` is the row of x0; `rows` of them are written.
+// Writes the warp's sums, row (m, i / 2) times factor[m][i / 2], 16 bytes a lane: through its own rows of a tile, from x0 on, that
+// no other warp reads.
 template <int M, int HEAD>
-__device__ void store_rows(bf16* to, int64_t stride, int rows, int D, const float (&sums)[M][HEAD / 8][4], const float (&factor)[M][2],
-                           Tile<HEAD> tile, int x0) {
+__device__ void store_rows(Rows<bf16> to, int D, const float (&sums)[M][HEAD / 8][4], const float (&factor)[M][2], Tile<HEAD> tile,
+                           int x0) {
     __syncwarp();
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -169,7 +196,7 @@ __device__ void store_rows(bf16* to, int64_t stride, int rows, int D, const floa
 #pragma unroll
     for (int i = 0; i < 16 * M * PIECES / WARP; i++) {
         const int row = (i * WARP + lane_of_thread()) / PIECES;
-        if (row < rows && p * 8 < D) store_packed(to + row * stride + p * 8, load_packed(tile.at(x0 + row, p)));
+        if (row < to.count && p * 8 < D) store_packed(to.data + row * to.stride + p * 8, load_packed(tile.at(x0 + row, p)));
     }
 }
 
@@ -187,27 +214,26 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
     using F = Forward<HEAD>;
     constexpr int M = F::M, QUERIES = F::QUERIES, KEYS = F::KEYS;
     const Place place(static_cast<int>(blockIdx.x), tiles, s.H);
-    const int q0 = (tiles - 1 - place.tile) * QUERIES, g = place.head / s.group();      // the longest walks begin first
-    const int row0 = 16 * M * warp_of_thread();                                           // the warp's first row in the tile
-    const bf16* keys = s.keys(qkv, place.batch, g);
+    const int q0 = place.from_end(tiles) * QUERIES, g = place.head / s.group();
+    const int row0 = 16 * M * warp_of_thread();                 // the warp's first row in the tile
 
     const Tile<HEAD> q_tile{0};
     auto k_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(QUERIES + 2 * stage * KEYS)}; };
     auto v_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(QUERIES + (2 * stage + 1) * KEYS)}; };
     auto fetch_keys = [&](int k0, int stage) {
-        const bf16* from = keys + k0 * s.width();
-        k_tile(stage).template fetch<KEYS, F::THREADS>(from, s.width(), s.T - k0, s.D);
-        v_tile(stage).template fetch<KEYS, F::THREADS>(from + s.HK * s.D, s.width(), s.T - k0, s.D);
+        fetch<KEYS, F::THREADS>(k_tile(stage), keys_from(s, qkv, place.batch, g, k0), s.D);
+        fetch<KEYS, F::THREADS>(v_tile(stage), values_from(s, qkv, place.batch, g, k0), s.D);
         copy_async_commit();
     };
     const int first = max(0, q0 - s.window) / KEYS * KEYS, end = min(q0 + QUERIES, s.T);
-    q_tile.template fetch<QUERIES, F::THREADS>(s.queries(qkv, place.batch, place.head) + q0 * s.width(), s.width(), s.T - q0, s.D);
+    fetch<QUERIES, F::THREADS>(q_tile, queries_from(s, qkv, place.batch, place.head, q0), s.D);
     fetch_keys(first, 0);
 
     const float log2_scale = inverse_sqrt(s.D) * LOG2E;         // exp(scale x) = 2^(log2_scale x)
     Sums<M, HEAD> out;
     clear(out);
-    float greatest[M][2], sum[M][2];        // of log2_scale times the scores of a row; the sum over the lane's own columns until the end
+    // Of log2_scale times the scores of a row; the sum is over the lane's own columns until the end.
+    float greatest[M][2], sum[M][2];
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -221,6 +247,7 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
         if (!s.any_sees(q, 16 * M, k0, KEYS)) continue;
 
         Sums<M, KEYS> p;
+        float shrink[M][2];
         product_of_tiles(p, q_tile, row0, k_tile(stage), 0);
         if (!s.all_see(q, 16 * M, k0, KEYS)) {
 #pragma unroll
@@ -235,17 +262,24 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                // A new greatest score shrinks what was summed so far.
                 float top = p[m][0][2 * r];
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; n++) top = fmaxf(top, fmaxf(p[m][n][2 * r], p[m][n][2 * r + 1]));
                 top = fmaxf(greatest[m][r], warp_max<4>(top) * log2_scale);
-                const float shrink = fast_exp2(greatest[m][r] - top);
+                shrink[m][r] = fast_exp2(greatest[m][r] - top);
                 greatest[m][r] = top;
-                sum[m][r] *= shrink;
-#pragma unroll
-                for (int n = 0; n < HEAD / 8; n++) out[m][n][2 * r] *= shrink, out[m][n][2 * r + 1] *= shrink;
+                sum[m][r] *= shrink[m][r];
             }
+        // A new greatest score shrinks what was summed so far. Late in a walk most rows have none. And past a branch the compiler
+        // does not mix this with the exponentials, for which there are too few registers.
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+                if (shrink[m][r] != 1) {
+#pragma unroll
+                    for (int n = 0; n < HEAD / 8; n++) out[m][n][2 * r] *= shrink[m][r], out[m][n][2 * r + 1] *= shrink[m][r];
+                }
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++) {
 #pragma unroll
@@ -262,7 +296,7 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
     }
 
     const Place to(block_again(), tiles, s.H);
-    const int t0 = (tiles - 1 - to.tile) * QUERIES + row0;
+    const int t0 = to.from_end(tiles) * QUERIES + row0;
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -270,24 +304,23 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
             sum[m][r] = warp_sum<4>(sum[m][r]);
             const int t = t0 + row_of(m, 2 * r);
             if (lane_of_thread() % 4 == 0 && t < s.T)
-                lse[(static_cast<int64_t>(to.batch) * s.H + to.head) * s.T + t] = greatest[m][r] * LN2 + logf(sum[m][r]);
+                lse[s.all_heads(to.batch, to.head) * s.T + t] = greatest[m][r] * LN2 + logf(sum[m][r]);
             sum[m][r] = 1 / sum[m][r];
         }
-    store_rows(s.out(y, to.batch, to.head) + t0 * s.out_width(), s.out_width(), s.T - t0, s.D, out, sum, q_tile, row0);
+    store_rows(out_from(s, y, to.batch, to.head, t0), s.D, out, sum, q_tile, row0);
 }
 
 // ----------------------------------------------------------------------------------------------------------------- backward
 // p and the gradient of the scores are computed twice, once with the keys' owner and once with the queries': 7 products instead
 // of 5, and no atomics.
 
-static __device__ float probability(float score, float log2_scale, float lse2) { return fast_exp2(fmaf(score, log2_scale, -lse2)); }
-
 // A warp owns 16 M keys. STEP queries are worked on at a time.
 template <int HEAD>
 struct BackwardKeys {
     static constexpr int M = HEAD == 64 ? 2 : 1, WARPS = HEAD == 64 ? 4 : 8, STEP = HEAD == 64 ? 32 : 64;
     static constexpr int THREADS = WARPS * WARP, KEYS = 16 * M * WARPS, QUERIES = 64;
-    static constexpr size_t SHARED = (2 * Tile<HEAD>::elements(KEYS) + 4 * Tile<HEAD>::elements(QUERIES)) * sizeof(bf16) + 2 * QUERIES * sizeof(QueryRow);
+    static constexpr size_t TILES = 2 * Tile<HEAD>::elements(KEYS) + 4 * Tile<HEAD>::elements(QUERIES);
+    static constexpr size_t SHARED = TILES * sizeof(bf16) + 2 * QUERIES * sizeof(QueryRow);
 };
 
 template <int HEAD>
@@ -309,15 +342,15 @@ backward_keys_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf1
     const int first = k0 / QUERIES * QUERIES, end = min(s.T, k0 + KEYS + s.window), steps = (end - first + QUERIES - 1) / QUERIES;
     auto fetch_queries = [&](int i, int stage) {
         const int h = g * s.group() + i / steps, q0 = first + i % steps * QUERIES;
-        q_tile(stage).template fetch<QUERIES, F::THREADS>(s.queries(qkv, place.batch, h) + q0 * s.width(), s.width(), s.T - q0, s.D);
-        dy_tile(stage).template fetch<QUERIES, F::THREADS>(s.out(dy, place.batch, h) + q0 * s.out_width(), s.out_width(), s.T - q0, s.D);
-        const QueryRow* from = rows + (static_cast<int64_t>(place.batch) * s.H + h) * padded(s.T) + q0;
+        fetch<QUERIES, F::THREADS>(q_tile(stage), queries_from(s, qkv, place.batch, h, q0), s.D);
+        fetch<QUERIES, F::THREADS>(dy_tile(stage), out_from(s, dy, place.batch, h, q0), s.D);
+        const QueryRow* from = rows + s.all_heads(place.batch, h) * padded(s.T) + q0;
         const int two = 2 * static_cast<int>(threadIdx.x);
         if (two < QUERIES) copy_async(row_tile(stage) + two, from + two);
         copy_async_commit();
     };
-    k_tile.template fetch<KEYS, F::THREADS>(s.keys(qkv, place.batch, g) + k0 * s.width(), s.width(), s.T - k0, s.D);
-    v_tile.template fetch<KEYS, F::THREADS>(s.values(qkv, place.batch, g) + k0 * s.width(), s.width(), s.T - k0, s.D);
+    fetch<KEYS, F::THREADS>(k_tile, keys_from(s, qkv, place.batch, g, k0), s.D);
+    fetch<KEYS, F::THREADS>(v_tile, values_from(s, qkv, place.batch, g, k0), s.D);
     fetch_queries(0, 0);
 
     const float scale = inverse_sqrt(s.D), log2_scale = scale * LOG2E;
@@ -375,8 +408,8 @@ backward_keys_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf1
     float scales[M][2], ones[M][2];
 #pragma unroll
     for (int m = 0; m < M; m++) scales[m][0] = scales[m][1] = scale, ones[m][0] = ones[m][1] = 1;
-    store_rows(s.keys(dqkv, place.batch, g) + key0 * s.width(), s.width(), s.T - key0, s.D, dk, scales, k_tile, row0);
-    store_rows(s.values(dqkv, place.batch, g) + key0 * s.width(), s.width(), s.T - key0, s.D, dv, ones, v_tile, row0);
+    store_rows(keys_from(s, dqkv, place.batch, g, key0), s.D, dk, scales, k_tile, row0);
+    store_rows(values_from(s, dqkv, place.batch, g, key0), s.D, dv, ones, v_tile, row0);
 }
 
 // A warp owns 16 M queries. STEP keys are worked on at a time.
@@ -392,21 +425,19 @@ backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const 
     using F = BackwardQueries<HEAD>;
     constexpr int M = F::M, STEP = F::STEP, QUERIES = F::QUERIES, KEYS = F::KEYS;
     const Place place(static_cast<int>(blockIdx.x), tiles, s.H);
-    const int q0 = (tiles - 1 - place.tile) * QUERIES, g = place.head / s.group(), row0 = 16 * M * warp_of_thread(), q = q0 + row0;
-    const bf16* keys = s.keys(qkv, place.batch, g);
-    const bf16* values = s.values(qkv, place.batch, g);
+    const int q0 = place.from_end(tiles) * QUERIES, g = place.head / s.group(), row0 = 16 * M * warp_of_thread(), q = q0 + row0;
 
     const Tile<HEAD> q_tile{0}, dy_tile{Tile<HEAD>::elements(QUERIES)};
     auto k_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(2 * QUERIES + 2 * stage * KEYS)}; };
     auto v_tile = [&](int stage) { return Tile<HEAD>{Tile<HEAD>::elements(2 * QUERIES + (2 * stage + 1) * KEYS)}; };
     auto fetch_keys = [&](int k0, int stage) {
-        k_tile(stage).template fetch<KEYS, F::THREADS>(keys + k0 * s.width(), s.width(), s.T - k0, s.D);
-        v_tile(stage).template fetch<KEYS, F::THREADS>(values + k0 * s.width(), s.width(), s.T - k0, s.D);
+        fetch<KEYS, F::THREADS>(k_tile(stage), keys_from(s, qkv, place.batch, g, k0), s.D);
+        fetch<KEYS, F::THREADS>(v_tile(stage), values_from(s, qkv, place.batch, g, k0), s.D);
         copy_async_commit();
     };
     const int first = max(0, q0 - s.window) / KEYS * KEYS, end = min(q0 + QUERIES, s.T);
-    q_tile.template fetch<QUERIES, F::THREADS>(s.queries(qkv, place.batch, place.head) + q0 * s.width(), s.width(), s.T - q0, s.D);
-    dy_tile.template fetch<QUERIES, F::THREADS>(s.out(dy, place.batch, place.head) + q0 * s.out_width(), s.out_width(), s.T - q0, s.D);
+    fetch<QUERIES, F::THREADS>(q_tile, queries_from(s, qkv, place.batch, place.head, q0), s.D);
+    fetch<QUERIES, F::THREADS>(dy_tile, out_from(s, dy, place.batch, place.head, q0), s.D);
     fetch_keys(first, 0);
 
     const float scale = inverse_sqrt(s.D), log2_scale = scale * LOG2E;
@@ -416,7 +447,7 @@ backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const 
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            row[m][r] = rows[(static_cast<int64_t>(place.batch) * s.H + place.head) * padded(s.T) + q + row_of(m, 2 * r)];
+            row[m][r] = rows[s.all_heads(place.batch, place.head) * padded(s.T) + q + row_of(m, 2 * r)];
             scales[m][r] = scale;
         }
     Sums<M, HEAD> dq;
@@ -440,7 +471,8 @@ backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const 
                     for (int n = 2 * k; n < 2 * k + 2; n++)
 #pragma unroll
                         for (int j = 0; j < 4; j++) {
-                            ds[m][n][j] = probability(p[m][n][j], log2_scale, row[m][j / 2].lse2) * (ds[m][n][j] - row[m][j / 2].delta);
+                            const QueryRow& at = row[m][j / 2];
+                            ds[m][n][j] = probability(p[m][n][j], log2_scale, at.lse2) * (ds[m][n][j] - at.delta);
                             if (!whole && !s.sees(q + row_of(m, j), k0 + step + column_of(n, j))) ds[m][n][j] = 0;
                         }
                 Left<M> left;
@@ -450,15 +482,16 @@ backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const 
         }
     }
     const Place to(block_again(), tiles, s.H);
-    const int t0 = (tiles - 1 - to.tile) * QUERIES + row0;
-    store_rows(s.queries(dqkv, to.batch, to.head) + t0 * s.width(), s.width(), s.T - t0, s.D, dq, scales, q_tile, row0);
+    const int t0 = to.from_end(tiles) * QUERIES + row0;
+    store_rows(queries_from(s, dqkv, to.batch, to.head, t0), s.D, dq, scales, q_tile, row0);
 }
 
 template <int HEAD>
 void tiled_forward(floatX* y, float* lse, const floatX* qkv, int B, const Sizes& s, Stream stream) {
     using F = Forward<HEAD>;
     const int tiles = ceil_div(s.T, F::QUERIES);
-    launch("attention_forward", forward_kernel<HEAD>, {static_cast<unsigned>(tiles * s.H * B), F::THREADS, F::SHARED}, stream, y, lse, qkv, s, tiles);
+    const Grid grid{static_cast<unsigned>(tiles * s.H * B), F::THREADS, F::SHARED};
+    launch("attention_forward", forward_kernel<HEAD>, grid, stream, y, lse, qkv, s, tiles);
 }
 
 template <int HEAD>
@@ -467,16 +500,16 @@ void tiled_backward(floatX* dqkv, const QueryRow* rows, const floatX* dy, const 
     using Q = BackwardQueries<HEAD>;
     static_assert(QUERY_ROWS % K::QUERIES == 0 && QUERY_ROWS % Q::QUERIES == 0);
     const int key_tiles = ceil_div(s.T, K::KEYS), query_tiles = ceil_div(s.T, Q::QUERIES);
-    launch("attention_backward", backward_keys_kernel<HEAD>, {static_cast<unsigned>(key_tiles * s.HK * B), K::THREADS, K::SHARED}, stream, dqkv,
-           rows, dy, qkv, s, key_tiles);
-    launch("attention_backward", backward_queries_kernel<HEAD>, {static_cast<unsigned>(query_tiles * s.H * B), Q::THREADS, Q::SHARED}, stream, dqkv,
-           rows, dy, qkv, s, query_tiles);
+    const Grid key_grid{static_cast<unsigned>(key_tiles * s.HK * B), K::THREADS, K::SHARED};
+    const Grid query_grid{static_cast<unsigned>(query_tiles * s.H * B), Q::THREADS, Q::SHARED};
+    launch("attention_backward", backward_keys_kernel<HEAD>, key_grid, stream, dqkv, rows, dy, qkv, s, key_tiles);
+    launch("attention_backward", backward_queries_kernel<HEAD>, query_grid, stream, dqkv, rows, dy, qkv, s, query_tiles);
 }
 #endif
 
 // ------------------------------------------------------------------------------------------------------------ plain kernels
-// 64 x 64 tiles in fp32, a thread 4 x 4 elements of one. A block writes 64 columns of the head, so heads can be of any size; it needs the
-// scores, which are sums over the whole head, and makes them 64 columns at a time.
+// 64 x 64 tiles in fp32, a thread 4 x 4 elements of one. A block writes 64 columns of the head, so heads can be of any size; it
+// needs the scores, which are sums over the whole head, and makes them 64 columns at a time.
 
 static constexpr int PLAIN = 64, PLAIN_THREADS = 256, PLAIN_PITCH = PLAIN + 1;       // the odd pitch keeps columns off one bank
 static constexpr size_t PLAIN_TILE = PLAIN * PLAIN_PITCH;
@@ -485,12 +518,16 @@ static constexpr size_t PLAIN_SHARED = 3 * PLAIN_TILE * sizeof(float);
 static __device__ int plain_row(int i) { return static_cast<int>(threadIdx.x) / 16 + 16 * i; }
 static __device__ int plain_column(int j) { return static_cast<int>(threadIdx.x) % 16 + 16 * j; }
 
-// Copies rows and columns that are there, and zeros for the rest.
-static __device__ void plain_fetch(float* tile, const floatX* from, int64_t stride, int rows, int columns) {
+using PlainRows = Rows<const floatX>;
+
+// Copies rows, and columns from d0 on, that are there, and zeros for the rest.
+static __device__ void plain_fetch(float* tile, PlainRows from, int d0, int D) {
+    const floatX* data = from.data + d0;
+    const int columns = D - d0;
     for (int i = static_cast<int>(threadIdx.x); i < PLAIN * PLAIN / 4; i += PLAIN_THREADS) {
         const int row = i / (PLAIN / 4), column = i % (PLAIN / 4) * 4;
         float four[4] = {};
-        if (row < rows && column < columns) load(four, from + row * stride + column);
+        if (row < from.count && column < columns) load(four, data + row * from.stride + column);
 #pragma unroll
         for (int j = 0; j < 4; j++) tile[row * PLAIN_PITCH + column + j] = four[j];
     }
@@ -513,13 +550,6 @@ __device__ void plain_product(float (&sums)[4][4], const float* x, const float* 
     }
 }
 
-// Rows of one head in device memory; `rows` of them are there.
-struct PlainRows {
-    const floatX* data;
-    int64_t stride;
-    int rows;
-};
-
 // The block's shared memory: two tiles of inputs, and one of what multiplies the second.
 struct PlainTiles {
     float *x, *y, *p;
@@ -531,8 +561,8 @@ struct PlainTiles {
         for (int i = 0; i < 16; i++) sums[i / 4][i % 4] = 0;
         for (int d = 0; d < D; d += PLAIN) {
             __syncthreads();
-            plain_fetch(x, a.data + d, a.stride, a.rows, D - d);
-            plain_fetch(y, b.data + d, b.stride, b.rows, D - d);
+            plain_fetch(x, a, d, D);
+            plain_fetch(y, b, d, D);
             __syncthreads();
             plain_product<true>(sums, x, y);
         }
@@ -540,7 +570,7 @@ struct PlainTiles {
     // sums += weights b, for the columns of the head from d0 on
     __device__ void add_weighted(float (&sums)[4][4], const float (&weights)[4][4], PlainRows b, int d0, int D) const {
         __syncthreads();
-        plain_fetch(y, b.data + d0, b.stride, b.rows, D - d0);
+        plain_fetch(y, b, d0, D);
 #pragma unroll
         for (int i = 0; i < 16; i++) p[plain_row(i / 4) * PLAIN_PITCH + plain_column(i % 4)] = weights[i / 4][i % 4];
         __syncthreads();
@@ -548,25 +578,25 @@ struct PlainTiles {
     }
 };
 
-static __device__ void plain_store(floatX* to, int64_t stride, int rows, int columns, const float (&sums)[4][4], const float (&factor)[4]) {
+static __device__ void plain_store(Rows<floatX> to, int d0, int D, const float (&sums)[4][4], const float (&factor)[4]) {
+    floatX* data = to.data + d0;
+    const int columns = D - d0;
 #pragma unroll
     for (int i = 0; i < 16; i++)
-        if (plain_row(i / 4) < rows && plain_column(i % 4) < columns)
-            to[plain_row(i / 4) * stride + plain_column(i % 4)] = to_floatX(sums[i / 4][i % 4] * factor[i / 4]);
+        if (plain_row(i / 4) < to.count && plain_column(i % 4) < columns)
+            data[plain_row(i / 4) * to.stride + plain_column(i % 4)] = to_floatX(sums[i / 4][i % 4] * factor[i / 4]);
 }
 
 static __global__ void __launch_bounds__(PLAIN_THREADS, 1)
 plain_forward_kernel(floatX* y, float* lse, const floatX* qkv, Sizes s, int tiles) {
     const Place place(static_cast<int>(blockIdx.x), tiles, s.H);
-    const int q0 = (tiles - 1 - place.tile) * PLAIN, g = place.head / s.group(), d0 = static_cast<int>(blockIdx.y) * PLAIN;
-    const int64_t width = s.width();
+    const int q0 = place.from_end(tiles) * PLAIN, g = place.head / s.group(), d0 = static_cast<int>(blockIdx.y) * PLAIN;
     const PlainTiles shared;
     const float scale = inverse_sqrt(s.D), log2_scale = scale * LOG2E;
     float out[4][4] = {}, greatest[4] = {LOWEST, LOWEST, LOWEST, LOWEST}, sum[4] = {};
     for (int k0 = max(0, q0 - s.window) / PLAIN * PLAIN; k0 < min(q0 + PLAIN, s.T); k0 += PLAIN) {
         float p[4][4];
-        shared.scores(p, {s.queries(qkv, place.batch, place.head) + q0 * width, width, s.T - q0},
-                      {s.keys(qkv, place.batch, g) + k0 * width, width, s.T - k0}, s.D);
+        shared.scores(p, queries_from(s, qkv, place.batch, place.head, q0), keys_from(s, qkv, place.batch, g, k0), s.D);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float top = greatest[i];
@@ -585,33 +615,31 @@ plain_forward_kernel(floatX* y, float* lse, const floatX* qkv, Sizes s, int tile
                 out[i][j] *= shrink;
             }
         }
-        shared.add_weighted(out, p, {s.values(qkv, place.batch, g) + k0 * width, width, s.T - k0}, d0, s.D);
+        shared.add_weighted(out, p, values_from(s, qkv, place.batch, g, k0), d0, s.D);
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         sum[i] = warp_sum<16>(sum[i]);
         const int t = q0 + plain_row(i);
         if (d0 == 0 && plain_column(0) == 0 && t < s.T)
-            lse[(static_cast<int64_t>(place.batch) * s.H + place.head) * s.T + t] = greatest[i] * scale + logf(sum[i]);
+            lse[s.all_heads(place.batch, place.head) * s.T + t] = greatest[i] * scale + logf(sum[i]);
         sum[i] = 1 / sum[i];
     }
-    plain_store(s.out(y, place.batch, place.head) + q0 * s.out_width() + d0, s.out_width(), s.T - q0, s.D - d0, out, sum);
+    plain_store(out_from(s, y, place.batch, place.head, q0), d0, s.D, out, sum);
 }
 
 static __global__ void __launch_bounds__(PLAIN_THREADS, 1)
 plain_backward_keys_kernel(floatX* dqkv, const QueryRow* rows, const floatX* dy, const floatX* qkv, Sizes s, int tiles) {
     const Place place(static_cast<int>(blockIdx.x), tiles, s.HK);
     const int k0 = place.tile * PLAIN, g = place.head, d0 = static_cast<int>(blockIdx.y) * PLAIN;
-    const int64_t width = s.width();
     const PlainTiles shared;
-    const PlainRows k{s.keys(qkv, place.batch, g) + k0 * width, width, s.T - k0}, v{s.values(qkv, place.batch, g) + k0 * width, width, s.T - k0};
+    const PlainRows k = keys_from(s, qkv, place.batch, g, k0), v = values_from(s, qkv, place.batch, g, k0);
     const float scale = inverse_sqrt(s.D), log2_scale = scale * LOG2E;
     float dk[4][4] = {}, dv[4][4] = {};
     for (int h = g * s.group(); h < (g + 1) * s.group(); h++)
         for (int q0 = k0; q0 < min(s.T, k0 + PLAIN + s.window); q0 += PLAIN) {
-            const PlainRows q{s.queries(qkv, place.batch, h) + q0 * width, width, s.T - q0};
-            const PlainRows dout{s.out(dy, place.batch, h) + q0 * s.out_width(), s.out_width(), s.T - q0};
-            const QueryRow* row = rows + (static_cast<int64_t>(place.batch) * s.H + h) * padded(s.T) + q0;
+            const PlainRows q = queries_from(s, qkv, place.batch, h, q0), dout = out_from(s, dy, place.batch, h, q0);
+            const QueryRow* row = rows + s.all_heads(place.batch, h) * padded(s.T) + q0;
             float p[4][4], ds[4][4];                            // rows are keys, columns queries
             shared.scores(p, k, q, s.D);
             shared.scores(ds, v, dout, s.D);
@@ -627,23 +655,21 @@ plain_backward_keys_kernel(floatX* dqkv, const QueryRow* rows, const floatX* dy,
             shared.add_weighted(dv, p, dout, d0, s.D);
             shared.add_weighted(dk, ds, q, d0, s.D);
         }
-    plain_store(s.keys(dqkv, place.batch, g) + k0 * width + d0, width, s.T - k0, s.D - d0, dk, {scale, scale, scale, scale});
-    plain_store(s.values(dqkv, place.batch, g) + k0 * width + d0, width, s.T - k0, s.D - d0, dv, {1, 1, 1, 1});
+    plain_store(keys_from(s, dqkv, place.batch, g, k0), d0, s.D, dk, {scale, scale, scale, scale});
+    plain_store(values_from(s, dqkv, place.batch, g, k0), d0, s.D, dv, {1, 1, 1, 1});
 }
 
 static __global__ void __launch_bounds__(PLAIN_THREADS, 1)
 plain_backward_queries_kernel(floatX* dqkv, const QueryRow* rows, const floatX* dy, const floatX* qkv, Sizes s, int tiles) {
     const Place place(static_cast<int>(blockIdx.x), tiles, s.H);
-    const int q0 = (tiles - 1 - place.tile) * PLAIN, g = place.head / s.group(), d0 = static_cast<int>(blockIdx.y) * PLAIN;
-    const int64_t width = s.width();
+    const int q0 = place.from_end(tiles) * PLAIN, g = place.head / s.group(), d0 = static_cast<int>(blockIdx.y) * PLAIN;
     const PlainTiles shared;
-    const PlainRows q{s.queries(qkv, place.batch, place.head) + q0 * width, width, s.T - q0};
-    const PlainRows dout{s.out(dy, place.batch, place.head) + q0 * s.out_width(), s.out_width(), s.T - q0};
-    const QueryRow* row = rows + (static_cast<int64_t>(place.batch) * s.H + place.head) * padded(s.T) + q0;
+    const PlainRows q = queries_from(s, qkv, place.batch, place.head, q0), dout = out_from(s, dy, place.batch, place.head, q0);
+    const QueryRow* row = rows + s.all_heads(place.batch, place.head) * padded(s.T) + q0;
     const float scale = inverse_sqrt(s.D), log2_scale = scale * LOG2E;
     float dq[4][4] = {};
     for (int k0 = max(0, q0 - s.window) / PLAIN * PLAIN; k0 < min(q0 + PLAIN, s.T); k0 += PLAIN) {
-        const PlainRows k{s.keys(qkv, place.batch, g) + k0 * width, width, s.T - k0}, v{s.values(qkv, place.batch, g) + k0 * width, width, s.T - k0};
+        const PlainRows k = keys_from(s, qkv, place.batch, g, k0), v = values_from(s, qkv, place.batch, g, k0);
         float p[4][4], ds[4][4];
         shared.scores(p, q, k, s.D);
         shared.scores(ds, dout, v, s.D);
@@ -657,7 +683,7 @@ plain_backward_queries_kernel(floatX* dqkv, const QueryRow* rows, const floatX* 
             }
         shared.add_weighted(dq, ds, k, d0, s.D);
     }
-    plain_store(s.queries(dqkv, place.batch, place.head) + q0 * width + d0, width, s.T - q0, s.D - d0, dq, {scale, scale, scale, scale});
+    plain_store(queries_from(s, dqkv, place.batch, place.head, q0), d0, s.D, dq, {scale, scale, scale, scale});
 }
 
 // ---------------------------------------------------------------------------------------------------------------- launchers
@@ -666,7 +692,8 @@ static Grid plain_grid(int tiles, int heads, int B, int D) {
     return {dim3(static_cast<unsigned>(tiles * heads * B), static_cast<unsigned>(ceil_div(D, PLAIN))), PLAIN_THREADS, PLAIN_SHARED};
 }
 
-void attention_forward(floatX* y, float* lse, void*, const floatX* qkv, int B, int T, int H, int HK, int D, int window, Stream stream) {
+void attention_forward(floatX* y, float* lse, void*, const floatX* qkv, int B, int T, int H, int HK, int D, int window,
+                       Stream stream) {
     require_attention("attention_forward", B, T, H, HK, D, window);
     require_aligned("attention_forward", y, qkv);
     const Sizes s{T, H, HK, D, std::min(window, T)};
@@ -686,8 +713,8 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
     const Sizes s{T, H, HK, D, std::min(window, T)};
     QueryRow* rows = static_cast<QueryRow*>(scratch);
     const int64_t total = B * padded(T) * H;
-    launch("attention_backward", query_rows_kernel, {static_cast<unsigned>(ceil_div(total * ROW_LANES, ROW_THREADS)), ROW_THREADS}, stream, rows, dy, y,
-           lse, s, total);
+    const Grid row_grid{static_cast<unsigned>(ceil_div(total * ROW_LANES, ROW_THREADS)), ROW_THREADS};
+    launch("attention_backward", query_rows_kernel, row_grid, stream, rows, dy, y, lse, s, total);
 #ifndef PRECISION_FP32
     if (attention_on_hopper(D)) return attention_backward_hopper(dqkv, rows, dy, qkv, B, s, stream);
     if (D <= 64) return tiled_backward<64>(dqkv, rows, dy, qkv, B, s, stream);
@@ -706,7 +733,8 @@ static constexpr int CACHED_THREADS = 128;
 
 static __global__ void __launch_bounds__(CACHED_THREADS)
 cached_kernel(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int past, Sizes s) {
-    const int thread = static_cast<int>(threadIdx.x), t = static_cast<int>(blockIdx.x), h = static_cast<int>(blockIdx.y), g = h / s.group(), D = s.D;
+    const int thread = static_cast<int>(threadIdx.x), t = static_cast<int>(blockIdx.x), h = static_cast<int>(blockIdx.y);
+    const int g = h / s.group(), D = s.D;
     const int64_t cache_width = static_cast<int64_t>(s.HK) * D;
     const floatX* new_keys = s.keys(qkv, 0, g);
     const floatX* new_values = s.values(qkv, 0, g);
@@ -716,7 +744,8 @@ cached_kernel(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int 
             vcache[(past + t) * cache_width + g * D + d] = new_values[t * s.width() + d];
         }
 
-    float *q = shared_memory<float>(), *out = q + D, *score = out + D, *p = score + CACHED_THREADS;     // (D), (D), then (threads) each
+    float *q = shared_memory<float>(), *out = q + D;                    // (D) each
+    float *score = out + D, *p = score + CACHED_THREADS;                // (threads) each
     for (int d = thread; d < D; d += CACHED_THREADS) {
         q[d] = to_float(s.queries(qkv, 0, h)[t * s.width() + d]);
         out[d] = 0;
@@ -754,12 +783,14 @@ cached_kernel(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int 
             float value = out[d] * shrink;
             for (int i = 0; i < n; i++) {
                 const int at = k0 + i;
-                value += p[i] * to_float(at < past ? vcache[at * cache_width + g * D + d] : new_values[(at - past) * s.width() + d]);
+                value += p[i] * to_float(at < past ? vcache[at * cache_width + g * D + d]
+                                                   : new_values[(at - past) * s.width() + d]);
             }
             out[d] = value;
         }
     }
-    for (int d = thread; d < D; d += CACHED_THREADS) y[t * s.out_width() + static_cast<int64_t>(h) * D + d] = to_floatX(out[d] / sum);
+    for (int d = thread; d < D; d += CACHED_THREADS)
+        y[t * s.out_width() + static_cast<int64_t>(h) * D + d] = to_floatX(out[d] / sum);
 }
 
 void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int T, int past, int capacity, int H, int HK,
@@ -769,6 +800,7 @@ void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* q
     require(T <= capacity - past, "attention_cached: past + T (", past, " + ", T, ") must not exceed the capacity, ", capacity);
     require_aligned("attention_cached", kcache, qkv);
     const size_t shared = (2 * static_cast<size_t>(D) + 2 * CACHED_THREADS) * sizeof(float);
-    launch("attention_cached", cached_kernel, {dim3(static_cast<unsigned>(T), static_cast<unsigned>(H)), CACHED_THREADS, shared}, stream, y, kcache, vcache,
-           qkv, past, {T, H, HK, D, std::min(window, capacity)});
+    const Grid grid{dim3(static_cast<unsigned>(T), static_cast<unsigned>(H)), CACHED_THREADS, shared};
+    const Sizes s{T, H, HK, D, std::min(window, capacity)};
+    launch("attention_cached", cached_kernel, grid, stream, y, kcache, vcache, qkv, past, s);
 }

@@ -1,8 +1,38 @@
-// Attention on Hopper (compute capability 9.x, code for sm_90a), heads of 64 and 128 in bf16: the walks of attention.cu with the
-// products by wgmma and the tiles brought by the copy engine, after FlashAttention-3 (Shah et al. 2024). Bound by the tensor cores.
-// A block is a warpgroup of which one thread asks for tiles, ahead of their use, and two or three that compute, 64 rows of the block's
-// tile each. There is a block a multiprocessor, and it goes from tile to tile, so that the next one's rows come while this one ends.
-// This has run on the emulator only, not yet on a GPU; that it is faster there than attention.cu is an expectation.
+// Attention on Hopper (compute capability 9.x, code for sm_90a), heads of 64 and 128 in bf16, after FlashAttention-3 (Shah et al.
+// 2024): the walks of attention.cu, with the products by wgmma and the tiles brought by the copy engine (TMA). This has run on the
+// emulator only, not yet on a GPU; that it is faster there than attention.cu is an expectation.
+//
+// A block keeps a tile of one side in shared memory and walks over the tiles of the other side that the window lets it see. Rows of
+// the tiles, and how many of the walk's find room at once:
+//
+//                               the block's tile               the walk's tiles     of them at once: D = 64     D = 128
+//     forward_kernel            192 q (D = 64), 128 q (128)    128 k; 128 v         4 k, 4 v                    2 k, 2 v
+//     backward_keys_kernel      128 k and v                    64 q and dy          6                           3
+//     backward_queries_kernel   128 q and dy                   64 k; 64 v           8 k, 6 v                    4 k, 2 v
+//
+// Who loads: the producer, one thread of the block's first warpgroup, which gives its registers to the others. It asks the copy
+// engine for the block's tile and for those of the walk, in the order of their use, as far ahead as there are empty buffers, and
+// does not stop between walks: there is one block a multiprocessor, which goes from tile to tile (for_places).
+// Who computes: the consumers, two or three warpgroups. Each owns 64 rows of the block's tile, with their softmax and sums in
+// registers. One whose rows do not see a tile that another's see passes over it (skip).
+//
+// Buffers come round in rings. A buffer has two barriers: `full` is over when the copy engine has brought all the bytes that the
+// producer expects, `empty` when every consumer's warp has given the buffer back. Writer and Reader are the two ends of a ring; a
+// Turn is how far one has come: which buffer, and the parity of the time round, which tells a barrier's phase from the one before.
+// The block's own tile lies in one of two slots, a ring as well. After the walk the results are written where the tile was, and the
+// copy engine takes them away while the next walk, with its tile in the other slot, has begun; then the slot is empty (Consumer).
+//
+// A step of the forward walk at tile j of the keys; that of backward_queries_kernel goes the same way:
+//     start    scores_j = q k_j^T             the tensor cores take one after the other,
+//     start    out += p_(j-1) v_(j-1)         while the threads go on
+//     wait     for scores_j                   k_j is given back
+//     p_j =    softmax of scores_j            beside the product that sums out
+//     wait     for out                        v_(j-1) is given back
+//     out *=   what a new greatest score makes of the sums so far
+// This order decides the speed. A multiprocessor's tensor cores do 4096 operations in a clock, its special function unit 16
+// exponentials. A score costs 4 D operations and one exponential, so for D = 128 the exponentials take half as long as the products
+// and for D = 64 just as long: neither may wait for the other. Backward, where a score costs 8 D operations in the keys' kernel and
+// 6 D in the queries', the tensor cores are the bound.
 #include <algorithm>
 #include "llmc/attention_cuda.h"
 
@@ -109,35 +139,7 @@ __device__ void start_add_product(float (&sums)[HEAD / 8][4], const uint32_t (&l
     wgmma_commit();
 }
 
-// A barrier of the warpgroup. Each group meets here once for every tile: its leader gives the tile's slot back for all of its warps, so it
-// must not be two tiles ahead of one that has not seen the slot filled yet.
-[[maybe_unused]] static __device__ void keep_together(int group) { named_barrier(1 + group, GROUP); }
-
-// Writes the warpgroup's sums, row row_of(2 r) times factor[r], to its own 64 rows of a tile, and starts copying them to (column, row) of
-// the tensor. `leader` is the warpgroup's one thread that waits for the copy later.
-template <int HEAD, int ROWS>
-__device__ void start_store(const CUtensorMap& to, int column, int row, int batch, Tile<HEAD, ROWS>& tile, int group, bool leader,
-                            const float (&sums)[HEAD / 8][4], const float (&factor)[2]) {
-    uint32_t lane_row = static_cast<uint32_t>(row_of(0));
-    settle(lane_row);                        // or the compiler keeps all the addresses in registers, from one tile to the next
-#pragma unroll
-    for (int n = 0; n < HEAD / 8; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i += 2) {
-            const float times = factor[i / 2];
-            char* piece = tile.box(group * BOX + lane_row + i / 2 * 8, n * 8) + (n % 8 ^ lane_row % 8) * 16;
-            reinterpret_cast<uint32_t*>(piece)[lane_of_thread() % 4] = pack_bf16(sums[n][i] * times, sums[n][i + 1] * times);
-        }
-    async_fence();
-    keep_together(group);
-    if (leader) {
-#pragma unroll
-        for (int c = 0; c < HEAD; c += BOX) tensor_store(&to, tile.box(group * BOX, c), column + c, row, batch);
-        tensor_store_commit();
-    }
-}
-
-// ---------------------------------------------------------------------------------------------------------- who works on what
+// ------------------------------------------------------------------------------------------------- rings of buffers and their ends
 
 // A place in a ring of SIZE buffers, and the parity of the time round.
 template <int SIZE>
@@ -150,7 +152,7 @@ struct Turn {
     __device__ int before() const { return at == 0 ? SIZE - 1 : at - 1; }
 };
 
-// Each of the ring's buffers is full, for those who compute, and then empty again, for the producer.
+// Barriers of SIZE buffers: each is full, for those who compute, and then empty again, for the producer.
 template <int SIZE>
 struct Ring {
     uint64_t full[SIZE], empty[SIZE];
@@ -163,34 +165,121 @@ struct Ring {
             mbarrier_init(&empty[i], readers);
         }
     }
-    // The producer's: waits for the buffer, and says what will come.
-    __device__ uint64_t* expect(Turn<SIZE> turn, int bytes) {
-        mbarrier_wait(&empty[turn.at], turn.parity ^ 1);
-        mbarrier_arrive_expect(&full[turn.at], bytes);
-        return &full[turn.at];
+};
+
+// One thread makes the barriers, and all wait for it. Slots are given back by the leaders of the warpgroups that compute, the
+// buffers of a walk by each of their warps.
+template <int GROUPS, int... SIZES>
+__device__ void init_rings(Ring<SLOTS>& slots, Ring<SIZES>&... rings) {
+    if (threadIdx.x == 0) {
+        slots.init(GROUPS);
+        (rings.init(4 * GROUPS), ...);
+        mbarrier_init_fence();
     }
-    __device__ void wait(Turn<SIZE> turn) { mbarrier_wait(&full[turn.at], turn.parity); }
-    // A warp's.
-    __device__ void release(Turn<SIZE> turn) {
-        __syncwarp();
-        if (lane_of_thread() == 0) mbarrier_arrive(&empty[turn.at]);
-    }
-    // A warp that has nothing to do with the next buffer.
-    __device__ void skip(Turn<SIZE>& turn) {
-        wait(turn);
-        release(turn);
+    __syncthreads();
+}
+
+// The producer's end of a ring.
+template <int SIZE>
+struct Writer {
+    Ring<SIZE>& ring;
+    Turn<SIZE> turn{};
+
+    // Waits until the next buffer is empty, and says how many bytes will come; load(at, full) starts copying them to buffer `at`.
+    template <class Load>
+    __device__ void fill(int bytes, Load load) {
+        mbarrier_wait(&ring.empty[turn.at], turn.parity ^ 1);
+        mbarrier_arrive_expect(&ring.full[turn.at], bytes);
+        load(turn.at, &ring.full[turn.at]);
         turn.next();
     }
 };
 
-// What there is to do: the tiles of every head of every sequence, a head's longest walk first. Where the rows that all walks read find
-// room in the cache together, the longest of all heads come first, and blocks end at about the same time; where not, head by head.
+// A warp's end of a ring.
+template <int SIZE>
+struct Reader {
+    Ring<SIZE>& ring;
+    Turn<SIZE> turn{};
+
+    __device__ void wait() { mbarrier_wait(&ring.full[turn.at], turn.parity); }
+    // Gives the buffer back.
+    __device__ void release() {
+        __syncwarp();
+        if (lane_of_thread() == 0) mbarrier_arrive(&ring.empty[turn.at]);
+        turn.next();
+    }
+};
+
+// The producer brings what any of the warpgroups needs; one that does not need the next `count` buffers of each ring passes over
+// them. Of the rings in turn, as the producer fills them: while it waits for room in one, it brings nothing to the others.
+template <int... SIZES>
+__device__ void skip(int count, Reader<SIZES>&... readers) {
+    for (; count > 0; count--) ((readers.wait(), readers.release()), ...);
+}
+
+// A warpgroup that computes, and its end of the ring of slots. Its results leave through the slot that the tile came in, while the
+// next tile's work has begun; then its leader, the thread that started the store, gives the slot back.
+template <int HEAD>
+struct Consumer {
+    Ring<SLOTS>& slots;
+    int index = group_of_thread() - 1, row0 = index * BOX;          // its 64 rows of the block's tile begin at row0
+    bool leader = threadIdx.x % GROUP == 0, storing = false;        // storing: there was a tile before this one
+    Turn<SLOTS> slot{};
+
+    __device__ void wait_for_tile() { mbarrier_wait(&slots.full[slot.at], slot.parity); }
+
+    // A barrier of the warpgroup. It meets here once for every tile: the leader gives the tile's slot back for all of its warps, so
+    // it must not be two tiles ahead of one that has not seen the slot filled yet.
+    __device__ void keep_together() { named_barrier(1 + index, GROUP); }
+
+    // Writes the sums, row row_of(2 r) times factor[r], to the warpgroup's rows of a tile, and starts copying these to the tensor,
+    // at (column, row).
+    template <int ROWS>
+    __device__ void start_store(const CUtensorMap& to, int column, int row, int batch, Tile<HEAD, ROWS>& tile,
+                                const float (&sums)[HEAD / 8][4], const float (&factor)[2]) {
+        uint32_t lane_row = static_cast<uint32_t>(row_of(0));
+        settle(lane_row);                   // or the compiler keeps all the addresses in registers, from one tile to the next
+#pragma unroll
+        for (int n = 0; n < HEAD / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i += 2) {
+                const float times = factor[i / 2];
+                char* piece = tile.box(row0 + lane_row + i / 2 * 8, n * 8) + (n % 8 ^ lane_row % 8) * 16;
+                reinterpret_cast<uint32_t*>(piece)[lane_of_thread() % 4] = pack_bf16(sums[n][i] * times, sums[n][i + 1] * times);
+            }
+        async_fence();
+        keep_together();
+        if (leader) {
+#pragma unroll
+            for (int c = 0; c < HEAD; c += BOX) tensor_store(&to, tile.box(row0, c), column + c, row, batch);
+            tensor_store_commit();
+        }
+    }
+    // Once a tile, when its work has begun: the end of the store of the tile before it.
+    __device__ void finish_store() {
+        if (leader && storing) {
+            tensor_store_wait();
+            mbarrier_arrive(&slots.empty[slot.before()]);
+        }
+        storing = true;
+    }
+    // A block must not end before the copy engine has read its shared memory.
+    __device__ void finish_last_store() {
+        if (leader) tensor_store_wait();
+    }
+};
+
+// ---------------------------------------------------------------------------------------------------------- who works on what
+
+// What there is to do: the tiles of every head of every sequence, a head's longest walk first. Where the rows that all walks read
+// find room in the cache together, the longest of all heads come first, and blocks end at about the same time; else head by head.
 struct Items {
     int tiles, heads, count;
     bool by_length;
 };
 
-// Calls work(place) for each of the block's items. Every other round goes backwards, so that a block that had a long one gets a short one.
+// Calls work(place) for each of the block's items. Every other round goes backwards, so that a block that had a long one gets a
+// short one.
 template <class Work>
 __device__ void for_places(const Items& items, Work work) {
     const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x), all_heads = items.count / items.tiles;
@@ -233,24 +322,31 @@ struct Forward {
     };
 };
 
-// Scores become probabilities, not yet divided by their sum; a new greatest score shrinks what was summed so far.
-template <int COLUMNS8>
-__device__ void softmax(float (&p)[COLUMNS8][4], float (&shrink)[2], float (&greatest)[2], float (&sum)[2], float log2_scale) {
+// The softmax of a lane's two rows, whose scores come tile by tile.
+struct RunningSoftmax {
+    float greatest[2] = {LOWEST, LOWEST};   // of log2_scale times the scores so far
+    float sum[2] = {};                      // over the lane's own columns
+    float shrink[2];                        // what the last tile made of all sums before it
+
+    // Scores become probabilities, not yet divided by their sum; a new greatest score shrinks what was summed so far.
+    template <int COLUMNS8>
+    __device__ void step(float (&p)[COLUMNS8][4], float log2_scale) {
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        float top = p[0][2 * r];
+        for (int r = 0; r < 2; r++) {
+            float top = p[0][2 * r];
 #pragma unroll
-        for (int n = 0; n < COLUMNS8; n++) top = fmaxf(top, fmaxf(p[n][2 * r], p[n][2 * r + 1]));
-        top = fmaxf(greatest[r], warp_max<4>(top) * log2_scale);
-        shrink[r] = fast_exp2(greatest[r] - top);
-        greatest[r] = top;
-        sum[r] *= shrink[r];
+            for (int n = 0; n < COLUMNS8; n++) top = fmaxf(top, fmaxf(p[n][2 * r], p[n][2 * r + 1]));
+            top = fmaxf(greatest[r], warp_max<4>(top) * log2_scale);
+            shrink[r] = fast_exp2(greatest[r] - top);
+            greatest[r] = top;
+            sum[r] *= shrink[r];
 #pragma unroll
-        for (int n = 0; n < COLUMNS8; n++)
+            for (int n = 0; n < COLUMNS8; n++)
 #pragma unroll
-            for (int i = 2 * r; i < 2 * r + 2; i++) sum[r] += p[n][i] = fast_exp2(fmaf(p[n][i], log2_scale, -top));
+                for (int i = 2 * r; i < 2 * r + 2; i++) sum[r] += p[n][i] = fast_exp2(fmaf(p[n][i], log2_scale, -top));
+        }
     }
-}
+};
 
 template <int HEAD>
 __global__ void __launch_bounds__(Forward<HEAD>::THREADS, 1)
@@ -260,137 +356,113 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
     using F = Forward<HEAD>;
     constexpr int KEYS = F::KEYS;
     auto& shared = *shared_memory<typename F::Shared>();
-    if (threadIdx.x == 0) {
-        shared.slots.init(F::GROUPS);
-        shared.k_ring.init(4 * F::GROUPS);
-        shared.v_ring.init(4 * F::GROUPS);
-        mbarrier_init_fence();
-    }
-    __syncthreads();
+    init_rings<F::GROUPS>(shared.slots, shared.k_ring, shared.v_ring);
 
-    auto first_query = [&](const Place& place) { return (items.tiles - 1 - place.tile) * F::QUERIES; };      // the longest walks first
-    auto keys_of = [&](int q0) { return Walk<KEYS>::over_keys(s, q0, F::QUERIES); };
-    Turn<SLOTS> slot;
     if (threadIdx.x < GROUP) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
-            Turn<F::STAGES> k_turn, v_turn;
+            Writer<SLOTS> slots{shared.slots};
+            Writer<F::STAGES> keys{shared.k_ring}, values{shared.v_ring};
             for_places(items, [&](const Place& place) {
-                const int q0 = first_query(place), g = place.head / s.group();
-                const Walk<KEYS> walk = keys_of(q0);
-                shared.q[slot.at].load(qkv_map, place.head * HEAD, q0, place.batch, shared.slots.expect(slot, sizeof shared.q[0].bytes));
-                slot.next();
+                const int q0 = place.from_end(items.tiles) * F::QUERIES, g = place.head / s.group();
+                const auto walk = Walk<KEYS>::over_keys(s, q0, F::QUERIES);
+                slots.fill(sizeof shared.q[0], [&](int at, uint64_t* full) {
+                    shared.q[at].load(qkv_map, place.head * HEAD, q0, place.batch, full);
+                });
                 // In the order of their use: a tile's keys come before the values of the tile before it.
                 for (int j = walk.begin; j <= walk.end; j++) {
-                    if (j < walk.end) {
-                        uint64_t* full = shared.k_ring.expect(k_turn, sizeof shared.k[0].bytes);
-                        shared.k[k_turn.at].load(qkv_map, (s.H + g) * HEAD, j * KEYS, place.batch, full);
-                        k_turn.next();
-                    }
-                    if (j > walk.begin) {
-                        uint64_t* full = shared.v_ring.expect(v_turn, sizeof shared.v[0].bytes);
-                        shared.v[v_turn.at].load(qkv_map, (s.H + s.HK + g) * HEAD, (j - 1) * KEYS, place.batch, full);
-                        v_turn.next();
-                    }
+                    if (j < walk.end)
+                        keys.fill(sizeof shared.k[0], [&](int at, uint64_t* full) {
+                            shared.k[at].load(qkv_map, s.key_head(g) * HEAD, j * KEYS, place.batch, full);
+                        });
+                    if (j > walk.begin)
+                        values.fill(sizeof shared.v[0], [&](int at, uint64_t* full) {
+                            shared.v[at].load(qkv_map, s.value_head(g) * HEAD, (j - 1) * KEYS, place.batch, full);
+                        });
                 }
             });
         }
     } else {
         registers_grow<REGISTERS<F::GROUPS>>();
-        const int group = group_of_thread() - 1;
-        const bool leader = threadIdx.x % GROUP == 0;
+        Consumer<HEAD> group{shared.slots};
+        Reader<F::STAGES> keys{shared.k_ring}, values{shared.v_ring};
         const float log2_scale = inverse_sqrt(HEAD) * LOG2E;        // exp(scale x) = 2^(log2_scale x)
-        Turn<F::STAGES> k_turn, v_turn;
-        // Keys and values in turn: the producer, waiting for room for values, brings no more keys.
-        auto skip = [&](int count) {
-            for (; count > 0; count--) {
-                shared.k_ring.skip(k_turn);
-                shared.v_ring.skip(v_turn);
-            }
-        };
-        // Results leave through the slot that the tile came in, while the next tile's work has begun.
-        bool storing = false;
-        auto finish_store = [&] {
-            if (leader && storing) {
-                tensor_store_wait();
-                mbarrier_arrive(&shared.slots.empty[slot.before()]);
-            }
-            storing = true;
-        };
         for_places(items, [&](const Place& place) {
-            const int q0 = first_query(place), q = q0 + group * BOX;
-            const Walk<KEYS> all = keys_of(q0), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
-            auto& q_tile = shared.q[slot.at];
-            auto start_scores = [&](Sums<KEYS>& p) { start_product(p, q_tile, group * BOX, shared.k[k_turn.at]); };
-            // Tile j's scores are there: its keys are no longer needed.
-            auto scores_to_probabilities = [&](Sums<KEYS>& p, float(&shrink)[2], float(&greatest)[2], float(&sum)[2], int j) {
-                shared.k_ring.release(k_turn);
-                k_turn.next();
-                if (!s.all_see(q, BOX, j * KEYS, KEYS)) {
-#pragma unroll
-                    for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-                        for (int i = 0; i < 4; i++)
-                            if (!s.sees(q + row_of(i), j * KEYS + column_of(n, i))) p[n][i] = -INFINITY;
-                }
-                softmax(p, shrink, greatest, sum, log2_scale);
-                // Here the next keys are waited for, because past this the compiler does not move the wait for the sums that run beside the
-                // softmax; it would move it to the front.
-                settle(p);
-                if (j + 1 < walk.end) shared.k_ring.wait(k_turn);
-            };
-            shared.slots.wait(slot);
-            skip(walk.begin - all.begin);
+            const int q0 = place.from_end(items.tiles) * F::QUERIES, q = q0 + group.row0;
+            const auto all = Walk<KEYS>::over_keys(s, q0, F::QUERIES), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
+            auto& q_tile = shared.q[group.slot.at];
+            group.wait_for_tile();
+            skip(walk.begin - all.begin, keys, values);
             if (walk.count() > 0) {
                 Sums<HEAD> out;
                 Sums<KEYS> p;
                 Left<KEYS> left;
-                float greatest[2] = {LOWEST, LOWEST}, sum[2] = {}, shrink[2];       // sum over the lane's own columns until the end
+                RunningSoftmax softmax;
                 clear(out);
-                shared.k_ring.wait(k_turn);
-                start_scores(p);
-                finish_store();
+                auto start_scores = [&] { start_product(p, q_tile, group.row0, shared.k[keys.turn.at]); };
+                // Tile j's scores are there: its keys are no longer needed.
+                auto scores_to_probabilities = [&](int j) {
+                    keys.release();
+                    if (!s.all_see(q, BOX, j * KEYS, KEYS)) {
+#pragma unroll
+                        for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                            for (int i = 0; i < 4; i++)
+                                if (!s.sees(q + row_of(i), j * KEYS + column_of(n, i))) p[n][i] = -INFINITY;
+                    }
+                    softmax.step(p, log2_scale);
+                    // Here the next keys are waited for, because past this the compiler does not move the wait for the sums that
+                    // run beside the softmax; it would move it to the front.
+                    settle(p);
+                    if (j + 1 < walk.end) keys.wait();
+                };
+                auto start_sums = [&] {
+                    values.wait();
+                    start_add_product(out, left, shared.v[values.turn.at]);
+                };
+                auto finish_sums = [&] {
+                    wgmma_wait<0>(out, left);
+                    values.release();
+                };
+                keys.wait();
+                start_scores();
+                group.finish_store();
                 wgmma_wait<0>(p);
-                scores_to_probabilities(p, shrink, greatest, sum, walk.begin);
+                scores_to_probabilities(walk.begin);
                 round(left, p);
                 // The tensor cores work on the next tile's scores and on this one's values while the scores go through the softmax.
                 for (int j = walk.begin + 1; j < walk.end; j++) {
-                    start_scores(p);
-                    shared.v_ring.wait(v_turn);
-                    start_add_product(out, left, shared.v[v_turn.at]);
+                    start_scores();
+                    start_sums();
                     wgmma_wait<1>(p);
-                    scores_to_probabilities(p, shrink, greatest, sum, j);
-                    wgmma_wait<0>(out, left);
-                    shared.v_ring.release(v_turn);
-                    v_turn.next();
+                    scores_to_probabilities(j);
+                    finish_sums();
 #pragma unroll
                     for (int n = 0; n < HEAD / 8; n++)
 #pragma unroll
-                        for (int i = 0; i < 4; i++) out[n][i] *= shrink[i / 2];
+                        for (int i = 0; i < 4; i++) out[n][i] *= softmax.shrink[i / 2];
                     round(left, p);
                 }
-                shared.v_ring.wait(v_turn);
-                start_add_product(out, left, shared.v[v_turn.at]);
-                wgmma_wait<0>(out, left);
-                shared.v_ring.release(v_turn);
-                v_turn.next();
+                start_sums();
+                finish_sums();
+                float inverse[2];
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
-                    sum[r] = warp_sum<4>(sum[r]);
+                    const float sum = warp_sum<4>(softmax.sum[r]);
                     const int t = q + row_of(2 * r);
                     if (lane_of_thread() % 4 == 0 && t < s.T)
-                        lse[(static_cast<int64_t>(place.batch) * s.H + place.head) * s.T + t] = greatest[r] * LN2 + logf(sum[r]);
-                    sum[r] = 1 / sum[r];
+                        lse[s.all_heads(place.batch, place.head) * s.T + t] = softmax.greatest[r] * LN2 + logf(sum);
+                    inverse[r] = 1 / sum;
                 }
-                start_store(y_map, place.head * HEAD, q, place.batch, q_tile, group, leader, out, sum);
+                group.start_store(y_map, place.head * HEAD, q, place.batch, q_tile, out, inverse);
             } else {
-                finish_store();
-                keep_together(group);
+                group.finish_store();
+                group.keep_together();
             }
-            skip(all.end - walk.end);
-            slot.next();
+            skip(all.end - walk.end, keys, values);
+            group.slot.next();
         });
-        if (leader) tensor_store_wait();
+        group.finish_last_store();
     }
 #else
     __trap();
@@ -399,10 +471,6 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
 
 // ----------------------------------------------------------------------------------------------------------------- backward
 // As in attention.cu: p and the gradient of the scores are computed twice, once with the keys' owner and once with the queries'.
-
-[[maybe_unused]] __device__ float probability(float score, float log2_scale, float lse2) {
-    return fast_exp2(fmaf(score, log2_scale, -lse2));
-}
 
 template <int HEAD>
 struct BackwardKeys {
@@ -419,82 +487,62 @@ struct BackwardKeys {
 
 template <int HEAD>
 __global__ void __launch_bounds__(BackwardKeys<HEAD>::THREADS, 1)
-backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRow* rows, const __grid_constant__ CUtensorMap dy_map,
-                     const __grid_constant__ CUtensorMap qkv_map, Sizes s, Items items) {
+backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRow* rows,
+                     const __grid_constant__ CUtensorMap dy_map, const __grid_constant__ CUtensorMap qkv_map,
+                     Sizes s, Items items) {
 #if HOPPER_CODE
     using F = BackwardKeys<HEAD>;
     constexpr int QUERIES = F::QUERIES;
     auto& shared = *shared_memory<typename F::Shared>();
-    if (threadIdx.x == 0) {
-        shared.slots.init(F::GROUPS);
-        shared.ring.init(4 * F::GROUPS);
-        mbarrier_init_fence();
-    }
-    __syncthreads();
+    init_rings<F::GROUPS>(shared.slots, shared.ring);
 
-    auto queries_of = [&](int k0) { return Walk<QUERIES>::over_queries(s, k0, F::KEYS); };
-    Turn<SLOTS> slot;
-    Turn<F::STAGES> turn;
     if (threadIdx.x < GROUP) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
+            Writer<SLOTS> slots{shared.slots};
+            Writer<F::STAGES> queries{shared.ring};
             for_places(items, [&](const Place& place) {
                 const int g = place.head, k0 = place.tile * F::KEYS;
-                const Walk<QUERIES> walk = queries_of(k0);
-                uint64_t* full = shared.slots.expect(slot, 2 * sizeof shared.k[0].bytes);
-                shared.k[slot.at].load(qkv_map, (s.H + g) * HEAD, k0, place.batch, full);
-                shared.v[slot.at].load(qkv_map, (s.H + s.HK + g) * HEAD, k0, place.batch, full);
-                slot.next();
+                const auto walk = Walk<QUERIES>::over_queries(s, k0, F::KEYS);
+                slots.fill(sizeof shared.k[0] + sizeof shared.v[0], [&](int at, uint64_t* full) {
+                    shared.k[at].load(qkv_map, s.key_head(g) * HEAD, k0, place.batch, full);
+                    shared.v[at].load(qkv_map, s.value_head(g) * HEAD, k0, place.batch, full);
+                });
                 for (int h = g * s.group(); h < (g + 1) * s.group(); h++)
-                    for (int j = walk.begin; j < walk.end; j++, turn.next()) {
+                    for (int j = walk.begin; j < walk.end; j++) {
                         const int q0 = j * QUERIES;
-                        full = shared.ring.expect(turn, 2 * sizeof shared.q[0].bytes + sizeof shared.rows[0]);
-                        shared.q[turn.at].load(qkv_map, h * HEAD, q0, place.batch, full);
-                        bulk_load(shared.rows[turn.at], rows + (static_cast<int64_t>(place.batch) * s.H + h) * padded(s.T) + q0,
-                                  sizeof shared.rows[0], full);
-                        shared.dy[turn.at].load(dy_map, h * HEAD, q0, place.batch, full);
+                        const QueryRow* from = rows + s.all_heads(place.batch, h) * padded(s.T) + q0;
+                        queries.fill(sizeof shared.q[0] + sizeof shared.dy[0] + sizeof shared.rows[0], [&](int at, uint64_t* full) {
+                            shared.q[at].load(qkv_map, h * HEAD, q0, place.batch, full);
+                            bulk_load(shared.rows[at], from, sizeof shared.rows[0], full);
+                            shared.dy[at].load(dy_map, h * HEAD, q0, place.batch, full);
+                        });
                     }
             });
         }
     } else {
         registers_grow<REGISTERS<F::GROUPS>>();
-        const int group = group_of_thread() - 1;
-        const bool leader = threadIdx.x % GROUP == 0;
+        Consumer<HEAD> group{shared.slots};
+        Reader<F::STAGES> queries{shared.ring};
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
-        // Results leave through the slot that the tile came in, while the next tile's work has begun.
-        bool storing = false;
-        auto finish_store = [&] {
-            if (leader && storing) {
-                tensor_store_wait();
-                mbarrier_arrive(&shared.slots.empty[slot.before()]);
-            }
-            storing = true;
-        };
         for_places(items, [&](const Place& place) {
-            const int g = place.head, k0 = place.tile * F::KEYS, k = k0 + group * BOX;
-            const Walk<QUERIES> all = queries_of(k0), walk = all.part(Walk<QUERIES>::over_queries(s, k, BOX));
-            auto& k_tile = shared.k[slot.at];
-            auto& v_tile = shared.v[slot.at];
+            const int g = place.head, k0 = place.tile * F::KEYS, k = k0 + group.row0;
+            const auto all = Walk<QUERIES>::over_queries(s, k0, F::KEYS), walk = all.part(Walk<QUERIES>::over_queries(s, k, BOX));
+            auto& k_tile = shared.k[group.slot.at];
+            auto& v_tile = shared.v[group.slot.at];
             Sums<HEAD> dk, dv;
             clear(dk);
             clear(dv);
-            shared.slots.wait(slot);
-            finish_store();
+            group.wait_for_tile();
+            group.finish_store();
             for (int h = 0; h < s.group(); h++) {
-                for (int j = all.begin; j < walk.begin; j++) shared.ring.skip(turn);
+                skip(walk.begin - all.begin, queries);
                 if (walk.count() > 0) {
                     Sums<QUERIES> p, ds;                            // rows are keys, columns queries
                     Left<QUERIES> p_left, ds_left;
-                    for (int j = walk.begin; j < walk.end; j++) {
+                    auto scores_to_probabilities = [&](int j, const QueryRow(&row)[QUERIES]) {
                         const int q = j * QUERIES;
                         const bool whole = s.all_see(q, QUERIES, k, BOX);
-                        auto& q_tile = shared.q[turn.at];
-                        auto& dy_tile = shared.dy[turn.at];
-                        const QueryRow(&row)[QUERIES] = shared.rows[turn.at];
-                        shared.ring.wait(turn);
-                        start_product(p, k_tile, group * BOX, q_tile);
-                        start_product(ds, v_tile, group * BOX, dy_tile);
-                        wgmma_wait<1>(p);
 #pragma unroll
                         for (int n = 0; n < QUERIES / 8; n++) {
                             const float lse2[2] = {row[column_of(n, 0)].lse2, row[column_of(n, 1)].lse2};
@@ -504,33 +552,45 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
                                 if (!whole && !s.sees(q + column_of(n, i), k + row_of(i))) p[n][i] = 0;
                             }
                         }
-                        round(p_left, p);
-                        start_add_product(dv, p_left, dy_tile);
-                        wgmma_wait<1>(ds);
+                    };
+                    auto probabilities_to_gradient = [&](const QueryRow(&row)[QUERIES]) {
 #pragma unroll
                         for (int n = 0; n < QUERIES / 8; n++) {
                             const float delta[2] = {row[column_of(n, 0)].delta, row[column_of(n, 1)].delta};
 #pragma unroll
                             for (int i = 0; i < 4; i++) p[n][i] *= ds[n][i] - delta[i % 2];
                         }
+                    };
+                    for (int j = walk.begin; j < walk.end; j++) {
+                        auto& q_tile = shared.q[queries.turn.at];
+                        auto& dy_tile = shared.dy[queries.turn.at];
+                        const auto& row = shared.rows[queries.turn.at];
+                        queries.wait();
+                        start_product(p, k_tile, group.row0, q_tile);
+                        start_product(ds, v_tile, group.row0, dy_tile);
+                        wgmma_wait<1>(p);
+                        scores_to_probabilities(j, row);
+                        round(p_left, p);
+                        start_add_product(dv, p_left, dy_tile);
+                        wgmma_wait<1>(ds);
+                        probabilities_to_gradient(row);
                         round(ds_left, p);
                         start_add_product(dk, ds_left, q_tile);
                         wgmma_wait<0>(dk, dv, p_left, ds_left);
-                        shared.ring.release(turn);
-                        turn.next();
+                        queries.release();
                     }
                 }
-                for (int j = walk.end; j < all.end; j++) shared.ring.skip(turn);
+                skip(all.end - walk.end, queries);
             }
             if (walk.count() > 0) {
-                start_store(dqkv_map, (s.H + g) * HEAD, k, place.batch, k_tile, group, leader, dk, {scale, scale});
-                start_store(dqkv_map, (s.H + s.HK + g) * HEAD, k, place.batch, v_tile, group, leader, dv, {1, 1});
+                group.start_store(dqkv_map, s.key_head(g) * HEAD, k, place.batch, k_tile, dk, {scale, scale});
+                group.start_store(dqkv_map, s.value_head(g) * HEAD, k, place.batch, v_tile, dv, {1, 1});
             } else {
-                keep_together(group);
+                group.keep_together();
             }
-            slot.next();
+            group.slot.next();
         });
-        if (leader) tensor_store_wait();
+        group.finish_last_store();
     }
 #else
     __trap();
@@ -540,7 +600,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
 template <int HEAD>
 struct BackwardQueries {
     static constexpr int GROUPS = 2, QUERIES = GROUPS * BOX, KEYS = 64;
-    static constexpr int K_STAGES = HEAD == 64 ? 8 : 4, V_STAGES = HEAD == 64 ? 6 : 2;      // keys are needed for longer than values
+    static constexpr int K_STAGES = HEAD == 64 ? 8 : 4, V_STAGES = HEAD == 64 ? 6 : 2;     // keys are needed for longer than values
     static constexpr int THREADS = (1 + GROUPS) * GROUP;
     struct Shared {
         Tile<HEAD, QUERIES> q[SLOTS], dy[SLOTS];
@@ -553,86 +613,67 @@ struct BackwardQueries {
 
 template <int HEAD>
 __global__ void __launch_bounds__(BackwardQueries<HEAD>::THREADS, 1)
-backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRow* rows, const __grid_constant__ CUtensorMap dy_map,
-                        const __grid_constant__ CUtensorMap qkv_map, Sizes s, Items items) {
+backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRow* rows,
+                        const __grid_constant__ CUtensorMap dy_map, const __grid_constant__ CUtensorMap qkv_map,
+                        Sizes s, Items items) {
 #if HOPPER_CODE
     using F = BackwardQueries<HEAD>;
     constexpr int KEYS = F::KEYS;
     auto& shared = *shared_memory<typename F::Shared>();
-    if (threadIdx.x == 0) {
-        shared.slots.init(F::GROUPS);
-        shared.k_ring.init(4 * F::GROUPS);
-        shared.v_ring.init(4 * F::GROUPS);
-        mbarrier_init_fence();
-    }
-    __syncthreads();
+    init_rings<F::GROUPS>(shared.slots, shared.k_ring, shared.v_ring);
 
-    auto first_query = [&](const Place& place) { return (items.tiles - 1 - place.tile) * F::QUERIES; };      // the longest walks first
-    auto keys_of = [&](int q0) { return Walk<KEYS>::over_keys(s, q0, F::QUERIES); };
-    Turn<SLOTS> slot;
-    Turn<F::K_STAGES> k_turn;
-    Turn<F::V_STAGES> v_turn;
     if (threadIdx.x < GROUP) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
+            Writer<SLOTS> slots{shared.slots};
+            Writer<F::K_STAGES> keys{shared.k_ring};
+            Writer<F::V_STAGES> values{shared.v_ring};
             for_places(items, [&](const Place& place) {
-                const int q0 = first_query(place), g = place.head / s.group();
-                const Walk<KEYS> walk = keys_of(q0);
-                uint64_t* full = shared.slots.expect(slot, 2 * sizeof shared.q[0].bytes);
-                shared.q[slot.at].load(qkv_map, place.head * HEAD, q0, place.batch, full);
-                shared.dy[slot.at].load(dy_map, place.head * HEAD, q0, place.batch, full);
-                slot.next();
-                for (int j = walk.begin; j < walk.end; j++, k_turn.next(), v_turn.next()) {
-                    full = shared.k_ring.expect(k_turn, sizeof shared.k[0].bytes);
-                    shared.k[k_turn.at].load(qkv_map, (s.H + g) * HEAD, j * KEYS, place.batch, full);
-                    full = shared.v_ring.expect(v_turn, sizeof shared.v[0].bytes);
-                    shared.v[v_turn.at].load(qkv_map, (s.H + s.HK + g) * HEAD, j * KEYS, place.batch, full);
+                const int q0 = place.from_end(items.tiles) * F::QUERIES, g = place.head / s.group();
+                const auto walk = Walk<KEYS>::over_keys(s, q0, F::QUERIES);
+                slots.fill(sizeof shared.q[0] + sizeof shared.dy[0], [&](int at, uint64_t* full) {
+                    shared.q[at].load(qkv_map, place.head * HEAD, q0, place.batch, full);
+                    shared.dy[at].load(dy_map, place.head * HEAD, q0, place.batch, full);
+                });
+                for (int j = walk.begin; j < walk.end; j++) {
+                    keys.fill(sizeof shared.k[0], [&](int at, uint64_t* full) {
+                        shared.k[at].load(qkv_map, s.key_head(g) * HEAD, j * KEYS, place.batch, full);
+                    });
+                    values.fill(sizeof shared.v[0], [&](int at, uint64_t* full) {
+                        shared.v[at].load(qkv_map, s.value_head(g) * HEAD, j * KEYS, place.batch, full);
+                    });
                 }
             });
         }
     } else {
         registers_grow<REGISTERS<F::GROUPS>>();
-        const int group = group_of_thread() - 1;
-        const bool leader = threadIdx.x % GROUP == 0;
+        Consumer<HEAD> group{shared.slots};
+        Reader<F::K_STAGES> keys{shared.k_ring};
+        Reader<F::V_STAGES> values{shared.v_ring};
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
-        Turn<F::K_STAGES> sums_turn;                                // of the keys that dq's next sums need
-        auto skip = [&](int count) {
-            for (; count > 0; count--, sums_turn.next()) {
-                shared.k_ring.skip(k_turn);
-                shared.v_ring.skip(v_turn);
-            }
-        };
-        // Results leave through the slot that the tile came in, while the next tile's work has begun.
-        bool storing = false;
-        auto finish_store = [&] {
-            if (leader && storing) {
-                tensor_store_wait();
-                mbarrier_arrive(&shared.slots.empty[slot.before()]);
-            }
-            storing = true;
-        };
         for_places(items, [&](const Place& place) {
-            const int q0 = first_query(place), q = q0 + group * BOX;
-            const Walk<KEYS> all = keys_of(q0), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
-            auto& q_tile = shared.q[slot.at];
-            auto& dy_tile = shared.dy[slot.at];
-            shared.slots.wait(slot);
-            finish_store();
-            skip(walk.begin - all.begin);
+            const int q0 = place.from_end(items.tiles) * F::QUERIES, q = q0 + group.row0;
+            const auto all = Walk<KEYS>::over_keys(s, q0, F::QUERIES), walk = all.part(Walk<KEYS>::over_keys(s, q, BOX));
+            auto& q_tile = shared.q[group.slot.at];
+            auto& dy_tile = shared.dy[group.slot.at];
+            group.wait_for_tile();
+            group.finish_store();
+            skip(walk.begin - all.begin, keys, values);
             if (walk.count() > 0) {
                 QueryRow row[2];
 #pragma unroll
                 for (int r = 0; r < 2; r++)
-                    row[r] = rows[(static_cast<int64_t>(place.batch) * s.H + place.head) * padded(s.T) + q + row_of(2 * r)];
+                    row[r] = rows[s.all_heads(place.batch, place.head) * padded(s.T) + q + row_of(2 * r)];
                 Sums<HEAD> dq;
                 Sums<KEYS> p, ds;
                 Left<KEYS> ds_left;
+                Reader<F::K_STAGES> used_keys = keys;       // dq's sums need a tile's keys once more, a step after its scores
                 clear(dq);
                 auto start_scores = [&] {
-                    start_product(p, q_tile, group * BOX, shared.k[k_turn.at]);
-                    k_turn.next();
-                    shared.v_ring.wait(v_turn);
-                    start_product(ds, dy_tile, group * BOX, shared.v[v_turn.at]);
+                    start_product(p, q_tile, group.row0, shared.k[keys.turn.at]);
+                    keys.turn.next();
+                    values.wait();
+                    start_product(ds, dy_tile, group.row0, shared.v[values.turn.at]);
                 };
                 auto scores_to_probabilities = [&](int j) {
                     const bool whole = s.all_see(q, BOX, j * KEYS, KEYS);
@@ -644,22 +685,21 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                             if (!whole && !s.sees(q + row_of(i), j * KEYS + column_of(n, i))) p[n][i] = 0;
                         }
                     settle(p);
-                    if (j + 1 < walk.end) shared.k_ring.wait(k_turn);       // here, as in the forward pass
+                    if (j + 1 < walk.end) keys.wait();              // here, as in the forward pass
                 };
                 auto probabilities_to_gradient = [&] {
-                    shared.v_ring.release(v_turn);
-                    v_turn.next();
+                    values.release();
 #pragma unroll
                     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                         for (int i = 0; i < 4; i++) p[n][i] *= ds[n][i] - row[i / 2].delta;
                 };
-                auto start_sums = [&] { start_add_product(dq, ds_left, shared.k[sums_turn.at]); };
-                auto release_keys = [&] {
-                    shared.k_ring.release(sums_turn);
-                    sums_turn.next();
+                auto start_sums = [&] { start_add_product(dq, ds_left, shared.k[used_keys.turn.at]); };
+                auto finish_sums = [&] {
+                    wgmma_wait<0>(dq, ds_left);
+                    used_keys.release();
                 };
-                shared.k_ring.wait(k_turn);
+                keys.wait();
                 start_scores();
                 wgmma_wait<1>(p);
                 scores_to_probabilities(walk.begin);
@@ -674,21 +714,19 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                     scores_to_probabilities(j);
                     wgmma_wait<1>(ds);
                     probabilities_to_gradient();
-                    wgmma_wait<0>(dq, ds_left);
-                    release_keys();
+                    finish_sums();
                     round(ds_left, p);
                 }
                 start_sums();
-                wgmma_wait<0>(dq, ds_left);
-                release_keys();
-                start_store(dqkv_map, place.head * HEAD, q, place.batch, q_tile, group, leader, dq, {scale, scale});
+                finish_sums();
+                group.start_store(dqkv_map, place.head * HEAD, q, place.batch, q_tile, dq, {scale, scale});
             } else {
-                keep_together(group);
+                group.keep_together();
             }
-            skip(all.end - walk.end);
-            slot.next();
+            skip(all.end - walk.end, keys, values);
+            group.slot.next();
         });
-        if (leader) tensor_store_wait();
+        group.finish_last_store();
     }
 #else
     __trap();
@@ -703,7 +741,8 @@ CUtensorMap tensor_map(const char* op, const bf16* begin, int B, int T, int64_t 
         void* function = nullptr;
         cudaDriverEntryPointQueryResult found{};
         cuda_check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found), op);
-        require(found == cudaDriverEntryPointSuccess, op, ": the driver has no cuTensorMapEncodeTiled; it must be of CUDA 12.0 or later");
+        require(found == cudaDriverEntryPointSuccess, op,
+                ": the driver has no cuTensorMapEncodeTiled; it must be of CUDA 12.0 or later");
         return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
     }();
     CUtensorMap map;
@@ -713,8 +752,8 @@ CUtensorMap tensor_map(const char* op, const bf16* begin, int B, int T, int64_t 
     const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<bf16*>(begin), sizes, strides, box, steps,
                                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    require(result == CUDA_SUCCESS, op, ": the driver refuses to copy boxes of a tensor of ", B, " x ", T, " x ", columns, ": CUDA error ",
-            static_cast<int>(result));
+    require(result == CUDA_SUCCESS, op, ": the driver refuses to copy boxes of a tensor of ", B, " x ", T, " x ", columns,
+            ": CUDA error ", static_cast<int>(result));
     return map;
 }
 
@@ -747,7 +786,8 @@ void backward(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv,
     static_assert(QUERY_ROWS % K::QUERIES == 0 && QUERY_ROWS % Q::QUERIES == 0);
     const CUtensorMap dqkv_map = tensor_map(op, dqkv, B, s.T, s.width()), dy_map = tensor_map(op, dy, B, s.T, s.out_width()),
                       qkv_map = tensor_map(op, qkv, B, s.T, s.width());
-    const Items keys = items_of(ceil_div(s.T, K::KEYS), s.HK, s.H, B, s), queries = items_of(ceil_div(s.T, Q::QUERIES), s.H, s.HK, B, s);
+    const Items keys = items_of(ceil_div(s.T, K::KEYS), s.HK, s.H, B, s);
+    const Items queries = items_of(ceil_div(s.T, Q::QUERIES), s.H, s.HK, B, s);
     launch(op, backward_keys_kernel<HEAD>, grid<K>(keys), stream, dqkv_map, rows, dy_map, qkv_map, s, keys);
     launch(op, backward_queries_kernel<HEAD>, grid<Q>(queries), stream, dqkv_map, rows, dy_map, qkv_map, s, queries);
 }
@@ -771,7 +811,8 @@ void attention_forward_hopper(bf16* y, float* lse, const bf16* qkv, int B, const
     else forward<128>(y, lse, qkv, B, s, stream);
 }
 
-void attention_backward_hopper(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv, int B, const Sizes& s, Stream stream) {
+void attention_backward_hopper(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv, int B, const Sizes& s,
+                               Stream stream) {
     if (s.D == 64) backward<64>(dqkv, rows, dy, qkv, B, s, stream);
     else backward<128>(dqkv, rows, dy, qkv, B, s, stream);
 }

@@ -86,8 +86,8 @@ __device__ inline void named_barrier(int id, int threads) { asm volatile("bar.sy
 // ------------------------------------------------------------------------- Hopper: barriers in shared memory (mbarrier)
 // All from here on is for compute capability 9.0; wgmma and setmaxnreg need code for sm_90a.
 
-/// A barrier of 8 bytes in shared memory goes through phases. One is over when `arrivals` threads have arrived and all the bytes that
-/// they told it to expect have been copied; then the next begins.
+/// A barrier of 8 bytes in shared memory goes through phases. One is over when `arrivals` threads have arrived and all the bytes
+/// that they told it to expect have been copied; then the next begins.
 __device__ inline void mbarrier_init(uint64_t* barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
@@ -115,29 +115,31 @@ __device__ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
 }
 
 // ----------------------------------------------------------------------------------------------- Hopper: the copy engine (TMA)
-// One thread asks for a whole box. A box whose rows are 128 bytes lies in shared memory row after row, swizzled: where bits 4 to 6 of
-// an address (which 16 bytes of the row) meet bits 7 to 9 (which row of eight), they are replaced by the exclusive or of both. So eight
-// rows' pieces of one column come from different banks.
+// One thread asks for a whole box. A box whose rows are 128 bytes lies in shared memory row after row, swizzled: where bits 4 to 6
+// of an address (which 16 bytes of the row) meet bits 7 to 9 (which row of eight), they are replaced by the exclusive or of both.
+// So eight rows' pieces of one column come from different banks.
 
-/// Starts copying the box at (x, y, z) of a tensor to shared memory (128-byte aligned; 1024 for the rows to be swizzled as counted from its
-/// beginning). What lies outside of the tensor becomes zeros. The barrier's phase gets the bytes of the whole box.
+/// Starts copying the box at (x, y, z) of a tensor to shared memory (128-byte aligned; 1024 for the rows to be swizzled as counted
+/// from its beginning). What lies outside of the tensor becomes zeros. The barrier's phase gets the bytes of the whole box.
 __device__ inline void tensor_load(void* shared, const CUtensorMap* map, int x, int y, int z, uint64_t* barrier) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
-                     shared_address(shared)),
-                 "l"(map), "r"(x), "r"(y), "r"(z), "r"(shared_address(barrier))
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];"
+                 :
+                 : "r"(shared_address(shared)), "l"(map), "r"(x), "r"(y), "r"(z), "r"(shared_address(barrier))
                  : "memory");
 }
 /// The same for `bytes` that lie together; both addresses and the number are multiples of 16.
 __device__ inline void bulk_load(void* shared, const void* global, int bytes, uint64_t* barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(shared)),
-                 "l"(global), "r"(bytes), "r"(shared_address(barrier))
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 :
+                 : "r"(shared_address(shared)), "l"(global), "r"(bytes), "r"(shared_address(barrier))
                  : "memory");
 }
 /// Starts copying a box from shared memory to (x, y, z) of a tensor; what lies outside is left out. Threads that wrote the box each
 /// need an async_fence, and a barrier after it, before this.
 __device__ inline void tensor_store(const CUtensorMap* map, const void* shared, int x, int y, int z) {
-    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map), "r"(shared_address(shared)),
-                 "r"(x), "r"(y), "r"(z)
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];"
+                 :
+                 : "l"(map), "r"(shared_address(shared)), "r"(x), "r"(y), "r"(z)
                  : "memory");
 }
 /// Ends a group of this thread's stores.
@@ -152,8 +154,8 @@ __device__ inline void async_fence() { asm volatile("fence.proxy.async.shared::c
 // 128 threads, four warps of which the first has a number divisible by 4, multiply while they go on. Between wgmma_fence and the
 // wgmma_wait that covers it, nobody touches the registers of a product, nor the shared memory that it reads.
 
-/// An operand in shared memory that begins at `shared`: rows of 64 elements (128 bytes), swizzled as the copy engine does it, the next
-/// row 128 bytes on.
+/// An operand in shared memory that begins at `shared`: rows of 64 elements (128 bytes), swizzled as the copy engine does it, the
+/// next row 128 bytes on.
 ///     K-major   a row holds 64 elements of the summed index K, and rows are M or N; `block` means nothing
 ///     MN-major  rows are K, and a row holds 64 elements of N; the next 64 begin `block` bytes on
 /// descriptor_at moves the beginning by a multiple of 16 bytes: 16 elements of K are 32 bytes in K-major, 2048 in MN-major. Whole

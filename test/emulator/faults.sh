@@ -22,6 +22,8 @@ faults() {
     fault "no barrier of the warp between reading and moving a place" embedding '*order sorts*' llmc/embedding.cu \
         $'shared.next[token] : 0;\n                __syncwarp();' 'shared.next[token] : 0;'
     fault "a load one element off" cross_entropy '*loss and its gradient' llmc/cross_entropy.cu 'to_float(row[target])' 'to_float(row[target + 1])'
+    fault "a capped row kept in a neighbour's place" cross_entropy '*loss and its gradient' llmc/cross_entropy.cu \
+        'store_packed(cache + v, {kept' 'store_packed(cache + (v ^ VECTOR), {kept'
     fault "a loop that reads one element too many" reduce 'sum_of_squares*' llmc/reduce.cu 'i + 3 < end' 'i + 2 < end'
     fault "a row looked up one too far" embedding '*forward copies*' llmc/embedding.cu 'wte + int64_t{idx[n]} * C' 'wte + int64_t{idx[n] + 1} * C'
     fault "a store that is skipped at the end" norm '*forward is the formula' llmc/cuda_common.h \
@@ -31,7 +33,7 @@ faults() {
     fault "the tail of a row is not masked" norm '*forward is the formula' llmc/cuda_common.h \
         'at(i) < C ? load_packed(row + at(i)) : Packed{}' 'load_packed(row + at(i))'
     fault "the tail of a tensor is not masked" adamw '*formula*' llmc/adamw.cu 'if (i + WIDTH <= t.n)' 'if (i < t.n)'
-    fault "keys beyond the end are not masked" attention '*forward is the softmax*' llmc/attention.cu 'from, row + i < rows)' 'from)'
+    fault "keys beyond the end are not masked" attention '*forward is the softmax*' llmc/attention.cu 'data, row + i < from.count)' 'data)'
     fault "a shuffle without the last lane" norm '*forward is the formula' llmc/cuda_common.h \
         'x += __shfl_xor_sync(ALL_LANES, x' 'x += __shfl_xor_sync(ALL_LANES >> 1, x'
     fault "a shuffle of all lanes where eight take part" embedding '*backward sums*' llmc/run_sum.cuh \
@@ -40,12 +42,18 @@ faults() {
     local wait=$'copy_async_wait<0>();\n        ' sync='__syncthreads();'
     fault "asynchronous copies are not waited for" attention '*forward is the softmax*' llmc/attention.cu "$loop$wait" "$loop"
     fault "no barrier after asynchronous copies" attention '*forward is the softmax*' llmc/attention.cu "$loop$wait$sync" "$loop$wait"
+    fault "sums that a new greatest score does not shrink" attention '*forward is the softmax*' llmc/attention.cu \
+        'if (shrink[m][r] != 1)' 'if (shrink[m][r] > 1)'
     local hopper=llmc/attention_hopper.cu
     fault "a copy engine's barrier waited for in the wrong phase" attention_hopper '*forward is the softmax*' $hopper 'turn.parity ^ 1' 'turn.parity'
     fault "a wgmma operand with the wrong distance between its blocks" attention_hopper '*forward is the softmax*' $hopper \
         'matrix_descriptor(y.bytes, Tile<HEAD, K>::BLOCK)' 'matrix_descriptor(y.bytes, 1024)'
     fault "one thread's fence for all that its warpgroup wrote" attention_hopper '*forward is the softmax*' $hopper \
         'async_fence();' 'if (leader) async_fence();'
+    fault "a slot given back before its results have left" attention_hopper '*forward is the softmax*' $hopper \
+        $'tensor_store_wait();\n            mbarrier_arrive' 'mbarrier_arrive'
+    fault "a warpgroup that passes over a tile too few" attention_hopper '*forward is the softmax*' $hopper \
+        'for (; count > 0; count--)' 'for (; count > 1; count--)'
     fault "results written without the swizzle" attention_hopper '*forward is the softmax*' $hopper '(n % 8 ^ lane_row % 8)' '(n % 8)'
 }
 

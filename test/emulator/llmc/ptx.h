@@ -57,7 +57,9 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
 
 // ------------------------------------------------------------------------------ copies that go on while the thread computes
 
-inline void copy_async(void* shared, const void* global, bool wanted = true) { emulated_copy_async(shared, global, wanted ? 16 : 0); }
+inline void copy_async(void* shared, const void* global, bool wanted = true) {
+    emulated_copy_async(shared, global, wanted ? 16 : 0);
+}
 inline void copy_async_commit() { emulated_copy_commit(); }
 template <int NEWER>
 void copy_async_wait() { emulated_copy_wait(NEWER); }
@@ -85,7 +87,9 @@ inline void tensor_load(void* shared, const CUtensorMap* map, int x, int y, int 
 inline void bulk_load(void* shared, const void* global, int bytes, uint64_t* barrier) {
     emulated_bulk_load(shared, global, static_cast<size_t>(bytes), barrier);
 }
-inline void tensor_store(const CUtensorMap* map, const void* shared, int x, int y, int z) { emulated_tensor_store(*map, shared, x, y, z); }
+inline void tensor_store(const CUtensorMap* map, const void* shared, int x, int y, int z) {
+    emulated_tensor_store(*map, shared, x, y, z);
+}
 inline void tensor_store_commit() { emulated_tensor_store_commit(); }
 inline void tensor_store_wait() { emulated_tensor_store_wait(); }
 inline void async_fence() { emulated_async_fence(); }
