@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <malloc.h>
 #include <sys/resource.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #include <algorithm>
 #include <chrono>
@@ -325,13 +326,6 @@ static OptimizerOptions scaled_rates(const Settings& s, const Plan& plan) {
             .weight_decay = s.weight_decay * plan.weight_decay_scale};
 }
 
-static size_t process_bytes(const char* field) {
-    std::ifstream status("/proc/self/status");
-    for (std::string line; std::getline(status, line);)
-        if (line.rfind(field, 0) == 0) return std::stoull(line.substr(std::string(field).size() + 1)) * 1024;
-    return 0;
-}
-
 /// Memory by lifetime. Laying a model out allocates nothing.
 struct MemoryPlan {
     std::vector<std::pair<std::string, size_t>> parts;
@@ -344,13 +338,10 @@ struct MemoryPlan {
         for (const Arena* arena : optimizer.arenas()) parts.emplace_back(arena->name(), device_alloc_bytes(arena->bytes()));
         if (s.sample_every > 0)
             parts.emplace_back("key/value cache", size_t{2} * config.n_layer * config.seq_len * config.kv_width() * sizeof(floatX));
-        // The program as it stands; pages of its libraries that it will read, what oneDNN compiles, the buffer of a checkpoint (measured:
-        // 13 and 17 MiB); and for each token of a micro-batch what the loaders read ahead, the trainer's copies, the losses.
-        const size_t now = process_bytes("VmRSS:"), libraries = size_t{sizeof(floatX) == 4 ? 17 : 13} << 20;
-        parts.emplace_back("process", now + libraries + size_t{60} * s.device_batch * config.seq_len);
+        parts.emplace_back("program", device_overhead_bytes(int64_t{s.device_batch} * config.seq_len));
         for (auto& [name, bytes] : parts) total += bytes;
-        // The products that measure the peak have the memory first; a small model takes less.
-        const size_t before = now + device_peak_bytes();
+        // What measures the peak has the memory first; a small model takes less.
+        const size_t before = device_peak_bytes();
         if (before > total) parts.emplace_back("peak measurement", before - total);
         total = std::max(total, before);
     }
@@ -1004,7 +995,9 @@ int Run::train() {
         std::printf("stopped at step %ld of %ld; go on with --resume %s\n", step, plan.steps,
                     (fs::path(s.out) / checkpoint_name(step)).string().c_str());
     }
-    std::printf("memory: peak of the process %.1f MiB\n", static_cast<double>(process_bytes("VmHWM:")) / (1 << 20));
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    std::printf("memory: peak of the process %.1f MiB\n", static_cast<double>(usage.ru_maxrss) / (1 << 10));
     return 0;
 }
 

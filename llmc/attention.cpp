@@ -18,7 +18,7 @@
 static constexpr int QUERIES = 64, KEYS = 512;
 
 // What one thread works on.
-struct Workspace {
+struct AttentionWorkspace {
     float *scores, *dscores;        // (QUERIES, KEYS)
     floatX *p, *ds;                 // (QUERIES, KEYS) the softmax and the gradient of the scores, as products read them
     float* out;                     // (QUERIES, D)    y, or dq in the backward pass
@@ -26,7 +26,7 @@ struct Workspace {
 };
 
 // Cuts memory into a workspace; returns its size.
-static size_t cut(Workspace& w, char* memory, int T, int D) {
+static size_t cut(AttentionWorkspace& w, char* memory, int T, int D) {
     size_t size = 0;
     auto take = [&](auto*& pointer, size_t count) {
         pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + size);
@@ -43,13 +43,13 @@ static size_t cut(Workspace& w, char* memory, int T, int D) {
 }
 
 static size_t workspace_bytes(int T, int D) {
-    Workspace w;
+    AttentionWorkspace w;
     return cut(w, nullptr, T, D);
 }
 
 // The calling thread's own part of the scratch.
-static Workspace workspace(void* scratch, int T, int D) {
-    Workspace w;
+static AttentionWorkspace workspace(void* scratch, int T, int D) {
+    AttentionWorkspace w;
     cut(w, static_cast<char*>(scratch) + omp_get_thread_num() * workspace_bytes(T, D), T, D);
     return w;
 }
@@ -129,7 +129,7 @@ void attention_forward(floatX* y, float* lse, void* scratch, const floatX* qkv, 
     for (int b = 0; b < B; b++)
     for (int h = 0; h < H; h++)
     for (int tile = 0; tile < tiles; tile++) {
-        const Workspace w = workspace(scratch, T, D);
+        const AttentionWorkspace w = workspace(scratch, T, D);
         const int q0 = tile * QUERIES, rows = std::min(QUERIES, T - q0), g = h / (H / HK);
         const floatX* q = qkv + (static_cast<int64_t>(b) * T + q0) * width + h * D;
         const floatX* k = qkv + static_cast<int64_t>(b) * T * width + (H + g) * D;
@@ -178,7 +178,7 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int b = 0; b < B; b++)
     for (int g = 0; g < HK; g++) {
-        const Workspace w = workspace(scratch, T, D);
+        const AttentionWorkspace w = workspace(scratch, T, D);
         const int64_t at = static_cast<int64_t>(b) * T * width + (H + g) * D;
         const floatX *k = qkv + at, *v = k + HK * D;
         std::fill(w.dk, w.dk + static_cast<int64_t>(T) * D, 0.0f);

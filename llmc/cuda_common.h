@@ -37,6 +37,9 @@ inline void cuda_check(cudaError_t error, const char* op) {
     if (error != cudaSuccess) throw std::runtime_error(concat(op, ": CUDA says: ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")"));
 }
 
+/// Bytes that cuBLASLt may work in, NVIDIA's advice for Hopper (older devices need less). A thread that multiplies has as many.
+inline constexpr size_t MATMUL_WORKSPACE = size_t{32} << 20;
+
 inline cudaStream_t cuda_stream(Stream stream) { return stream ? stream : cudaStreamPerThread; }
 
 inline int device_attribute(cudaDeviceAttr attribute) {

@@ -184,6 +184,7 @@ static constexpr std::pair<const char*, double> BF16_PEAKS[] = {
 // Fused multiply-adds of fp32 a clock on one multiprocessor.
 [[maybe_unused]] static double fp32_lanes(int major, int minor) { return major == 8 && minor == 0 ? 64 : 128; }
 
+size_t device_overhead_bytes(int64_t) { return MATMUL_WORKSPACE; }
 size_t device_peak_bytes() { return 0; }   // nothing is measured on a GPU
 
 double device_peak_flops() {

@@ -1,4 +1,4 @@
-// Memory and the clock of the device the ops run on. On the CPU it is the host itself.
+// The device the ops run on: its memory, what it is given, what it replays, its speed. On the CPU it is the host itself.
 #pragma once
 #include <cstddef>
 #include <memory>
@@ -75,5 +75,8 @@ size_t device_free_bytes();
 /// Dense matrix-product peak in floatX, FLOP/s: on the CPU measured (the better of the products 2048 x 768 x 3072 and
 /// 2048 x 3072 x 768, rows x out x in; 30 MB while it lasts), from the data sheet on a GPU; 0 if unknown.
 double device_peak_flops();
-/// Memory that measuring it takes, and gives back.
+/// Of that memory, what a run with micro-batches of so many tokens takes beside the tensors: on the CPU the process as it stands
+/// and what it will load and read ahead, on a GPU cuBLASLt's workspace.
+size_t device_overhead_bytes(int64_t tokens);
+/// Of that memory, what the process has while device_peak_flops() measures.
 size_t device_peak_bytes();

@@ -85,11 +85,11 @@ public:
     void allocate();
     void initialize_weights(uint64_t seed);
 
-    /// Host copies of one tensor's master weights. values (numel)
+    /// One tensor's master weights from and to the host. values (numel)
     void set_tensor(const Tensor& tensor, const float* values);
+    void get_tensor(float* values, const Tensor& tensor) const;
     /// After the master weights were written: what the passes read follows.
     void round_weights(const Tensor& tensor);
-    void get_tensor(float* values, const Tensor& tensor) const;
     float* master(const Tensor& tensor) const { return masters + tensor.offset; }
     /// What the passes read; null where they read the master weights themselves (fp32 build, lambdas).
     floatX* weight(const Tensor& tensor) const;
@@ -173,13 +173,13 @@ private:
 
     // Scratch.
     floatX* branch = nullptr;                // (N, C) what a branch gives to the residual stream; its gradient
-    floatX* logits = nullptr;                // (chunk, V)
+    floatX* logits = nullptr;                // (chunk, V) then their gradient
     char* attention = nullptr;               // (attention_scratch bytes)
     int* order_scratch = nullptr;            // (V + 1)
     floatX* dx = nullptr;                    // (N, C) gradient of the latents, then of the residual stream
     floatX* dx0 = nullptr;                   // (N, C) gradient of x0 through the lambdas
     floatX* dh = nullptr;                    // (N, C) gradient of h1 or h2
-    floatX* dy = nullptr;                    // (N, C)
+    floatX* dy = nullptr;                    // (N, C) gradient of y, what the attention gave
     floatX* dqkv = nullptr;                  // (N, QKV)
     floatX* df = nullptr;                    // (N, 4C)
     float* sums = nullptr;                   // (2, N), (N, HK)

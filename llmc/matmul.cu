@@ -14,22 +14,19 @@ static void blas_check(cublasStatus_t status, const char* op) {
         throw std::runtime_error(concat(op, ": cuBLASLt says: ", cublasLtGetStatusString(status), " (", cublasLtGetStatusName(status), ")"));
 }
 
-// NVIDIA's advice for Hopper; older devices need less.
-static constexpr size_t WORKSPACE_BYTES = size_t{32} << 20;
-
 // out (M, N) = alpha * op(a) op(b) + beta * c, `batch` times: all that the choice of a kernel depends on.
-struct Product {
+struct LtProduct {
     int64_t M, N, K;
     bool transpose_a = false, transpose_b = false;
     int64_t batch = 1;
     cudaDataType_t out_type = sizeof(floatX) == 4 ? CUDA_R_32F : CUDA_R_16BF;
     uint32_t out_alignment = 0, a_alignment = 0, b_alignment = 0, c_alignment = 0;     // bytes, filled in by run()
 
-    bool operator==(const Product&) const = default;
+    bool operator==(const LtProduct&) const = default;
 };
 
-struct ProductHash {
-    size_t operator()(const Product& p) const {
+struct LtProductHash {
+    size_t operator()(const LtProduct& p) const {
         uint64_t hash = 0;
         for (int64_t field : {p.M, p.N, p.K, static_cast<int64_t>(p.transpose_a), static_cast<int64_t>(p.transpose_b), p.batch,
                               static_cast<int64_t>(p.out_type), static_cast<int64_t>(p.out_alignment),
@@ -59,7 +56,7 @@ static cublasLtMatrixLayout_t layout(int64_t rows, int64_t cols, int64_t batch, 
 }
 
 // A product as cuBLASLt wants it described, and the kernel it chose. Kept until the program ends.
-struct Plan {
+struct LtPlan {
     cublasLtMatmulDesc_t product;
     cublasLtMatrixLayout_t a, b, out;
     cublasLtMatmulAlgo_t kernel;
@@ -71,9 +68,9 @@ struct Plan {
 struct Library {
     cublasLtHandle_t handle;
     void* workspace;
-    std::unordered_map<Product, Plan, ProductHash> plans;
+    std::unordered_map<LtProduct, LtPlan, LtProductHash> plans;
 
-    Library() : workspace(device_alloc(WORKSPACE_BYTES)) { blas_check(cublasLtCreate(&handle), "matmul"); }
+    Library() : workspace(device_alloc(MATMUL_WORKSPACE)) { blas_check(cublasLtCreate(&handle), "matmul"); }
 };
 
 static Library& library() {
@@ -82,9 +79,9 @@ static Library& library() {
 }
 
 // cuBLASLt computes (out^T) = op(b)^T op(a)^T, so its first operand is our second.
-static Plan choose(cublasLtHandle_t handle, const Product& p) {
+static LtPlan choose(cublasLtHandle_t handle, const LtProduct& p) {
     const cudaDataType_t in_type = sizeof(floatX) == 4 ? CUDA_R_32F : CUDA_R_16BF;
-    Plan plan{};
+    LtPlan plan{};
     // COMPUTE_32F is fp32 sums, and never TF32 (that is COMPUTE_32F_FAST_TF32).
     blas_check(cublasLtMatmulDescCreate(&plan.product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "matmul");
     const cublasOperation_t op_a = p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, op_b = p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -102,7 +99,7 @@ static Plan choose(cublasLtHandle_t handle, const Product& p) {
     // A sum over K may be split, but the parts meet in fp32 in the workspace, in a fixed order: the same bytes at every run.
     const uint32_t splits = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, splits);
-    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE_BYTES);
+    prefer(CUBLASLT_MATMUL_PREF_MAX_MATMUL_WORKSPACE, MATMUL_WORKSPACE);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, p.b_alignment);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, p.a_alignment);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, p.c_alignment);
@@ -122,7 +119,7 @@ static Plan choose(cublasLtHandle_t handle, const Product& p) {
 }
 
 // c is read only where beta is not 0.
-static void run(const char* op, void* out, const floatX* a, const floatX* b, const void* c, Product product, float alpha, float beta, Stream stream) {
+static void run(const char* op, void* out, const floatX* a, const floatX* b, const void* c, LtProduct product, float alpha, float beta, Stream stream) {
     Range range(op);
     if (beta == 0) c = out;
     product.out_alignment = alignment(out);
@@ -132,9 +129,9 @@ static void run(const char* op, void* out, const floatX* a, const floatX* b, con
     Library& blas = library();
     auto found = blas.plans.find(product);
     if (found == blas.plans.end()) found = blas.plans.emplace(product, choose(blas.handle, product)).first;
-    const Plan& plan = found->second;
+    const LtPlan& plan = found->second;
     blas_check(cublasLtMatmul(blas.handle, plan.product, &alpha, b, plan.b, a, plan.a, &beta, c, plan.out, out, plan.out, &plan.kernel,
-                              blas.workspace, WORKSPACE_BYTES, cuda_stream(stream)),
+                              blas.workspace, MATMUL_WORKSPACE, cuda_stream(stream)),
                op);
 }
 

@@ -9,14 +9,14 @@
 #include "llmc/profile.h"
 #include "llmc/reduce.h"
 
-struct Workspace {
+struct MuonWorkspace {
     floatX *x, *next;           // (rows, cols)
     floatX *gram, *polynomial;  // (m, m), m = min(rows, cols)
     float* sums;                // (max(rows, cols)) a sum of squares for each row, or each column
 };
 
 // Cuts `scratch` into a workspace; returns its size.
-static size_t cut(int rows, int cols, void* scratch, Workspace* w) {
+static size_t cut(int rows, int cols, void* scratch, MuonWorkspace* w) {
     const size_t n = static_cast<size_t>(rows) * cols, m = static_cast<size_t>(std::min(rows, cols));
     size_t size = 0;
     auto take = [&](size_t bytes) {
@@ -34,7 +34,7 @@ static size_t cut(int rows, int cols, void* scratch, Workspace* w) {
 
 size_t muon_scratch(int count, int rows, int cols) {
     require_matrices("muon_scratch", count, rows, cols);
-    Workspace w;
+    MuonWorkspace w;
     return cut(rows, cols, nullptr, &w);
 }
 
@@ -46,7 +46,7 @@ static double total(const float* x, int n) {
 
 // Momentum with Nesterov's look ahead: m = mu m + k g, x = (k g + mu m) / (its norm * safety + eps), with k = 1 for a summed
 // momentum and 1 - mu for an averaged one.
-static void momentum(const MuonTensor& t, int rows, int cols, float mu, float k, float safety, float eps, const Workspace& w) {
+static void momentum(const MuonTensor& t, int rows, int cols, float mu, float k, float safety, float eps, const MuonWorkspace& w) {
 #pragma omp parallel for
     for (int64_t r = 0; r < rows; r++) {
         const float* g = t.grad + r * cols;
@@ -66,7 +66,7 @@ static void momentum(const MuonTensor& t, int rows, int cols, float mu, float k,
 }
 
 // x = a x + (b s + c s s) x with s = x x^T; for a tall x the same from the other side, with s = x^T x.
-static void orthogonalize(Workspace& w, int rows, int cols, const MuonStep* steps) {
+static void orthogonalize(MuonWorkspace& w, int rows, int cols, const MuonStep* steps) {
     const bool tall = rows > cols;
     const int64_t m = std::min(rows, cols);
     for (int i = 0; i < MUON_STEPS; i++) {
@@ -78,7 +78,7 @@ static void orthogonalize(Workspace& w, int rows, int cols, const MuonStep* step
     }
 }
 
-static void update_speedrun(const MuonTensor& t, int rows, int cols, const MuonHyper& hyper, Workspace& w) {
+static void update_speedrun(const MuonTensor& t, int rows, int cols, const MuonHyper& hyper, MuonWorkspace& w) {
     momentum(t, rows, cols, hyper.momentum, 1, 1, 1e-7f, w);
     orthogonalize(w, rows, cols, NEWTON_SCHULZ);
     const float lr = hyper.lr * std::sqrt(static_cast<float>(std::max(rows, cols)));
@@ -112,7 +112,7 @@ static void column_squares(float* sums, const floatX* x, int rows, int cols) {
 
 // NorMuon: each row (column of a wide matrix) is divided by the root of its second moment, and the whole keeps its norm.
 // Leaves the factors in w.sums.
-static void second_moment(float* second, int rows, int cols, float beta2, Workspace& w) {
+static void second_moment(float* second, int rows, int cols, float beta2, MuonWorkspace& w) {
     const bool by_row = rows >= cols;
     const int lines = by_row ? rows : cols, length = by_row ? cols : rows;
     if (by_row) row_squares(w.sums, w.x, rows, cols);
@@ -129,7 +129,7 @@ static void second_moment(float* second, int rows, int cols, float beta2, Worksp
     for (int i = 0; i < lines; i++) w.sums[i] *= keep;
 }
 
-static void update_nanochat(const MuonTensor& t, int rows, int cols, const MuonHyper& hyper, Workspace& w) {
+static void update_nanochat(const MuonTensor& t, int rows, int cols, const MuonHyper& hyper, MuonWorkspace& w) {
     momentum(t, rows, cols, hyper.momentum, 1 - hyper.momentum, 1.02f, 1e-6f, w);
     orthogonalize(w, rows, cols, POLAR_EXPRESS);
     second_moment(t.second, rows, cols, hyper.beta2, w);
@@ -154,7 +154,7 @@ void muon_update(const MuonTensor* tensors, void* scratch, const MuonHyper* hype
     for (int i = 0; i < count; i++) {
         const MuonTensor& t = tensors[i];
         require(kind == MuonKind::speedrun || t.second, "muon_update: nanochat needs a second moment, and tensor ", i, " has none");
-        Workspace w;
+        MuonWorkspace w;
         cut(rows, cols, scratch, &w);
         if (kind == MuonKind::speedrun) update_speedrun(t, rows, cols, *hyper, w);
         else update_nanochat(t, rows, cols, *hyper, w);

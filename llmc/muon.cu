@@ -230,7 +230,7 @@ static void orthogonalize(MuonWorkspace& w, int count, int rows, int cols, const
     }
 }
 
-/// A grid of vectors of every matrix, and of the PARTS pieces of every matrix.
+/// A thread for `width` of the n elements of each of `count` matrices.
 static Grid grid_for(int64_t n, int width, int count) {
     return {dim3(static_cast<unsigned>(ceil_div(n, width * THREADS)), static_cast<unsigned>(count)), dim3(THREADS)};
 }

@@ -61,7 +61,7 @@ TEST_CASE("golden: loss and gradients") {
         check_loss_and_gradients(name);
 }
 
-/// Three steps of training as the case's metadata says. Returns false where a step's loss is off.
+/// Three steps of training as the case's metadata says.
 static void train_three_steps(GPT& model, const Case& c) {
     Optimizer optimizer(model);
     model.allocate();

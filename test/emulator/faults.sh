@@ -10,7 +10,8 @@ cd "$(dirname "$0")/../.." || exit 2
 # that file, and the cases CASES of its suite run.
 faults() {
     fault "no barrier between the warps' sums and the sum of those" norm '*forward is the formula' llmc/cuda_common.h \
-        $'scratch[warp_of_thread()] = x;\n    __syncthreads();' 'scratch[warp_of_thread()] = x;'
+        $'x = warp_sum(x);\n    if (lane_of_thread() == 0) scratch[warp_of_thread()] = x;\n    __syncthreads();' \
+        $'x = warp_sum(x);\n    if (lane_of_thread() == 0) scratch[warp_of_thread()] = x;'
     fault "no barrier before the next half of a tree of sums" reduce 'sum_of_squares*' llmc/reduce.cu \
         $'__syncthreads();\n        if (threadIdx.x < half)' 'if (threadIdx.x < half)'
     fault "no barrier between the denominators of the warps and of the row" cross_entropy '*loss and its gradient' llmc/cross_entropy.cu \
@@ -21,7 +22,8 @@ faults() {
         $'static_cast<int>(begin + i);\n        __syncthreads();' 'static_cast<int>(begin + i);'
     fault "no barrier of the warp between reading and moving a place" embedding '*order sorts*' llmc/embedding.cu \
         $'shared.next[token] : 0;\n                __syncwarp();' 'shared.next[token] : 0;'
-    fault "a load one element off" cross_entropy '*loss and its gradient' llmc/cross_entropy.cu 'to_float(row[target])' 'to_float(row[target + 1])'
+    fault "a load one element off" cross_entropy '*loss and its gradient' llmc/cross_entropy.cu \
+        'false>(target >= 0 ? to_float(row[target])' 'false>(target >= 0 ? to_float(row[target + 1])'
     fault "a capped row kept in a neighbour's place" cross_entropy '*loss and its gradient' llmc/cross_entropy.cu \
         'store_packed(cache + v, {kept' 'store_packed(cache + (v ^ VECTOR), {kept'
     fault "a loop that reads one element too many" reduce 'sum_of_squares*' llmc/reduce.cu 'i + 3 < end' 'i + 2 < end'
