@@ -326,8 +326,15 @@ static void run_block(size_t shared_bytes) {
     check_warpgroups();
 }
 
+// While one lives, what kernels must not touch is closed.
+struct GuardsClosed {
+    GuardsClosed();
+    ~GuardsClosed();
+};
+
 void emulate_grid(EmulatedDim grid, EmulatedDim threads, size_t shared_bytes, const std::function<void()>& thread) {
     DeviceAccess open;
+    GuardsClosed closed;
     gridDim = grid;
     blockDim = threads;
     thread_body = &thread;
@@ -825,6 +832,10 @@ static Blocks& blocks() {
     static Blocks all;
     return all;
 }
+static Blocks& guards() {
+    static Blocks all;
+    return all;
+}
 static Blocks& pinned_blocks() {
     static Blocks all;
     return all;
@@ -855,12 +866,22 @@ bool emulated_free(void* memory) {
     auto found = blocks().find(static_cast<char*>(memory));
     if (found == blocks().end()) return false;
     __asan_unpoison_memory_region(memory, found->second);
+    guards().erase(guards().lower_bound(found->first), guards().lower_bound(found->first + found->second));
     blocks().erase(found);
     std::free(memory);
     return true;
 }
 
 bool is_device_memory(const void* pointer) { return lies_in(blocks(), pointer, 0); }
+
+void emulator_guard(const void* memory, size_t bytes) { guards()[static_cast<const char*>(memory)] = bytes; }
+
+GuardsClosed::GuardsClosed() {
+    for ([[maybe_unused]] auto [memory, bytes] : guards()) __asan_poison_memory_region(memory, bytes);
+}
+GuardsClosed::~GuardsClosed() {
+    for ([[maybe_unused]] auto [memory, bytes] : guards()) __asan_unpoison_memory_region(memory, bytes);
+}
 
 void* emulated_malloc_host(size_t bytes) {
     void* memory = nullptr;
