@@ -385,6 +385,11 @@ struct Step {
             int* targets = t.copy_of(ids);
             return [=, this] { cross_entropy(losses, logits, targets, 1e-5f, static_cast<float>(c.softcap), chunk, V, nullptr); };
         });
+        report.op("mean_loss", concat(N), 1, 4 * n, 0, [&](Tensors& t) {
+            double* means = t.zeros<double>(2);
+            float* losses = t.noise<float>(N);
+            return [=, this] { mean_loss(means, means + 1, losses, N, n, 1, nullptr); };
+        });
     }
 
     void updates() {
@@ -435,6 +440,13 @@ struct Step {
                 const MuonHyper* hyper = t.copy_of(std::vector{MuonHyper{.lr = 1e-3f, .momentum = 0.95f, .beta2 = 0.95f, .weight_decay = 0}});
                 const MuonKind kind = nanochat ? MuonKind::nanochat : MuonKind::speedrun;
                 return [=] { muon_update(all.data(), scratch, hyper, count, rows, cols, kind, nullptr); };
+            });
+            // Of these products alone: s = x x^T.
+            const int64_t side = std::min(m, k), length = std::max(m, k);
+            const bool tall = m > k;
+            report.op("matmul_symmetric", concat(count, " x ", side, " x ", length), 0, 0, count * 2 * small * small * large, [=](Tensors& t) {
+                floatX *s = t.zeros<floatX>(count * side * side), *x = t.noise<floatX>(count * side * length);
+                return [=] { matmul_symmetric(s, x, nullptr, nullptr, side, length, tall, 1, 0, count, nullptr); };
             });
         }
     }
