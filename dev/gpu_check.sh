@@ -17,6 +17,7 @@ refuse() {
 
 # ---------------------------------------------------------------------------------------------------------- what there is to run on
 
+export CUDA_DEVICE_ORDER=PCI_BUS_ID     # CUDA's first GPU is nvidia-smi's
 command -v nvidia-smi >/dev/null || refuse "no GPU here (no nvidia-smi); run it on a machine with an NVIDIA GPU and CUDA's toolkit"
 ask() { nvidia-smi -i 0 --query-gpu="$1" --format=csv,noheader 2>&1; }
 gpu=$(ask name) || refuse "no GPU here (nvidia-smi: ${gpu%%$'\n'*}); run it on a machine with an NVIDIA GPU and CUDA's toolkit"
@@ -355,6 +356,7 @@ else
         run "torch-$part" 200 python3 dev/bench_torch.py $part
         grep -E '^(torch|bench_torch)' "$logs/torch-$part.log" >"$logs/torch.short" && quote "$logs/torch.short"
         [ "$code" = 0 ] || say "$part: $(verdict "torch-$part")."
+        [ "$code" = 0 ] || [ -s "$logs/torch.short" ] || complain "Its last words" "$logs/torch-$part.log"
     done
 fi
 

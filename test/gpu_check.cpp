@@ -187,6 +187,9 @@ TEST_CASE("gpu_check.sh: what a machine lacks or refuses is a line, not a failur
     machine.stand_in("python3", "case \"$*\" in -c*) echo 2.11.0 ;; *) echo 'torch nanochat-d12: ended by OutOfMemoryError'; exit 1 ;; esac");
     CHECK(machine.check().code == 0);
     CHECK(contains(machine.report(), "torch nanochat-d12: ended by OutOfMemoryError\n```\nattention: **failed** (exit code 1;"));
+    machine.stand_in("python3", "case \"$*\" in -c*) echo 2.11.0 ;; *) echo 'SyntaxError: invalid syntax'; exit 1 ;; esac");
+    CHECK(machine.check().code == 0);
+    CHECK(contains(machine.report(), "\nIts last words:\n```\nSyntaxError: invalid syntax\n```\n"));
     machine.stand_in("timeout", "shift 3; \"$@\"; code=$?; case \"$1 $2\" in python3\\ -c) exit 124;; esac; exit $code");
     CHECK(machine.check().code == 0);
     CHECK_MESSAGE(contains(machine.report(), "import torch: not done after "), machine.report());
