@@ -157,6 +157,7 @@ fi
 test_suite() {
     local code limit=$((deadline - EPOCHSECONDS))
     ((limit >= 5)) || return 0
+    ((limit <= 75)) || limit=75     # some seconds are enough
     timeout -k 2 "$limit" "build/cuda-$1/tests" "--source-file=*test/$2.cpp" >"$logs/tests-$1-$2.log" 2>&1 </dev/null
     code=$?
     ((code != 124 && code != 137)) || code="time"
