@@ -165,6 +165,7 @@ test_suite() {
 }
 export -f test_suite
 export logs
+export OMP_WAIT_POLICY=passive     # many processes share the processors: threads that wait must not spin
 for source in test/*.cpp; do
     suite=$(basename "$source" .cpp)
     [[ $suite == main || ",${1:-}," == *",*$source,"* ]] || printf '%s\n' "$suite"
