@@ -1,10 +1,13 @@
-// bench [CASE...]: speed of the training step on this machine, against the peak that its matrix products reach.
+// bench [--mma-sync] [CASE...]: speed of the training step on this machine, against the peak that its matrix products reach.
 // One line a case:  bench NAME TOKENS_PER_S tok/s SHARE %   (gradients zeroed, forward, backward; FLOPs a token as in the
 // accounting; a share of the last peak that was printed), with the optimizer's step on a line of its own, and for the models of
 // dev/results whole steps with it:
 //     step NAME TOKENS tokens MS ms TOKENS_PER_S tok/s SHARE % of the best product, SHARE % of device_peak_flops
+// --mma-sync: on Hopper, attention by the kernels for every GPU.
+// bench --models: the models of dev/results as JSON (dev/bench_models.json), and nothing else.
 #include <cstdio>
 #include "dev/bench.h"
+#include "llmc/attention.h"
 #include "llmc/matmul.h"
 #include "llmc/optimizer.h"
 
@@ -104,6 +107,8 @@ static double bench(const Case& c, double peak) {
 int main(int argc, char** argv) {
     return run_program("bench", [&] {
         std::vector<std::string> names(argv + 1, argv + argc);
+        if (names == std::vector<std::string>{"--models"}) return std::printf("%s", bench_models_json().c_str()) > 0 ? 0 : 2;
+        if (std::erase(names, "--mma-sync") > 0) attention_use_hopper(false);
         if (names.empty()) names = {"nano", "d12", "speedrun"};
         std::vector<Case> wanted;
         for (const std::string& name : names) {
@@ -112,7 +117,7 @@ int main(int argc, char** argv) {
                 known += " " + c.model.name;
                 if (c.model.name == name) wanted.push_back(c);
             }
-            require(!wanted.empty() && wanted.back().model.name == name, "no case '", name, "'; usage: bench [CASE...], with the cases", known);
+            require(!wanted.empty() && wanted.back().model.name == name, "no case '", name, "'; usage: bench [--mma-sync] [CASE...] or bench --models, with the cases", known);
         }
         int64_t rows = 0;
         for (const Case& c : wanted) rows = std::max(rows, c.peak_rows);

@@ -8,6 +8,7 @@
 #include "llmc/config.h"
 #include "llmc/device.h"
 #include "llmc/error.h"
+#include "llmc/json.h"
 
 struct BenchModel {
     std::string name;
@@ -22,6 +23,19 @@ inline std::vector<BenchModel> bench_models() {
             {"nanochat-d12", nanochat_config(12, 6, 768, 32768, 2048, "SSSL"), 32, 8},
             {"trial-speedrun", speedrun_config(2, 2, 128, 512, 128), 2, 2, true},
             {"trial-nanochat", nanochat_config(2, 1, 128, 512, 128, "SL"), 2, 2, true}};
+}
+
+/// The same for dev/bench_torch.py, with what it must agree in: dev/bench_models.json holds what bench --models prints.
+inline std::string bench_models_json() {
+    std::string lines;
+    for (const BenchModel& model : bench_models())
+        lines += concat(lines.empty() ? "{" : ",\n ", '"', model.name, "\": ",
+                        dump_json({{"config", to_json(model.config)},
+                                   {"batch", model.batch},
+                                   {"accumulate", model.accumulate},
+                                   {"total_params", total_params(model.config)},
+                                   {"flops_per_token", flops_per_token(model.config)}}));
+    return lines + "}\n";
 }
 
 inline BenchModel bench_model(const std::string& name) {

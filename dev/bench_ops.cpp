@@ -69,7 +69,7 @@ struct Ceilings {
 };
 
 struct Report {
-    bool markdown;
+    bool markdown, mma_sync;
     std::string only;
     Clock clock;
     Ceilings ceilings;
@@ -165,6 +165,7 @@ struct Step {
         heads();
         mlp_and_loss();
         updates();
+        attention();   // last: what a kernel that never ends would take along
     }
 
     std::string rows(int64_t channels) const { return concat(N, " x ", channels); }
@@ -319,6 +320,10 @@ struct Step {
             float *rstd = t.fill<float>(N * (H + HK), 1.0f), *cosines = t.copy_of(angles);
             return [=, this] { rotary_backward(dqkv, qkv, rstd, cosines, B, T, H, HK, D, c.qk_norm, nullptr); };
         });
+    }
+
+    void attention() {
+        const int64_t QKV = c.qkv_width();
         for (int window : std::set<int>(c.windows.begin(), c.windows.end())) {
             const double layers = static_cast<double>(std::count(c.windows.begin(), c.windows.end(), window));
             double pairs = 0;
@@ -333,11 +338,12 @@ struct Step {
                 attention_forward(y, lse, scratch, qkv, B, T, H, HK, D, window, nullptr);
             };
             // Where Hopper's own kernels are used, also those for every GPU, which its steps do not call.
-            for (bool every_gpu : {false, true}) {
-                if (every_gpu && !attention_use_hopper(true)) break;
-                attention_use_hopper(!every_gpu);
-                const std::string kernels = every_gpu ? ", mma.sync" : "";
-                const double calls = every_gpu ? 0 : layers;
+            const bool hopper = attention_use_hopper(true);
+            for (bool hopper_wanted : {true, false}) {
+                if (hopper_wanted ? report.mma_sync : !hopper && !report.mma_sync) continue;
+                attention_use_hopper(hopper_wanted);
+                const std::string kernels = hopper && !hopper_wanted ? ", mma.sync" : "";
+                const double calls = hopper_wanted || report.mma_sync ? layers : 0;
                 report.op("attention_forward" + kernels, shape, calls, 0, 2 * product, [&](Tensors& t) {
                     floatX *y, *qkv;
                     float* lse;
@@ -378,6 +384,11 @@ struct Step {
             floatX* logits = t.noise<floatX>(chunk * V);
             int* targets = t.copy_of(ids);
             return [=, this] { cross_entropy(losses, logits, targets, 1e-5f, static_cast<float>(c.softcap), chunk, V, nullptr); };
+        });
+        report.op("mean_loss", concat(N), 1, 4 * n, 0, [&](Tensors& t) {
+            double* means = t.zeros<double>(2);
+            float* losses = t.noise<float>(N);
+            return [=, this] { mean_loss(means, means + 1, losses, N, n, 1, nullptr); };
         });
     }
 
@@ -430,6 +441,13 @@ struct Step {
                 const MuonKind kind = nanochat ? MuonKind::nanochat : MuonKind::speedrun;
                 return [=] { muon_update(all.data(), scratch, hyper, count, rows, cols, kind, nullptr); };
             });
+            // Of these products alone: s = x x^T.
+            const int64_t side = std::min(m, k), length = std::max(m, k);
+            const bool tall = m > k;
+            report.op("matmul_symmetric", concat(count, " x ", side, " x ", length), 0, 0, count * 2 * small * small * large, [=](Tensors& t) {
+                floatX *s = t.zeros<floatX>(count * side * side), *x = t.noise<floatX>(count * side * length);
+                return [=] { matmul_symmetric(s, x, nullptr, nullptr, side, length, tall, 1, 0, count, nullptr); };
+            });
         }
     }
 };
@@ -443,6 +461,7 @@ int main(int argc, char** argv) {
         app.add_option("MODEL", name, "speedrun124M or nanochat-d12 (or trial-speedrun, trial-nanochat: in a moment, on any device)")->required();
         app.add_option("--batch", batch, "sequences of a micro-batch (0: what the model trains with on one GPU)")->capture_default_str();
         app.add_option("--only", report.only, "ops whose name has this in it");
+        app.add_flag("--mma-sync", report.mma_sync, "on Hopper, attention by the kernels for every GPU alone");
         app.add_flag("--markdown", report.markdown, "print a table in Markdown");
         try {
             app.parse(argc, argv);

@@ -12,6 +12,7 @@ sequence. Model, loss and optimizer are compiled by torch.compile. Names, shapes
 import argparse
 import json
 import math
+import os
 import struct
 import sys
 import time
@@ -32,35 +33,9 @@ POLAR_EXPRESS = [
 
 # ------------------------------------------------------------------------------------------------------------- the models
 
-def speedrun_config(n_layer, n_head, n_embd, vocab_size, seq_len):
-    return dict(recipe="speedrun", n_layer=n_layer, n_head=n_head, n_kv_head=n_head, n_embd=n_embd, vocab_size=vocab_size,
-                seq_len=seq_len, activation="gelu", tied=True, qk_norm=False, softcap=0.0, norm_wte="none",
-                norm_lm_head="rms_norm", norm_eps=1e-6, attn_scale=[1 / math.sqrt(2 * n_layer)] * n_layer,
-                windows=[seq_len] * n_layer, value_embeds=[False] * n_layer, lambdas=False)
-
-
-def nanochat_config(n_layer, n_head, n_embd, vocab_size, seq_len, pattern):
-    windows = [seq_len if pattern[l % len(pattern)] == "L" else seq_len // 2 for l in range(n_layer)]
-    windows[-1] = seq_len
-    return dict(recipe="nanochat", n_layer=n_layer, n_head=n_head, n_kv_head=n_head, n_embd=n_embd, vocab_size=vocab_size,
-                seq_len=seq_len, activation="relu2", tied=False, qk_norm=True, softcap=15.0, norm_wte="rms_norm",
-                norm_lm_head="rms_norm", norm_eps=2.0 ** -23, attn_scale=[1.0] * n_layer, windows=windows,
-                value_embeds=[l % 2 == (n_layer - 1) % 2 for l in range(n_layer)], lambdas=True)
-
-
-# As in dev/bench.h: configuration, sequences of a micro-batch, micro-batches of a step of 2^19 tokens.
-MODELS = {
-    "speedrun124M": (speedrun_config(12, 12, 768, 50304, 1024), 64, 8),
-    "nanochat-d12": (nanochat_config(12, 6, 768, 32768, 2048, "SSSL"), 32, 8),
-    "trial-speedrun": (speedrun_config(2, 2, 128, 512, 128), 2, 2),
-    "trial-nanochat": (nanochat_config(2, 1, 128, 512, 128, "SL"), 2, 2),
-}
-
-
-def flops_per_token(c):
-    C, L, CK = c["n_embd"], c["n_layer"], c["n_embd"] // c["n_head"] * c["n_kv_head"]
-    matmul = L * (10 * C * C + 2 * C * CK) + sum(c["value_embeds"]) * 32 * c["n_kv_head"] + c["vocab_size"] * C
-    return 6 * matmul + sum(12 * C * min(w, c["seq_len"]) for w in c["windows"])
+# The engine's own: what build/cpu-bf16/bench --models prints.
+MODELS = json.load(open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "bench_models.json")))
+MEASURED = ["speedrun124M", "nanochat-d12"]
 
 
 def tensor_shapes(c):
@@ -268,6 +243,9 @@ def check(path):
     """In fp32, without compiling. Tolerances are those of the engine's own golden tests."""
     golden, meta = read_safetensors(path)
     c = meta["config"]
+    if meta["frozen"] or meta["loop_at"] or set(c["norm_before"]) != {"none"}:
+        print(f"{path}: left out, as there is no looping, no frozen tensor and no norm between stacked models here", flush=True)
+        return True
     p = {name[5:]: value.clone().requires_grad_() for name, value in golden.items() if name.startswith("init/")}
     loss_of = make_loss(c, "cpu", torch.float32)
     optimizer = Optimizer(p, c, torch.float32, meta["hyper"])
@@ -325,7 +303,10 @@ def bench_attention(clock, device):
     """Attention alone, at the shapes of both models. Without a clock it only compiles."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-    cases = [(64, 1024, 12, 64, 1024), (32, 2048, 6, 128, 2048), (32, 2048, 6, 128, 1024)] if device == "cuda" else [(1, 64, 2, 64, 64)]
+    cases = []
+    for name in MEASURED if device == "cuda" else ["trial-speedrun"]:
+        c = MODELS[name]["config"]
+        cases += [(MODELS[name]["batch"], c["seq_len"], c["n_head"], c["n_embd"] // c["n_head"], window) for window in sorted(set(c["windows"]))]
     for B, T, H, D, window in cases:
         # As the models have them: the heads of a token lie side by side.
         q, k, v, dy = (torch.randn(B, T, H, D, device=device, dtype=torch.bfloat16, requires_grad=i < 3).transpose(1, 2) for i in range(4))
@@ -357,9 +338,12 @@ def bench_attention(clock, device):
 
 def bench_model(name, clock, device, compiled=True, halvings=0):
     """Without a clock it only compiles. halvings: of the micro-batch, where all of it does not fit."""
-    c, B, accumulate = MODELS[name]
-    B, accumulate = B >> halvings, accumulate << halvings
+    model = MODELS[name]
+    c, B, accumulate = model["config"], model["batch"] >> halvings, model["accumulate"] << halvings
     T, started = c["seq_len"], time.perf_counter()
+    parameters = sum(math.prod(shape) for shape in tensor_shapes(c).values())
+    if parameters != model["total_params"]:
+        raise ValueError(f"{parameters} parameters here, {model['total_params']} in the engine")
     torch.manual_seed(1)
     # Any weights do that make the loss depend on the attention: it is compared with what the same code gives uncompiled.
     p = {tensor: (torch.randn(shape, device=device) * 0.05 if len(shape) > 1 else torch.full(shape, 0.5, device=device)).requires_grad_()
@@ -392,7 +376,7 @@ def bench_model(name, clock, device, compiled=True, halvings=0):
         return
     clock.wait()
     print(f"torch {name}: compiled in {time.perf_counter() - started:.0f} s; loss {loss:.4f}, uncompiled and with plain masks {plain:.4f}", flush=True)
-    tokens, flops = B * T, flops_per_token(c)
+    tokens, flops = B * T, model["flops_per_token"]
     for what, count, work in (("forward and backward", 1, lambda: gradients(1)), ("step", 1, lambda: step(1)), ("step", accumulate, lambda: step(accumulate))):
         seconds = clock.median(work, budget=0.5 if device == "cuda" else 0.0, warm=2)
         rate = tokens * count / seconds
@@ -405,7 +389,7 @@ def first_line(error):
 
 def main():
     parser = argparse.ArgumentParser(description="the models of dev/results in compiled PyTorch")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"attention, {', '.join(MODELS)} (default: attention, speedrun124M, nanochat-d12)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"attention, {', '.join(MODELS)} (default: attention, {', '.join(MEASURED)})")
     parser.add_argument("--check", nargs="+", metavar="FILE", help="golden cases to compare with, in fp32 on the CPU, instead of measuring")
     parser.add_argument("--warm", action="store_true", help="only compile, so that a later run finds the programs in TORCHINDUCTOR_CACHE_DIR")
     parser.add_argument("--cpu", action="store_true", help="on the CPU, without compiling: to try the script")
@@ -421,7 +405,7 @@ def main():
         return 2
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}", flush=True)
     clock, failed = None if options.warm else Clock(device), 0
-    for part in options.parts or ["attention", "speedrun124M", "nanochat-d12"]:
+    for part in options.parts or ["attention", *MEASURED]:
         try:
             if part == "attention":
                 bench_attention(clock, device)
@@ -431,7 +415,7 @@ def main():
                         bench_model(part, clock, device, compiled=device == "cuda", halvings=halvings)
                         break
                     except torch.OutOfMemoryError:
-                        print(f"torch {part}: {MODELS[part][1] >> halvings} sequences do not fit into the memory", flush=True)
+                        print(f"torch {part}: {MODELS[part]['batch'] >> halvings} sequences do not fit into the memory", flush=True)
                     torch.compiler.reset()
                     torch.cuda.empty_cache()
                 else:

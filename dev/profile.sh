@@ -16,8 +16,8 @@ Nsight Compute, every kernel of the step against its bounds (add -k regex:NAME f
   ncu -o out/profile -f --profile-from-start off --nvtx --set full $run
 
 END
+mkdir -p out     # where the profilers write, too
 [ "${1:-}" = cpu ] || exit 0
 ls corpus/train_*.bin >/dev/null 2>&1 || data/default_corpus.sh corpus --shard-tokens 20481 | grep -v '^shard: '
-mkdir -p out
 echo "On this CPU: $run"
 eval "$run" | grep '^profile:'

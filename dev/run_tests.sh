@@ -54,6 +54,8 @@ without_gpu() {
     return 1
 }
 
+another_order() { EMULATOR_SEED=2 build/emulator-bf16/step build/emulator-bf16/step.again && cmp build/emulator-bf16/step.out build/emulator-bf16/step.again; }
+
 for what in "$@"; do
     case $what in
         cpu | cuda)
@@ -81,6 +83,7 @@ for what in "$@"; do
                 build/cpu-$precision/step build/cpu-$precision/step.out
                 suite "whole steps on the emulator and on the CPU in $precision" $build/step.log $build/step $build/step.out build/cpu-$precision/step.out
             done
+            check "whole steps in bf16 with blocks and threads in another order: the same bytes" another_order
             ;;
         faults) suite "faults planted in the CUDA files" build/emulator-bf16/faults.log build/emulator-bf16/faults.sh ;;
         nvcc)

@@ -40,14 +40,14 @@ TEST_CASE("copies and zeroing move exactly their bytes") {
 
 TEST_CASE("uploads take their bytes at the call, however many are under way") {
     const int n = 1000, copies = 40;   // more than there are slots
-    std::vector<std::unique_ptr<Ints>> to;
+    std::vector<std::unique_ptr<Ints>> to;   // made before, as that waits for the device
+    for (int i = 0; i < copies; i++) to.push_back(std::make_unique<Ints>(n));
     Uploads uploads(n * sizeof(int), 3);
     std::vector<int> host(n);
     uploads.copy(nullptr, nullptr, 0, nullptr);
     for (int i = 0; i < copies; i++) {
-        to.push_back(std::make_unique<Ints>(n));
         std::fill(host.begin(), host.end(), i);
-        uploads.copy(to.back()->data(), host.data(), (n - i) * sizeof(int), nullptr);
+        uploads.copy(to[i]->data(), host.data(), (n - i) * sizeof(int), nullptr);
         std::fill(host.begin(), host.end(), -1);
     }
     for (int i = 0; i < copies; i++) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <sstream>
+#include "dev/bench.h"
 #include "llmc/shard.h"
 #include "test/program.h"
 
@@ -79,6 +80,10 @@ private:
 static bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 static bool one_line(const std::string& text) { return std::count(text.begin(), text.end(), '\n') == 1; }
 
+TEST_CASE("bench_torch.py has the engine's models") {
+    CHECK_MESSAGE(read_file("dev/bench_models.json") == bench_models_json(), "build/cpu-bf16/bench --models >dev/bench_models.json");
+}
+
 TEST_CASE("gpu_check.sh: without a GPU, or what it takes, one line, code 2, and nothing is written") {
     auto refused = [](const GpuMachine& machine, const std::string& environment, const std::string& words) {
         Result result = machine.check(environment);
@@ -135,7 +140,7 @@ TEST_CASE("gpu_check.sh: all of it, where everything is there") {
     std::string report = machine.report();
     CHECK(result.out == report);   // whoever waits sees what is written
     for (std::string part : {"# NVIDIA Test 80GB\n", "make gpu-check THIRD_PARTY=/headers", "commit: abc1234", "built for sm_90a", "CUDA: 13.0;", "| build, bf16 | fine |", "| build, fp32 | fine |",
-                             "golden cases and model, bf16 | 7 passed, 0 failed; fine |", "golden cases and model, fp32 | 7 passed, 0 failed; fine |",
+                             "golden cases and model, bf16 | 14 passed, 0 failed; fine |", "golden cases and model, fp32 | 14 passed, 0 failed; fine |",
                              "| speedrun: 40 steps twice, and 20 + resume + 20: the same bytes | fine |", "| nanochat: 40 steps twice",
                              "```\nbench speedrun124M nanochat-d12 600000 tok/s", "clock of the multiprocessors 1755 to 1755 MHz, median 1755", "power 650.1 W at most",
                              "## Ops of speedrun124M\n\n| ops of speedrun124M |", "| ops of nanochat-d12 |", "| memcheck | muon norm |  |  |", "| racecheck | muon norm |  |  |",
@@ -182,6 +187,9 @@ TEST_CASE("gpu_check.sh: what a machine lacks or refuses is a line, not a failur
     machine.stand_in("python3", "case \"$*\" in -c*) echo 2.11.0 ;; *) echo 'torch nanochat-d12: ended by OutOfMemoryError'; exit 1 ;; esac");
     CHECK(machine.check().code == 0);
     CHECK(contains(machine.report(), "torch nanochat-d12: ended by OutOfMemoryError\n```\nattention: **failed** (exit code 1;"));
+    machine.stand_in("python3", "case \"$*\" in -c*) echo 2.11.0 ;; *) echo 'SyntaxError: invalid syntax'; exit 1 ;; esac");
+    CHECK(machine.check().code == 0);
+    CHECK(contains(machine.report(), "\nIts last words:\n```\nSyntaxError: invalid syntax\n```\n"));
     machine.stand_in("timeout", "shift 3; \"$@\"; code=$?; case \"$1 $2\" in python3\\ -c) exit 124;; esac; exit $code");
     CHECK(machine.check().code == 0);
     CHECK_MESSAGE(contains(machine.report(), "import torch: not done after "), machine.report());
@@ -205,20 +213,38 @@ TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 
         std::string make = read_file(machine.dir / "bin/make");
         machine.stand_in("make", "case \"$*\" in *PRECISION=bf16*) echo 'error: no'; exit 2;; esac\n" + make);
         failed(machine, "| build, fp32 | fine |");
-        CHECK(contains(machine.report(), "golden cases and model, fp32 | 7 passed"));
+        CHECK(contains(machine.report(), "golden cases and model, fp32 | 14 passed"));
         CHECK(contains(machine.report(), "|\n\n```\nerror: no\n```\n"));
         CHECK(contains(machine.report(), "Left out: the bf16 build failed."));
     }
     SUBCASE("tests") {
         GpuMachine machine;
-        machine.program("tests", "echo '[doctest] test cases:  7 |  6 passed | 1 failed | 2 skipped'; exit 1");
-        failed(machine, "golden cases and model, bf16 | 6 passed, 1 failed; **failed** (exit code 1;");
+        machine.program("tests", R"(case "$0 $*" in
+            *bf16*muon*) echo 'TEST CASE:  muon moves'; echo 'test/muon.cpp:7: ERROR: CHECK( 1 == 2 ) is NOT correct!'
+                         echo '[doctest] test cases:  7 |  6 passed | 1 failed | 2 skipped'; exit 1 ;;
+            *) echo '[doctest] test cases:  7 |  7 passed | 0 failed | 2 skipped' ;; esac)");
+        failed(machine, "golden cases and model, bf16 | 13 passed, 1 failed; **not fine** |");
+        CHECK(contains(machine.report(), "| muon, bf16 | **failed** (exit code 1; build/gpu-check/tests-bf16-muon.log) | |\n| op suites, golden cases and model, fp32 | 14 passed, 0 failed; fine |"));
+        CHECK(contains(machine.report(), "\nmuon, bf16:\n```\nTEST CASE:  muon moves\ntest/muon.cpp:7: ERROR: CHECK( 1 == 2 ) is NOT correct!\n```\n"));
         CHECK(contains(machine.report(), "| ops of nanochat-d12 |"));
+        CHECK(!contains(machine.report(), "in place of Hopper's own"));
     }
     SUBCASE("tests that crash") {
         GpuMachine machine;
-        machine.program("tests", "exit 139");
-        failed(machine, "golden cases and model, bf16 | no summary; **failed** (exit code 139;");
+        machine.program("tests", "case $* in *norm*) echo 'an illegal memory access'; exit 139;; esac; echo '[doctest] test cases:  7 |  7 passed | 0 failed | 2 skipped'");
+        failed(machine, "golden cases and model, bf16 | 7 passed, 0 failed; **not fine** |");
+        CHECK(contains(machine.report(), "| norm, fp32 | **failed** (exit code 139; build/gpu-check/tests-fp32-norm.log) | |"));
+        CHECK(contains(machine.report(), "\nnorm, fp32:\n```\nan illegal memory access\n```\n"));
+    }
+    SUBCASE("tests without an end, of attention: the benchmarks do without Hopper's kernels") {
+        GpuMachine machine;
+        write_file(machine.dir / "test/attention.cpp", "its tests");
+        machine.stand_in("timeout", "shift 3; case $* in *bf16*test/attention*) exit 124;; esac; exec \"$@\"");
+        machine.program("bench", "while [ ! -s build/gpu-check/clocks.log ]; do sleep 0.01; done; echo bench $*");
+        failed(machine, "| attention, bf16 | not done in time | |");
+        CHECK(contains(machine.report(), "golden cases and model, bf16 | 14 passed, 0 failed; **not fine** |"));
+        CHECK(contains(machine.report(), "Attention failed its tests: what follows has the kernels for every GPU in place of Hopper's own."));
+        CHECK(contains(machine.report(), "\nbench --mma-sync speedrun124M nanochat-d12\n"));
     }
     SUBCASE("two runs differ") {
         GpuMachine machine;
@@ -231,6 +257,8 @@ TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 
         std::string train = read_file(machine.dir / "program-train_gpt");
         machine.program("train_gpt", "case \"$*\" in *--resume*) again=x;; esac\n" + train + "[ -z \"${again:-}\" ] || echo >>\"$out/step_0000040.bin\"");
         failed(machine, "| nanochat: 40 steps twice, and 20 + resume + 20: the same bytes | **failed**");
+        CHECK(contains(machine.report(), "\nnanochat, repeated and resumed:\n```\n"));
+        CHECK(contains(machine.report(), "cmp: EOF on build/gpu-check/nanochat/one/step_0000040.bin"));
     }
     SUBCASE("a benchmark") {
         GpuMachine machine;
@@ -249,6 +277,33 @@ TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 
         machine.stand_in("compute-sanitizer", "exit 1");
         failed(machine, "| initcheck |  |  | muon: the tests failed under it;norm: the tests failed under it |");
     }
+}
+
+TEST_CASE("gpu_check.sh: the aims beside what was measured") {
+    GpuMachine machine;
+    machine.program("bench", R"(while [ ! -s build/gpu-check/clocks.log ]; do sleep 0.01; done
+        echo 'step speedrun124M 65536 tokens 109.4 ms 599000 tok/s 60.0 % of the best product, 51.7 % of device_peak_flops'
+        echo 'step speedrun124M 524288 tokens 870.1 ms 602600 tok/s 60.4 % of the best product, 52.1 % of device_peak_flops'
+        echo 'step nanochat-d12 65536 tokens 100.0 ms 655360 tok/s 60.0 % of the best product, 53.1 % of device_peak_flops')");
+    machine.program("bench_ops", R"(case $1 in speedrun124M)
+        echo '| op | shape | us | GB/s | of copy | TFLOP/s | of products | calls a step | ms a step | |'
+        echo '| residual_add | 8 x 16 | 1.8 | 112 | 97.2 % |  |  | 1 | 0.00 |  |'
+        echo '| rotary_forward | 8 x 3 x 8 | 4.8 | 61.4 | 84.9 % |  |  | 2 | 0.01 |  |'
+        echo '| muon_update | 8 x 128 x 128 | 901.7 | 3.2 | 1.3 % | 0.558 | 54.5 % | 1 | 0.90 |  |'
+        echo '| attention_forward | 64 x 1024 x 12 x 64, window 1024 | 500.0 |  |  | 400 | 60.0 % | 12 | 6.00 | 700 TFLOP/s as accounted |'
+        echo '| attention_forward, mma.sync | 64 x 1024 x 12 x 64, window 1024 | 900.0 |  |  | 222 | 33.0 % | 0 | 0.00 |  |' ;; esac)");
+    machine.stand_in("python3", R"(case "$*" in
+        -c*) echo 2.11.0 ;;
+        *warm*) ;;
+        *attention) echo 'torch attention flash forward 64x1024x12x64 window 1024: 380.0 us, 526.0 TFLOP/s' ;;
+        *speedrun124M) echo 'torch speedrun124M step 524288 tokens 1000.0 ms 524288 tok/s 448.1 TFLOP/s' ;; esac)");
+    CHECK(machine.check().code == 0);
+    for (std::string part : {"| speedrun124M: 600,000 tok/s on an H200 | 602600 tok/s | reached |", "| nanochat-d12: 55 % of the dense bf16 peak | 53.1 % | missed |",
+                             "| attention_forward 64 x 1024 x 12 x 64, window 1024: within 1.3 times the time of PyTorch, flash | 1.32 times (500.0 us and 380.0 us) | missed |",
+                             "| kernels bound by memory: 85 % of the copy | 1 of 2; not rotary_forward 8 x 3 x 8 84.9 % | missed |",
+                             "| speedrun124M: as fast as compiled PyTorch | 1.15 times its tok/s | reached |"})
+        CHECK_MESSAGE(contains(machine.report(), part), machine.report());
+    CHECK(!contains(machine.report(), "nanochat-d12: as fast"));
 }
 
 TEST_CASE("gpu_check.sh: what takes too long is named with what it gave; when the time is up, nothing more begins") {

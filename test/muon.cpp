@@ -124,7 +124,7 @@ void update(const MuonTensor* tensors, void* scratch, int count, int rows, int c
 }
 
 struct Sizes { int count, rows, cols; };
-const std::vector<Sizes> SIZES = {{1, 1, 1}, {3, 8, 8}, {2, 64, 16}, {2, 24, 96}, {1, 3, 32}, {1, 128, 32}, {1, 33, 17}};
+const std::vector<Sizes> SIZES = {{1, 1, 1}, {3, 8, 8}, {2, 64, 16}, {2, 24, 96}, {2, 8, 40}, {1, 3, 32}, {1, 128, 32}, {1, 33, 17}};
 
 }  // namespace
 

@@ -13,6 +13,11 @@
 #include <vector>
 #include "llmc/device.h"
 #include "llmc/types.h"
+#if __has_include("emulator.h")   // the emulator's build alone
+#include "emulator.h"
+#else
+inline void emulator_guard(const void*, size_t) {}
+#endif
 
 namespace {   // every test file has its own, so that no name here meets one of another file
 
@@ -25,7 +30,8 @@ constexpr bool FP32 = sizeof(floatX) == 4;
 
 /// Device memory of `size` elements between two guards. Memory and guards start as a NaN pattern (-7995515 as an int), so an
 /// element that is not written, or one read beyond the ends, shows in the result; a write beyond the ends changes a guard (the NaN is a
-/// signalling one, which no arithmetic leaves as it is: a guard that is read, computed with and written back has changed).
+/// signalling one, which no arithmetic leaves as it is: a guard that is read, computed with and written back has changed). On the emulator
+/// a kernel that only reads a guard ends in an error of AddressSanitizer.
 template <class Number>
 class Guarded {
 public:
@@ -33,6 +39,8 @@ public:
         std::vector<char> poison(GUARD + bytes() + GUARD);
         for (size_t i = 0; i < poison.size(); i++) poison[i] = pattern(i);
         copy_to_device(memory, poison.data(), poison.size(), nullptr);
+        emulator_guard(memory, GUARD);
+        emulator_guard(memory + GUARD + bytes(), GUARD);
     }
     /// Holds the values, rounded to Number.
     explicit Guarded(const Values& values) : Guarded(values.size()) { write(values); }

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <utility>
@@ -164,7 +165,9 @@ using SharedMemory = std::unique_ptr<char[], FreeAligned>;
 // The block that runs.
 struct Block {
     unsigned threads = 0, running = 0;        // of the threads those that have not ended
-    std::vector<Fibre*> ready;
+    std::vector<Fibre*> ready[MAX_THREADS / WARP];   // of each warp
+    std::vector<unsigned> order;              // of the warps; whether they keep to it
+    bool keeps_order = false;
     std::map<int, Barrier> barriers;
     std::vector<WarpMeeting> meetings[MAX_THREADS / WARP];
     SharedMemory shared, async_view;          // the second as the copy engine and the tensor cores see it
@@ -239,7 +242,23 @@ static void resume(Fibre* fibre) {
 
 static void wake(Fibre* fibre) {
     fibre->waits_for = nullptr;
-    block.ready.push_back(fibre);
+    block.ready[fibre->number / WARP].push_back(fibre);
+}
+
+// Takes out the fibre that runs next, null when none can. In every other block warps are drawn, and stay about as far as each other. In
+// the rest the first warp of an order that can run does, as far as it gets, so that it overtakes all others, or is overtaken, by as
+// much as the barriers let it; now and then the one that ran goes to the order's end.
+static Fibre* next_ready() {
+    auto& order = block.order;
+    if (!block.keeps_order) std::rotate(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(draw(order.size())), order.end());
+    auto first = std::find_if(order.begin(), order.end(), [](unsigned warp) { return !block.ready[warp].empty(); });
+    if (first == order.end()) return nullptr;
+    std::vector<Fibre*>& ready = block.ready[*first];
+    if (block.keeps_order && draw(256) == 0) std::rotate(first, first + 1, order.end());
+    std::swap(ready[draw(ready.size())], ready.back());
+    Fibre* next = ready.back();
+    ready.pop_back();
+    return next;
 }
 
 static void start_fibre(unsigned number) {
@@ -285,7 +304,11 @@ static SharedMemory poisoned(size_t bytes) {
 
 static void run_block(size_t shared_bytes) {
     block.threads = block.running = blockDim.x * blockDim.y * blockDim.z;
-    block.ready.clear();
+    for (auto& ready : block.ready) ready.clear();
+    block.order.resize((block.threads + WARP - 1) / WARP);
+    std::iota(block.order.begin(), block.order.end(), 0u);
+    std::shuffle(block.order.begin(), block.order.end(), generator());
+    block.keeps_order = draw(2) == 0;
     block.barriers.clear();
     for (auto& meetings : block.meetings) meetings.clear();
     block.error.clear();
@@ -294,10 +317,7 @@ static void run_block(size_t shared_bytes) {
     block.shared_bytes = shared_bytes;
     block.mbarriers.clear();
     for (unsigned i = 0; i < block.threads; i++) start_fibre(i);
-    while (!block.ready.empty()) {
-        std::swap(block.ready[draw(block.ready.size())], block.ready.back());
-        Fibre* next = block.ready.back();
-        block.ready.pop_back();
+    while (Fibre* next = next_ready()) {
         resume(next);
         if (!block.error.empty()) throw std::runtime_error(block.error);
     }
@@ -306,8 +326,15 @@ static void run_block(size_t shared_bytes) {
     check_warpgroups();
 }
 
+// While one lives, what kernels must not touch is closed.
+struct GuardsClosed {
+    GuardsClosed();
+    ~GuardsClosed();
+};
+
 void emulate_grid(EmulatedDim grid, EmulatedDim threads, size_t shared_bytes, const std::function<void()>& thread) {
     DeviceAccess open;
+    GuardsClosed closed;
     gridDim = grid;
     blockDim = threads;
     thread_body = &thread;
@@ -815,6 +842,10 @@ static Blocks& blocks() {
     static Blocks all;
     return all;
 }
+static Blocks& guards() {
+    static Blocks all;
+    return all;
+}
 static Blocks& pinned_blocks() {
     static Blocks all;
     return all;
@@ -845,12 +876,22 @@ bool emulated_free(void* memory) {
     auto found = blocks().find(static_cast<char*>(memory));
     if (found == blocks().end()) return false;
     __asan_unpoison_memory_region(memory, found->second);
+    guards().erase(guards().lower_bound(found->first), guards().lower_bound(found->first + found->second));
     blocks().erase(found);
     std::free(memory);
     return true;
 }
 
 bool is_device_memory(const void* pointer) { return lies_in(blocks(), pointer, 0); }
+
+void emulator_guard(const void* memory, size_t bytes) { guards()[static_cast<const char*>(memory)] = bytes; }
+
+GuardsClosed::GuardsClosed() {
+    for ([[maybe_unused]] auto [memory, bytes] : guards()) __asan_poison_memory_region(memory, bytes);
+}
+GuardsClosed::~GuardsClosed() {
+    for ([[maybe_unused]] auto [memory, bytes] : guards()) __asan_unpoison_memory_region(memory, bytes);
+}
 
 void* emulated_malloc_host(size_t bytes) {
     void* memory = nullptr;

@@ -1,10 +1,11 @@
 // Runs CUDA kernels on the CPU, one thread of a block a fibre, so that their faults show on a machine without a GPU.
 //
 // Blocks run one after another on the calling thread, in shuffled order. The threads of a block are fibres: one runs until it
-// has to wait for others (a barrier, a shuffle, any warp-wide operation) or ends, then another is drawn. So a missing barrier
-// lets a thread run far ahead, or stay far behind. The order comes from EMULATOR_SEED (1) and is the same at every run.
+// has to wait for others (a barrier, a shuffle, any warp-wide operation) or ends, then another is drawn. In every other block one warp runs as
+// long as it can, before any other does. So a missing barrier lets a thread run far ahead, or stay far behind. The order comes from
+// EMULATOR_SEED (1) and is the same at every run.
 //   - Shared memory is a heap block of exactly the launched size, poisoned before every block; device memory is poisoned when
-//     allocated, and closed to the host by AddressSanitizer while no kernel and no copy runs.
+//     allocated, and closed to the host by AddressSanitizer while no kernel and no copy runs; what tests put around tensors is closed to kernels.
 //   - A barrier or warp operation that can never complete, or that a mask makes undefined, is an error that names the kernel,
 //     block and thread, and ends the launch. So is an argument that points to host memory.
 //   - What hardware does later happens as late as it may: cp.async, the copy engine and wgmma at the wait, and until then the target is
@@ -118,6 +119,9 @@ void* emulated_malloc(size_t bytes);
 /// False when there is no such block.
 bool emulated_free(void* memory);
 bool is_device_memory(const void* pointer);
+
+/// Kernels may not touch these bytes of it, which copies may: what a test puts around a tensor.
+void emulator_guard(const void* memory, size_t bytes);
 
 /// The host's, which copies may go on reading and writing after the call that started them.
 void* emulated_malloc_host(size_t bytes);

@@ -40,12 +40,28 @@ faults() {
         'x += __shfl_xor_sync(ALL_LANES, x' 'x += __shfl_xor_sync(ALL_LANES >> 1, x'
     fault "a shuffle of all lanes where eight take part" embedding '*backward sums*' llmc/run_sum.cuh \
         '__shfl_sync(group.mask, position' '__shfl_sync(ALL_LANES, position'
+    fault "no barrier in the sums of the rows' shares" residual 'mix_norm_backward*' llmc/residual.cu \
+        $'__syncthreads();\n        if (threadIdx.x < half)' 'if (threadIdx.x < half)'
+    fault "the last vectors of a tensor are not masked" activation '*' llmc/activation.cu 'if (at < vectors) store(dx' 'store(dx'
+    fault "a load past the row that nobody uses" rotary '*backward*' llmc/rotary.cu 'load_halves(a, b, dhead, h < heads)' 'load_halves(a, b, dhead, true)'
+    fault "lanes without a head leave before the sum" value_embedding '*forward adds*' llmc/value_embedding.cu \
+        $'float dot = 0;\n#pragma unroll\n    for (int c = lane;' $'if (!there) return;\n    float dot = 0;\n#pragma unroll\n    for (int c = lane;'
+    fault "no barrier after a block's first word" embedding '*backward sums*' llmc/run_sum.cuh \
+        $'shared.long_begins = -1;\n    __syncthreads();' 'shared.long_begins = -1;'
+    fault "the rates of the first tensor for all" adamw '*' llmc/adamw.cu 'hyper = hypers[which]' 'hyper = hypers[0]'
+    fault "columns beyond the matrix are summed" muon '*moves*' llmc/muon.cu 'if (warp_of_thread() > 0 || c >= cols) return;' 'if (warp_of_thread() > 0) return;'
+    fault "no barrier between the last product and its tile" matmul '*symmetric*' llmc/matmul.cu $'__syncthreads();\n\n    bf16* tile' 'bf16* tile'
+    fault "a stage is read before its copy has come" matmul '*symmetric*' llmc/matmul.cu 'copy_async_wait<STAGES - 2>();' 'copy_async_wait<STAGES - 1>();'
+    fault "a slot is filled again before its copy" device 'uploads*' llmc/device.cu 'cuda_check(cudaEventSynchronize(ring->done[slot]), "uploads");' ''
     local loop=$'sum[m][r] = 0;\n\n    for (int k0 = first, stage = 0; k0 < end; k0 += KEYS, stage ^= 1) {\n        '
     local wait=$'copy_async_wait<0>();\n        ' sync='__syncthreads();'
     fault "asynchronous copies are not waited for" attention '*forward is the softmax*' llmc/attention.cu "$loop$wait" "$loop"
     fault "no barrier after asynchronous copies" attention '*forward is the softmax*' llmc/attention.cu "$loop$wait$sync" "$loop$wait"
     fault "sums that a new greatest score does not shrink" attention '*forward is the softmax*' llmc/attention.cu \
         'if (shrink[m][r] != 1)' 'if (shrink[m][r] > 1)'
+    fault "no barrier between tiles of queries" attention 'attention_backward*' llmc/attention.cu \
+        $'__syncthreads();            // the tiles are here, and all are done with those of the other stage\n        if (i + 1' 'if (i + 1'
+    fault "no barrier between the scores and their greatest" attention '*cache*' llmc/attention.cu $'dot : -INFINITY;\n        __syncthreads();' 'dot : -INFINITY;'
     local hopper=llmc/attention_hopper.cu
     fault "a copy engine's barrier waited for in the wrong phase" attention_hopper '*forward is the softmax*' $hopper 'turn.parity ^ 1' 'turn.parity'
     fault "a wgmma operand with the wrong distance between its blocks" attention_hopper '*forward is the softmax*' $hopper \
@@ -57,6 +73,9 @@ faults() {
     fault "a warpgroup that passes over a tile too few" attention_hopper '*forward is the softmax*' $hopper \
         'for (; count > 0; count--)' 'for (; count > 1; count--)'
     fault "results written without the swizzle" attention_hopper '*forward is the softmax*' $hopper '(n % 8 ^ lane_row % 8)' '(n % 8)'
+    fault "keys given back before the sums that read them" attention_hopper 'attention_backward*' $hopper \
+        $'wgmma_wait<0>(dq, ds_left);\n                    release_keys();' $'release_keys();\n                    wgmma_wait<0>(dq, ds_left);'
+    fault "a product that nobody waits for" attention_hopper 'attention_backward*' $hopper 'wgmma_wait<0>(dk, dv, p_left, ds_left);' 'wgmma_wait<1>(dk, dv, p_left, ds_left);'
 }
 
 work=$BUILD/faults
