@@ -74,7 +74,7 @@ faults() {
         'for (; count > 0; count--)' 'for (; count > 1; count--)'
     fault "results written without the swizzle" attention_hopper '*forward is the softmax*' $hopper '(n % 8 ^ lane_row % 8)' '(n % 8)'
     fault "keys given back before the sums that read them" attention_hopper 'attention_backward*' $hopper \
-        $'wgmma_wait<0>(dq, ds_left);\n                    release_keys();' $'release_keys();\n                    wgmma_wait<0>(dq, ds_left);'
+        $'wgmma_wait<0>(dq, ds_left);\n                    used_keys.release();' $'used_keys.release();\n                    wgmma_wait<0>(dq, ds_left);'
     fault "a product that nobody waits for" attention_hopper 'attention_backward*' $hopper 'wgmma_wait<0>(dk, dv, p_left, ds_left);' 'wgmma_wait<1>(dk, dv, p_left, ds_left);'
 }
 
