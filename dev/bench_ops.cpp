@@ -215,7 +215,7 @@ struct Step {
                    *ve = t.noise<floatX>(int64_t{V} * CK), *w = t.noise<floatX>(int64_t{HK} * VE_GATE_CHANNELS, 0.1f);
             int *idx = t.copy_of(ids), *order = t.zeros<int>(N), *scratch = t.zeros<int>(V + 1);
             token_order(order, scratch, idx, N, V, nullptr);
-            return [=, this] { value_embedding_backward(dve, dw, dh, sums, dqkv, gate, h, idx, order, ve, w, N, C, H, HK, D, nullptr); };
+            return [=, this] { value_embedding_backward(dh, dve, dw, sums, dqkv, gate, h, idx, order, ve, w, N, C, H, HK, D, nullptr); };
         });
     }
 
@@ -234,29 +234,29 @@ struct Step {
         report.op("norm_forward", rows(C), normed, 2 * row + f, 0, [&](Tensors& t) {
             floatX *out = t.zeros<floatX>(NC), *x = t.noise<floatX>(NC);
             float* rstd = t.zeros<float>(N);
-            return [=, this] { norm_forward(out, rstd, x, Norm::rms_norm, N, C, eps, nullptr); };
+            return [=, this] { norm_forward(out, rstd, x, N, C, Norm::rms_norm, eps, nullptr); };
         });
         report.op("norm_backward", rows(C), normed, 3 * row + f, 0, [&](Tensors& t) {
             floatX *dx = t.zeros<floatX>(NC), *dout = t.noise<floatX>(NC), *out = t.noise<floatX>(NC);
             float* rstd = t.fill<float>(N, 1.0f);
-            return [=, this] { norm_backward(dx, dout, out, rstd, Norm::rms_norm, N, C, nullptr); };
+            return [=, this] { norm_backward(dx, dout, out, rstd, N, C, Norm::rms_norm, nullptr); };
         });
         report.op("add_norm_forward", rows(C), nanochat ? L : 2 * L - 1, 4 * row + f, 0, [&](Tensors& t) {
             floatX *h = t.zeros<floatX>(NC), *x = t.noise<floatX>(NC), *branch = t.noise<floatX>(NC);
             float* rstd = t.zeros<float>(N);
-            return [=, this] { add_norm_forward(h, rstd, x, branch, 0.2f, N, C, eps, nullptr); };
+            return [=, this] { add_norm_forward(h, rstd, x, branch, N, C, 0.2f, eps, nullptr); };
         });
         const bool scaled = c.attn_scale[0] != 1;
         if (scaled)
             report.op("add_norm_backward, scaled", rows(C), L, 5 * row + f, 0, [&](Tensors& t) {
                 floatX *dx = t.noise<floatX>(NC), *dbranch = t.zeros<floatX>(NC), *dh = t.noise<floatX>(NC), *h = t.noise<floatX>(NC);
                 float* rstd = t.fill<float>(N, 1.0f);
-                return [=, this] { add_norm_backward(dx, dbranch, dh, h, rstd, 0.2f, N, C, nullptr); };
+                return [=, this] { add_norm_backward(dx, dbranch, dh, h, rstd, N, C, 0.2f, nullptr); };
             });
         report.op("add_norm_backward", rows(C), L, 4 * row + f, 0, [&](Tensors& t) {
             floatX *dx = t.noise<floatX>(NC), *dh = t.noise<floatX>(NC), *h = t.noise<floatX>(NC);
             float* rstd = t.fill<float>(N, 1.0f);
-            return [=, this] { add_norm_backward(dx, nullptr, dh, h, rstd, 1, N, C, nullptr); };
+            return [=, this] { add_norm_backward(dx, nullptr, dh, h, rstd, N, C, 1, nullptr); };
         });
         if (!c.lambdas) return;
         report.op("mix_norm_forward", rows(C), L, 6 * row + f, 0, [&](Tensors& t) {
@@ -313,7 +313,7 @@ struct Step {
         report.op("rotary_forward", concat(N, " x ", H + HK, " x ", D), L, 2 * turned + table + scales, 0, [&](Tensors& t) {
             floatX* qkv = t.noise<floatX>(N * QKV);
             float *rstd = t.zeros<float>(N * (H + HK)), *cosines = t.copy_of(angles);
-            return [=, this] { rotary_forward(qkv, rstd, cosines, 0, B, T, H, HK, D, c.qk_norm, eps, nullptr); };
+            return [=, this] { rotary_forward(qkv, rstd, cosines, B, T, H, HK, D, 0, c.qk_norm, eps, nullptr); };
         });
         report.op("rotary_backward", concat(N, " x ", H + HK, " x ", D), L, (c.qk_norm ? 3 : 2) * turned + table + scales, 0, [&](Tensors& t) {
             floatX *dqkv = t.noise<floatX>(N * QKV), *qkv = t.noise<floatX>(N * QKV);
@@ -369,11 +369,11 @@ struct Step {
         const double tensor = static_cast<double>(n4) * X;
         report.op(concat("activation_forward ", name_of(c.activation)), rows(4 * C), L, 2 * tensor, 0, [&](Tensors& t) {
             floatX *out = t.zeros<floatX>(n4), *x = t.noise<floatX>(n4);
-            return [=, this] { activation_forward(out, x, c.activation, n4, nullptr); };
+            return [=, this] { activation_forward(out, x, n4, c.activation, nullptr); };
         });
         report.op(concat("activation_backward ", name_of(c.activation)), rows(4 * C), L, 3 * tensor, 0, [&](Tensors& t) {
             floatX *dx = t.zeros<floatX>(n4), *dout = t.noise<floatX>(n4), *x = t.noise<floatX>(n4);
-            return [=, this] { activation_backward(dx, dout, x, c.activation, n4, nullptr); };
+            return [=, this] { activation_backward(dx, dout, x, n4, c.activation, nullptr); };
         });
         const int64_t chunk = logits_rows(N, V);
         double different = 0;
@@ -383,7 +383,7 @@ struct Step {
             float* losses = t.zeros<float>(chunk);
             floatX* logits = t.noise<floatX>(chunk * V);
             int* targets = t.copy_of(ids);
-            return [=, this] { cross_entropy(losses, logits, targets, 1e-5f, static_cast<float>(c.softcap), chunk, V, nullptr); };
+            return [=, this] { cross_entropy(losses, logits, targets, chunk, V, 1e-5f, static_cast<float>(c.softcap), nullptr); };
         });
         report.op("mean_loss", concat(N), 1, 4 * n, 0, [&](Tensors& t) {
             double* means = t.zeros<double>(2);
@@ -446,7 +446,7 @@ struct Step {
             const bool tall = m > k;
             report.op("matmul_symmetric", concat(count, " x ", side, " x ", length), 0, 0, count * 2 * small * small * large, [=](Tensors& t) {
                 floatX *s = t.zeros<floatX>(count * side * side), *x = t.noise<floatX>(count * side * length);
-                return [=] { matmul_symmetric(s, x, nullptr, nullptr, side, length, tall, 1, 0, count, nullptr); };
+                return [=] { matmul_symmetric(s, x, nullptr, nullptr, count, side, length, tall, 1, 0, nullptr); };
             });
         }
     }

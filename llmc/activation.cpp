@@ -8,7 +8,7 @@
 static constexpr float SQRT_HALF = 0.70710678f;             // 1 / sqrt(2)
 static constexpr float NORMAL_AT_0 = 0.39894228f;           // 1 / sqrt(2 pi)
 
-void activation_forward(floatX* out, const floatX* x, Activation kind, int64_t n, Stream) {
+void activation_forward(floatX* out, const floatX* x, int64_t n, Activation kind, Stream) {
     Range range("activation_forward");
     require_elements("activation_forward", n);
     if (kind == Activation::gelu) {
@@ -26,7 +26,7 @@ void activation_forward(floatX* out, const floatX* x, Activation kind, int64_t n
     }
 }
 
-void activation_backward(floatX* dx, const floatX* dout, const floatX* x, Activation kind, int64_t n, Stream) {
+void activation_backward(floatX* dx, const floatX* dout, const floatX* x, int64_t n, Activation kind, Stream) {
     Range range("activation_backward");
     require_elements("activation_backward", n);
     if (kind == Activation::gelu) {

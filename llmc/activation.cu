@@ -84,14 +84,14 @@ __global__ void activation_backward_kernel(floatX* dx, const floatX* dout, const
 
 static Grid grid_for(int64_t vectors) { return {dim3(static_cast<unsigned>(ceil_div(vectors, VECTORS * THREADS))), dim3(THREADS)}; }
 
-void activation_forward(floatX* out, const floatX* x, Activation kind, int64_t n, Stream stream) {
+void activation_forward(floatX* out, const floatX* x, int64_t n, Activation kind, Stream stream) {
     require_elements("activation_forward", n);
     require_aligned("activation_forward", out, x);
     auto kernel = kind == Activation::gelu ? activation_forward_kernel<Activation::gelu> : activation_forward_kernel<Activation::relu2>;
     launch("activation_forward", kernel, grid_for(n / VECTOR), stream, out, x, n / VECTOR);
 }
 
-void activation_backward(floatX* dx, const floatX* dout, const floatX* x, Activation kind, int64_t n, Stream stream) {
+void activation_backward(floatX* dx, const floatX* dout, const floatX* x, int64_t n, Activation kind, Stream stream) {
     require_elements("activation_backward", n);
     require_aligned("activation_backward", dx, dout, x);
     auto kernel = kind == Activation::gelu ? activation_backward_kernel<Activation::gelu> : activation_backward_kernel<Activation::relu2>;

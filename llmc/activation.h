@@ -10,9 +10,9 @@ enum class Activation { gelu, relu2 };
 /// out (n)  =
 /// x   (n)
 /// Throws std::invalid_argument when n is not a positive multiple of 8.
-void activation_forward(floatX* out, const floatX* x, Activation kind, int64_t n, Stream stream);
+void activation_forward(floatX* out, const floatX* x, int64_t n, Activation kind, Stream stream);
 
 /// dx   (n)  =   may be dout itself
 /// dout (n)
 /// x    (n)      what the forward pass read
-void activation_backward(floatX* dx, const floatX* dout, const floatX* x, Activation kind, int64_t n, Stream stream);
+void activation_backward(floatX* dx, const floatX* dout, const floatX* x, int64_t n, Activation kind, Stream stream);

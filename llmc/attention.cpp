@@ -225,8 +225,8 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
     }
 }
 
-void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int T, int past, int capacity, int H, int HK,
-                      int D, int window, Stream) {
+void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int T, int capacity, int H, int HK, int D,
+                      int past, int window, Stream) {
     Range range("attention_cached");
     require_attention("attention_cached", 1, T, H, HK, D, window);
     require(past >= 0, "attention_cached: past must not be negative: ", past);

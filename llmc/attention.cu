@@ -732,7 +732,7 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
 static constexpr int CACHED_THREADS = 128;
 
 static __global__ void __launch_bounds__(CACHED_THREADS)
-cached_kernel(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int past, Sizes s) {
+cached_kernel(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, Sizes s, int past) {
     const int thread = static_cast<int>(threadIdx.x), t = static_cast<int>(blockIdx.x), h = static_cast<int>(blockIdx.y);
     const int g = h / s.group(), D = s.D;
     const int64_t cache_width = static_cast<int64_t>(s.HK) * D;
@@ -793,8 +793,8 @@ cached_kernel(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int 
         y[t * s.out_width() + static_cast<int64_t>(h) * D + d] = to_floatX(out[d] / sum);
 }
 
-void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int T, int past, int capacity, int H, int HK,
-                      int D, int window, Stream stream) {
+void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int T, int capacity, int H, int HK, int D,
+                      int past, int window, Stream stream) {
     require_attention("attention_cached", 1, T, H, HK, D, window);
     require(past >= 0, "attention_cached: past must not be negative: ", past);
     require(T <= capacity - past, "attention_cached: past + T (", past, " + ", T, ") must not exceed the capacity, ", capacity);
@@ -802,5 +802,5 @@ void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* q
     const size_t shared = (2 * static_cast<size_t>(D) + 2 * CACHED_THREADS) * sizeof(float);
     const Grid grid{dim3(static_cast<unsigned>(T), static_cast<unsigned>(H)), CACHED_THREADS, shared};
     const Sizes s{T, H, HK, D, std::min(window, capacity)};
-    launch("attention_cached", cached_kernel, grid, stream, y, kcache, vcache, qkv, past, s);
+    launch("attention_cached", cached_kernel, grid, stream, y, kcache, vcache, qkv, s, past);
 }

@@ -36,5 +36,5 @@ bool attention_use_hopper(bool wanted);
 /// kcache, vcache (capacity, HK D)   rows past..past + T - 1 are written, rows before are read
 /// qkv    (T, (H + 2 HK) D)
 /// Throws std::invalid_argument when past + T > capacity.
-void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int T, int past, int capacity, int H, int HK,
-                      int D, int window, Stream stream);
+void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int T, int capacity, int H, int HK, int D,
+                      int past, int window, Stream stream);

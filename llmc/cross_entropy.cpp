@@ -8,7 +8,7 @@
 #include "llmc/vector_math.h"
 
 // z = the capped logits; returns the greatest
-static float cap_row(float* z, const floatX* logits, float softcap, int V) {
+static float cap_row(float* z, const floatX* logits, int V, float softcap) {
     float greatest = -INFINITY;
     if (softcap > 0) {
         const float inverse = 1 / softcap;
@@ -35,7 +35,7 @@ static float sum_of_exponentials(const float* z, float greatest, int V) {
 }
 
 // The gradient of every logit as if it were not the target's.
-static void gradient_row(floatX* dlogits, const float* z, float log_sum, float dloss, float softcap, int V) {
+static void gradient_row(floatX* dlogits, const float* z, float log_sum, int V, float dloss, float softcap) {
     if (softcap > 0) {
         const float inverse = 1 / softcap;
 #pragma omp simd
@@ -49,7 +49,7 @@ static void gradient_row(floatX* dlogits, const float* z, float log_sum, float d
     }
 }
 
-void cross_entropy(float* losses, floatX* logits, const int* targets, float dloss, float softcap, int64_t N, int V, Stream) {
+void cross_entropy(float* losses, floatX* logits, const int* targets, int64_t N, int V, float dloss, float softcap, Stream) {
     Range range("cross_entropy");
     require(N >= 1, "cross_entropy: N must be at least 1, not ", N);
     require(V >= 8 && V % 8 == 0, "cross_entropy: V must be a positive multiple of 8, not ", V);
@@ -62,7 +62,7 @@ void cross_entropy(float* losses, floatX* logits, const int* targets, float dlos
         floatX* logit_row = logits + n * V;
         const int target = targets[n];
 
-        float greatest = cap_row(z, logit_row, softcap, V);
+        float greatest = cap_row(z, logit_row, V, softcap);
         float log_sum = greatest + std::log(sum_of_exponentials(z, greatest, V));
         losses[n] = target < 0 ? 0 : log_sum - z[target];
         if (dloss == 0) {
@@ -70,7 +70,7 @@ void cross_entropy(float* losses, floatX* logits, const int* targets, float dlos
         } else if (target < 0) {
             std::fill(logit_row, logit_row + V, to_floatX(0));
         } else {
-            gradient_row(logit_row, z, log_sum, dloss, softcap, V);
+            gradient_row(logit_row, z, log_sum, V, dloss, softcap);
             float tanh = softcap > 0 ? z[target] / softcap : 0;
             logit_row[target] = to_floatX(dloss * (std::exp(z[target] - log_sum) - 1) * (1 - tanh * tanh));
         }

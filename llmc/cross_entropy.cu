@@ -208,7 +208,7 @@ static void launch_cross_entropy(float* losses, floatX* logits, const int* targe
     launch("cross_entropy", kernel, grid, stream, losses, logits, targets, dloss, softcap, V);
 }
 
-void cross_entropy(float* losses, floatX* logits, const int* targets, float dloss, float softcap, int64_t N, int V, Stream stream) {
+void cross_entropy(float* losses, floatX* logits, const int* targets, int64_t N, int V, float dloss, float softcap, Stream stream) {
     require(N >= 1, "cross_entropy: N must be at least 1, not ", N);
     require(V >= 8 && V % 8 == 0, "cross_entropy: V must be a positive multiple of 8, not ", V);
     require(softcap >= 0, "cross_entropy: softcap must not be negative: ", softcap);

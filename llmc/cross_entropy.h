@@ -11,4 +11,4 @@
 /// logits  (N, V)      in; on return the gradient, or the capped logits z when dloss is 0
 /// targets (N)         each -1 or in [0, V)
 /// Throws std::invalid_argument when N < 1, V is not a positive multiple of 8, or softcap < 0.
-void cross_entropy(float* losses, floatX* logits, const int* targets, float dloss, float softcap, int64_t N, int V, Stream stream);
+void cross_entropy(float* losses, floatX* logits, const int* targets, int64_t N, int V, float dloss, float softcap, Stream stream);

@@ -190,7 +190,7 @@ void GPT::embed(Input input, int64_t n) {
         embedding_forward(x0, inputs, w.wte, n, C, stream);
     else
         copy_on_device(x0, latents, n * C * sizeof(floatX), stream);
-    norm_forward(x0, x0_rstd, x0, config.norm_wte, n, C, norm_eps(config, config.norm_wte), stream);
+    norm_forward(x0, x0_rstd, x0, n, C, config.norm_wte, norm_eps(config, config.norm_wte), stream);
     copy_on_device(x, x0, n * C * sizeof(floatX), stream);
 }
 
@@ -202,13 +202,13 @@ void GPT::begin_layer(int l, const floatX* from_before, int64_t n) {
     if (a.seam) {
         if (from_before) residual_add(x, from_before, n * C, stream);
         from_before = nullptr;
-        norm_forward(a.seam, a.seam_rstd, x, config.norm_before[l], n, C, norm_eps(config, config.norm_before[l]), stream);
+        norm_forward(a.seam, a.seam_rstd, x, n, C, config.norm_before[l], norm_eps(config, config.norm_before[l]), stream);
         copy_on_device(x, a.seam, n * C * sizeof(floatX), stream);
     }
     if (config.lambdas)
         mix_norm_forward(a.h1, a.rstd1, a.prev, x, from_before, x0, lambdas.resid_lambdas + l, lambdas.x0_lambdas + l, n, C, eps, stream);
     else
-        add_norm_forward(a.h1, a.rstd1, x, from_before, 1, n, C, eps, stream);
+        add_norm_forward(a.h1, a.rstd1, x, from_before, n, C, 1, eps, stream);
 }
 
 /// From the attention's output a.y to what the layer gives the next one, in `branch`.
@@ -216,9 +216,9 @@ void GPT::mlp(int l, int64_t n) {
     const int C = config.n_embd;
     LayerActivations& a = layers[l];
     matmul_forward(branch, a.y, w.layers[l].proj, n, C, C, stream);
-    add_norm_forward(a.h2, a.rstd2, x, branch, static_cast<float>(config.attn_scale[l]), n, C, norm_eps(config, Norm::rms_norm), stream);
+    add_norm_forward(a.h2, a.rstd2, x, branch, n, C, static_cast<float>(config.attn_scale[l]), norm_eps(config, Norm::rms_norm), stream);
     matmul_forward(a.f, a.h2, w.layers[l].fc, n, C, 4 * C, stream);
-    activation_forward(a.a, a.f, config.activation, n * 4 * C, stream);
+    activation_forward(a.a, a.f, n * 4 * C, config.activation, stream);
     matmul_forward(branch, a.a, w.layers[l].fc_proj, n, 4 * C, C, stream);
 }
 
@@ -234,12 +234,12 @@ void GPT::forward(Input input) {
         begin_layer(l, l == 0 ? nullptr : branch, N);
         matmul_forward(a.qkv, a.h1, weights.qkv, N, C, config.qkv_width(), stream);
         if (weights.ve) value_embedding_forward(a.qkv, a.gate, a.h1, inputs, weights.ve, weights.ve_gate, N, C, H, HK, D, stream);
-        rotary_forward(a.qkv, a.qk_rstd, rotary, 0, B, T, H, HK, D, config.qk_norm, eps, stream);
+        rotary_forward(a.qkv, a.qk_rstd, rotary, B, T, H, HK, D, 0, config.qk_norm, eps, stream);
         attention_forward(a.y, a.lse, attention, a.qkv, B, T, H, HK, D, config.windows[l], stream);
         mlp(l, N);
     }
     residual_add(x, branch, N * C, stream);
-    norm_forward(latents, latents_rstd, x, config.norm_lm_head, N, C, norm_eps(config, config.norm_lm_head), stream);
+    norm_forward(latents, latents_rstd, x, N, C, config.norm_lm_head, norm_eps(config, config.norm_lm_head), stream);
 }
 
 /// Losses of all rows, a piece of the logits at a time; when dloss is not 0, also the gradient of the latents in dx, and of
@@ -250,7 +250,7 @@ void GPT::head(float dloss) {
     for (int64_t row = 0; row < N; row += chunk) {
         int64_t n = std::min(chunk, N - row);
         matmul_forward(logits, latents + row * C, w.head, n, C, V, stream);
-        cross_entropy(losses + row, logits, targets + row, dloss, static_cast<float>(config.softcap), n, V, stream);
+        cross_entropy(losses + row, logits, targets + row, n, V, dloss, static_cast<float>(config.softcap), stream);
         if (dloss == 0) continue;
         matmul_backward_input(dx + row * C, logits, w.head, n, C, V, stream);
         if (g.head) matmul_backward_weight(g.head, logits, latents + row * C, n, C, V, stream);
@@ -263,7 +263,7 @@ void GPT::head(float dloss) {
 void GPT::backward(Input input) {
     const int C = config.n_embd, H = config.n_head, HK = config.n_kv_head, D = config.head_size(), QKV = config.qkv_width();
     Range phase("backward");
-    norm_backward(dx, dx, latents, latents_rstd, config.norm_lm_head, N, C, stream);
+    norm_backward(dx, dx, latents, latents_rstd, N, C, config.norm_lm_head, stream);
     if (config.lambdas) device_zero(dx0, N * C * sizeof(floatX), stream);
     for (int l = config.n_layer - 1; l >= 0; l--) {
         Range layer("backward of layer", l);
@@ -273,11 +273,11 @@ void GPT::backward(Input input) {
         // MLP: dx is the gradient of the residual stream after it, and so of what it gave.
         matmul_backward_weight(grads.fc_proj, dx, a.a, N, 4 * C, C, stream);
         matmul_backward_input(df, dx, weights.fc_proj, N, 4 * C, C, stream);
-        activation_backward(df, df, a.f, config.activation, N * 4 * C, stream);
+        activation_backward(df, df, a.f, N * 4 * C, config.activation, stream);
         matmul_backward_weight(grads.fc, df, a.h2, N, C, 4 * C, stream);
         matmul_backward_input(dh, df, weights.fc, N, C, 4 * C, stream);
         const float scale = static_cast<float>(config.attn_scale[l]);
-        add_norm_backward(dx, scale == 1 ? nullptr : branch, dh, a.h2, a.rstd2, scale, N, C, stream);
+        add_norm_backward(dx, scale == 1 ? nullptr : branch, dh, a.h2, a.rstd2, N, C, scale, stream);
         // Attention.
         const floatX* dproj = scale == 1 ? dx : branch;
         matmul_backward_weight(grads.proj, dproj, a.y, N, C, C, stream);
@@ -287,19 +287,19 @@ void GPT::backward(Input input) {
         matmul_backward_weight(grads.qkv, dqkv, a.h1, N, C, QKV, stream);
         matmul_backward_input(dh, dqkv, weights.qkv, N, C, QKV, stream);
         if (weights.ve)
-            value_embedding_backward(grads.ve, grads.ve_gate, dh, sums, dqkv, a.gate, a.h1, inputs, order, weights.ve, weights.ve_gate,
+            value_embedding_backward(dh, grads.ve, grads.ve_gate, sums, dqkv, a.gate, a.h1, inputs, order, weights.ve, weights.ve_gate,
                                      N, C, H, HK, D, stream);
         // The beginning of the layer.
         if (config.lambdas)
             mix_norm_backward(dx, dx0, g.resid_lambdas + l, g.x0_lambdas + l, sums, dh, a.h1, a.rstd1, a.prev, x0,
                               lambdas.resid_lambdas + l, lambdas.x0_lambdas + l, N, C, stream);
         else
-            add_norm_backward(dx, nullptr, dh, a.h1, a.rstd1, 1, N, C, stream);
-        if (a.seam) norm_backward(dx, dx, a.seam, a.seam_rstd, config.norm_before[l], N, C, stream);
+            add_norm_backward(dx, nullptr, dh, a.h1, a.rstd1, N, C, 1, stream);
+        if (a.seam) norm_backward(dx, dx, a.seam, a.seam_rstd, N, C, config.norm_before[l], stream);
     }
     if (input == Input::latents || !g.wte) return;   // latents are detached; a frozen embedding wants no gradient
     if (config.lambdas) residual_add(dx, dx0, N * C, stream);
-    norm_backward(dx, dx, x0, x0_rstd, config.norm_wte, N, C, stream);
+    norm_backward(dx, dx, x0, x0_rstd, N, C, config.norm_wte, stream);
     embedding_backward(g.wte, dx, inputs, order, N, C, stream);
 }
 
@@ -371,12 +371,12 @@ void GPT::extend_chunk(KVCache& cache, int n) {
         begin_layer(l, l == 0 ? nullptr : branch, n);
         matmul_forward(a.qkv, a.h1, weights.qkv, n, C, config.qkv_width(), stream);
         if (weights.ve) value_embedding_forward(a.qkv, a.gate, a.h1, inputs, weights.ve, weights.ve_gate, n, C, H, HK, D, stream);
-        rotary_forward(a.qkv, a.qk_rstd, rotary, cache.length, 1, n, H, HK, D, config.qk_norm, eps, stream);
-        attention_cached(a.y, cache.layers[l].k, cache.layers[l].v, a.qkv, n, cache.length, T, H, HK, D, config.windows[l], stream);
+        rotary_forward(a.qkv, a.qk_rstd, rotary, 1, n, H, HK, D, cache.length, config.qk_norm, eps, stream);
+        attention_cached(a.y, cache.layers[l].k, cache.layers[l].v, a.qkv, n, T, H, HK, D, cache.length, config.windows[l], stream);
         mlp(l, n);
     }
     residual_add(x, branch, int64_t{n} * C, stream);
-    norm_forward(latents, latents_rstd, x, config.norm_lm_head, n, C, norm_eps(config, config.norm_lm_head), stream);
+    norm_forward(latents, latents_rstd, x, n, C, config.norm_lm_head, norm_eps(config, config.norm_lm_head), stream);
     cache.length += n;
     last_row = n - 1;
 }

@@ -34,7 +34,7 @@ struct KeyHash {
     size_t operator()(const Key& key) const {
         const Product& p = key.product;
         uint64_t hash = key.threads;
-        for (int64_t field : {p.M, p.N, p.K, p.lda, p.ldb, p.ldout, p.batch, static_cast<int64_t>(p.transpose_a),
+        for (int64_t field : {p.batch, p.M, p.N, p.K, p.lda, p.ldb, p.ldout, static_cast<int64_t>(p.transpose_a),
                               static_cast<int64_t>(p.transpose_b), static_cast<int64_t>(key.out_type)})
             hash = (hash ^ static_cast<uint64_t>(field)) * 0x9e3779b97f4a7c15u, hash ^= hash >> 29;
         return hash;
@@ -152,20 +152,20 @@ void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int6
     multiply(dw, dout, x, {.M = OC, .N = IC, .K = N, .lda = OC, .ldb = IC, .ldout = IC, .transpose_a = true, .beta = 1});
 }
 
-void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t M, int64_t N, int64_t K, bool transpose_a, bool transpose_b,
-            float alpha, float beta, int64_t batch, Stream stream) {
+void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t batch, int64_t M, int64_t N, int64_t K, bool transpose_a,
+            bool transpose_b, float alpha, float beta, Stream stream) {
     Range range("matmul");
-    require_products("matmul", M, N, K, batch, c, beta);
+    require_products("matmul", batch, M, N, K, c, beta);
     if (beta != 0 && c != out) copy_on_device(out, c, static_cast<size_t>(batch * M * N) * sizeof(floatX), stream);   // oneDNN adds to what is there
-    multiply(out, a, b, {.M = M, .N = N, .K = K, .lda = transpose_a ? M : K, .ldb = transpose_b ? K : N, .ldout = N,
-                         .transpose_a = transpose_a, .transpose_b = transpose_b, .alpha = alpha, .beta = beta, .batch = batch});
+    multiply(out, a, b, {.batch = batch, .M = M, .N = N, .K = K, .lda = transpose_a ? M : K, .ldb = transpose_b ? K : N, .ldout = N,
+                         .transpose_a = transpose_a, .transpose_b = transpose_b, .alpha = alpha, .beta = beta});
 }
 
-void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t M, int64_t K, bool transposed, float alpha,
-                      float beta, int64_t batch, Stream stream) {
+void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t batch, int64_t M, int64_t K, bool transposed,
+                      float alpha, float beta, Stream stream) {
     Range range("matmul_symmetric");
-    require_products("matmul_symmetric", M, M, K, batch, c, beta);
-    matmul(out, x, x, c, M, M, K, transposed, !transposed, alpha, beta, batch, stream);
+    require_products("matmul_symmetric", batch, M, M, K, c, beta);
+    matmul(out, x, x, c, batch, M, M, K, transposed, !transposed, alpha, beta, stream);
     if (!scale) return;
 #pragma omp parallel for
     for (int64_t i = 0; i < batch * M * M; i++) out[i] = to_floatX(scale[i / (M * M)] * to_float(out[i]));

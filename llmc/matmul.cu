@@ -16,9 +16,8 @@ static void blas_check(cublasStatus_t status, const char* op) {
 
 // out (M, N) = alpha * op(a) op(b) + beta * c, `batch` times: all that the choice of a kernel depends on.
 struct LtProduct {
-    int64_t M, N, K;
+    int64_t batch = 1, M, N, K;
     bool transpose_a = false, transpose_b = false;
-    int64_t batch = 1;
     cudaDataType_t out_type = sizeof(floatX) == 4 ? CUDA_R_32F : CUDA_R_16BF;
     uint32_t out_alignment = 0, a_alignment = 0, b_alignment = 0, c_alignment = 0;     // bytes, filled in by run()
 
@@ -28,7 +27,7 @@ struct LtProduct {
 struct LtProductHash {
     size_t operator()(const LtProduct& p) const {
         uint64_t hash = 0;
-        for (int64_t field : {p.M, p.N, p.K, static_cast<int64_t>(p.transpose_a), static_cast<int64_t>(p.transpose_b), p.batch,
+        for (int64_t field : {p.batch, p.M, p.N, p.K, static_cast<int64_t>(p.transpose_a), static_cast<int64_t>(p.transpose_b),
                               static_cast<int64_t>(p.out_type), static_cast<int64_t>(p.out_alignment),
                               static_cast<int64_t>(p.a_alignment), static_cast<int64_t>(p.b_alignment),
                               static_cast<int64_t>(p.c_alignment)})
@@ -45,7 +44,7 @@ static uint32_t alignment(const void* pointer) {
 }
 
 // A row-major matrix (rows, cols) is to cuBLASLt, which counts by columns, the matrix (cols, rows).
-static cublasLtMatrixLayout_t layout(int64_t rows, int64_t cols, int64_t batch, cudaDataType_t type) {
+static cublasLtMatrixLayout_t layout(int64_t batch, int64_t rows, int64_t cols, cudaDataType_t type) {
     cublasLtMatrixLayout_t matrix;
     blas_check(cublasLtMatrixLayoutCreate(&matrix, type, static_cast<uint64_t>(cols), static_cast<uint64_t>(rows), cols), "matmul");
     const int32_t count = static_cast<int32_t>(batch);
@@ -87,9 +86,9 @@ static LtPlan choose(cublasLtHandle_t handle, const LtProduct& p) {
     const cublasOperation_t op_a = p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, op_b = p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     blas_check(cublasLtMatmulDescSetAttribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSA, &op_b, sizeof op_b), "matmul");
     blas_check(cublasLtMatmulDescSetAttribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSB, &op_a, sizeof op_a), "matmul");
-    plan.a = p.transpose_a ? layout(p.K, p.M, p.batch, in_type) : layout(p.M, p.K, p.batch, in_type);
-    plan.b = p.transpose_b ? layout(p.N, p.K, p.batch, in_type) : layout(p.K, p.N, p.batch, in_type);
-    plan.out = layout(p.M, p.N, p.batch, p.out_type);
+    plan.a = p.transpose_a ? layout(p.batch, p.K, p.M, in_type) : layout(p.batch, p.M, p.K, in_type);
+    plan.b = p.transpose_b ? layout(p.batch, p.N, p.K, in_type) : layout(p.batch, p.K, p.N, in_type);
+    plan.out = layout(p.batch, p.M, p.N, p.out_type);
 
     cublasLtMatmulPreference_t preference;
     blas_check(cublasLtMatmulPreferenceCreate(&preference), "matmul");
@@ -150,10 +149,10 @@ void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int6
     run("matmul_backward_weight", dw, dout, x, dw, {.M = OC, .N = IC, .K = N, .transpose_a = true, .out_type = CUDA_R_32F}, 1, 1, stream);
 }
 
-void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t M, int64_t N, int64_t K, bool transpose_a, bool transpose_b,
-            float alpha, float beta, int64_t batch, Stream stream) {
-    require_products("matmul", M, N, K, batch, c, beta);
-    run("matmul", out, a, b, c, {.M = M, .N = N, .K = K, .transpose_a = transpose_a, .transpose_b = transpose_b, .batch = batch}, alpha, beta, stream);
+void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t batch, int64_t M, int64_t N, int64_t K, bool transpose_a,
+            bool transpose_b, float alpha, float beta, Stream stream) {
+    require_products("matmul", batch, M, N, K, c, beta);
+    run("matmul", out, a, b, c, {.batch = batch, .M = M, .N = N, .K = K, .transpose_a = transpose_a, .transpose_b = transpose_b}, alpha, beta, stream);
 }
 
 // ------------------------------------------------------------------------------------------------------ symmetric products
@@ -283,8 +282,8 @@ matmul_symmetric_kernel(bf16* out, const bf16* x, const bf16* c, const float* sc
     }
 }
 
-static void multiply_lower(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t M, int64_t K, bool transposed, float alpha,
-                           float beta, int64_t batch, Stream stream) {
+static void multiply_lower(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t batch, int64_t M, int64_t K, bool transposed,
+                           float alpha, float beta, Stream stream) {
     static_assert(sizeof(SymmetricShared<true>) >= sizeof(bf16) * (TILE * (TILE + 8) + TILE / 8 * 16));
     const int64_t tiles = ceil_div(M, TILE);
     const Grid grid{dim3(static_cast<unsigned>(tiles * (tiles + 1) / 2), static_cast<unsigned>(batch)), dim3(TILE_THREADS), sizeof(SymmetricShared<true>)};
@@ -300,17 +299,17 @@ static __global__ void matmul_scale_kernel(floatX* out, const float* scale, int6
     if (i < n) out[blockIdx.y * n + i] = to_floatX(scale[blockIdx.y] * to_float(out[blockIdx.y * n + i]));
 }
 
-void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t M, int64_t K, bool transposed, float alpha,
-                      float beta, int64_t batch, Stream stream) {
-    require_products("matmul_symmetric", M, M, K, batch, c, beta);
+void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t batch, int64_t M, int64_t K, bool transposed,
+                      float alpha, float beta, Stream stream) {
+    require_products("matmul_symmetric", batch, M, M, K, c, beta);
     require(batch <= 65535 && M <= INT32_MAX / 2 && K <= INT32_MAX / 2, "matmul_symmetric: too large: M ", M, ", K ", K, ", batch ", batch);
 #ifndef PRECISION_FP32
     if (M % 8 == 0 && (transposed || K % 8 == 0)) {   // lines of whole 16-byte chunks
         require_aligned("matmul_symmetric", out, x, c);
-        return multiply_lower(out, x, c, scale, M, K, transposed, alpha, beta, batch, stream);
+        return multiply_lower(out, x, c, scale, batch, M, K, transposed, alpha, beta, stream);
     }
 #endif
-    run("matmul_symmetric", out, x, x, c, {.M = M, .N = M, .K = K, .transpose_a = transposed, .transpose_b = !transposed, .batch = batch}, alpha, beta, stream);
+    run("matmul_symmetric", out, x, x, c, {.batch = batch, .M = M, .N = M, .K = K, .transpose_a = transposed, .transpose_b = !transposed}, alpha, beta, stream);
     if (scale)
         launch("matmul_symmetric", matmul_scale_kernel,
                {dim3(static_cast<unsigned>(ceil_div(M * M, SCALE_THREADS)), static_cast<unsigned>(batch)), dim3(SCALE_THREADS)}, stream, out, scale, M * M);

@@ -22,8 +22,8 @@ void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int6
 /// a   (batch, M, K), or (batch, K, M) when transpose_a
 /// b   (batch, K, N), or (batch, N, K) when transpose_b
 /// c   (batch, M, N)     may be out itself; null when beta is 0
-void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t M, int64_t N, int64_t K, bool transpose_a, bool transpose_b,
-            float alpha, float beta, int64_t batch, Stream stream);
+void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t batch, int64_t M, int64_t N, int64_t K, bool transpose_a,
+            bool transpose_b, float alpha, float beta, Stream stream);
 
 /// The product of a matrix with its own transpose, which costs half: what lies above the diagonal mirrors what lies below.
 ///     out[i] = scale[i] * (alpha * x[i] x[i]^T + beta * c[i]),    or x[i]^T x[i] when `transposed`
@@ -32,8 +32,8 @@ void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int6
 /// x     (batch, M, K), or (batch, K, M) when transposed
 /// c     (batch, M, M)      symmetric; may be x; null when beta is 0
 /// scale (batch)            fp32; null for 1
-void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t M, int64_t K, bool transposed, float alpha,
-                      float beta, int64_t batch, Stream stream);
+void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t batch, int64_t M, int64_t K, bool transposed,
+                      float alpha, float beta, Stream stream);
 
 /// FLOP/s of matmul_forward at these sizes, the fastest of `repeats` runs after one that is not counted.
 /// Throws std::invalid_argument when repeats is below 1.

@@ -7,11 +7,10 @@
 /// its flag is set. `lda`, `ldb`, `ldout` are elements from one stored row to the next; `batch` products lie one after
 /// another without gaps.
 struct Product {
-    int64_t M, N, K;
+    int64_t batch = 1, M, N, K;
     int64_t lda, ldb, ldout;
     bool transpose_a = false, transpose_b = false;
     float alpha = 1, beta = 0;
-    int64_t batch = 1;
 
     bool operator==(const Product&) const = default;
 };

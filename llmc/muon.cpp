@@ -71,9 +71,9 @@ static void orthogonalize(MuonWorkspace& w, int rows, int cols, const MuonStep* 
     const int64_t m = std::min(rows, cols);
     for (int i = 0; i < MUON_STEPS; i++) {
         const MuonStep& step = steps[i];
-        matmul_symmetric(w.gram, w.x, nullptr, nullptr, m, tall ? rows : cols, tall, 1, 0, 1, nullptr);
-        matmul_symmetric(w.polynomial, w.gram, w.gram, nullptr, m, m, false, step.c, step.b, 1, nullptr);
-        matmul(w.next, tall ? w.x : w.polynomial, tall ? w.polynomial : w.x, w.x, rows, cols, m, false, false, 1, step.a, 1, nullptr);
+        matmul_symmetric(w.gram, w.x, nullptr, nullptr, 1, m, tall ? rows : cols, tall, 1, 0, nullptr);
+        matmul_symmetric(w.polynomial, w.gram, w.gram, nullptr, 1, m, m, false, step.c, step.b, nullptr);
+        matmul(w.next, tall ? w.x : w.polynomial, tall ? w.polynomial : w.x, w.x, 1, rows, cols, m, false, false, 1, step.a, nullptr);
         std::swap(w.x, w.next);
     }
 }

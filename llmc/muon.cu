@@ -223,9 +223,9 @@ static void orthogonalize(MuonWorkspace& w, int count, int rows, int cols, const
     const int64_t m = std::min(rows, cols);
     for (int i = 0; i < MUON_STEPS; i++) {
         const MuonStep& step = steps[i];
-        matmul_symmetric(w.gram, w.x, nullptr, w.scales + count, m, tall ? rows : cols, tall, 1, 0, count, stream);
-        matmul_symmetric(w.polynomial, w.gram, w.gram, nullptr, m, m, false, step.c, step.b, count, stream);
-        matmul(w.next, tall ? w.x : w.polynomial, tall ? w.polynomial : w.x, w.x, rows, cols, m, false, false, 1, step.a, count, stream);
+        matmul_symmetric(w.gram, w.x, nullptr, w.scales + count, count, m, tall ? rows : cols, tall, 1, 0, stream);
+        matmul_symmetric(w.polynomial, w.gram, w.gram, nullptr, count, m, m, false, step.c, step.b, stream);
+        matmul(w.next, tall ? w.x : w.polynomial, tall ? w.polynomial : w.x, w.x, count, rows, cols, m, false, false, 1, step.a, stream);
         std::swap(w.x, w.next);
     }
 }

@@ -28,7 +28,7 @@ static void layer_norm_row(floatX* out, float* rstd, const floatX* x, int C, flo
     *rstd = r;
 }
 
-void norm_forward(floatX* out, float* rstd, const floatX* x, Norm kind, int64_t N, int C, float eps, Stream) {
+void norm_forward(floatX* out, float* rstd, const floatX* x, int64_t N, int C, Norm kind, float eps, Stream) {
     Range range("norm_forward");
     require_rows("norm_forward", N, C);
 #pragma omp parallel for
@@ -39,7 +39,7 @@ void norm_forward(floatX* out, float* rstd, const floatX* x, Norm kind, int64_t 
     }
 }
 
-static void norm_backward_row(floatX* dx, const floatX* dout, const floatX* y, float rstd, Norm kind, int C) {
+static void norm_backward_row(floatX* dx, const floatX* dout, const floatX* y, float rstd, int C, Norm kind) {
     float g_sum = 0, gy_sum = 0;
 #pragma omp simd reduction(+ : g_sum, gy_sum)
     for (int c = 0; c < C; c++) {
@@ -52,12 +52,12 @@ static void norm_backward_row(floatX* dx, const floatX* dout, const floatX* y, f
     for (int c = 0; c < C; c++) dx[c] = to_floatX(rstd * (to_float(dout[c]) - g_mean - to_float(y[c]) * gy_mean));
 }
 
-void norm_backward(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, Norm kind, int64_t N, int C, Stream) {
+void norm_backward(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, int64_t N, int C, Norm kind, Stream) {
     Range range("norm_backward");
     require_rows("norm_backward", N, C);
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
         if (kind == Norm::none) std::memmove(dx + n * C, dout + n * C, C * sizeof(floatX));
-        else norm_backward_row(dx + n * C, dout + n * C, out + n * C, rstd[n], kind, C);
+        else norm_backward_row(dx + n * C, dout + n * C, out + n * C, rstd[n], C, kind);
     }
 }

@@ -75,7 +75,7 @@ layer_norm_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, f
 
 template <int VECTORS, bool BLOCK>
 __global__ void __launch_bounds__(ROW_BLOCK<BLOCK>)
-norm_backward_kernel(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, bool centred, int64_t N, int C) {
+norm_backward_kernel(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, int64_t N, int C, bool centred) {
     const Row<VECTORS, BLOCK> row(C);
     const int64_t n = row.index();
     if (n >= N) return;
@@ -115,7 +115,7 @@ static void copy_rows(floatX* to, const floatX* from, int64_t N, int C, Stream s
     if (to != from) copy_on_device(to, from, N * C * sizeof(floatX), stream);
 }
 
-void norm_forward(floatX* out, float* rstd, const floatX* x, Norm kind, int64_t N, int C, float eps, Stream stream) {
+void norm_forward(floatX* out, float* rstd, const floatX* x, int64_t N, int C, Norm kind, float eps, Stream stream) {
     require_rows("norm_forward", N, C);
     require_aligned("norm_forward", out, x);
     if (kind == Norm::none) return copy_rows(out, x, N, C, stream);
@@ -125,11 +125,11 @@ void norm_forward(floatX* out, float* rstd, const floatX* x, Norm kind, int64_t 
     });
 }
 
-void norm_backward(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, Norm kind, int64_t N, int C, Stream stream) {
+void norm_backward(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, int64_t N, int C, Norm kind, Stream stream) {
     require_rows("norm_backward", N, C);
     require_aligned("norm_backward", dx, dout, out);
     if (kind == Norm::none) return copy_rows(dx, dout, N, C, stream);
     for_rows("norm_backward", N, C, [&]<int VECTORS, bool BLOCK>(const Grid& grid) {
-        launch("norm_backward", norm_backward_kernel<VECTORS, BLOCK>, grid, stream, dx, dout, out, rstd, kind == Norm::layer_norm, N, C);
+        launch("norm_backward", norm_backward_kernel<VECTORS, BLOCK>, grid, stream, dx, dout, out, rstd, N, C, kind == Norm::layer_norm);
     });
 }

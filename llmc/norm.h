@@ -12,7 +12,7 @@ enum class Norm { none, rms_norm, layer_norm };
 /// rstd (N)     =   fp32, kept for the backward pass
 /// x    (N, C)
 /// Throws std::invalid_argument when N < 1 or C is not a positive multiple of 8.
-void norm_forward(floatX* out, float* rstd, const floatX* x, Norm kind, int64_t N, int C, float eps, Stream stream);
+void norm_forward(floatX* out, float* rstd, const floatX* x, int64_t N, int C, Norm kind, float eps, Stream stream);
 
 /// With g = dout and y = out:
 /// rms_norm:    dx = rstd * (g - y * mean_c(g y))
@@ -22,4 +22,4 @@ void norm_forward(floatX* out, float* rstd, const floatX* x, Norm kind, int64_t 
 /// dout (N, C)
 /// out  (N, C)      what the forward pass put out
 /// rstd (N)         fp32
-void norm_backward(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, Norm kind, int64_t N, int C, Stream stream);
+void norm_backward(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, int64_t N, int C, Norm kind, Stream stream);

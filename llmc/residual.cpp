@@ -31,7 +31,7 @@ void residual_add(floatX* x, const floatX* branch, int64_t n, Stream) {
     for (int64_t i = 0; i < n; i++) x[i] = to_floatX(to_float(x[i]) + to_float(branch[i]));
 }
 
-void add_norm_forward(floatX* h, float* rstd, floatX* x, const floatX* branch, float scale, int64_t N, int C, float eps, Stream) {
+void add_norm_forward(floatX* h, float* rstd, floatX* x, const floatX* branch, int64_t N, int C, float scale, float eps, Stream) {
     Range range("add_norm_forward");
     require_rows("add_norm_forward", N, C);
 #pragma omp parallel for
@@ -46,8 +46,8 @@ void add_norm_forward(floatX* h, float* rstd, floatX* x, const floatX* branch, f
     }
 }
 
-void add_norm_backward(floatX* dx, floatX* dbranch, const floatX* dh, const floatX* h, const float* rstd, float scale, int64_t N,
-                       int C, Stream) {
+void add_norm_backward(floatX* dx, floatX* dbranch, const floatX* dh, const floatX* h, const float* rstd, int64_t N, int C,
+                       float scale, Stream) {
     Range range("add_norm_backward");
     require_rows("add_norm_backward", N, C);
 #pragma omp parallel for

@@ -54,7 +54,7 @@ __device__ void norm_row(floatX* h, float* rstd, const Packed (&x)[VECTORS], con
 
 template <int VECTORS, bool BLOCK>
 __global__ void __launch_bounds__(ROW_BLOCK<BLOCK>)
-add_norm_forward_kernel(floatX* h, float* rstd, floatX* x, const floatX* branch, float scale, int64_t N, int C, float eps) {
+add_norm_forward_kernel(floatX* h, float* rstd, floatX* x, const floatX* branch, int64_t N, int C, float scale, float eps) {
     const Row<VECTORS, BLOCK> row(C);
     const int64_t n = row.index();
     if (n >= N) return;
@@ -144,7 +144,7 @@ __device__ void add_norm_gradient(float (&g)[VECTOR], const Packed (&dx)[VECTORS
 
 template <int VECTORS, bool BLOCK>
 __global__ void __launch_bounds__(ROW_BLOCK<BLOCK>)
-add_norm_backward_kernel(floatX* dx, floatX* dbranch, const floatX* dh, const floatX* h, const float* rstd, float scale, int64_t N, int C) {
+add_norm_backward_kernel(floatX* dx, floatX* dbranch, const floatX* dh, const floatX* h, const float* rstd, int64_t N, int C, float scale) {
     const Row<VECTORS, BLOCK> row(C);
     const int64_t n = row.index();
     if (n >= N) return;
@@ -245,20 +245,20 @@ void residual_add(floatX* x, const floatX* branch, int64_t n, Stream stream) {
     launch("residual_add", residual_add_kernel, grid, stream, x, branch, vectors);
 }
 
-void add_norm_forward(floatX* h, float* rstd, floatX* x, const floatX* branch, float scale, int64_t N, int C, float eps, Stream stream) {
+void add_norm_forward(floatX* h, float* rstd, floatX* x, const floatX* branch, int64_t N, int C, float scale, float eps, Stream stream) {
     require_rows("add_norm_forward", N, C);
     require_aligned("add_norm_forward", h, x, branch);
     for_rows("add_norm_forward", N, C, [&]<int VECTORS, bool BLOCK>(const Grid& grid) {
-        launch("add_norm_forward", add_norm_forward_kernel<VECTORS, BLOCK>, grid, stream, h, rstd, x, branch, scale, N, C, eps);
+        launch("add_norm_forward", add_norm_forward_kernel<VECTORS, BLOCK>, grid, stream, h, rstd, x, branch, N, C, scale, eps);
     });
 }
 
-void add_norm_backward(floatX* dx, floatX* dbranch, const floatX* dh, const floatX* h, const float* rstd, float scale, int64_t N,
-                       int C, Stream stream) {
+void add_norm_backward(floatX* dx, floatX* dbranch, const floatX* dh, const floatX* h, const float* rstd, int64_t N, int C,
+                       float scale, Stream stream) {
     require_rows("add_norm_backward", N, C);
     require_aligned("add_norm_backward", dx, dbranch, dh, h);
     for_rows("add_norm_backward", N, C, [&]<int VECTORS, bool BLOCK>(const Grid& grid) {
-        launch("add_norm_backward", add_norm_backward_kernel<VECTORS, BLOCK>, grid, stream, dx, dbranch, dh, h, rstd, scale, N, C);
+        launch("add_norm_backward", add_norm_backward_kernel<VECTORS, BLOCK>, grid, stream, dx, dbranch, dh, h, rstd, N, C, scale);
     });
 }
 

@@ -12,7 +12,7 @@ void residual_add(floatX* x, const floatX* branch, int64_t n, Stream stream);
 /// x      (N, C)  +=  the residual stream
 /// branch (N, C)      what the attention or the MLP gave, or null: x stays
 /// Throws std::invalid_argument when N < 1 or C is not a positive multiple of 8.
-void add_norm_forward(floatX* h, float* rstd, floatX* x, const floatX* branch, float scale, int64_t N, int C, float eps,
+void add_norm_forward(floatX* h, float* rstd, floatX* x, const floatX* branch, int64_t N, int C, float scale, float eps,
                       Stream stream);
 
 /// dx += the gradient of rms_norm at dh, then dbranch = scale * dx.
@@ -22,8 +22,8 @@ void add_norm_forward(floatX* h, float* rstd, floatX* x, const floatX* branch, f
 /// dh      (N, C)
 /// h       (N, C)      what the forward pass put out
 /// rstd    (N)         fp32
-void add_norm_backward(floatX* dx, floatX* dbranch, const floatX* dh, const floatX* h, const float* rstd, float scale, int64_t N,
-                       int C, Stream stream);
+void add_norm_backward(floatX* dx, floatX* dbranch, const floatX* dh, const floatX* h, const float* rstd, int64_t N, int C,
+                       float scale, Stream stream);
 
 /// x += branch; prev = x; x = resid * prev + skip * x0; h = rms_norm(x): how a layer of the nanochat recipe begins.
 ///

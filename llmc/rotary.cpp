@@ -26,7 +26,7 @@ static float forward_head(floatX* head, const float* table, int D, bool qk_norm,
     return rstd;
 }
 
-void rotary_forward(floatX* qkv, float* rstd, const float* table, int first, int B, int T, int H, int HK, int D, bool qk_norm,
+void rotary_forward(floatX* qkv, float* rstd, const float* table, int B, int T, int H, int HK, int D, int first, bool qk_norm,
                     float eps, Stream) {
     Range range("rotary_forward");
     require_heads("rotary_forward", B, T, H, HK, D);

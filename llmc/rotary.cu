@@ -46,7 +46,7 @@ struct Place {
 
 template <int LANES, int WIDTH>
 __global__ void __launch_bounds__(WARPS * WARP)
-rotary_forward_kernel(floatX* qkv, float* rstd, const float* table, int first, int64_t N, int T, int heads, int64_t width, int D, unsigned groups,
+rotary_forward_kernel(floatX* qkv, float* rstd, const float* table, int64_t N, int T, int heads, int64_t width, int D, unsigned groups, int first,
                       bool qk_norm, float eps) {
     const auto [n, h] = Place<LANES>(groups);
     if (n >= N) return;
@@ -122,7 +122,7 @@ static void for_head_size(const char* op, int D, Body body) {
 
 static Grid grid_for(int64_t N, unsigned groups) { return {dim3(static_cast<unsigned>(ceil_div(N, WARPS)) * groups), dim3(WARPS * WARP)}; }
 
-void rotary_forward(floatX* qkv, float* rstd, const float* table, int first, int B, int T, int H, int HK, int D, bool qk_norm,
+void rotary_forward(floatX* qkv, float* rstd, const float* table, int B, int T, int H, int HK, int D, int first, bool qk_norm,
                     float eps, Stream stream) {
     require_heads("rotary_forward", B, T, H, HK, D);
     require(first >= 0, "rotary_forward: first must not be negative: ", first);
@@ -130,8 +130,8 @@ void rotary_forward(floatX* qkv, float* rstd, const float* table, int first, int
     const int64_t N = int64_t{B} * T, width = int64_t{H + 2 * HK} * D;
     for_head_size("rotary_forward", D, [&]<int LANES, int WIDTH>() {
         const unsigned groups = static_cast<unsigned>(ceil_div(H + HK, WARP / LANES));
-        launch("rotary_forward", rotary_forward_kernel<LANES, WIDTH>, grid_for(N, groups), stream, qkv, rstd, table, first, N, T, H + HK, width, D, groups,
-               qk_norm, eps);
+        launch("rotary_forward", rotary_forward_kernel<LANES, WIDTH>, grid_for(N, groups), stream, qkv, rstd, table, N, T, H + HK, width, D, groups,
+               first, qk_norm, eps);
     });
 }
 

@@ -14,7 +14,7 @@ void rotary_table(float* table, int T, int D);
 /// rstd  (B, T, H + HK)  =      fp32; written only when qk_norm
 /// table (>= first + T, D)      position t of the tokens here is first + t of the sequence
 /// Throws std::invalid_argument when D is not a multiple of 8 or HK does not divide H.
-void rotary_forward(floatX* qkv, float* rstd, const float* table, int first, int B, int T, int H, int HK, int D, bool qk_norm,
+void rotary_forward(floatX* qkv, float* rstd, const float* table, int B, int T, int H, int HK, int D, int first, bool qk_norm,
                     float eps, Stream stream);
 
 /// dqkv  (B, T, (H + 2 HK) D)   in and out: gradients after the op on entry, before it on return; value heads are left alone

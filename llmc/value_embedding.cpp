@@ -25,7 +25,7 @@ void value_embedding_forward(floatX* qkv, float* gate, const floatX* h, const in
         }
 }
 
-void value_embedding_backward(float* dve, float* dw, floatX* dh, float* scratch, const floatX* dqkv, const float* gate,
+void value_embedding_backward(floatX* dh, float* dve, float* dw, float* scratch, const floatX* dqkv, const float* gate,
                               const floatX* h, const int* idx, const int* order, const floatX* ve, const floatX* w, int64_t N,
                               int C, int H, int HK, int D, Stream) {
     Range range("value_embedding_backward");

@@ -57,7 +57,7 @@ struct TileShared {
 /// parts (blocks, HK, 32)   =   or, where there is one block only, dw itself, +=
 template <int LANES>
 __global__ void __launch_bounds__(THREADS)
-gate_backward_kernel(float* parts, float* dw, floatX* dh, const floatX* dqkv, const float* gate, const floatX* h, const int* idx, const floatX* ve,
+gate_backward_kernel(floatX* dh, float* dw, float* parts, const floatX* dqkv, const float* gate, const floatX* h, const int* idx, const floatX* ve,
                      const floatX* w, int64_t N, int64_t width, int C, int values, int HK, int D) {
     constexpr int HEADS = WARP / LANES;   // that a warp works on at once
     TileShared& shared = *shared_memory<TileShared>();
@@ -130,7 +130,7 @@ void value_embedding_forward(floatX* qkv, float* gate, const floatX* h, const in
     });
 }
 
-void value_embedding_backward(float* dve, float* dw, floatX* dh, float* scratch, const floatX* dqkv, const float* gate,
+void value_embedding_backward(floatX* dh, float* dve, float* dw, float* scratch, const floatX* dqkv, const float* gate,
                               const floatX* h, const int* idx, const int* order, const floatX* ve, const floatX* w, int64_t N,
                               int C, int H, int HK, int D, Stream stream) {
     const char* op = "value_embedding_backward";
@@ -144,7 +144,7 @@ void value_embedding_backward(float* dve, float* dw, floatX* dh, float* scratch,
     const size_t shared = sizeof(TileShared) + sizeof(float) * TILE * HK;
     require(shared <= shared_memory_limit(), op, ": HK of ", HK, " is too large for this device");
     for_head_size(D, [&]<int LANES>() {
-        launch(op, gate_backward_kernel<LANES>, {dim3(blocks), dim3(THREADS), shared}, stream, scratch, dw, dh, dqkv, gate, h, idx, ve, w, N, width, C,
+        launch(op, gate_backward_kernel<LANES>, {dim3(blocks), dim3(THREADS), shared}, stream, dh, dw, scratch, dqkv, gate, h, idx, ve, w, N, width, C,
                values, HK, D);
     });
     if (blocks > 1)

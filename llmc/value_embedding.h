@@ -17,11 +17,11 @@ inline constexpr int VE_GATE_CHANNELS = 32;
 void value_embedding_forward(floatX* qkv, float* gate, const floatX* h, const int* idx, const floatX* ve, const floatX* w,
                              int64_t N, int C, int H, int HK, int D, Stream stream);
 
+/// dh      (N, C)     +=  its first 32 channels
 /// dve     (V, HK D)  +=  fp32, summed over equal tokens in the order of `order`
 /// dw      (HK, 32)   +=  fp32, summed in an order that does not depend on the number of threads
-/// dh      (N, C)     +=  its first 32 channels
 /// scratch (N, HK)        fp32: gradient of what stands inside the sigmoid
 /// dqkv    (N, (H + 2 HK) D)   the gradient of the values passes through unchanged
-void value_embedding_backward(float* dve, float* dw, floatX* dh, float* scratch, const floatX* dqkv, const float* gate,
+void value_embedding_backward(floatX* dh, float* dve, float* dw, float* scratch, const floatX* dqkv, const float* gate,
                               const floatX* h, const int* idx, const int* order, const floatX* ve, const floatX* w, int64_t N,
                               int C, int H, int HK, int D, Stream stream);

@@ -34,7 +34,7 @@ TEST_CASE("activation_forward is the formula") {
             CAPTURE(static_cast<int>(kind));
             Values want(n);
             for (int i = 0; i < n; i++) want[i] = kind == Activation::gelu ? gelu(x[i]) : relu2(x[i]);
-            activation_forward(out, in, kind, n, nullptr);
+            activation_forward(out, in, n, kind, nullptr);
             check_close("out", out.values(), want, TOLERANCE, kind == Activation::gelu ? GELU_ABSOLUTE : 1e-38);
             CHECK(in.same_bytes(before));
         }
@@ -51,10 +51,10 @@ TEST_CASE("activation_backward is dout times the slope") {
             FloatXs dout(g);
             Values want(n);
             for (int i = 0; i < n; i++) want[i] = g[i] * (kind == Activation::gelu ? gelu_slope(x[i]) : relu2_slope(x[i]));
-            activation_backward(dx, dout, in, kind, n, nullptr);
+            activation_backward(dx, dout, in, n, kind, nullptr);
             check_close("dx", dx.values(), want, TOLERANCE, kind == Activation::gelu ? 4 * GELU_ABSOLUTE : 1e-37);
             CHECK(in.same_bytes(before));
-            activation_backward(dout, dout, in, kind, n, nullptr);      // in place
+            activation_backward(dout, dout, in, n, kind, nullptr);      // in place
             CHECK(dout.same_bytes(dx));
         }
     }
@@ -65,11 +65,11 @@ TEST_CASE("activation_backward is the slope of activation_forward" * doctest::sk
     Values x = Random(1).floats(n), weights = Random(2).floats(n);
     FloatXs in(x), dout(weights), dx(n);
     for (Activation kind : {Activation::gelu, Activation::relu2}) {
-        activation_backward(dx, dout, in, kind, n, nullptr);
+        activation_backward(dx, dout, in, n, kind, nullptr);
         // relu2 bends at 0, where a step of h is wrong by h^2
         check_gradient("dx", x, dx.values(), 3e-3, 1e-3, [&](const Values& at) {
             FloatXs there(at), out(n);
-            activation_forward(out, there, kind, n, nullptr);
+            activation_forward(out, there, n, kind, nullptr);
             return dot(out.values(), weights);
         });
     }
@@ -79,7 +79,7 @@ TEST_CASE("activation refuses wrong sizes") {
     FloatXs x(Values(16, 1)), out(16);
     for (int n : {0, -8, 12})
         for (Activation kind : {Activation::gelu, Activation::relu2}) {
-            CHECK_REFUSED("activation_forward", activation_forward(out, x, kind, n, nullptr));
-            CHECK_REFUSED("activation_backward", activation_backward(out, x, x, kind, n, nullptr));
+            CHECK_REFUSED("activation_forward", activation_forward(out, x, n, kind, nullptr));
+            CHECK_REFUSED("activation_backward", activation_backward(out, x, x, n, kind, nullptr));
         }
 }

@@ -291,7 +291,7 @@ TEST_CASE("attention_cached, in steps of any size, is attention_forward") {
         for (int past = 0, step = 0; past < s.T; step++) {
             int count = std::min(step % 2 == 0 ? 1 : 11, s.T - past);
             FloatXs qkv(Values(all.begin() + past * width(s), all.begin() + (past + count) * width(s))), y(count * s.H * s.D);
-            attention_cached(y, kcache, vcache, qkv, count, past, capacity, s.H, s.HK, s.D, s.window, nullptr);
+            attention_cached(y, kcache, vcache, qkv, count, capacity, s.H, s.HK, s.D, past, s.window, nullptr);
             Values part = y.values();
             got.insert(got.end(), part.begin(), part.end());
             past += count;
@@ -320,9 +320,9 @@ TEST_CASE("attention refuses wrong sizes") {
         CHECK_REFUSED("attention_forward", attention_forward(y, lse, scratch, qkv, s.B, s.T, s.H, s.HK, s.D, s.window, nullptr));
         CHECK_REFUSED("attention_backward", attention_backward(dqkv, scratch, y, y, lse, qkv, s.B, s.T, s.H, s.HK, s.D, s.window, nullptr));
         if (s.window >= 0) CHECK_REFUSED("attention_scratch", attention_scratch(s.B, s.T, s.H, s.HK, s.D));
-        if (s.B == 1) CHECK_REFUSED("attention_cached", attention_cached(y, kcache, vcache, qkv, s.T, 0, 8, s.H, s.HK, s.D, s.window, nullptr));
+        if (s.B == 1) CHECK_REFUSED("attention_cached", attention_cached(y, kcache, vcache, qkv, s.T, 8, s.H, s.HK, s.D, 0, s.window, nullptr));
     }
-    CHECK_REFUSED("attention_cached", attention_cached(y, kcache, vcache, qkv, 1, -1, 8, 1, 1, 8, 1, nullptr));
-    CHECK_REFUSED("attention_cached", attention_cached(y, kcache, vcache, qkv, 1, 8, 8, 1, 1, 8, 1, nullptr));
-    CHECK_REFUSED("attention_cached", attention_cached(y, kcache, vcache, qkv, 9, 0, 8, 1, 1, 8, 1, nullptr));
+    CHECK_REFUSED("attention_cached", attention_cached(y, kcache, vcache, qkv, 1, 8, 1, 1, 8, -1, 1, nullptr));
+    CHECK_REFUSED("attention_cached", attention_cached(y, kcache, vcache, qkv, 1, 8, 1, 1, 8, 8, 1, nullptr));
+    CHECK_REFUSED("attention_cached", attention_cached(y, kcache, vcache, qkv, 9, 8, 1, 1, 8, 0, 1, nullptr));
 }

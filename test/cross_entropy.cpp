@@ -53,7 +53,7 @@ TEST_CASE("cross_entropy gives the loss and its gradient") {
                 Ints targets(targets_for(s));
                 Floats losses(s.N);
                 Result want = reference(start, targets.values(), dloss, softcap, s.N, s.V);
-                cross_entropy(losses, logits, targets, dloss, softcap, s.N, s.V, nullptr);
+                cross_entropy(losses, logits, targets, s.N, s.V, dloss, softcap, nullptr);
                 // z of size 16 is rounded to fp32 by the cap (tanh and product, a few roundings), which the exponential passes
                 // on; a sum of V terms, all positive, drifts by a small part of V roundings where it does not run in lanes.
                 const double exponent = 16 * 6 * FP32_ROUND, sum = (100 + s.V / 16) * FP32_ROUND;
@@ -75,7 +75,7 @@ TEST_CASE("cross_entropy with dloss 0 leaves the capped logits") {
             Ints targets(targets_for(s));
             Floats losses(s.N);
             Result want = reference(start, targets.values(), 0, softcap, s.N, s.V);
-            cross_entropy(losses, logits, targets, 0, softcap, s.N, s.V, nullptr);
+            cross_entropy(losses, logits, targets, s.N, s.V, 0, softcap, nullptr);
             check_close("losses", losses.values(), want.losses, 4 * FP32_ROUND, (16 * 6 + 100 + s.V / 16) * FP32_ROUND);
             check_close("z", logits.values(), want.capped, ROUND + 6 * FP32_ROUND, 0);
         }
@@ -88,7 +88,7 @@ TEST_CASE("cross_entropy of great logits does not overflow") {
     FloatXs logits(start);
     Ints targets(Values{3, 4});
     Floats losses(2);
-    cross_entropy(losses, logits, targets, 1, 0, 2, V, nullptr);
+    cross_entropy(losses, logits, targets, 2, V, 1, 0, nullptr);
     check_close("losses", losses.values(), {0, start[V + 5] - start[V + 4]}, 1 / 256.0, 1e-6);  // 30000 is rounded to the storage type
     Values want(2 * V, 0);
     want[V + 4] = -1;
@@ -106,7 +106,7 @@ TEST_CASE("cross_entropy of capped logits far beyond the cap, and of NaN") {
         Ints targets(Values{5, 6, 7});
         Floats losses(3);
         Result want = reference(start, targets.values(), 1, softcap, 3, V);
-        cross_entropy(losses, logits, targets, 1, softcap, 3, V, nullptr);
+        cross_entropy(losses, logits, targets, 3, V, 1, softcap, nullptr);
         // An exponent of size softcap, of which the rounding passes through the exponential; a slope is the small difference of
         // two numbers near 1 where the cap is reached, so that there an absolute error of the gradient is what can be asked for.
         const double exponent = softcap * 32 * FP32_ROUND;
@@ -119,7 +119,7 @@ TEST_CASE("cross_entropy of capped logits far beyond the cap, and of NaN") {
         FloatXs logits(start);
         Ints targets(Values{5});
         Floats losses(1);
-        cross_entropy(losses, logits, targets, 1, softcap, 1, V, nullptr);
+        cross_entropy(losses, logits, targets, 1, V, 1, softcap, nullptr);
         CHECK(std::isnan(losses.values()[0]));   // which stops a run; a gradient of numbers would hide it
     }
 }
@@ -131,12 +131,12 @@ TEST_CASE("cross_entropy's gradient is the slope of its loss" * doctest::skip(!F
     for (float softcap : {0.0f, 15.0f}) {
         FloatXs logits(start);
         Floats losses(N);
-        cross_entropy(losses, logits, targets, 1, softcap, N, V, nullptr);
+        cross_entropy(losses, logits, targets, N, V, 1, softcap, nullptr);
         // h^2 times a third derivative below 1, and the fp32 noise of a loss of about 3 over h
         check_gradient("dlogits", start, logits.values(), 1e-2, 1e-3, [&](const Values& at) {
             FloatXs there(at);
             Floats loss(N);
-            cross_entropy(loss, there, targets, 0, softcap, N, V, nullptr);
+            cross_entropy(loss, there, targets, N, V, 0, softcap, nullptr);
             return dot(loss.values(), Values(N, 1));
         });
     }
@@ -148,12 +148,12 @@ TEST_CASE("cross_entropy does not depend on the number of threads") {
     Ints targets(Values(N, 7));
     FloatXs first(start);
     Floats first_losses(N);
-    cross_entropy(first_losses, first, targets, 0.1f, 15, N, V, nullptr);
+    cross_entropy(first_losses, first, targets, N, V, 0.1f, 15, nullptr);
     for (int threads : {1, 3})
         with_threads(threads, [&] {
             FloatXs again(start);
             Floats losses(N);
-            cross_entropy(losses, again, targets, 0.1f, 15, N, V, nullptr);
+            cross_entropy(losses, again, targets, N, V, 0.1f, 15, nullptr);
             CHECK(again.same_bytes(first));
             CHECK(losses.same_bytes(first_losses));
         });
@@ -163,8 +163,8 @@ TEST_CASE("cross_entropy refuses wrong sizes") {
     FloatXs logits(Values(16, 0));
     Ints targets(Values(2, 0));
     Floats losses(2);
-    CHECK_REFUSED("cross_entropy", cross_entropy(losses, logits, targets, 1, 0, 0, 8, nullptr));
-    CHECK_REFUSED("cross_entropy", cross_entropy(losses, logits, targets, 1, 0, 1, 12, nullptr));
+    CHECK_REFUSED("cross_entropy", cross_entropy(losses, logits, targets, 0, 8, 1, 0, nullptr));
+    CHECK_REFUSED("cross_entropy", cross_entropy(losses, logits, targets, 1, 12, 1, 0, nullptr));
     CHECK_REFUSED("cross_entropy", cross_entropy(losses, logits, targets, 1, 0, 1, 0, nullptr));
-    CHECK_REFUSED("cross_entropy", cross_entropy(losses, logits, targets, 1, -1, 1, 8, nullptr));
+    CHECK_REFUSED("cross_entropy", cross_entropy(losses, logits, targets, 1, 8, 1, -1, nullptr));
 }

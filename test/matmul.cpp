@@ -90,10 +90,10 @@ TEST_CASE("matmul takes every transposition, scale and batch") {
                                                  M, N, K, s.alpha, s.beta);
                             want.insert(want.end(), one.begin(), one.end());
                         }
-                        matmul(out, a, b, s.beta == 0 ? nullptr : c.data(), M, N, K, transpose_a, transpose_b, s.alpha, s.beta, batch, nullptr);
+                        matmul(out, a, b, s.beta == 0 ? nullptr : c.data(), batch, M, N, K, transpose_a, transpose_b, s.alpha, s.beta, nullptr);
                         check_close("out", out.values(), want, ROUND, 4 * sum_error(K));
                         CHECK(c.same_bytes(FloatXs(all_c)));
-                        matmul(in_place, a, b, in_place, M, N, K, transpose_a, transpose_b, s.alpha, s.beta, batch, nullptr);
+                        matmul(in_place, a, b, in_place, batch, M, N, K, transpose_a, transpose_b, s.alpha, s.beta, nullptr);
                         check_close("in place", in_place.values(), want, ROUND, 4 * sum_error(K));
                     }
 }
@@ -124,7 +124,7 @@ TEST_CASE("matmul_symmetric is the product with the own transpose, scaled, and s
                         one = product({one, one, transposed, !transposed}, part(all_c, i, M * M), M, M, K, s.alpha, s.beta);
                         want.insert(want.end(), one.begin(), one.end());
                     }
-                    matmul_symmetric(out, x, s.beta == 0 ? nullptr : c.data(), scaled ? scale.data() : nullptr, M, K, transposed, s.alpha, s.beta, batch,
+                    matmul_symmetric(out, x, s.beta == 0 ? nullptr : c.data(), scaled ? scale.data() : nullptr, batch, M, K, transposed, s.alpha, s.beta,
                                      nullptr);
                     Values got = out.values();
                     for (int i = 0; i < batch * M * M; i++) got[i] /= scales[i / (M * M)];
@@ -145,7 +145,7 @@ TEST_CASE("matmul_symmetric of a symmetric matrix, which is also what is added")
     for (int r = 0; r < M; r++)
         for (int n = 0; n <= r; n++) s[r * M + n] = s[n * M + r] = random.floatXs(1)[0];
     FloatXs x(s), out(M * M);
-    matmul_symmetric(out, x, x, nullptr, M, M, false, 0.5f, -2, 1, nullptr);
+    matmul_symmetric(out, x, x, nullptr, 1, M, M, false, 0.5f, -2, nullptr);
     check_close("out", out.values(), product({s, s, false, true}, s, M, M, M, 0.5, -2), ROUND, 4 * sum_error(M));
 }
 
@@ -182,14 +182,14 @@ TEST_CASE("matmul refuses wrong sizes") {
     CHECK_REFUSED("matmul_backward_weight", matmul_backward_weight(dw, x, x, 0, 4, 4, nullptr));
     CHECK_REFUSED("matmul_backward_weight", matmul_backward_weight(dw, x, x, 4, 0, 4, nullptr));
     CHECK_REFUSED("matmul_backward_weight", matmul_backward_weight(dw, x, x, 4, 4, 0, nullptr));
-    CHECK_REFUSED("matmul", matmul(out, x, x, nullptr, 0, 4, 4, false, false, 1, 0, 1, nullptr));
-    CHECK_REFUSED("matmul", matmul(out, x, x, nullptr, 4, 0, 4, false, false, 1, 0, 1, nullptr));
-    CHECK_REFUSED("matmul", matmul(out, x, x, nullptr, 4, 4, 0, false, false, 1, 0, 1, nullptr));
-    CHECK_REFUSED("matmul", matmul(out, x, x, nullptr, 4, 4, 4, false, false, 1, 0, 0, nullptr));
-    CHECK_REFUSED("matmul", matmul(out, x, x, nullptr, 4, 4, 4, false, false, 1, 1, 1, nullptr));
-    CHECK_REFUSED("matmul_symmetric", matmul_symmetric(out, x, nullptr, nullptr, 0, 4, false, 1, 0, 1, nullptr));
-    CHECK_REFUSED("matmul_symmetric", matmul_symmetric(out, x, nullptr, nullptr, 4, 0, false, 1, 0, 1, nullptr));
-    CHECK_REFUSED("matmul_symmetric", matmul_symmetric(out, x, nullptr, nullptr, 4, 4, false, 1, 0, 0, nullptr));
-    CHECK_REFUSED("matmul_symmetric", matmul_symmetric(out, x, nullptr, nullptr, 4, 4, false, 1, 1, 1, nullptr));
+    CHECK_REFUSED("matmul", matmul(out, x, x, nullptr, 1, 0, 4, 4, false, false, 1, 0, nullptr));
+    CHECK_REFUSED("matmul", matmul(out, x, x, nullptr, 1, 4, 0, 4, false, false, 1, 0, nullptr));
+    CHECK_REFUSED("matmul", matmul(out, x, x, nullptr, 1, 4, 4, 0, false, false, 1, 0, nullptr));
+    CHECK_REFUSED("matmul", matmul(out, x, x, nullptr, 0, 4, 4, 4, false, false, 1, 0, nullptr));
+    CHECK_REFUSED("matmul", matmul(out, x, x, nullptr, 1, 4, 4, 4, false, false, 1, 1, nullptr));
+    CHECK_REFUSED("matmul_symmetric", matmul_symmetric(out, x, nullptr, nullptr, 1, 0, 4, false, 1, 0, nullptr));
+    CHECK_REFUSED("matmul_symmetric", matmul_symmetric(out, x, nullptr, nullptr, 1, 4, 0, false, 1, 0, nullptr));
+    CHECK_REFUSED("matmul_symmetric", matmul_symmetric(out, x, nullptr, nullptr, 0, 4, 4, false, 1, 0, nullptr));
+    CHECK_REFUSED("matmul_symmetric", matmul_symmetric(out, x, nullptr, nullptr, 1, 4, 4, false, 1, 1, nullptr));
     CHECK_REFUSED("matmul_flops", matmul_flops(8, 8, 8, 0));
 }

@@ -52,14 +52,14 @@ TEST_CASE("norm_forward is the formula") {
             Result want = forward(x, kind, N, C, EPS);
             FloatXs input(x), before(x), out(N * C);
             Floats rstd(N);
-            norm_forward(out, rstd, input, kind, N, C, EPS, nullptr);
+            norm_forward(out, rstd, input, N, C, kind, EPS, nullptr);
             check_close("out", out.values(), want.out, TOLERANCE, 130 * FP32_ROUND);
             if (kind == Norm::none) CHECK(rstd.same_bytes(Floats(N)));               // not written
             else check_close("rstd", rstd.values(), want.rstd, 130 * FP32_ROUND, 0);
             CHECK(input.same_bytes(before));
 
             Floats rstd_again(N);
-            norm_forward(input, rstd_again, input, kind, N, C, EPS, nullptr);        // in place
+            norm_forward(input, rstd_again, input, N, C, kind, EPS, nullptr);        // in place
             CHECK(input.same_bytes(out));
         }
 }
@@ -68,7 +68,7 @@ TEST_CASE("norm_forward of a row of zeros is zero: eps keeps the division whole"
     FloatXs x(Values(16, 0)), out(16);
     Floats rstd(2);
     for (Norm kind : {Norm::rms_norm, Norm::layer_norm}) {
-        norm_forward(out, rstd, x, kind, 2, 8, EPS, nullptr);
+        norm_forward(out, rstd, x, 2, 8, kind, EPS, nullptr);
         CHECK(out.values() == Values(16, 0));
         check_close("rstd", rstd.values(), Values(2, 1000), 4 * FP32_ROUND, 0);
     }
@@ -84,13 +84,13 @@ TEST_CASE("norm_backward is the formula") {
             FloatXs out(forward(random.floatXs(N * C, 3), kind, N, C, EPS).out), out_before(out.values());
             Floats rstd(random.floats(N));
             Values want = backward(dout.values(), out.values(), rstd.values(), kind, N, C);
-            norm_backward(dx, dout, out, rstd, kind, N, C, nullptr);
+            norm_backward(dx, dout, out, rstd, N, C, kind, nullptr);
             // The terms that cancel are about rstd * 1 in size, and rstd is up to 3 here.
             check_close("dx", dx.values(), want, TOLERANCE, 300 * FP32_ROUND);
             CHECK(dout.same_bytes(dout_before));
             CHECK(out.same_bytes(out_before));
 
-            norm_backward(dout, dout, out, rstd, kind, N, C, nullptr);               // in place
+            norm_backward(dout, dout, out, rstd, N, C, kind, nullptr);               // in place
             CHECK(dout.same_bytes(dx));
         }
 }
@@ -104,12 +104,12 @@ TEST_CASE("norm_backward is the slope of norm_forward" * doctest::skip(!FP32)) {
         FloatXs dout(weights), dx(N * C);
         auto run = [&](const Values& at, FloatXs& out, Floats& rstd) {
             FloatXs input(at);
-            norm_forward(out, rstd, input, kind, N, C, EPS, nullptr);
+            norm_forward(out, rstd, input, N, C, kind, EPS, nullptr);
         };
         FloatXs out(N * C);
         Floats rstd(N);
         run(x, out, rstd);
-        norm_backward(dx, dout, out, rstd, kind, N, C, nullptr);
+        norm_backward(dx, dout, out, rstd, N, C, kind, nullptr);
         // h^2 times a third derivative of about 1, and fp32 noise of 120 elements over h
         check_gradient("dx", x, dx.values(), 1e-2, 1e-3, [&](const Values& at) {
             FloatXs there(N * C);
@@ -124,11 +124,11 @@ TEST_CASE("norm refuses wrong sizes") {
     FloatXs x(Values(64, 1)), out(64);
     Floats rstd(8);
     for (Norm kind : {Norm::none, Norm::rms_norm, Norm::layer_norm}) {
-        CHECK_REFUSED("norm_forward", norm_forward(out, rstd, x, kind, 0, 8, EPS, nullptr));
-        CHECK_REFUSED("norm_forward", norm_forward(out, rstd, x, kind, 8, 0, EPS, nullptr));
-        CHECK_REFUSED("norm_forward", norm_forward(out, rstd, x, kind, 1, 12, EPS, nullptr));
-        CHECK_REFUSED("norm_backward", norm_backward(out, x, x, rstd, kind, -1, 8, nullptr));
-        CHECK_REFUSED("norm_backward", norm_backward(out, x, x, rstd, kind, 1, 12, nullptr));
-        CHECK_REFUSED("norm_backward", norm_backward(out, x, x, rstd, kind, 1, -8, nullptr));
+        CHECK_REFUSED("norm_forward", norm_forward(out, rstd, x, 0, 8, kind, EPS, nullptr));
+        CHECK_REFUSED("norm_forward", norm_forward(out, rstd, x, 8, 0, kind, EPS, nullptr));
+        CHECK_REFUSED("norm_forward", norm_forward(out, rstd, x, 1, 12, kind, EPS, nullptr));
+        CHECK_REFUSED("norm_backward", norm_backward(out, x, x, rstd, -1, 8, kind, nullptr));
+        CHECK_REFUSED("norm_backward", norm_backward(out, x, x, rstd, 1, 12, kind, nullptr));
+        CHECK_REFUSED("norm_backward", norm_backward(out, x, x, rstd, 1, -8, kind, nullptr));
     }
 }

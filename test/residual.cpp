@@ -64,7 +64,7 @@ TEST_CASE("add_norm_forward adds the branch and norms the sum") {
             Values sum = x.values(), add = branch.values();
             for (size_t i = 0; i < sum.size() && with_branch; i++) sum[i] += scale * add[i];
 
-            add_norm_forward(h, rstd, x, with_branch ? branch.data() : nullptr, scale, N, C, EPS, nullptr);
+            add_norm_forward(h, rstd, x, with_branch ? branch.data() : nullptr, N, C, scale, EPS, nullptr);
             check_close("x", x.values(), sum, with_branch ? ROUND : 0, with_branch ? 8 * FP32_ROUND : 0);
             Normed want = rms_norm(x.values(), N, C);           // of the stream as it is stored
             check_close("h", h.values(), want.h, TOLERANCE, 0);
@@ -86,7 +86,7 @@ TEST_CASE("add_norm_backward adds the norm's gradient and scales it for the bran
             Values want = dx.values(), add = rms_norm_backward(dh.values(), h.values(), rstd.values(), N, C);
             for (size_t i = 0; i < want.size(); i++) want[i] += add[i];
 
-            add_norm_backward(dx, with_branch ? dbranch.data() : nullptr, dh, h, rstd, scale, N, C, nullptr);
+            add_norm_backward(dx, with_branch ? dbranch.data() : nullptr, dh, h, rstd, N, C, scale, nullptr);
             check_close("dx", dx.values(), want, TOLERANCE, 130 * FP32_ROUND);
             Values scaled = dx.values();
             for (double& v : scaled) v *= scale;
@@ -194,8 +194,8 @@ TEST_CASE("the residual stream refuses wrong sizes") {
     FloatXs x(Values(64, 1)), y(Values(64, 1)), h(64), prev(64);
     Floats rstd(8), one(Values{1}), sum(Values{0}), scratch(16);
     for (auto [N, C] : {std::pair{0, 8}, {-1, 8}, {1, 0}, {1, 12}, {1, -8}}) {
-        CHECK_REFUSED("add_norm_forward", add_norm_forward(h, rstd, x, y, 1, N, C, EPS, nullptr));
-        CHECK_REFUSED("add_norm_backward", add_norm_backward(h, nullptr, x, y, rstd, 1, N, C, nullptr));
+        CHECK_REFUSED("add_norm_forward", add_norm_forward(h, rstd, x, y, N, C, 1, EPS, nullptr));
+        CHECK_REFUSED("add_norm_backward", add_norm_backward(h, nullptr, x, y, rstd, N, C, 1, nullptr));
         CHECK_REFUSED("mix_norm_forward", mix_norm_forward(h, rstd, prev, x, nullptr, y, one, one, N, C, EPS, nullptr));
         CHECK_REFUSED("mix_norm_backward", mix_norm_backward(h, prev, sum, sum, scratch, x, x, rstd, y, y, one, one, N, C, nullptr));
     }

@@ -86,7 +86,7 @@ TEST_CASE("rotary_forward turns queries and keys, norms them, and leaves values 
             FloatXs qkv(Random(s.D).floatXs(s.B * s.T * width(s), 2));
             Floats table(table_for(s.first + s.T, s.D)), table_before(table.values()), rstd(s.B * s.T * (s.H + s.HK));
             Result want = forward(qkv.values(), s, qk_norm);
-            rotary_forward(qkv, rstd, table, s.first, s.B, s.T, s.H, s.HK, s.D, qk_norm, EPS, nullptr);
+            rotary_forward(qkv, rstd, table, s.B, s.T, s.H, s.HK, s.D, s.first, qk_norm, EPS, nullptr);
             check_close("qkv", qkv.values(), want.qkv, TOLERANCE, ABSOLUTE);
             if (qk_norm) check_close("rstd", rstd.values(), want.rstd, 100 * FP32_ROUND, 0);
             else CHECK(rstd.same_bytes(Floats(rstd.size)));     // not written
@@ -99,7 +99,7 @@ TEST_CASE("rotary_forward leaves value heads bit for bit") {
     Values start = Random(1).floatXs(s.B * s.T * width(s));
     FloatXs qkv(start);
     Floats table(table_for(s.T, s.D)), rstd(s.B * s.T * (s.H + s.HK));
-    rotary_forward(qkv, rstd, table, 0, s.B, s.T, s.H, s.HK, s.D, true, EPS, nullptr);
+    rotary_forward(qkv, rstd, table, s.B, s.T, s.H, s.HK, s.D, 0, true, EPS, nullptr);
     rotary_backward(qkv, qkv, rstd, table, s.B, s.T, s.H, s.HK, s.D, false, nullptr);
     Values end = qkv.values();
     for (int n = 0; n < s.B * s.T; n++)
@@ -131,13 +131,13 @@ TEST_CASE("rotary_backward is the slope of rotary_forward" * doctest::skip(!FP32
     for (bool qk_norm : {false, true}) {
         CAPTURE(qk_norm);
         FloatXs qkv(x), dqkv(weights);
-        rotary_forward(qkv, rstd, table, 0, s.B, s.T, s.H, s.HK, s.D, qk_norm, EPS, nullptr);
+        rotary_forward(qkv, rstd, table, s.B, s.T, s.H, s.HK, s.D, 0, qk_norm, EPS, nullptr);
         rotary_backward(dqkv, qkv, rstd, table, s.B, s.T, s.H, s.HK, s.D, qk_norm, nullptr);
         // h^2 times a third derivative of about 1, and fp32 noise of 320 terms over h
         check_gradient("dqkv", x, dqkv.values(), 1e-2, 1e-3, [&](const Values& at) {
             FloatXs there(at);
             Floats unused(rstd.size);
-            rotary_forward(there, unused, table, 0, s.B, s.T, s.H, s.HK, s.D, qk_norm, EPS, nullptr);
+            rotary_forward(there, unused, table, s.B, s.T, s.H, s.HK, s.D, 0, qk_norm, EPS, nullptr);
             return dot(there.values(), weights);
         });
     }
@@ -150,10 +150,10 @@ TEST_CASE("rotary refuses wrong sizes") {
     struct Wrong { int first, B, T, H, HK, D; };
     for (Wrong w : {Wrong{0, 0, 1, 1, 1, 8}, {0, 1, 0, 1, 1, 8}, {0, 1, 1, 0, 1, 8}, {0, 1, 1, 1, 0, 8}, {0, 1, 1, 3, 2, 8}, {0, 1, 1, 1, 2, 8},
                     {0, 1, 1, 1, 1, 12}, {0, 1, 1, 1, 1, 0}}) {
-        CHECK_REFUSED("rotary_forward", rotary_forward(qkv, rstd, table, w.first, w.B, w.T, w.H, w.HK, w.D, true, EPS, nullptr));
+        CHECK_REFUSED("rotary_forward", rotary_forward(qkv, rstd, table, w.B, w.T, w.H, w.HK, w.D, w.first, true, EPS, nullptr));
         CHECK_REFUSED("rotary_backward", rotary_backward(dqkv, qkv, rstd, table, w.B, w.T, w.H, w.HK, w.D, true, nullptr));
     }
-    CHECK_REFUSED("rotary_forward", rotary_forward(qkv, rstd, table, -1, 1, 1, 1, 1, 8, true, EPS, nullptr));
+    CHECK_REFUSED("rotary_forward", rotary_forward(qkv, rstd, table, 1, 1, 1, 1, 8, -1, true, EPS, nullptr));
     CHECK_REFUSED("rotary_table", rotary_table(rows.data(), 0, 8));
     CHECK_REFUSED("rotary_table", rotary_table(rows.data(), 1, 12));
 }

@@ -109,7 +109,7 @@ TEST_CASE("value_embedding_backward is the formula, whatever the number of threa
         Ints idx(in.idx), order(in.order);
         Floats gate(gates(in, s)), dve(start.dve), dw(start.dw), scratch(s.N * s.HK);
         Gradients want = backward(in, gate.values(), s, start);
-        value_embedding_backward(dve, dw, dh, scratch, dqkv, gate, h, idx, order, ve, w, s.N, s.C, s.H, s.HK, s.D, nullptr);
+        value_embedding_backward(dh, dve, dw, scratch, dqkv, gate, h, idx, order, ve, w, s.N, s.C, s.H, s.HK, s.D, nullptr);
         // sums of up to 200 terms of size one (dve), or of sqrt(D) = 11 (dw)
         check_close("dve", dve.values(), want.dve, 300 * FP32_ROUND, 300 * FP32_ROUND);
         check_close("dw", dw.values(), want.dw, 300 * FP32_ROUND, 3000 * FP32_ROUND);
@@ -120,7 +120,7 @@ TEST_CASE("value_embedding_backward is the formula, whatever the number of threa
             with_threads(threads, [&] {
                 FloatXs dh_again(start.dh);
                 Floats dve_again(start.dve), dw_again(start.dw);
-                value_embedding_backward(dve_again, dw_again, dh_again, scratch, dqkv, gate, h, idx, order, ve, w, s.N, s.C, s.H, s.HK, s.D,
+                value_embedding_backward(dh_again, dve_again, dw_again, scratch, dqkv, gate, h, idx, order, ve, w, s.N, s.C, s.H, s.HK, s.D,
                                          nullptr);
                 CHECK(dve_again.same_bytes(dve));
                 CHECK(dw_again.same_bytes(dw));
@@ -135,7 +135,7 @@ TEST_CASE("value_embedding_backward is the slope of value_embedding_forward" * d
     FloatXs h(in.h), ve(in.ve), w(in.w), dqkv(in.dqkv), dh(Values(s.N * s.C, 0));
     Ints idx(in.idx), order(in.order);
     Floats gate(gates(in, s)), dve(Values(in.ve.size(), 0)), dw(Values(in.w.size(), 0)), scratch(s.N * s.HK);
-    value_embedding_backward(dve, dw, dh, scratch, dqkv, gate, h, idx, order, ve, w, s.N, s.C, s.H, s.HK, s.D, nullptr);
+    value_embedding_backward(dh, dve, dw, scratch, dqkv, gate, h, idx, order, ve, w, s.N, s.C, s.H, s.HK, s.D, nullptr);
     auto loss = [&](const Values& h_at, const Values& ve_at, const Values& w_at) {
         FloatXs qkv(in.qkv), h_there(h_at), ve_there(ve_at), w_there(w_at);
         Floats unused(s.N * s.HK);
@@ -156,6 +156,6 @@ TEST_CASE("value_embedding refuses wrong sizes") {
     for (Wrong s : {Wrong{0, 32, 1, 1, 8}, {1, 24, 1, 1, 8}, {1, 32, 0, 1, 8}, {1, 32, 1, 0, 8}, {1, 32, 1, 1, 12}, {1, 32, 1, 1, 0}}) {
         CHECK_REFUSED("value_embedding_forward", value_embedding_forward(x, gate, y, idx, y, w, s.N, s.C, s.H, s.HK, s.D, nullptr));
         CHECK_REFUSED("value_embedding_backward",
-                      value_embedding_backward(dve, dw, x, scratch, y, gate, y, idx, order, y, w, s.N, s.C, s.H, s.HK, s.D, nullptr));
+                      value_embedding_backward(x, dve, dw, scratch, y, gate, y, idx, order, y, w, s.N, s.C, s.H, s.HK, s.D, nullptr));
     }
 }

@@ -135,7 +135,7 @@ std::vector<Check> check_cross_entropy(CrossEntropy* run) {
         for (int64_t n = 0; n < s.N; n++) target[n] = n == 0 ? s.V - 1 : n == 1 ? 0 : s.V / 3;
         const Tensor<int> targets(target);
         const Tensor<float> losses(s.N), scratch(2 * s.N);
-        run(losses, logits, scratch, targets, DLOSS, s, nullptr);
+        run(losses, logits, scratch, targets, s, DLOSS, nullptr);
 
         Values want_losses(s.N), want(s.N * s.V);
         for (int64_t n = 0; n < s.N; n++) {

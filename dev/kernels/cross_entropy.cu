@@ -34,7 +34,7 @@ sum_kernel(float* losses, float* log_sums, const float* greatest, const floatX* 
     }
 }
 static __global__ void __launch_bounds__(THREADS)
-gradient_kernel(floatX* logits, const float* log_sums, const int* targets, float dloss, int V) {
+gradient_kernel(floatX* logits, const float* log_sums, const int* targets, int V, float dloss) {
     const int64_t n = blockIdx.x;
     const int target = targets[n];
     const float log_sum = log_sums[n];
@@ -42,11 +42,11 @@ gradient_kernel(floatX* logits, const float* log_sums, const int* targets, float
     for (int v = thread(); v < V; v += THREADS)
         row[v] = to_floatX(dloss * (expf(to_float(row[v]) - log_sum) - (v == target ? 1.0f : 0.0f)));
 }
-static void three_passes(float* losses, floatX* logits, float* scratch, const int* targets, float dloss, CrossEntropySize s,
+static void three_passes(float* losses, floatX* logits, float* scratch, const int* targets, CrossEntropySize s, float dloss,
                          Stream stream) {
     launch("greatest", greatest_kernel, grid_for(s.N), stream, scratch, logits, s.V);
     launch("sum", sum_kernel, grid_for(s.N), stream, losses, scratch + s.N, scratch, logits, targets, s.V);
-    launch("gradient", gradient_kernel, grid_for(s.N), stream, logits, scratch + s.N, targets, dloss, s.V);
+    launch("gradient", gradient_kernel, grid_for(s.N), stream, logits, scratch + s.N, targets, s.V, dloss);
 }
 
 // 2. Online softmax (Milakov and Gimelshein 2018): greatest and sum in one pass. When a greater logit comes, the sum so far, which was
@@ -56,7 +56,7 @@ static void three_passes(float* losses, floatX* logits, float* scratch, const in
 // again. Bound by instructions, 42 a logit: a load, a branch and the loop's own for every 2 bytes. And each logit waits for the sum that
 // the one before it left.
 static __global__ void __launch_bounds__(THREADS)
-online_kernel(float* losses, floatX* logits, const int* targets, float dloss, int V) {
+online_kernel(float* losses, floatX* logits, const int* targets, int V, float dloss) {
     const int64_t n = blockIdx.x;
     const int target = targets[n];
     floatX* row = logits + n * V;
@@ -77,8 +77,8 @@ online_kernel(float* losses, floatX* logits, const int* targets, float dloss, in
     for (int v = thread(); v < V; v += THREADS)
         row[v] = to_floatX(dloss * (expf(to_float(row[v]) - log_sum) - (v == target ? 1.0f : 0.0f)));
 }
-static void online(float* losses, floatX* logits, float*, const int* targets, float dloss, CrossEntropySize s, Stream stream) {
-    launch("online", online_kernel, grid_for(s.N), stream, losses, logits, targets, dloss, s.V);
+static void online(float* losses, floatX* logits, float*, const int* targets, CrossEntropySize s, float dloss, Stream stream) {
+    launch("online", online_kernel, grid_for(s.N), stream, losses, logits, targets, s.V, dloss);
 }
 
 // 3. 16 bytes a thread: 8 logits (bf16) an access. The greatest of the 8 is found first, so the sum is shrunk once for 8 of them,
@@ -92,7 +92,7 @@ static __device__ void add_logits(float& greatest, float& sum, const float (&z)[
     greatest = top;
 }
 static __global__ void __launch_bounds__(THREADS)
-wide_kernel(float* losses, floatX* logits, const int* targets, float dloss, int V) {
+wide_kernel(float* losses, floatX* logits, const int* targets, int V, float dloss) {
     const int64_t n = blockIdx.x;
     const int target = targets[n];
     floatX* row = logits + n * V;
@@ -112,8 +112,8 @@ wide_kernel(float* losses, floatX* logits, const int* targets, float dloss, int 
         store(row + v, z);
     }
 }
-static void wide(float* losses, floatX* logits, float*, const int* targets, float dloss, CrossEntropySize s, Stream stream) {
-    launch("wide", wide_kernel, grid_for(s.N), stream, losses, logits, targets, dloss, s.V);
+static void wide(float* losses, floatX* logits, float*, const int* targets, CrossEntropySize s, float dloss, Stream stream) {
+    launch("wide", wide_kernel, grid_for(s.N), stream, losses, logits, targets, s.V, dloss);
 }
 
 // 4. The row stays in shared memory between the passes: each logit is read from memory once and the gradient written once, whatever the
@@ -123,7 +123,7 @@ static void wide(float* losses, floatX* logits, float*, const int* targets, floa
 static __device__ floatX* cached_row() { return reinterpret_cast<floatX*>(shared_memory<float>() + WARP); }
 
 static __global__ void __launch_bounds__(THREADS)
-cached_kernel(float* losses, floatX* logits, const int* targets, float dloss, int V) {
+cached_kernel(float* losses, floatX* logits, const int* targets, int V, float dloss) {
     const int64_t n = blockIdx.x;
     const int target = targets[n];
     floatX* row = logits + n * V;
@@ -153,8 +153,8 @@ static Grid grid_with_row(int64_t N, int V) {
             " bytes of shared memory; a block can have ", shared_memory_limit());
     return grid;
 }
-static void cached(float* losses, floatX* logits, float*, const int* targets, float dloss, CrossEntropySize s, Stream stream) {
-    launch("cached", cached_kernel, grid_with_row(s.N, s.V), stream, losses, logits, targets, dloss, s.V);
+static void cached(float* losses, floatX* logits, float*, const int* targets, CrossEntropySize s, float dloss, Stream stream) {
+    launch("cached", cached_kernel, grid_with_row(s.N, s.V), stream, losses, logits, targets, s.V, dloss);
 }
 
 // 5. Fast exponentials: e^(z - m) = 2^(z log2(e) - m log2(e)) is one fused multiply-add and one operation of the special function unit.
@@ -164,7 +164,7 @@ static constexpr float LOG2E = 1.4426950408889634f;
 static __device__ float fast_exp_of_difference(float z, float scaled) { return fast_exp2(fmaf(z, LOG2E, -scaled)); }   // scaled = m log2(e)
 
 static __global__ void __launch_bounds__(THREADS)
-fast_kernel(float* losses, floatX* logits, const int* targets, float dloss, int V) {
+fast_kernel(float* losses, floatX* logits, const int* targets, int V, float dloss) {
     const int64_t n = blockIdx.x;
     const int target = targets[n];
     floatX* row = logits + n * V;
@@ -191,14 +191,14 @@ fast_kernel(float* losses, floatX* logits, const int* targets, float dloss, int 
         store(row + v, z);
     }
 }
-static void fast(float* losses, floatX* logits, float*, const int* targets, float dloss, CrossEntropySize s, Stream stream) {
-    launch("fast", fast_kernel, grid_with_row(s.N, s.V), stream, losses, logits, targets, dloss, s.V);
+static void fast(float* losses, floatX* logits, float*, const int* targets, CrossEntropySize s, float dloss, Stream stream) {
+    launch("fast", fast_kernel, grid_with_row(s.N, s.V), stream, losses, logits, targets, s.V, dloss);
 }
 
 // 6. llmc/cross_entropy.cu: the same with a cap on the logits, targets that are left out, rows that do not fit into shared memory, and
 // the loss alone. Bound by device memory. (With a cap it has a kernel of its own, in which an element costs 2.5 special functions.)
-static void engine(float* losses, floatX* logits, float*, const int* targets, float dloss, CrossEntropySize s, Stream stream) {
-    cross_entropy(losses, logits, targets, dloss, 0, s.N, s.V, stream);
+static void engine(float* losses, floatX* logits, float*, const int* targets, CrossEntropySize s, float dloss, Stream stream) {
+    cross_entropy(losses, logits, targets, s.N, s.V, dloss, 0, stream);
 }
 
 // -------------------------------------------------------------------------------------------------------------------- the work

@@ -148,7 +148,7 @@ static int run() {
         const Filled<floatX> logits(rows.N * rows.V);
         const Filled<float> losses(rows.N), scratch(2 * rows.N);
         const Filled<int> targets(rows.N);
-        return seconds_of([&] { step.run(losses, logits, scratch, targets, 1.0f, rows, nullptr); });
+        return seconds_of([&] { step.run(losses, logits, scratch, targets, rows, 1.0f, nullptr); });
     });
     const AttentionSize heads{8, 2048, 12, 2048};
     const std::string heads_text = concat("B ", heads.B, ", T ", heads.T, ", H ", heads.H, ", D ", HEAD, ", causal");

@@ -81,7 +81,7 @@ struct CrossEntropySize {
     int64_t N;
     int V;
 };
-using CrossEntropy = void(float* losses, floatX* logits, float* scratch, const int* targets, float dloss, CrossEntropySize size,
+using CrossEntropy = void(float* losses, floatX* logits, float* scratch, const int* targets, CrossEntropySize size, float dloss,
                           Stream stream);
 const std::vector<Step<CrossEntropy, CrossEntropySize>>& cross_entropy_ladder();
 

@@ -123,7 +123,7 @@ static void registers(floatX* out, float* rstd, const floatX* x, NormSize s, flo
 // 5. llmc/norm.cu: the same, for longer rows too: the number of pieces is a template parameter, so that short rows take few registers and
 // no instructions for pieces that they have not, and a block holds the rows that are too long for a warp. Bound by device memory.
 static void engine(floatX* out, float* rstd, const floatX* x, NormSize s, float eps, Stream stream) {
-    norm_forward(out, rstd, x, Norm::rms_norm, s.N, s.C, eps, stream);
+    norm_forward(out, rstd, x, s.N, s.C, Norm::rms_norm, eps, stream);
 }
 
 // ------------------------------------------------------------------------------------------------------------------- backward
@@ -194,7 +194,7 @@ static void registers_backward(floatX* dx, const floatX* dout, const floatX* out
 
 // 4. llmc/norm.cu.
 static void engine_backward(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, NormSize s, Stream stream) {
-    norm_backward(dx, dout, out, rstd, Norm::rms_norm, s.N, s.C, stream);
+    norm_backward(dx, dout, out, rstd, s.N, s.C, Norm::rms_norm, stream);
 }
 
 // -------------------------------------------------------------------------------------------------------------------- the work

@@ -95,10 +95,10 @@ TEST_CASE("emulator: a graph holds matrix products, with their factors") {
         copy_to_host(&host, out, sizeof host, nullptr);
         return to_float(host);
     };
-    matmul(out, a, a, nullptr, 1, 1, 1, false, false, 1, 0, 1, nullptr);   // chooses the kernel, which allocates
+    matmul(out, a, a, nullptr, 1, 1, 1, 1, false, false, 1, 0, nullptr);   // chooses the kernel, which allocates
     CHECK(value() == 1);
     {
-        Recorded graph([&] { matmul(out, a, a, out, 1, 1, 1, false, false, 3, 1, 1, nullptr); });
+        Recorded graph([&] { matmul(out, a, a, out, 1, 1, 1, 1, false, false, 3, 1, nullptr); });
         CHECK(value() == 1);
         graph.launch();
         graph.launch();
