@@ -146,6 +146,8 @@ build_errors() {
 }
 if [ ${#built[@]} = 0 ]; then
     build_errors
+    ! grep -qE '(nlohmann|CLI|doctest|xxhash).*: No such file' "$logs"/build-*.log ||
+        say "Headers are missing: install libcli11-dev, nlohmann-json3-dev, libxxhash-dev and doctest-dev, or say where they lie: make gpu-check THIRD_PARTY=dir."
     say "Nothing was built, so nothing was run."
     exit 1
 fi

@@ -207,6 +207,9 @@ TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 
         failed(machine, "llmc/norm.cu(7): error: identifier");
         CHECK(contains(machine.report(), "| build, fp32 | **failed** (exit code 2; build/gpu-check/build-fp32.log) |"));
         CHECK(contains(machine.report(), "Nothing was built, so nothing was run."));
+        CHECK(!contains(machine.report(), "THIRD_PARTY=dir"));
+        machine.stand_in("make", "echo 'fatal error: nlohmann/json.hpp: No such file or directory'; exit 2");
+        failed(machine, "or say where they lie: make gpu-check THIRD_PARTY=dir.");
     }
     SUBCASE("one precision does not build") {
         GpuMachine machine;

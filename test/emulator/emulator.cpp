@@ -824,15 +824,21 @@ EmulatedWork emulated_named(EmulatedWork work) {
 
 void emulated_queue(EmulatedWork work) { waiting_work().push_back(emulated_named(std::move(work))); }
 
-void emulated_finish() {
-    auto all = std::exchange(waiting_work(), {});
+void emulated_advance() {
+    EmulatedWork work = std::move(waiting_work().front());
+    waiting_work().pop_front();
     auto before = names;
     try {
-        for (EmulatedWork& work : all) work();
+        work();
     } catch (...) {
+        waiting_work().clear();
         names = std::move(before);
         throw;
     }
+}
+
+void emulated_finish() {
+    while (!waiting_work().empty()) emulated_advance();
 }
 
 // ------------------------------------------------------------------------------------------------------------ device memory

@@ -42,7 +42,8 @@ using EmulatedWork = std::function<void()>;
 
 /// Work of a stream, named by the innermost NVTX range of this moment: waits in one queue for all streams.
 void emulated_queue(EmulatedWork work);
-/// Does all that waits. An error in it ends the rest.
+/// Does the first that waits, or all. An error in it ends the rest.
+void emulated_advance();
 void emulated_finish();
 /// The work as it is queued: for what is queued again later.
 EmulatedWork emulated_named(EmulatedWork work);

@@ -52,6 +52,9 @@ faults() {
     fault "columns beyond the matrix are summed" muon '*moves*' llmc/muon.cu 'if (warp_of_thread() > 0 || c >= cols) return;' 'if (warp_of_thread() > 0) return;'
     fault "no barrier between the last product and its tile" matmul '*symmetric*' llmc/matmul.cu $'__syncthreads();\n\n    bf16* tile' 'bf16* tile'
     fault "a stage is read before its copy has come" matmul '*symmetric*' llmc/matmul.cu 'copy_async_wait<STAGES - 2>();' 'copy_async_wait<STAGES - 1>();'
+    fault "a slot's event comes before its copy" device 'uploads*' llmc/device.cu \
+        $'cuda_check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, cuda_stream(stream)), "uploads");\n    cuda_check(cudaEventRecord(ring->done[slot], cuda_stream(stream)), "uploads");' \
+        $'cuda_check(cudaEventRecord(ring->done[slot], cuda_stream(stream)), "uploads");\n    cuda_check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, cuda_stream(stream)), "uploads");'
     fault "a slot is filled again before its copy" device 'uploads*' llmc/device.cu 'cuda_check(cudaEventSynchronize(ring->done[slot]), "uploads");' ''
     local loop=$'sum[m][r] = 0;\n\n    for (int k0 = first, stage = 0; k0 < end; k0 += KEYS, stage ^= 1) {\n        '
     local wait=$'copy_async_wait<0>();\n        ' sync='__syncthreads();'
