@@ -91,7 +91,7 @@ const std::vector<Sizes> SIZES = {
     {1, 33, 6, 2, 128, 32},  {1, 70, 2, 1, 8, 1000},  {1, 129, 1, 1, 8, 64},   {1, 200, 2, 2, 16, 3},   {1, 300, 2, 1, 16, 131},
     {1, 700, 1, 1, 8, 700},  {1, 700, 1, 1, 8, 600},  {1, 641, 1, 1, 8, 13},   {1, 1, 1, 1, 64, 0},     {2, 65, 2, 1, 128, 64},
     {3, 129, 1, 1, 64, 128}, {1, 257, 4, 1, 64, 63},  {1, 193, 2, 2, 128, 0},  {1, 300, 2, 1, 128, 65}, {1, 385, 1, 1, 128, 385},
-    {1, 641, 1, 1, 64, 641}};
+    {1, 641, 1, 1, 64, 641}, {1, 130, 2, 1, 136, 70}};
 
 // Probabilities are rounded to the storage type before they meet the values; a row's weights sum to one, and each is off by
 // at most ROUND of itself, so y is off by at most ROUND * max |v| (about 4 in a few thousand normal values), and a bit of fp32.
