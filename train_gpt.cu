@@ -538,9 +538,9 @@ void Run::open_parent() {
     const std::string where = path + ": training";
     const json& training = json_object(parent->header["training"], where);
     std::vector<std::string> given_instead;   // one horizon replaces another, one warmdown the other
-    if (!flags.first_given({"--steps", "--total-flops", "--param-data-ratio"}).empty())
+    if (flags.any_given({"--steps", "--total-flops", "--param-data-ratio"}))
         given_instead = {"--steps", "--total-flops", "--param-data-ratio"};
-    if (!flags.first_given({"--warmdown-ratio", "--warmdown-steps"}).empty())
+    if (flags.any_given({"--warmdown-ratio", "--warmdown-steps"}))
         given_instead.insert(given_instead.end(), {"--warmdown-ratio", "--warmdown-steps"});
     for (const std::string& change : flags.restore(FlagKind::training, json_member(training, "flags", where), given_instead))
         warn("--resume goes on with another setting: ", change);

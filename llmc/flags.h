@@ -1,8 +1,10 @@
 // One table of flags: it drives the parser, the help, the start-up table, the log's header and what a checkpoint keeps.
 #pragma once
-#include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
+#include <CLI/CLI.hpp>
 #include <functional>
+#include <iostream>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -69,11 +71,8 @@ public:
     }
 
     bool given(const std::string& flag) const { return find(flag).option->count() > 0; }
-    /// The first of the flags that was given, or an empty string.
-    std::string first_given(const std::vector<std::string>& flags) const {
-        for (const std::string& flag : flags)
-            if (given(flag)) return flag;
-        return "";
+    bool any_given(const std::vector<std::string>& flags) const {
+        return std::any_of(flags.begin(), flags.end(), [this](const std::string& flag) { return given(flag); });
     }
 
     /// Values of all flags of a kind, by name without the dashes.
@@ -98,12 +97,6 @@ public:
             }
         }
         return differing;
-    }
-    std::vector<std::string> names(FlagKind kind) const {
-        std::vector<std::string> all;
-        for (const Entry& entry : table)
-            if (entry.kind == kind) all.push_back(entry.flag);
-        return all;
     }
     void footer(const std::string& text) { app.footer(text); }
 

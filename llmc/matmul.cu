@@ -98,7 +98,7 @@ static LtPlan choose(cublasLtHandle_t handle, const LtProduct& p) {
     // A sum over K may be split, but the parts meet in fp32 in the workspace, in a fixed order: the same bytes at every run.
     const uint32_t splits = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, splits);
-    prefer(CUBLASLT_MATMUL_PREF_MAX_MATMUL_WORKSPACE, MATMUL_WORKSPACE);
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, MATMUL_WORKSPACE);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, p.b_alignment);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, p.a_alignment);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, p.c_alignment);

@@ -25,7 +25,6 @@ public:
 
     const std::string& name() const { return label; }
     size_t bytes() const { return size; }
-    char* data() const { return base; }
 
 private:
     size_t reserve(size_t bytes);

@@ -65,7 +65,7 @@ faults() {
     fault "no barrier between tiles of queries" attention 'attention_backward*' llmc/attention.cu \
         $'__syncthreads();            // the tiles are here, and all are done with those of the other stage\n        if (i + 1' 'if (i + 1'
     fault "no barrier after the tiles of a head above 128" attention 'attention_forward is*' llmc/attention.cu \
-        $'b.rows, D - d);\n            __syncthreads();' 'b.rows, D - d);'
+        $'plain_fetch(y, b, d, D);\n            __syncthreads();' 'plain_fetch(y, b, d, D);'
     fault "no barrier between the scores and their greatest" attention '*cache*' llmc/attention.cu $'dot : -INFINITY;\n        __syncthreads();' 'dot : -INFINITY;'
     local hopper=llmc/attention_hopper.cu
     fault "a copy engine's barrier waited for in the wrong phase" attention_hopper '*forward is the softmax*' $hopper 'turn.parity ^ 1' 'turn.parity'
