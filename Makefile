@@ -2,12 +2,12 @@
 
 # Where the programs run: auto is cuda where nvcc and a GPU are both there, else cpu.
 DEVICE ?= auto
-ifeq ($(filter $(DEVICE),auto cpu cuda),)
+ifeq ($(if $(word 2,$(DEVICE)),,$(filter $(DEVICE),auto cpu cuda)),)
   $(error DEVICE must be auto, cpu or cuda, not '$(DEVICE)')
 endif
 export DEVICE TARGET
 NVCC ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
-NVCC := $(NVCC)
+override NVCC := $(shell command -v $(NVCC))
 GPU := $(firstword $(wildcard /dev/nvidia[0-9]*) $(shell nvidia-smi -L 2>/dev/null | grep -o '^GPU'))
 ifeq ($(DEVICE),auto)
   TARGET := $(if $(and $(NVCC),$(GPU)),cuda,cpu)
@@ -150,7 +150,7 @@ all: $(BUILD)/report
 # One precision after the other: two makes at once would write the same files.
 in_both = @for precision in bf16 fp32; do $(MAKE) --no-print-directory -j2 PRECISION=$$precision $(1) || exit; done
 tests: $(BUILD)/tests $(BUILD)/step $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
-cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops
+cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/ladder
 emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(if $(filter bf16,$(PRECISION)),$(EMULATOR)/faults.sh)
 	@$(MAKE) --no-print-directory DEVICE=cpu build/cpu-$(PRECISION)/step
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# dev/check_spills.sh LOG...: reads what ptxas reported when the CUDA files were compiled (build/cuda-*/llmc/*.cu.o.log). A kernel that
+# dev/check_spills.sh LOG...: reads what ptxas reported when the CUDA files were compiled (build/cuda-*/{llmc,dev/kernels}/*.cu.o.log). A kernel that
 # keeps registers or arrays in local memory, which is as slow as the device's, is an error.
 set -u
 
@@ -11,8 +11,8 @@ found=$(awk '
     /Compiling entry function/ { match($0, /for .sm_[0-9a-z]+/); target = substr($0, RSTART + 5, RLENGTH - 5) }
     /Function properties for/  { name = $NF; kernels++ }
     /bytes stack frame/ && ($1 > 0 || $5 > 0 || $9 > 0) {
-        split(FILENAME, part, "/")
-        print part[2], part[4], target, $1, $5, $9, name
+        last = split(FILENAME, part, "/")
+        print part[2], part[last], target, $1, $5, $9, name
     }
     END { if (kernels == 0) print "none" }' "$@")
 if [ "$found" = none ]; then

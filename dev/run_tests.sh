@@ -87,7 +87,7 @@ for what in "$@"; do
             ;;
         faults) suite "faults planted in the CUDA files" build/emulator-bf16/faults.log build/emulator-bf16/faults.sh ;;
         nvcc)
-            check "registers and local memory of the CUDA files" dev/check_spills.sh build/cuda-{bf16,fp32}/llmc/*.cu.o.log
+            check "registers and local memory of the CUDA files" dev/check_spills.sh build/cuda-{bf16,fp32}/{llmc,dev/kernels}/*.cu.o.log
             check "a program for a GPU where there is none" without_gpu
             ;;
         *) echo "run_tests.sh: cpu, cuda, emulator, faults or nvcc, not '$what'" >&2 && exit 2 ;;
