@@ -1,6 +1,6 @@
 #!/bin/bash
-# dev/check_spills.sh LOG...: reads what ptxas reported when the CUDA files were compiled (build/cuda-*/{llmc,dev/kernels}/*.cu.o.log). A kernel that
-# keeps registers or arrays in local memory, which is as slow as the device's, is an error.
+# dev/check_spills.sh LOG...: reads what ptxas reported when the CUDA files were compiled (build/cuda-*/{llmc,dev/kernels}/*.cu.o.log).
+# A kernel that keeps registers or arrays in local memory, which is as slow as the device's, is an error.
 set -u
 
 if grep -H 'Potential Performance Loss' "$@"; then
@@ -24,7 +24,7 @@ while read -r build file target stack stored loaded name; do
     [ -n "$build" ] || continue
     kernel=$(c++filt "$name") file=${file%.o.log}
     kernel=${kernel#void } kernel=${kernel%%(*}
-    echo "spill: $kernel of llmc/$file for $target ($build): $stack bytes of local memory, $stored written and $loaded read as spills"
+    echo "spill: $kernel of $file for $target ($build): $stack bytes of local memory, $stored written and $loaded read as spills"
     status=1
 done <<<"$found"
 exit $status

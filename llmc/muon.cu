@@ -1,5 +1,6 @@
 // Muon on CUDA: all matrices of a shape at once. One pass before the products (momentum), one after them (the update), both bound by
-// memory; five times three batched products between, bound by operations.
+// memory; five times three batched products between, bound by operations. The nanochat kind reads the product once more before its
+// update, which needs the sums of whole rows or columns.
 //
 // The matrix is never divided by its norm: the iteration is linear in x but for s, so x stays as long as it was, s alone is scaled
 // (by scale^2, in the product that makes it), and the update multiplies by scale = 1 / (|x| * safety + eps) at the end.
