@@ -1,8 +1,6 @@
 // The trainer: flags, plan, loop, evaluation, sampling, saving. One file, read top to bottom.
 #include <fcntl.h>
 #include <malloc.h>
-#include <sys/resource.h>
-#include <sys/resource.h>
 #include <unistd.h>
 #include <algorithm>
 #include <chrono>
@@ -324,6 +322,15 @@ static OptimizerOptions scaled_rates(const Settings& s, const Plan& plan) {
             .matrix_lr = s.matrix_lr * plan.lr_scale,
             .scalar_lr = s.scalar_lr * plan.lr_scale,
             .weight_decay = s.weight_decay * plan.weight_decay_scale};
+}
+
+/// Of the host's memory. (getrusage() gives the peak of the process that started this one, where that was higher.)
+static size_t peak_resident_bytes() {
+    const std::string field = "VmHWM:";
+    std::ifstream status("/proc/self/status");
+    for (std::string line; std::getline(status, line);)
+        if (line.rfind(field, 0) == 0) return std::stoull(line.substr(field.size())) * 1024;
+    return 0;
 }
 
 /// Memory by lifetime. Laying a model out allocates nothing.
@@ -995,9 +1002,7 @@ int Run::train() {
         std::printf("stopped at step %ld of %ld; go on with --resume %s\n", step, plan.steps,
                     (fs::path(s.out) / checkpoint_name(step)).string().c_str());
     }
-    rusage usage{};
-    getrusage(RUSAGE_SELF, &usage);
-    std::printf("memory: peak of the process %.1f MiB\n", static_cast<double>(usage.ru_maxrss) / (1 << 10));
+    std::printf("memory: peak of the process %.1f MiB\n", static_cast<double>(peak_resident_bytes()) / (1 << 20));
     return 0;
 }
 
