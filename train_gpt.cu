@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <optional>
 #include <set>
@@ -24,6 +23,7 @@
 #include "llmc/log.h"
 #include "llmc/optimizer.h"
 #include "llmc/plan.h"
+#include "llmc/process.h"
 #include "llmc/profile.h"
 #include "llmc/reduce.h"
 #include "llmc/sampler.h"
@@ -322,15 +322,6 @@ static OptimizerOptions scaled_rates(const Settings& s, const Plan& plan) {
             .matrix_lr = s.matrix_lr * plan.lr_scale,
             .scalar_lr = s.scalar_lr * plan.lr_scale,
             .weight_decay = s.weight_decay * plan.weight_decay_scale};
-}
-
-/// Of the host's memory. (getrusage() gives the peak of the process that started this one, where that was higher.)
-static size_t peak_resident_bytes() {
-    const std::string field = "VmHWM:";
-    std::ifstream status("/proc/self/status");
-    for (std::string line; std::getline(status, line);)
-        if (line.rfind(field, 0) == 0) return std::stoull(line.substr(field.size())) * 1024;
-    return 0;
 }
 
 /// Memory by lifetime. Laying a model out allocates nothing.

@@ -75,7 +75,6 @@ struct Tile {
     HOST_DEVICE static constexpr int elements(int rows) { return rows * PITCH; }
 
     __device__ bf16* at(int row, int piece) const { return shared_memory<bf16>() + offset + row * PITCH + piece * 8; }
-
 };
 
 // Starts copying ROWS rows to a tile; those that are not there become zeros.

@@ -120,7 +120,7 @@ cross_entropy_kernel(float* losses, floatX* logits, const int* targets, float dl
 // function unit: 2.5 operations an element, as two elements share a reciprocal.
 
 /// Numbers from 0 to 2^-64 in 16 bits, which lie in the lower and the upper half of a word: the six bits that their exponents need, ten
-/// of their fraction, so that rounding them (2^-11) hardly shows in a bf16 (2^-9).
+/// of their fraction, so that rounding them (2^-11) hardly shows in a bf16 (2^-8).
 static constexpr float SMALL = 0x1p-64f;
 __device__ inline uint32_t pack_small(float low, float high) {
     auto rounded = [](float x) { return (float_to_bits(x) << 3) + 0x8000; };
@@ -202,9 +202,11 @@ static void launch_cross_entropy(float* losses, floatX* logits, const int* targe
     const size_t with_row = grid.shared + V * sizeof(floatX);
     const bool cached = with_row <= shared_memory_limit();
     if (cached) grid.shared = with_row;
-    auto kernel = cached ? cross_entropy_kernel<CAPPED, GRADIENT, true> : cross_entropy_kernel<CAPPED, GRADIENT, false>;
-    if constexpr (CAPPED && GRADIENT && sizeof(floatX) == 2)
-        if (cached) kernel = capped_gradient_kernel<THREADS>;
+    auto kernel = cross_entropy_kernel<CAPPED, GRADIENT, false>;
+    if (cached) {
+        if constexpr (CAPPED && GRADIENT && sizeof(floatX) == 2) kernel = capped_gradient_kernel<THREADS>;
+        else kernel = cross_entropy_kernel<CAPPED, GRADIENT, true>;
+    }
     launch("cross_entropy", kernel, grid, stream, losses, logits, targets, dloss, softcap, V);
 }
 

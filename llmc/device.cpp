@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include "llmc/error.h"
 #include "llmc/matmul.h"
+#include "llmc/process.h"
 #include "llmc/profile.h"
 
 static constexpr size_t PAGE = 4096, HUGE_PAGE = size_t{2} << 20;
@@ -67,18 +68,6 @@ void Recording::end(Stream) {}
 void Recording::abandon(Stream) {}
 void Recording::forget() {}
 
-// What follows `name` and the colon in a file of /proc, or an empty string.
-static std::string proc_value(const char* path, const std::string& name) {
-    std::ifstream file(path);
-    for (std::string line; std::getline(file, line);) {
-        size_t colon = line.find(':');
-        if (line.compare(0, name.size(), name) != 0 || colon == std::string::npos) continue;
-        size_t value = line.find_first_not_of(" \t", colon + 1);
-        return value == std::string::npos ? "" : line.substr(value);
-    }
-    return "";
-}
-
 std::string device_name() {
     std::string model = proc_value("/proc/cpuinfo", "model name");
     std::string flags = concat(" ", proc_value("/proc/cpuinfo", "flags"), " ");
@@ -131,8 +120,6 @@ double device_peak_flops() {
     static const double peak = std::max(matmul_flops(PEAK_ROWS, PEAK_WIDTH, PEAK_HIDDEN, 5), matmul_flops(PEAK_ROWS, PEAK_HIDDEN, PEAK_WIDTH, 5));
     return peak;
 }
-
-static size_t resident_bytes() { return std::strtoull(proc_value("/proc/self/status", "VmRSS").c_str(), nullptr, 10) << 10; }
 
 size_t device_overhead_bytes(int64_t tokens) {
     // Measured: pages of libraries that will be read, what oneDNN compiles, the buffer of a checkpoint. Then for each token of a

@@ -2,12 +2,12 @@
 #include "llmc/rewrite.h"
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 #include <iomanip>
 #include <iostream>
 #include <map>
 #include <set>
 #include "llmc/error.h"
+#include "llmc/process.h"
 #include "llmc/tensors.h"
 
 void print_map(const LayerMap& map, const std::vector<const Checkpoint*>& models) {
@@ -83,15 +83,6 @@ std::vector<TensorSource> mapped_tensors(const LayerMap& map, const std::vector<
     return sources;
 }
 
-/// Most memory that this program had at once. (getrusage() also counts what the process was before it ran this program.)
-static int64_t peak_memory() {
-    std::ifstream status("/proc/self/status");
-    int64_t kib = 0;
-    for (std::string line; std::getline(status, line);)
-        if (line.starts_with("VmHWM:")) kib = std::atoll(line.c_str() + 6);
-    return kib * 1024;
-}
-
 void verify_and_write(const std::string& out, const nlohmann::json& header, const std::vector<TensorSource>& sources,
                       const std::vector<const Checkpoint*>& models) {
     auto start = std::chrono::steady_clock::now();
@@ -101,6 +92,6 @@ void verify_and_write(const std::string& out, const nlohmann::json& header, cons
     int64_t bytes = File(out).size();
     char line[128];
     std::snprintf(line, sizeof line, "%s in %.2f s (%s/s), peak memory %s", human_bytes(bytes).c_str(), seconds,
-                  human_bytes(static_cast<int64_t>(static_cast<double>(bytes) / seconds)).c_str(), human_bytes(peak_memory()).c_str());
+                  human_bytes(static_cast<int64_t>(static_cast<double>(bytes) / seconds)).c_str(), human_bytes(static_cast<int64_t>(peak_resident_bytes())).c_str());
     std::cout << "wrote " << out << ": " << line << std::endl;
 }
