@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <chrono>
 #include <dnnl.hpp>
-#include <limits>
+#include <cstring>
+#include <map>
+#include <mutex>
 #include <omp.h>
+#include <string>
 #include <unordered_map>
 #include <vector>
 #include "llmc/checks.h"
@@ -15,11 +18,13 @@
 
 using dnnl::memory;
 
-// A compiled product and the four descriptions of memory it runs on, which get their addresses at each call.
-struct Primitive {
+// How a product is done: by a compiled primitive on four descriptions of memory, which get their addresses at each call,
+// or, where `matmul` is empty, by dnnl_sgemm.
+struct Method {
+    std::string name;
     dnnl::matmul matmul;
     memory a, b, out, scratch;
-    size_t scratch_bytes;
+    size_t scratch_bytes = 0;
 };
 
 struct Key {
@@ -57,7 +62,19 @@ static memory::desc matrix(int64_t batch, int64_t rows, int64_t cols, int64_t ld
     return memory::desc(dims, type, strides);
 }
 
-static dnnl::matmul::primitive_desc describe(const memory::desc& a, const memory::desc& b, const memory::desc& out,
+static constexpr bool FP32 = sizeof(floatX) == 4;
+
+static std::string text_of(const Product& p) {
+    return concat(p.batch > 1 ? concat(p.batch, " x ") : "", p.M, " x ", p.N, " x ", p.K, p.transpose_a ? " a^T" : "", p.transpose_b ? " b^T" : "");
+}
+
+static std::runtime_error no_product(const Product& product, const std::string& why) {
+    std::string hint = FP32 ? "" : "; build with PRECISION=fp32";
+    return std::runtime_error(concat("matmul: oneDNN has no fast product ", text_of(product), " (M x N x K) in ", PRECISION_NAME, " on this processor (",
+                                     device_name(), "): ", why, hint));
+}
+
+static dnnl::matmul::primitive_desc describe(const Product& product, const memory::desc& a, const memory::desc& b, const memory::desc& out,
                                              const dnnl::primitive_attr& attr) {
     try {
 #if DNNL_VERSION_MAJOR >= 3
@@ -66,14 +83,17 @@ static dnnl::matmul::primitive_desc describe(const memory::desc& a, const memory
         return dnnl::matmul::primitive_desc(dnnl::matmul::desc(a, b, out), attr, cpu());
 #endif
     } catch (const dnnl::error& error) {
-        throw std::runtime_error(concat("matmul: oneDNN has no product of ", PRECISION_NAME, " on this processor (", error.what(),
-                                        "); build with PRECISION=fp32"));
+        throw no_product(product, error.what());
     }
 }
 
-static Primitive compile(const Key& key) {
+// Implementations in use, by product; many threads add to it.
+static std::mutex used_mutex;
+static std::map<std::string, std::string> used;
+
+static Method compile(const Key& key) {
     const Product& p = key.product;
-    memory::data_type in_type = sizeof(floatX) == 4 ? memory::data_type::f32 : memory::data_type::bf16;
+    memory::data_type in_type = FP32 ? memory::data_type::f32 : memory::data_type::bf16;
     memory::desc a = matrix(p.batch, p.M, p.K, p.lda, p.transpose_a, in_type);
     memory::desc b = matrix(p.batch, p.K, p.N, p.ldb, p.transpose_b, in_type);
     memory::desc out = matrix(p.batch, p.M, p.N, p.ldout, false, key.out_type);
@@ -90,13 +110,36 @@ static Primitive compile(const Key& key) {
     attr.set_post_ops(after);
 
     // A primitive is made for the number of threads that OpenMP allows at this moment, also inside a parallel region.
-    int allowed = omp_get_max_threads();
+    const int allowed = omp_get_max_threads();
     omp_set_num_threads(key.threads);
-    dnnl::matmul::primitive_desc desc = describe(a, b, out, attr);
-    dnnl::matmul matmul(desc);
+    Method method;
+    try {
+        dnnl::matmul::primitive_desc desc = describe(p, a, b, out, attr);
+        const std::string name = desc.impl_info_str();
+        const bool reference = name.find("ref") != name.npos;
+        if (reference && !FP32) throw no_product(p, concat("only its reference loop, ", name));
+        // "gemm:..." is sgemm behind a primitive, and knows nothing of the strides that multiply_fp32() avoids.
+        if (FP32 && (reference || name.starts_with("gemm")))
+            method.name = "dnnl_sgemm";
+        else
+            method = {name, dnnl::matmul(desc), memory(a, cpu(), nullptr), memory(b, cpu(), nullptr), memory(out, cpu(), nullptr),
+                      memory(desc.scratchpad_desc(), cpu(), nullptr), desc.scratchpad_desc().get_size()};
+    } catch (...) {
+        omp_set_num_threads(allowed);
+        throw;
+    }
     omp_set_num_threads(allowed);
-    return Primitive{matmul, memory(a, cpu(), nullptr), memory(b, cpu(), nullptr), memory(out, cpu(), nullptr),
-                     memory(desc.scratchpad_desc(), cpu(), nullptr), desc.scratchpad_desc().get_size()};
+    std::lock_guard lock(used_mutex);
+    used[concat(text_of(p), p.alpha != 1 ? " alpha" : "", p.beta != 0 ? " beta" : "", key.out_type == memory::data_type::f32 ? " to fp32" : " to bf16")] = method.name;
+    return method;
+}
+
+static Method& method_for(const Product& product, memory::data_type out_type) {
+    thread_local std::unordered_map<Key, Method, KeyHash> methods;
+    const Key key{product, out_type, omp_in_parallel() ? 1 : omp_get_max_threads()};
+    auto found = methods.find(key);
+    if (found == methods.end()) found = methods.emplace(key, compile(key)).first;
+    return found->second;
 }
 
 // The thread's scratchpad, as large as the largest product of the thread needed.
@@ -106,22 +149,74 @@ static void* scratchpad(size_t bytes) {
     return pad.data();
 }
 
-static void run(void* out, memory::data_type out_type, const floatX* a, const floatX* b, const Product& product) {
-    thread_local std::unordered_map<Key, Primitive, KeyHash> primitives;
+#ifdef PRECISION_FP32
+
+static void sgemm(float* out, const float* a, const float* b, const Product& p, int64_t K, int64_t lda, int64_t ldb, float beta) {
+    const dnnl_status_t status = dnnl_sgemm(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', p.M, p.N, K, p.alpha, a, lda, b, ldb, beta, out, p.ldout);
+    dnnl::error::wrap_c_api(status, "matmul: oneDNN could not run a product");
+}
+
+// sgemm on AVX2 reads an operand whose rows follow the sum (a stored (K, M), b stored (K, N)) a few columns at a time, down all
+// rows. Where rows lie a multiple of 1 KiB apart, these columns share few sets of the L1 cache, are evicted before their
+// neighbours are used, and the product runs at half its speed. A large matrix hides that (sgemm packs it).
+static bool rows_share_sets(const Product& p, int64_t ld) { return ld % 256 == 0 && std::min(p.M, p.N) <= 512 && p.K >= 256; }
+
+// Rows of such an operand are copied, at most this many at a time, to where they lie a cache line further apart.
+static constexpr int64_t COPIED_ROWS = 512, CACHE_LINE = 16;
+
+static void spread_rows(float* to, const float* from, int64_t rows, int64_t cols, int64_t ld) {
+#pragma omp parallel for
+    for (int64_t r = 0; r < rows; r++) std::memcpy(to + r * (cols + CACHE_LINE), from + r * ld, static_cast<size_t>(cols) * sizeof(float));
+}
+
+static void multiply_fp32(float* out, const float* a, const float* b, const Product& p) {
+    const bool copy_a = p.transpose_a && rows_share_sets(p, p.lda), copy_b = !p.transpose_b && rows_share_sets(p, p.ldb);
+    if (!copy_a && !copy_b) return sgemm(out, a, b, p, p.K, p.lda, p.ldb, p.beta);
+    const int64_t rows = std::min(COPIED_ROWS, p.K), size_a = copy_a ? rows * (p.M + CACHE_LINE) : 0, size_b = copy_b ? rows * (p.N + CACHE_LINE) : 0;
+    float* a_copy = static_cast<float*>(scratchpad(static_cast<size_t>(size_a + size_b) * sizeof(float)));
+    float* b_copy = a_copy + size_a;
+    for (int64_t k = 0; k < p.K; k += rows) {
+        const int64_t n = std::min(rows, p.K - k);
+        const float *a_part = p.transpose_a ? a + k * p.lda : a + k, *b_part = p.transpose_b ? b + k : b + k * p.ldb;
+        if (copy_a) spread_rows(a_copy, a_part, n, p.M, p.lda);
+        if (copy_b) spread_rows(b_copy, b_part, n, p.N, p.ldb);
+        sgemm(out, copy_a ? a_copy : a_part, copy_b ? b_copy : b_part, p, n, copy_a ? p.M + CACHE_LINE : p.lda, copy_b ? p.N + CACHE_LINE : p.ldb,
+              k == 0 ? p.beta : 1);
+    }
+}
+
+#endif
+
+static void run(void* out, memory::data_type out_type, const floatX* a, const floatX* b, const Product& p) {
+    Method& method = method_for(p, out_type);
+#ifdef PRECISION_FP32
+    if (!method.matmul) {
+        const int64_t size_a = p.lda * (p.transpose_a ? p.K : p.M), size_b = p.ldb * (p.transpose_b ? p.N : p.K), size_out = p.ldout * p.M;
+        for (int64_t i = 0; i < p.batch; i++) multiply_fp32(static_cast<float*>(out) + i * size_out, a + i * size_a, b + i * size_b, p);
+        return;
+    }
+#endif
     thread_local dnnl::stream stream(cpu());
+    method.a.set_data_handle(const_cast<floatX*>(a));
+    method.b.set_data_handle(const_cast<floatX*>(b));
+    method.out.set_data_handle(out);
+    method.scratch.set_data_handle(scratchpad(method.scratch_bytes));
+    dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, method.a.get()},
+                                   {DNNL_ARG_WEIGHTS, method.b.get()},
+                                   {DNNL_ARG_DST, method.out.get()},
+                                   {DNNL_ARG_SCRATCHPAD, method.scratch.get()}};
+    dnnl::error::wrap_c_api(dnnl_primitive_execute(method.matmul.get(), stream.get(), 4, arguments), "matmul: oneDNN could not run a product");
+}
 
-    Key key{product, out_type, omp_in_parallel() ? 1 : omp_get_max_threads()};
-    auto found = primitives.find(key);
-    if (found == primitives.end()) found = primitives.emplace(key, compile(key)).first;
-    Primitive& p = found->second;
+std::string implementation_of(const Product& product, bool fp32_out) {
+    return method_for(product, fp32_out || FP32 ? memory::data_type::f32 : memory::data_type::bf16).name;
+}
 
-    p.a.set_data_handle(const_cast<floatX*>(a));
-    p.b.set_data_handle(const_cast<floatX*>(b));
-    p.out.set_data_handle(out);
-    p.scratch.set_data_handle(scratchpad(p.scratch_bytes));
-    dnnl_exec_arg_t arguments[] = {
-        {DNNL_ARG_SRC, p.a.get()}, {DNNL_ARG_WEIGHTS, p.b.get()}, {DNNL_ARG_DST, p.out.get()}, {DNNL_ARG_SCRATCHPAD, p.scratch.get()}};
-    dnnl::error::wrap_c_api(dnnl_primitive_execute(p.matmul.get(), stream.get(), 4, arguments), "matmul: oneDNN could not run a product");
+std::vector<std::string> implementations_used() {
+    std::lock_guard lock(used_mutex);
+    std::vector<std::string> lines;
+    for (const auto& [product, name] : used) lines.push_back(concat(product, ": ", name));
+    return lines;
 }
 
 void multiply(float* out, const floatX* a, const floatX* b, const Product& product) {
