@@ -125,10 +125,11 @@ void attention_forward(floatX* y, float* lse, void* scratch, const floatX* qkv, 
     const int tiles = (T + QUERIES - 1) / QUERIES;
     const float scale = 1 / std::sqrt(static_cast<float>(D));
 
+    ParallelErrors errors;
 #pragma omp parallel for collapse(3) schedule(dynamic)
     for (int b = 0; b < B; b++)
     for (int h = 0; h < H; h++)
-    for (int tile = 0; tile < tiles; tile++) {
+    for (int tile = 0; tile < tiles; tile++) errors.run([&] {
         const AttentionWorkspace w = workspace(scratch, T, D);
         const int q0 = tile * QUERIES, rows = std::min(QUERIES, T - q0), g = h / (H / HK);
         const floatX* q = qkv + (static_cast<int64_t>(b) * T + q0) * width + h * D;
@@ -164,7 +165,8 @@ void attention_forward(floatX* y, float* lse, void* scratch, const floatX* qkv, 
             for (int d = 0; d < D; d++) row[d] = to_floatX(w.out[r * D + d] * inverse);
             lse[(static_cast<int64_t>(b) * H + h) * T + q0 + r] = m[r] + std::log(sum[r]);
         }
-    }
+    });
+    errors.rethrow();
 }
 
 void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv, int B,
@@ -175,9 +177,10 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
     const int group = H / HK;
     const float scale = 1 / std::sqrt(static_cast<float>(D));
 
+    ParallelErrors errors;
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int b = 0; b < B; b++)
-    for (int g = 0; g < HK; g++) {
+    for (int g = 0; g < HK; g++) errors.run([&] {
         const AttentionWorkspace w = workspace(scratch, T, D);
         const int64_t at = static_cast<int64_t>(b) * T * width + (H + g) * D;
         const floatX *k = qkv + at, *v = k + HK * D;
@@ -222,7 +225,8 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
                 dqkv[at + t * width + d] = to_floatX(w.dk[t * D + d]);
                 dqkv[at + HK * D + t * width + d] = to_floatX(w.dv[t * D + d]);
             }
-    }
+    });
+    errors.rethrow();
 }
 
 void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, int T, int capacity, int H, int HK, int D,
@@ -238,9 +242,10 @@ void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* q
         std::memcpy(vcache + (past + t) * CK, qkv + t * width + static_cast<int64_t>(H + HK) * D, CK * sizeof(floatX));
     }
 
+    ParallelErrors errors;
 #pragma omp parallel for collapse(2)
     for (int t = 0; t < T; t++)
-    for (int h = 0; h < H; h++) {
+    for (int h = 0; h < H; h++) errors.run([&] {
         const int last = past + t, first = last - std::min(last, window), g = h / (H / HK);
         thread_local std::vector<float> memory;
         memory.resize(last - first + 1 + D);
@@ -262,5 +267,6 @@ void attention_cached(floatX* y, floatX* kcache, floatX* vcache, const floatX* q
         }
         floatX* row = y + (static_cast<int64_t>(t) * H + h) * D;
         for (int d = 0; d < D; d++) row[d] = to_floatX(out[d] / sum);
-    }
+    });
+    errors.rethrow();
 }

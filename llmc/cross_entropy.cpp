@@ -54,8 +54,9 @@ void cross_entropy(float* losses, floatX* logits, const int* targets, int64_t N,
     require(N >= 1, "cross_entropy: N must be at least 1, not ", N);
     require(V >= 8 && V % 8 == 0, "cross_entropy: V must be a positive multiple of 8, not ", V);
     require(softcap >= 0, "cross_entropy: softcap must not be negative: ", softcap);
+    ParallelErrors errors;
 #pragma omp parallel for
-    for (int64_t n = 0; n < N; n++) {
+    for (int64_t n = 0; n < N; n++) errors.run([&] {
         thread_local std::vector<float> row;
         if (row.size() < static_cast<size_t>(V)) row.resize(V);
         float* z = row.data();
@@ -74,5 +75,6 @@ void cross_entropy(float* losses, floatX* logits, const int* targets, int64_t N,
             float tanh = softcap > 0 ? z[target] / softcap : 0;
             logit_row[target] = to_floatX(dloss * (std::exp(z[target] - log_sum) - 1) * (1 - tanh * tanh));
         }
-    }
+    });
+    errors.rethrow();
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include <exception>
 #include <iostream>
+#include <mutex>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -25,6 +26,31 @@ template <class... Pieces>
 void require(bool holds, const Pieces&... pieces) {
     if (!holds) fail(pieces...);
 }
+
+/// Keeps what is thrown in a parallel region, which no exception may leave, and throws the first of it behind the region:
+///     ParallelErrors errors;
+///     #pragma omp parallel for
+///     for (...) errors.run([&] { ... });
+///     errors.rethrow();
+class ParallelErrors {
+public:
+    template <class Work>
+    void run(Work work) {
+        try {
+            work();
+        } catch (...) {
+            std::lock_guard lock(mutex);
+            if (!first) first = std::current_exception();
+        }
+    }
+    void rethrow() {
+        if (first) std::rethrow_exception(first);
+    }
+
+private:
+    std::mutex mutex;
+    std::exception_ptr first;
+};
 
 /// What main() of every program does: runs `body`, and turns what it throws into one line on stderr
 /// (`name: text`) and exit code 2. A line break inside a text (a user's path) is printed as a space.

@@ -145,12 +145,14 @@ void GPT::allocate() {
 }
 
 void GPT::initialize_weights(uint64_t seed) {
+    ParallelErrors errors;
 #pragma omp parallel for schedule(dynamic)
-    for (size_t i = 0; i < tensors.size(); i++) {   // each has a generator of its own
+    for (size_t i = 0; i < tensors.size(); i++) errors.run([&] {   // each has a generator of its own
         std::vector<float> values(tensors[i].numel);
         initialize(values.data(), tensors[i], config, seed);
         set_tensor(tensors[i], values.data());
-    }
+    });
+    errors.rethrow();
 }
 
 void GPT::set_tensor(const Tensor& tensor, const float* values) {

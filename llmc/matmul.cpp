@@ -158,8 +158,11 @@ static void sgemm(float* out, const float* a, const float* b, const Product& p, 
 
 // sgemm on AVX2 reads an operand whose rows follow the sum (a stored (K, M), b stored (K, N)) a few columns at a time, down all
 // rows. Where rows lie a multiple of 1 KiB apart, these columns share few sets of the L1 cache, are evicted before their
-// neighbours are used, and the product runs at half its speed. A large matrix hides that (sgemm packs it).
-static bool rows_share_sets(const Product& p, int64_t ld) { return ld % 256 == 0 && std::min(p.M, p.N) <= 512 && p.K >= 256; }
+// neighbours are used, and the product runs at half its speed. Large products do not suffer (sgemm packs their operands); where
+// the copy is used by few rows of the other operand, it costs more than it saves.
+static bool rows_share_sets(const Product& p, int64_t ld, int64_t uses) {
+    return ld % 256 == 0 && std::min(p.M, p.N) <= 512 && p.K >= 256 && uses >= 128;
+}
 
 // Rows of such an operand are copied, at most this many at a time, to where they lie a cache line further apart.
 static constexpr int64_t COPIED_ROWS = 512, CACHE_LINE = 16;
@@ -170,7 +173,7 @@ static void spread_rows(float* to, const float* from, int64_t rows, int64_t cols
 }
 
 static void multiply_fp32(float* out, const float* a, const float* b, const Product& p) {
-    const bool copy_a = p.transpose_a && rows_share_sets(p, p.lda), copy_b = !p.transpose_b && rows_share_sets(p, p.ldb);
+    const bool copy_a = p.transpose_a && rows_share_sets(p, p.lda, p.N), copy_b = !p.transpose_b && rows_share_sets(p, p.ldb, p.M);
     if (!copy_a && !copy_b) return sgemm(out, a, b, p, p.K, p.lda, p.ldb, p.beta);
     const int64_t rows = std::min(COPIED_ROWS, p.K), size_a = copy_a ? rows * (p.M + CACHE_LINE) : 0, size_b = copy_b ? rows * (p.N + CACHE_LINE) : 0;
     float* a_copy = static_cast<float*>(scratchpad(static_cast<size_t>(size_a + size_b) * sizeof(float)));
@@ -256,14 +259,47 @@ void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int6
                          .transpose_a = transpose_a, .transpose_b = transpose_b, .alpha = alpha, .beta = beta});
 }
 
+// The part of a symmetric matrix (M, M) on and below the diagonal is made in tiles, each by one thread: as high as this, and as
+// wide as leaves every thread some of them.
+static int64_t tile_rows(int64_t M) { return M >= 512 ? 128 : 64; }
+static int64_t tile_columns(int64_t M, int64_t height) {
+    const int64_t n = (M + height - 1) / height, squares = n * (n + 1) / 2;
+    return height * std::max<int64_t>(1, squares / (4 * omp_get_max_threads()));
+}
+
+// Scales what a tile has on and below the diagonal, and mirrors it.
+static void mirror(floatX* out, int64_t M, int64_t row, int64_t rows, int64_t column, int64_t columns, float scale) {
+    constexpr int64_t block = 16;
+    for (int64_t r0 = row; r0 < row + rows; r0 += block)
+        for (int64_t c0 = column; c0 < column + columns; c0 += block)
+            for (int64_t r = r0; r < std::min(r0 + block, row + rows); r++)
+                for (int64_t c = c0; c < std::min({c0 + block, column + columns, r + 1}); c++)
+                    out[c * M + r] = out[r * M + c] = scale == 1 ? out[r * M + c] : to_floatX(scale * to_float(out[r * M + c]));
+}
+
 void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t batch, int64_t M, int64_t K, bool transposed,
-                      float alpha, float beta, Stream stream) {
+                      float alpha, float beta, Stream) {
     Range range("matmul_symmetric");
     require_products("matmul_symmetric", batch, M, M, K, c, beta);
-    matmul(out, x, x, c, batch, M, M, K, transposed, !transposed, alpha, beta, stream);
-    if (!scale) return;
-#pragma omp parallel for
-    for (int64_t i = 0; i < batch * M * M; i++) out[i] = to_floatX(scale[i / (M * M)] * to_float(out[i]));
+    const int64_t height = tile_rows(M), width = tile_columns(M, height), strips = (M + height - 1) / height, pieces = (M + width - 1) / width;
+    ParallelErrors errors;
+#pragma omp parallel for collapse(3) schedule(dynamic)
+    for (int64_t i = 0; i < batch; i++)
+    for (int64_t strip = strips - 1; strip >= 0; strip--)
+    for (int64_t piece = 0; piece < pieces; piece++) errors.run([&] {
+        const int64_t row = strip * height, rows = std::min(height, M - row), column = piece * width, columns = std::min(width, row + rows - column);
+        if (columns <= 0) return;   // above the diagonal
+        const floatX *from = x + i * M * K, *added = c ? c + i * M * M : nullptr;
+        floatX* to = out + i * M * M;
+        if (beta != 0 && added != to)   // oneDNN adds to what is there
+            for (int64_t r = row; r < row + rows; r++) std::copy_n(added + r * M + column, columns, to + r * M + column);
+        const int64_t ld = transposed ? M : K, step = transposed ? 1 : K;
+        multiply(to + row * M + column, from + row * step, from + column * step,
+                 {.M = rows, .N = columns, .K = K, .lda = ld, .ldb = ld, .ldout = M, .transpose_a = transposed, .transpose_b = !transposed,
+                  .alpha = alpha, .beta = beta});
+        mirror(to, M, row, rows, column, columns, scale ? scale[i] : 1);
+    });
+    errors.rethrow();
 }
 
 double matmul_flops(int64_t N, int64_t IC, int64_t OC, int repeats) {

@@ -69,11 +69,17 @@ static void momentum(const MuonTensor& t, int rows, int cols, float mu, float k,
 static void orthogonalize(MuonWorkspace& w, int rows, int cols, const MuonStep* steps) {
     const bool tall = rows > cols;
     const int64_t m = std::min(rows, cols);
+    // In fp32, a goes onto the polynomial's diagonal, which saves a pass over x; bf16's 8 bits would lose what it is added to.
+    // The polynomial is symmetric, so it may be read as its own transpose, as sgemm does faster on AVX2.
+    constexpr bool fp32 = sizeof(floatX) == 4;
     for (int i = 0; i < MUON_STEPS; i++) {
         const MuonStep& step = steps[i];
         matmul_symmetric(w.gram, w.x, nullptr, nullptr, 1, m, tall ? rows : cols, tall, 1, 0, nullptr);
         matmul_symmetric(w.polynomial, w.gram, w.gram, nullptr, 1, m, m, false, step.c, step.b, nullptr);
-        matmul(w.next, tall ? w.x : w.polynomial, tall ? w.polynomial : w.x, w.x, 1, rows, cols, m, false, false, 1, step.a, nullptr);
+        if (fp32)
+            for (int64_t d = 0; d < m; d++) w.polynomial[d * m + d] = to_floatX(to_float(w.polynomial[d * m + d]) + step.a);
+        matmul(w.next, tall ? w.x : w.polynomial, tall ? w.polynomial : w.x, fp32 ? nullptr : w.x, 1, rows, cols, m, fp32 && !tall, fp32 && tall, 1,
+               fp32 ? 0 : step.a, nullptr);
         std::swap(w.x, w.next);
     }
 }

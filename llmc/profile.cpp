@@ -15,7 +15,7 @@ struct Row {
     double seconds = 0, own = 0;   // own: without the ranges inside
 };
 struct Open {
-    std::string name;
+    Row* row;   // of a map: it stays where it is
     Clock::time_point start;
     double inside;
 };
@@ -30,7 +30,8 @@ struct Profile {
 static thread_local Profile profile;
 
 static bool begin(std::string name) {
-    profile.open.push_back({std::move(name), Clock::now(), 0});
+    Row& row = profile.rows[std::move(name)];   // memory is taken here: a destructor must not run out of it
+    profile.open.push_back({&row, Clock::now(), 0});
     return true;
 }
 
@@ -39,13 +40,12 @@ Range::Range(const char* name, int number) : counted(profile.on && begin(concat(
 
 Range::~Range() {
     if (!counted || !profile.on) return;
-    const Open range = std::move(profile.open.back());
+    const Open range = profile.open.back();
     profile.open.pop_back();
     const double seconds = std::chrono::duration<double>(Clock::now() - range.start).count();
-    Row& row = profile.rows[range.name];
-    row.calls++;
-    row.seconds += seconds;
-    row.own += seconds - range.inside;
+    range.row->calls++;
+    range.row->seconds += seconds;
+    range.row->own += seconds - range.inside;
     if (!profile.open.empty()) profile.open.back().inside += seconds;
 }
 
@@ -58,7 +58,9 @@ void profile_start() {
 
 std::string profile_stop() {
     profile.on = false;
-    std::vector<std::pair<std::string, Row>> rows(profile.rows.begin(), profile.rows.end());
+    std::vector<std::pair<std::string, Row>> rows;
+    for (const auto& [name, row] : profile.rows)
+        if (row.calls > 0) rows.emplace_back(name, row);   // a range that is still open has none
     std::sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.second.own > b.second.own; });
     double all = 0;
     for (auto& [name, row] : rows) all += row.own;

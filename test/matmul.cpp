@@ -29,7 +29,8 @@ Values part(const Values& x, int i, int n) { return Values(x.begin() + i * n, x.
 double sum_error(int K) { return 4 * std::sqrt(K) * (K + 8) * FP32_ROUND; }
 
 struct Sizes { int N, IC, OC; };
-const std::vector<Sizes> SIZES = {{1, 1, 1}, {1, 8, 8}, {3, 5, 7}, {17, 64, 33}, {33, 24, 8}, {5, 257, 3}, {64, 128, 96}};
+// The last one's rows lie whole KiB apart and are more than 512: the CPU's fp32 copies them in parts.
+const std::vector<Sizes> SIZES = {{1, 1, 1}, {1, 8, 8}, {3, 5, 7}, {17, 64, 33}, {33, 24, 8}, {5, 257, 3}, {64, 128, 96}, {519, 256, 256}};
 
 }  // namespace
 
@@ -101,7 +102,7 @@ TEST_CASE("matmul takes every transposition, scale and batch") {
 TEST_CASE("matmul_symmetric is the product with the own transpose, scaled, and symmetric") {
     struct Scales { float alpha, beta; };
     // One tile and its parts, several, and sizes that the tensor cores' kernel leaves to others.
-    for (auto [M, K, batch] : {std::tuple{1, 1, 1}, {8, 8, 3}, {17, 33, 2}, {6, 32, 2}, {40, 7, 2}, {128, 32, 1}, {136, 72, 2}, {264, 200, 1}})
+    for (auto [M, K, batch] : {std::tuple{1, 1, 1}, {8, 8, 3}, {17, 33, 2}, {6, 32, 2}, {40, 7, 2}, {128, 32, 1}, {136, 72, 2}, {264, 200, 1}, {530, 24, 1}})
         for (bool transposed : {false, true})
             for (Scales s : {Scales{1, 0}, {2.0315f, -4.775f}})
                 for (bool scaled : {false, true}) {
