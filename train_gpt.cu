@@ -1080,6 +1080,7 @@ int Run::main() {
 }
 
 int main(int argc, char** argv) {
+    device_begin(argv);
     mallopt(M_MMAP_THRESHOLD, 1 << 20);   // a large piece goes back to the system when it is freed: memory stays what --plan says
     return run_program("train_gpt", [&] {
         Settings settings;

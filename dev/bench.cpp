@@ -1,7 +1,9 @@
 // bench [--mma-sync] [CASE...]: speed of the training step on this machine, against the peak that its matrix products reach.
 // One line a case:  bench NAME TOKENS_PER_S tok/s SHARE %   (gradients zeroed, forward, backward; FLOPs a token as in the
-// accounting; a share of the last peak that was printed), with the optimizer's step on a line of its own, and for the models of
-// dev/results whole steps with it:
+// accounting), with the optimizer's step on a line of its own:
+//     optimizer NAME MS ms BOUND ms RATIO     (bound: the FLOPs of Muon's products, whole ones, at the peak; MS / BOUND)
+// Medians of five rounds. Each round measures the peak first, and its shares are of that, since a machine's speed changes while
+// it works. For the models of dev/results whole steps too:
 //     step NAME TOKENS tokens MS ms TOKENS_PER_S tok/s SHARE % of the best product, SHARE % of device_peak_flops
 // --mma-sync: on Hopper, attention by the kernels for every GPU.
 // bench --models: the models of dev/results as JSON (dev/bench_models.json), and nothing else.
@@ -33,19 +35,21 @@ static double matmul_peak(int64_t rows, int repeats) {
 struct Case {
     BenchModel model;
     int64_t peak_rows;
-    int repeats;
+    int repeats;   // in a round
     bool whole_steps = false;
 };
 
 static std::vector<Case> cases() {
-    std::vector<Case> all{{{"nano", nanochat_config(4, 2, 256, 4096, 256, "SSSL"), 16, 1}, 2048, 20},
-                          {{"d12", nanochat_config(12, 6, 768, 32768, 1024, "SSSL"), 2, 1}, 2048, 5},
-                          {{"speedrun", speedrun_config(12, 12, 768, 50304, 1024), 2, 1}, 2048, 5}};
-    for (const BenchModel& model : bench_models()) all.push_back({model, model.trial ? 64 : 65536, model.trial ? 1 : 10, true});
+    std::vector<Case> all{{{"nano", nanochat_config(4, 2, 256, 4096, 256, "SSSL"), 16, 1}, 2048, 4},
+                          {{"d12", nanochat_config(12, 6, 768, 32768, 1024, "SSSL"), 2, 1}, 2048, 1},
+                          {{"speedrun", speedrun_config(12, 12, 768, 50304, 1024), 2, 1}, 2048, 1}};
+    for (const BenchModel& model : bench_models()) all.push_back({model, model.trial ? 64 : 65536, model.trial ? 1 : 2, true});
     return all;
 }
 
-static double bench(const Case& c, double peak) {
+static constexpr int ROUNDS = 5;
+
+static void bench(const Case& c) {
     GPT model(c.model.config, c.model.batch, Mode::train);
     Optimizer optimizer(model);
     model.allocate();
@@ -70,30 +74,41 @@ static double bench(const Case& c, double peak) {
         for (int i = 0; i < micro_batches; i++) model.train_micro_batch(inputs.data(), targets.data(), 1.0 / micro_batches);
         model.end_step();
     };
-    /// Median of single runs, after one that is not counted.
+    /// Median of single runs.
     auto measure = [](int repeats, const auto& work) {
-        work(0);
         std::vector<double> seconds;
         for (int i = 0; i < repeats; i++) seconds.push_back(seconds_of(1, work));
         return median(seconds);
     };
+    double muon = 0;
+    for (const Tensor& tensor : model.tensors)
+        if (tensor.spec->group == Group::matrix) muon += muon_flops(tensor.shape[0], tensor.shape[1]);
     update(0);   // off the zeros that some tensors start from
-    const double seconds = measure(c.repeats, [&](int) { gradients(1); });
-    const double update_seconds = measure(std::max(1, c.repeats / 4), update);
-    // A case must not beat a peak that was measured in a slower moment; a higher one is printed before what is a share of it.
-    if (const double now = matmul_peak(c.peak_rows, 3); now > peak) print_peak(peak = now, c.peak_rows);
-    const double rate = static_cast<double>(tokens) / seconds;
-    std::printf("bench %s %.0f tok/s %.1f %%\n", name, rate, 100 * rate * flops / peak);
-    std::printf("optimizer %s %.1f ms\n", name, update_seconds * 1e3);
+    gradients(1);
+    std::vector<double> peaks, seconds, shares, updates, bounds, ratios;
+    for (int round = 0; round < ROUNDS; round++) {
+        const double peak = matmul_peak(c.peak_rows, 3);
+        peaks.push_back(peak);
+        seconds.push_back(measure(c.repeats, [&](int) { gradients(1); }));
+        shares.push_back(100 * static_cast<double>(tokens) * flops / seconds.back() / peak);
+        updates.push_back(measure(c.repeats, update));
+        bounds.push_back(muon / peak);
+        ratios.push_back(updates.back() / bounds.back());
+    }
+    print_peak(median(peaks), c.peak_rows);
+    std::printf("bench %s %.0f tok/s %.1f %%\n", name, static_cast<double>(tokens) / median(seconds), median(shares));
+    std::printf("optimizer %s %.1f ms, bound %.1f ms, ratio %.2f\n", name, median(updates) * 1e3, median(bounds) * 1e3, median(ratios));
     std::fflush(stdout);
-    if (!c.whole_steps) return peak;
+    if (!c.whole_steps) return;
 
-    const double sheet = device_peak_flops();
+    const double sheet = device_peak_flops(), peak = median(peaks);
     for (int micro_batches : {1, c.model.accumulate}) {
-        const double step_seconds = measure(std::max(3, c.repeats / micro_batches), [&](int) {
+        auto whole = [&](int) {
             gradients(micro_batches);
             update(0);
-        });
+        };
+        whole(0);
+        const double step_seconds = measure(std::max(3, c.repeats * ROUNDS / micro_batches), whole);
         const double step_rate = static_cast<double>(tokens) * micro_batches / step_seconds;
         std::printf("step %s %ld tokens %.1f ms %.0f tok/s %.1f %% of the best product", name, tokens * micro_batches, step_seconds * 1e3, step_rate,
                     100 * step_rate * flops / peak);
@@ -101,10 +116,10 @@ static double bench(const Case& c, double peak) {
         std::printf("\n");
         std::fflush(stdout);
     }
-    return peak;
 }
 
 int main(int argc, char** argv) {
+    device_begin(argv);
     return run_program("bench", [&] {
         std::vector<std::string> names(argv + 1, argv + argc);
         if (names == std::vector<std::string>{"--models"}) return std::printf("%s", bench_models_json().c_str()) > 0 ? 0 : 2;
@@ -119,12 +134,8 @@ int main(int argc, char** argv) {
             }
             require(!wanted.empty() && wanted.back().model.name == name, "no case '", name, "'; usage: bench [--mma-sync] [CASE...] or bench --models, with the cases", known);
         }
-        int64_t rows = 0;
-        for (const Case& c : wanted) rows = std::max(rows, c.peak_rows);
-        double peak = matmul_peak(rows, 5);
         std::printf("%s, %s\n", device_name().c_str(), PRECISION_NAME);
-        print_peak(peak, rows);
-        for (const Case& c : wanted) peak = bench(c, peak);
+        for (const Case& c : wanted) bench(c);
         return 0;
     });
 }

@@ -430,7 +430,7 @@ struct Step {
             const int count = static_cast<int>(std::count_if(table.begin(), table.end(), [&](const Tensor& tensor) { return has_shape(tensor, m, k); }));
             const double small = std::min(m, k), large = std::max(m, k), numel = small * large;
             // Five times x x^T, s s and s x, in full: what symmetry saves shows as a higher rate.
-            const double flops = count * 5 * (4 * small * small * large + 2 * small * small * small);
+            const double flops = count * muon_flops(m, k);
             report.op("muon_update", concat(count, " x ", m, " x ", k), 1, count * numel * (20 + rounded), flops, [&, rows = m, cols = k](Tensors& t) {
                 std::vector<MuonTensor> all;
                 for (int i = 0; i < count; i++)
@@ -453,6 +453,7 @@ struct Step {
 };
 
 int main(int argc, char** argv) {
+    device_begin(argv);
     return run_program("bench_ops", [&] {
         CLI::App app("Time of every op at a model's shapes, beside the ceilings of the device.", "bench_ops");
         std::string name;

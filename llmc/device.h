@@ -5,6 +5,12 @@
 #include <string>
 #include "llmc/types.h"
 
+/// What main() does first, before any thread is there. On the CPU it limits how long threads spin while they wait for each other, since
+/// on a machine that others use they spin away the time that the thread they wait for needs. libgomp reads its limit before main()
+/// alone, so the program starts itself again, as the same process, with GOMP_SPINCOUNT set; not where the user has set that or
+/// OMP_WAIT_POLICY. argv: main()'s.
+void device_begin(char** argv);
+
 /// Zeroed memory, aligned to 256 bytes (on the CPU to pages, every one touched). Throws std::bad_alloc when there is not enough.
 void* device_alloc(size_t bytes);
 /// What it takes for so many bytes: whole pages.

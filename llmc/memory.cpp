@@ -1,5 +1,7 @@
 // An arena adds up sizes, then makes one allocation.
 #include "llmc/memory.h"
+#include <cstdlib>
+#include <iostream>
 #include <utility>
 #include "llmc/device.h"
 #include "llmc/error.h"
@@ -10,7 +12,13 @@ static constexpr size_t MOST = size_t{1} << 60;   // of one block: sums of a few
 Arena::Arena(std::string name) : label(std::move(name)) {}
 
 Arena::~Arena() {
-    if (base) device_free(base);
+    try {
+        if (base) device_free(base);
+    } catch (const std::exception& error) {   // a fault on the device that nobody has waited for
+        std::cout.flush();
+        std::cerr << label << ": " << error.what() << std::endl;
+        std::_Exit(2);
+    }
 }
 
 size_t Arena::reserve(size_t bytes) {

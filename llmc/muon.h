@@ -1,6 +1,7 @@
 // Muon (Jordan et al. 2024): momentum, then the nearest orthogonal matrix, by a few matrix products.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include "llmc/types.h"
 
 /// speedrun: summed momentum, 5 Newton-Schulz steps, update scaled by sqrt(max(rows, cols)).
@@ -49,3 +50,9 @@ void muon_update(const MuonTensor* tensors, void* scratch, const MuonHyper* hype
 
 /// Bytes of scratch for `count` matrices of a shape.
 size_t muon_scratch(int count, int rows, int cols);
+
+/// FLOPs of the products of one update of a matrix, each made whole.
+inline double muon_flops(int64_t rows, int64_t cols) {
+    const double n = static_cast<double>(rows < cols ? cols : rows), m = static_cast<double>(rows < cols ? rows : cols);
+    return MUON_STEPS * (4 * m * m * n + 2 * m * m * m);
+}
