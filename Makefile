@@ -1,7 +1,17 @@
 # deepen: every command. `make help` lists them.
 
+# The processor's instructions: those of this machine, or avx2: code for x86-64-v3, and oneDNN held to AVX2, which is what a processor gets
+# that has no more.
+ifeq ($(if $(word 2,$(ISA)),,$(filter $(or $(ISA),native),native avx2)),)
+  $(error ISA must be native or avx2, not '$(ISA)')
+endif
+AVX2 := $(filter avx2,$(ISA))
+ifeq ($(AVX2)$(filter cuda,$(DEVICE)),avx2cuda)
+  $(error ISA=avx2 is for the CPU, and DEVICE=cuda is not)
+endif
+
 # Where the programs run: auto is cuda where nvcc and a GPU are both there, else cpu.
-DEVICE ?= auto
+DEVICE ?= $(if $(AVX2),cpu,auto)
 ifeq ($(if $(word 2,$(DEVICE)),,$(filter $(DEVICE),auto cpu cuda)),)
   $(error DEVICE must be auto, cpu or cuda, not '$(DEVICE)')
 endif
@@ -17,26 +27,32 @@ else
   WHY := asked for
 endif
 
-HAS_BF16 := $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo yes)
+HAS_BF16 := $(if $(AVX2),,$(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo yes))
 PRECISION ?= $(if $(or $(HAS_BF16),$(filter cuda,$(TARGET))),bf16,fp32)
 ifeq ($(filter $(PRECISION),bf16 fp32),)
   $(error PRECISION must be bf16 or fp32, not '$(PRECISION)')
 endif
 
-# build/host-*: what is the same for every device. build/cpu-*, build/cuda-*: the ops of one, and the programs.
-# build/emulator-*: the CUDA files, for the CPU.
-HOST := build/host-$(PRECISION)
-EMULATOR := build/emulator-$(PRECISION)
-BUILD := build/$(TARGET)-$(PRECISION)
+# build/plain: what is the same for every device and precision. build/host-*: for every device. build/cpu-*, build/cuda-*: the ops of one,
+# and the programs. build/emulator-*: the CUDA files, for the CPU. Those of ISA=avx2 are named so: build/cpu-avx2-fp32.
+KIND := $(AVX2:%=%-)$(PRECISION)
+PLAIN := build/plain$(AVX2:%=-%)
+HOST := build/host-$(KIND)
+EMULATOR := build/emulator-$(KIND)
+BUILD := build/$(TARGET)-$(KIND)
 
 CXX ?= g++
 # g++ 12 warns of its own vector headers (GCC bug 105593).
 GCC12 := -Wno-uninitialized -Wno-maybe-uninitialized
-DEFINES := $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32) $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY))
-CXXFLAGS := -std=c++20 -O3 -march=native -fopenmp -fno-math-errno -Wall -Wextra -Wshadow $(GCC12) -MMD -MP -iquote . $(DEFINES)
+HEADERS := $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY))
+FLOATX := $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32)
+MARCH := $(if $(AVX2),-march=x86-64-v3 -DISA_AVX2,-march=native)
+CXXFLAGS := -std=c++20 -O3 $(MARCH) -fopenmp -fno-math-errno -Wall -Wextra -Wshadow $(GCC12) -MMD -MP -iquote . $(HEADERS)
 # Without PCRE2 the tokenizer's encoder is left out.
-PCRE2 ?= $(if $(shell echo 'int main(){return pcre2_jit_compile_8(0,0);}' | $(CXX) -include pcre2.h -DPCRE2_CODE_UNIT_WIDTH=8 \
+ifeq ($(origin PCRE2),undefined)   # ?= would ask anew at each use
+PCRE2 := $(if $(shell echo 'int main(){return pcre2_jit_compile_8(0,0);}' | $(CXX) -include pcre2.h -DPCRE2_CODE_UNIT_WIDTH=8 \
            $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY)) -x c++ - -lpcre2-8 -o /dev/null 2>/dev/null && echo yes),yes,no)
+endif
 export THIRD_PARTY PCRE2
 LDLIBS := $(if $(filter yes,$(PCRE2)),-lpcre2-8) -lpthread
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
@@ -47,7 +63,7 @@ ifneq ($(filter-out sm_%,$(ARCH)),)
 endif
 GENCODE := $(if $(ARCH),$(foreach arch,$(ARCH),-gencode arch=$(arch:sm_%=compute_%),code=$(arch)),-gencode arch=compute_80,code=sm_80 \
              -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=compute_80)
-NVCCFLAGS := -std=c++20 -O3 -lineinfo -Xcompiler=-iquote,.,-Wall,-Wextra -Xptxas=-v -MMD -MP $(GENCODE) $(DEFINES)
+NVCCFLAGS := -std=c++20 -O3 -lineinfo -Xcompiler=-iquote,.,-Wall,-Wextra -Xptxas=-v -MMD -MP $(GENCODE) $(HEADERS) $(FLOATX)
 ifeq ($(TARGET),cuda)
   ifeq ($(NVCC),)
     $(error DEVICE=cuda needs nvcc: install CUDA's toolkit and put nvcc on the PATH (or NVCC=where/it/is), or make DEVICE=cpu)
@@ -62,9 +78,13 @@ endif
 PROGRAMS := train_gpt grow stack convert data/tokenize
 # An op comes in two files of one name, the .cpp for the CPU and the .cu for CUDA; a .cu alone is a part of another.
 OPS := $(basename $(wildcard llmc/*.cu))
-SOURCES := $(wildcard llmc/*.cpp)
-LIBRARY := $(if $(filter cuda,$(TARGET)),$(patsubst %.cpp,$(HOST)/%.o,$(filter-out $(OPS:%=%.cpp),$(SOURCES))) $(OPS:%=$(BUILD)/%.cu.o),$(SOURCES:%.cpp=$(HOST)/%.o))
-TESTS := $(patsubst %.cpp,$(HOST)/%.o,$(wildcard test/*.cpp))
+SOURCES := $(basename $(wildcard llmc/*.cpp))
+OP_SUITES := $(basename $(wildcard $(OPS:llmc/%=test/%.cpp))) test/golden
+# What computes, and so is compiled in each precision. All else is compiled once (llmc/types.h holds it to that).
+IN_FLOATX := $(OPS) llmc/gpt llmc/optimizer $(OP_SUITES) test/gpt test/emulator/step train_gpt dev/bench dev/bench_ops
+object = $(foreach source,$(1),$(if $(filter $(IN_FLOATX),$(source)),$(HOST),$(PLAIN))/$(source).o)
+LIBRARY := $(if $(filter cuda,$(TARGET)),$(call object,$(filter-out $(OPS),$(SOURCES))) $(OPS:%=$(BUILD)/%.cu.o),$(call object,$(SOURCES)))
+TESTS := $(call object,$(basename $(wildcard test/*.cpp)))
 # Suites that work with files and programs: once, whichever precision these are built for.
 RUN_PROGRAMS := $(basename $(notdir $(shell grep -lE '"test/(program|small_model)\.h"' test/*.cpp)))
 empty :=
@@ -72,20 +92,16 @@ comma := ,
 space := $(empty) $(empty)
 SUITES_OF_PROGRAMS := $(subst $(space),$(comma),$(RUN_PROGRAMS:%=*test/%.cpp))
 
-.PHONY: all run test bench bench-ops profile kernels gpu-check emulator help parts packages tests emulator_tests cuda_binaries clean FORCE
+.PHONY: all run test bench bench-ops profile kernels gpu-check emulator help parts packages plain tests emulator_tests cuda_binaries clean FORCE
 
-all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert data/tokenize (DEVICE=auto|cpu|cuda, PRECISION=bf16|fp32, ARCH=sm_90a, THIRD_PARTY=dir of headers)
+all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert data/tokenize (DEVICE=auto|cpu|cuda, PRECISION=bf16|fp32, ISA=avx2, ARCH=sm_90a, THIRD_PARTY=dir of headers)
 
 run: packages  ## install what is missing, build, and do the main job: text, train, grow, train, stack, measure (SMOKE=1: in 30 seconds)
 	@$(MAKE) --no-print-directory -j2 all
 	@SMOKE=$(SMOKE) dev/run.sh
 
-test: packages  ## install what is missing, build, and run every test, in both precisions, on the emulator too; CUDA's compiler where there is one
-	@$(MAKE) --no-print-directory -j2 all
-	$(call in_both,tests)
-	$(call in_both,emulator_tests)
-	$(if $(NVCC),$(call in_both,DEVICE=cuda cuda_binaries),@echo "no nvcc here: the CUDA files were compiled for the emulator alone")
-	@ONCE="$(SUITES_OF_PROGRAMS)" dev/run_tests.sh $(TARGET) emulator faults $(if $(NVCC),nvcc)
+test: packages  ## install what is missing, build, and run every test, in both precisions, on the emulator, for AVX2 too; CUDA's compiler where there is one
+	@PROGRAMS_IN=$(PRECISION) ONCE="$(SUITES_OF_PROGRAMS)" dev/run_tests.sh $(AVX2) $(TARGET) emulator faults $(if $(AVX2),,isa) $(if $(NVCC),nvcc)
 
 bench: packages  ## speed of the training step, beside the peak of matrix products on this machine (BENCH=nano|d12|speedrun: one case)
 	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench
@@ -107,8 +123,7 @@ gpu-check:  ## on a machine with a GPU and CUDA's toolkit, in nine minutes: buil
 	@COMMIT='$(COMMIT)' dev/gpu_check.sh "$(SUITES_OF_PROGRAMS)"
 
 emulator: packages  ## op suite, golden cases, whole steps and planted faults with the CUDA kernels, on the emulator of test/emulator
-	$(call in_both,emulator_tests)
-	@dev/run_tests.sh emulator faults
+	@dev/run_tests.sh $(AVX2) emulator faults
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
@@ -129,73 +144,99 @@ parts:
 	      "  $(call tick,PCRE2,$(filter yes,$(PCRE2)))$(if $(filter yes,$(PCRE2)),, (text cannot be encoded))" \
 	      "  $(call tick,bf16 products of the CPU,$(HAS_BF16))  built for: $(TARGET) ($(WHY)), $(PRECISION)"
 
+# A line a file; with V=1 whole commands.
+Q := $(if $(V),,@)
+says = $(if $(V),,@echo '  $(1) $@')
+
 # A program lies with its objects; the name at the top points to the one that was asked for last.
 $(PROGRAMS): %: $(BUILD)/% FORCE
 	@ln -srfn $< $@
-$(BUILD)/train_gpt: $(HOST)/train_gpt.o
-$(BUILD)/grow: $(HOST)/grow.o
-$(BUILD)/stack: $(HOST)/stack.o
-$(BUILD)/convert: $(HOST)/dev/convert.o
-$(BUILD)/data/tokenize: $(HOST)/data/tokenize.o
-$(BUILD)/bench: $(HOST)/dev/bench.o
-$(BUILD)/bench_ops: $(HOST)/dev/bench_ops.o
-$(BUILD)/report: $(HOST)/dev/report.o
+$(BUILD)/train_gpt: $(call object,train_gpt)
+$(BUILD)/grow: $(call object,grow)
+$(BUILD)/stack: $(call object,stack)
+$(BUILD)/convert: $(call object,dev/convert)
+$(BUILD)/data/tokenize: $(call object,data/tokenize)
+$(BUILD)/bench: $(call object,dev/bench)
+$(BUILD)/bench_ops: $(call object,dev/bench_ops)
+$(BUILD)/report: $(call object,dev/report)
 $(BUILD)/tests: $(TESTS)
-$(BUILD)/step: $(HOST)/test/emulator/step.o
-$(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/report $(BUILD)/tests $(BUILD)/step: $(BUILD)/llmc.a
+$(BUILD)/op_tests: $(call object,$(OP_SUITES) test/gpt test/isa test/main)
+$(BUILD)/step: $(call object,test/emulator/step)
+$(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/report $(BUILD)/tests $(BUILD)/op_tests $(BUILD)/step: $(BUILD)/llmc.a
 	@mkdir -p $(@D)
-	$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
+	$(call says,link)
+	$(Q)$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
 all: $(BUILD)/report
 
-# One precision after the other: two makes at once would write the same files.
-in_both = @for precision in bf16 fp32; do $(MAKE) --no-print-directory -j2 PRECISION=$$precision $(1) || exit; done
+# What make test builds. bf16/GOAL and fp32/GOAL: two makes that work side by side, once plain has made what both need.
+bf16/%: FORCE
+	+@$(MAKE) --no-print-directory PRECISION=bf16 $*
+fp32/%: FORCE
+	+@$(MAKE) --no-print-directory PRECISION=fp32 $*
+plain: $(sort $(filter $(PLAIN)/%,$(LIBRARY) $(TESTS)))
 tests: $(BUILD)/tests $(BUILD)/step $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
 cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/ladder
-emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(if $(filter bf16,$(PRECISION)),$(EMULATOR)/faults.sh)
-	@$(MAKE) --no-print-directory DEVICE=cpu build/cpu-$(PRECISION)/step
+emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(if $(filter bf16,$(PRECISION)),$(EMULATOR)/faults.sh) $(BUILD)/step
 
-# The CUDA files, unmodified, compiled by g++ for the emulator, under AddressSanitizer and UBSan. The op suite, and the whole model.
-EMULATOR_FLAGS := -std=c++20 -O1 -g1 -march=native -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all -fno-strict-aliasing \
+# The CUDA files, unmodified, compiled by g++ for the emulator, under AddressSanitizer and UBSan, with what hands memory to them. The op suite,
+# and the whole model.
+EMULATOR_FLAGS := -std=c++20 -O1 -g1 $(MARCH) -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all -fno-strict-aliasing \
                   -ftrivial-auto-var-init=pattern -Wall -Wextra -Wshadow $(GCC12) -Wno-unknown-pragmas -MMD -MP -iquote test/emulator -iquote . -Itest/emulator \
-                  $(DEFINES)
-EMULATOR_LIBRARY := $(OPS:%=$(EMULATOR)/%.cu.o) $(patsubst %,$(EMULATOR)/llmc/%.o,config gpt json memory optimizer rotary_table tensors) \
-                    $(EMULATOR)/test/emulator/emulator.o
-EMULATOR_TESTS := $(patsubst %.cpp,$(EMULATOR)/%.o,$(wildcard $(OPS:llmc/%=test/%.cpp)) test/golden.cpp test/main.cpp test/emulator/stream.cpp)
+                  $(HEADERS) $(FLOATX)
+EMULATOR_LIBRARY := $(OPS:%=$(EMULATOR)/%.cu.o) $(patsubst %,$(EMULATOR)/%.o,llmc/gpt llmc/memory llmc/optimizer test/emulator/emulator) \
+                    $(call object,llmc/config llmc/json llmc/rotary_table llmc/tensors)
+EMULATOR_TESTS := $(EMULATOR)/test/emulator/stream.o $(call object,$(OP_SUITES) test/main)
 $(EMULATOR)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	$(CXX) $(EMULATOR_FLAGS) -O2 -x c++ -c -o $@ $<
+	$(call says,emulate)
+	$(Q)$(CXX) $(EMULATOR_FLAGS) -O2 -x c++ -c -o $@ $<
 # The scheduler of fibres switches stacks itself: it tells AddressSanitizer so, and is not watched by it.
 $(EMULATOR)/test/emulator/emulator.o: test/emulator/emulator.cpp
 	@mkdir -p $(@D)
-	$(CXX) $(EMULATOR_FLAGS) -O2 -fno-sanitize=all -DEMULATOR_ASAN -c -o $@ $<
+	$(call says,emulate)
+	$(Q)$(CXX) $(EMULATOR_FLAGS) -O2 -fno-sanitize=all -DEMULATOR_ASAN -c -o $@ $<
 $(EMULATOR)/%.o: %.cpp
 	@mkdir -p $(@D)
-	$(CXX) $(EMULATOR_FLAGS) -c -o $@ $<
-$(EMULATOR)/tests: $(EMULATOR_TESTS)
-$(EMULATOR)/step: $(EMULATOR)/test/emulator/step.o
-$(EMULATOR)/tests $(EMULATOR)/step: $(EMULATOR_LIBRARY)
-	$(CXX) $(EMULATOR_FLAGS) -o $@ $^
+	$(call says,emulate)
+	$(Q)$(CXX) $(EMULATOR_FLAGS) -c -o $@ $<
+# Of an inline function that several objects have, the linker takes the first one: the library's comes before the suites', which no sanitizer watches.
+$(EMULATOR)/tests: $(EMULATOR_LIBRARY) $(EMULATOR_TESTS)
+$(EMULATOR)/step: $(EMULATOR_LIBRARY) $(call object,test/emulator/step)
+$(EMULATOR)/tests $(EMULATOR)/step:
+	$(call says,link)
+	$(Q)$(CXX) $(EMULATOR_FLAGS) -o $@ $^
 # The faults, with the compiler that they are planted with.
 $(EMULATOR)/faults.sh: test/emulator/faults.sh $(EMULATOR)/tests
-	@printf '#!/bin/sh\nBUILD=%s CXX="%s" FLAGS="%s" exec test/emulator/faults.sh "$$@"\n' '$(EMULATOR)' '$(CXX)' '$(EMULATOR_FLAGS) -O0' >$@ && chmod +x $@
+	@printf '#!/bin/sh\nBUILD=%s LIBRARY="%s" SUITES=%s MAIN=%s CXX="%s" FLAGS="%s" exec test/emulator/faults.sh "$$@"\n' '$(EMULATOR)' \
+	    '$(EMULATOR_LIBRARY)' '$(HOST)/test' '$(call object,test/main)' '$(CXX)' '$(EMULATOR_FLAGS) -O0' >$@ && chmod +x $@
 
 $(BUILD)/llmc.a: $(LIBRARY)
 	@mkdir -p $(@D)
-	rm -f $@ && ar rcs $@ $^
+	$(Q)rm -f $@ && ar rcs $@ $^
+define compile
+	@mkdir -p $(@D)
+	$(call says,compile)
+	$(Q)$(CXX) $(CXXFLAGS) $(1) -c -o $@ $<
+endef
+# Suites: -O3 takes half as long again to compile them, and they run no faster.
+$(HOST)/test/%.o $(PLAIN)/test/%.o: CXXFLAGS += -O1
+# The programs at the top of the tree end in .cu: no kernels in them, so any compiler of C++ does.
 $(HOST)/%.o: %.cpp
-	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) -c -o $@ $<
-# The programs at the top of the tree: no kernels in them, so any compiler of C++ does.
+	$(call compile,$(FLOATX))
 $(HOST)/%.o: %.cu
-	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) -x c++ -c -o $@ $<
+	$(call compile,$(FLOATX) -x c++)
+$(PLAIN)/%.o: %.cpp
+	$(call compile,-DPRECISION_ANY)
+$(PLAIN)/%.o: %.cu
+	$(call compile,-DPRECISION_ANY -x c++)
 # What ptxas reports is kept beside the object, for dev/check_spills.sh.
 $(BUILD)/%.cu.o: %.cu $(BUILD)/gencode
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -c -o $@ $< >$@.log 2>&1 || { cat $@.log >&2; exit 1; }
+	$(call says,nvcc)
+	$(Q)$(NVCC) $(NVCCFLAGS) -c -o $@ $< >$@.log 2>&1 || { cat $@.log >&2; exit 1; }
 	@grep -vE '^ptxas info|^ +[0-9]+ bytes stack frame' $@.log >&2 || true
-$(HOST)/llmc/build.o: CXXFLAGS += -DDEEPEN_COMMIT='"$(COMMIT)"'
-$(HOST)/llmc/build.o: build/commit
+$(PLAIN)/llmc/build.o: CXXFLAGS += -DDEEPEN_COMMIT='"$(COMMIT)"'
+$(PLAIN)/llmc/build.o: build/commit
 
 # Files that change when what they hold does, and so make anew what was built with it.
 holds = @mkdir -p $(@D) && echo '$(1)' | cmp -s - $@ || echo '$(1)' >$@
@@ -203,26 +244,28 @@ build/commit: FORCE
 	$(call holds,$(COMMIT))
 $(BUILD)/gencode: FORCE
 	$(call holds,$(GENCODE))
-$(HOST)/pcre2: FORCE
+$(PLAIN)/pcre2: FORCE
 	$(call holds,$(PCRE2))
 
-$(HOST)/llmc/split.o: $(HOST)/pcre2
+$(PLAIN)/llmc/split.o: $(PLAIN)/pcre2
 ifneq ($(PCRE2),yes)
-$(HOST)/llmc/split.o: CXXFLAGS += -DNO_PCRE2
+$(PLAIN)/llmc/split.o: CXXFLAGS += -DNO_PCRE2
 endif
 # What a build without PCRE2 does: the tests once more, with the splitter of such a build.
-$(HOST)/without_pcre2.o: llmc/split.cpp
-	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) -DNO_PCRE2 -c -o $@ $<
-$(BUILD)/tests_without_pcre2: $(TESTS) $(HOST)/without_pcre2.o $(BUILD)/llmc.a
-	$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
+$(PLAIN)/without_pcre2.o: llmc/split.cpp
+	$(call compile,-DPRECISION_ANY -DNO_PCRE2)
+$(BUILD)/tests_without_pcre2: $(TESTS) $(PLAIN)/without_pcre2.o $(BUILD)/llmc.a
+	$(call says,link)
+	$(Q)$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
 
 # The ladders of dev/kernels: on a GPU with times, otherwise on the emulator, where every step is checked.
 LADDER := $(patsubst %,dev/kernels/%.cu.o,norm cross_entropy attention check)
-$(EMULATOR)/ladder: $(addprefix $(EMULATOR)/,$(LADDER) dev/kernels/ladder.cu.o) $(EMULATOR_LIBRARY)
-	$(CXX) $(EMULATOR_FLAGS) -o $@ $^
+$(EMULATOR)/ladder: $(EMULATOR_LIBRARY) $(addprefix $(EMULATOR)/,$(LADDER) dev/kernels/ladder.cu.o)
+	$(call says,link)
+	$(Q)$(CXX) $(EMULATOR_FLAGS) -o $@ $^
 $(EMULATOR)/tests: $(addprefix $(EMULATOR)/,$(LADDER) dev/kernels/test.o)
 $(BUILD)/ladder: $(addprefix $(BUILD)/,$(LADDER) dev/kernels/ladder.cu.o) $(BUILD)/llmc.a
-	$(LINK) -o $@ $^ $(LDLIBS)
+	$(call says,link)
+	$(Q)$(LINK) -o $@ $^ $(LDLIBS)
 
--include $(shell find $(HOST) $(BUILD) $(EMULATOR) -name '*.d' 2>/dev/null)
+-include $(shell find $(PLAIN) $(HOST) $(BUILD) $(EMULATOR) -name '*.d' 2>/dev/null)

@@ -122,7 +122,7 @@ for p in bf16 fp32; do
     targets="build/cuda-$p/tests"
     [ $p = fp32 ] || targets+=" build/cuda-$p/train_gpt build/cuda-$p/bench build/cuda-$p/bench_ops"
     # shellcheck disable=SC2086
-    start "build-$p" 300 make --no-print-directory -j"$(nproc)" DEVICE=cuda ARCH="$arch" PRECISION=$p COMMIT="$COMMIT" $targets
+    start "build-$p" 300 make --no-print-directory -j"$(nproc)" DEVICE=cuda ARCH="$arch" PRECISION=$p PLAIN=build/plain-$p COMMIT="$COMMIT" $targets
 done
 # PyTorch's compiler takes minutes: it works while nvcc does, and its cache has the programs later.
 if command -v python3 >/dev/null; then

@@ -1,47 +1,63 @@
 #!/bin/bash
-# dev/run_tests.sh WHAT...: runs tests that make built, and adds up their counts, which are the last line.
-#   cpu, cuda   the suites on that device, in both precisions; ONCE: source files of those that run the programs, which are run once
+# dev/run_tests.sh WHAT...: builds tests, runs them, says how far it is, and adds up their counts, which are the last line.
+#   cpu, cuda   the suites on that device, in both precisions; ONCE: source files of suites that run the programs, which are run once, in the
+#               precision of these, PROGRAMS_IN
+#   avx2        before others: those of a build with ISA=avx2
+#   isa         op suite, golden cases and the main job in small as a processor with AVX2 and no more has them
 #   emulator    op suite and golden cases with the CUDA files on the emulator, and whole steps against those of the CPU
 #   faults      faults planted in the CUDA files, which that suite must find
-#   nvcc        what CUDA's compiler reported, and what a program for a GPU says where there is none
+#   nvcc        the CUDA files by CUDA's compiler: what it reported, and what a program for a GPU says where there is none
+# SMOKED=1: the main job in small has been run. make's variables, ISA=avx2 for one, reach the makes below by themselves.
 set -u
-status=0 passed=0 failed=0
+make="make --no-print-directory"
+status=0 passed=0 failed=0 skipped=0
+titles=() commands=()
 
-# counted NAME LOG CODE: adds the counts that a log ends with.
+# part TITLE COMMAND...: one more part of what will be done.
+part() {
+    titles+=("$1")
+    commands+=("$(printf '%q ' "${@:2}")")
+}
+
+# fail WHY: a failure where there is no count of tests to tell it.
+fail() {
+    echo "run_tests.sh: $1" >&2
+    status=1 failed=$((failed + 1))
+}
+
+# build GOAL...: without it the rest means nothing.
+build() {
+    $make -j2 "$@" && return
+    fail "$make $* failed"
+    finish
+}
+
+# counted LOG CODE: adds the counts that a log ends with.
 counted() {
-    local counts p f
-    counts=$(sed -nE 's/.*test cases: *[0-9]+ \| *([0-9]+) passed \| *([0-9]+) failed.*/\1 \2/p; s/^([0-9]+) passed, ([0-9]+) failed$/\1 \2/p' "$2" | tail -n 1)
-    if [ -z "$counts" ] || [ "$counts" = "0 0" ]; then
-        echo "run_tests.sh: $1 ended without a test (exit $3)" >&2
-        counts="0 1"
+    local counts p f s
+    counts=$(tail -n 1 "$1" | sed -nE 's/^([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped$/\1 \2 \3/p')
+    read -r p f s <<<"${counts:-0 0 0}"
+    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+    [ "$f" = 0 ] || status=1
+    if [ -z "$counts" ] || ((p + f + s == 0)); then
+        fail "$1 ends without a test (exit $2)"
+    elif [ "$2" != 0 ] && [ "$f" = 0 ]; then
+        fail "$1 counts no failure, but ended with exit $2"
     fi
-    read -r p f <<<"$counts"
-    [ "$3" = 0 ] && [ "$f" = 0 ] || status=1
-    passed=$((passed + p)) failed=$((failed + f))
 }
 
-# suite NAME LOG COMMAND...
+# suite LOG COMMAND...
 suite() {
-    local name=$1 log=$2
-    shift 2
-    echo "== $name"
-    "$@" 2>&1 | tee "$log"
-    counted "$name" "$log" "${PIPESTATUS[0]}"
+    "${@:2}" 2>&1 | tee "$1"
+    counted "$1" "${PIPESTATUS[0]}"
 }
 
-# ran FILE: what a program that ran in the background said, with its exit code.
-ran() {
-    cat "$1"
-    return "$(<"$1.rc")"
-}
-
-# check NAME COMMAND...: one test, passed when the command is content.
+# check COMMAND...: one test, passed when the command is content.
 check() {
-    echo "== $1"
-    if "${@:2}"; then
+    if "$@"; then
         passed=$((passed + 1))
     else
-        status=1 failed=$((failed + 1))
+        fail "$* failed"
     fi
 }
 
@@ -54,44 +70,95 @@ without_gpu() {
     return 1
 }
 
-another_order() { EMULATOR_SEED=2 build/emulator-bf16/step build/emulator-bf16/step.again && cmp build/emulator-bf16/step.out build/emulator-bf16/step.again; }
+# The main job in small as a processor with AVX2 has it; the programs at the top are then again those that they were.
+smoke_avx2() {
+    $make ISA=avx2 DEVICE=cpu PRECISION=fp32 run SMOKE=1
+    local code=$?
+    $make -s all && return $code
+}
 
+# Suites that each run on one core, side by side.
+emulator_suites() {
+    local parts=(bf16 '' fp32 --source-file=*golden.cpp fp32 --source-file-exclude=*golden.cpp) i log pids=()
+    for ((i = 0; i < ${#parts[@]}; i += 2)); do
+        "build/emulator$isa-${parts[i]}/tests" ${parts[i + 1]:+"${parts[i + 1]}"} >"build/emulator$isa-${parts[i]}/tests.$i" 2>&1 &
+        pids+=($!)
+    done
+    for ((i = 0; i < ${#parts[@]}; i += 2)); do
+        wait "${pids[i / 2]}"
+        code=$?
+        log="build/emulator$isa-${parts[i]}/tests.$i"
+        echo "-- in ${parts[i]} ${parts[i + 1]}"
+        cat "$log"
+        counted "$log" $code
+    done
+}
+
+# whole_steps PRECISION: without the CPU's steps, the emulator's are made all the same, for another_order.
+whole_steps() {
+    local emulator=build/emulator$isa-$1 cpu=build/cpu$isa-$1
+    "$cpu/step" "$cpu/step.out" || fail "$cpu/step failed"
+    if [ -e "$cpu/step.out" ]; then
+        suite "$emulator/step.log" "$emulator/step" "$emulator/step.out" "$cpu/step.out"
+    else
+        suite "$emulator/step.log" "$emulator/step" "$emulator/step.out"
+    fi
+}
+
+another_order() {
+    local build=build/emulator$isa-bf16
+    EMULATOR_SEED=2 "$build/step" "$build/step.again" && cmp "$build/step.out" "$build/step.again"
+}
+
+finish() {
+    echo "$passed passed, $failed failed, $skipped skipped"
+    exit $status
+}
+
+isa=""
 for what in "$@"; do
     case $what in
+        avx2) isa=-avx2 ;;
         cpu | cuda)
+            part "building the programs, and what both precisions share" build all plain
+            part "building the suites" build bf16/tests fp32/tests
             for precision in bf16 fp32; do
                 once=()
-                [ $precision = bf16 ] || [ -z "${ONCE:-}" ] || once=("--source-file-exclude=$ONCE")
-                suite "tests on the $what in $precision" "build/$what-$precision/tests.log" "build/$what-$precision/tests" "${once[@]}"
+                [ $precision = "${PROGRAMS_IN:-$precision}" ] || [ -z "${ONCE:-}" ] || once=("--source-file-exclude=$ONCE")
+                part "tests on the $what in $precision" suite build/$what$isa-$precision/tests.log build/$what$isa-$precision/tests "${once[@]}"
             done
-            suite "what is left of the tokenizer without PCRE2" build/$what-fp32/tests_without_pcre2.log build/$what-fp32/tests_without_pcre2 \
+            part "what is left of the tokenizer without PCRE2" suite build/$what$isa-fp32/tests_without_pcre2.log build/$what$isa-fp32/tests_without_pcre2 \
                 '--test-case=split:*,tokenizer:*'
             ;;
-        emulator)   # runs on one core: parts of about the same length, side by side
-            parts=(bf16 '' fp32 --source-file=*golden.cpp fp32 --source-file-exclude=*golden.cpp)
-            for ((i = 0; i < ${#parts[@]}; i += 2)); do
-                build=build/emulator-${parts[i]}
-                { "$build/tests" ${parts[i + 1]:+"${parts[i + 1]}"} >"$build/tests.$i" 2>&1; echo $? >"$build/tests.$i.rc"; } &
-            done
-            wait
-            for ((i = 0; i < ${#parts[@]}; i += 2)); do
-                build=build/emulator-${parts[i]}
-                suite "the CUDA files on the emulator in ${parts[i]} ${parts[i + 1]}" "$build/tests.log" ran "$build/tests.$i"
-            done
-            for precision in bf16 fp32; do
-                build=build/emulator-$precision
-                build/cpu-$precision/step build/cpu-$precision/step.out
-                suite "whole steps on the emulator and on the CPU in $precision" $build/step.log $build/step $build/step.out build/cpu-$precision/step.out
-            done
-            check "whole steps in bf16 with blocks and threads in another order: the same bytes" another_order
+        isa)
+            if grep -qs avx512f /proc/cpuinfo; then
+                part "building for AVX2 (ISA=avx2)" build ISA=avx2 DEVICE=cpu PRECISION=fp32 all build/cpu-avx2-fp32/op_tests
+                part "op suite and golden cases for AVX2" suite build/cpu-avx2-fp32/op_tests.log build/cpu-avx2-fp32/op_tests
+                part "the main job in small for AVX2" check smoke_avx2
+            else
+                echo "ISA=avx2: this processor has no AVX-512, so that the build for it is one for AVX2, and its tests in fp32 are not run again"
+                [ "${SMOKED:-}" = 1 ] || part "the main job in small" check $make run SMOKE=1
+            fi
             ;;
-        faults) suite "faults planted in the CUDA files" build/emulator-bf16/faults.log build/emulator-bf16/faults.sh ;;
+        emulator)
+            part "building the CUDA files for the emulator" build DEVICE=cpu plain
+            part "building the CUDA files for the emulator, and their suites" build DEVICE=cpu bf16/emulator_tests fp32/emulator_tests
+            part "the CUDA files on the emulator" emulator_suites
+            for precision in bf16 fp32; do part "whole steps on the emulator and on the CPU in $precision" whole_steps $precision; done
+            part "whole steps in bf16 with blocks and threads in another order: the same bytes" check another_order
+            ;;
+        faults) part "faults planted in the CUDA files" suite build/emulator$isa-bf16/faults.log build/emulator$isa-bf16/faults.sh ;;
         nvcc)
-            check "registers and local memory of the CUDA files" dev/check_spills.sh build/cuda-{bf16,fp32}/{llmc,dev/kernels}/*.cu.o.log
-            check "a program for a GPU where there is none" without_gpu
+            part "building with CUDA's compiler" build ISA= DEVICE=cuda bf16/cuda_binaries fp32/cuda_binaries
+            part "registers and local memory of the CUDA files" check dev/check_spills.sh build/cuda-{bf16,fp32}/{llmc,dev/kernels}/*.cu.o.log
+            part "a program for a GPU where there is none" check without_gpu
             ;;
-        *) echo "run_tests.sh: cpu, cuda, emulator, faults or nvcc, not '$what'" >&2 && exit 2 ;;
+        *) echo "run_tests.sh: avx2, cpu, cuda, isa, emulator, faults or nvcc, not '$what'" >&2 && exit 2 ;;
     esac
 done
-echo "$passed passed, $failed failed"
-exit $status
+for ((at = 0; at < ${#titles[@]}; at++)); do
+    printf '== [%d/%d] %d:%02d %s\n' $((at + 1)) ${#titles[@]} $((SECONDS / 60)) $((SECONDS % 60)) "${titles[at]}"
+    eval "${commands[at]}"
+done
+printf '== %d:%02d in all\n' $((SECONDS / 60)) $((SECONDS % 60))
+finish

@@ -85,6 +85,9 @@ std::string device_name() {
     const char* instructions = "no AVX2";
     for (auto [flag, name] : {std::pair{"avx2", "AVX2"}, {"avx512f", "AVX-512"}, {"avx512_bf16", "AVX-512 BF16"}, {"amx_bf16", "AMX BF16"}})
         if (flags.find(concat(" ", flag, " ")) != std::string::npos) instructions = name;
+#ifdef ISA_AVX2
+    instructions = "AVX2 (ISA=avx2)";
+#endif
     int threads = omp_get_max_threads();
     return concat(model.empty() ? "CPU" : model, ", ", threads, threads == 1 ? " thread, " : " threads, ", instructions);
 }

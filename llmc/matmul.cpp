@@ -2,8 +2,10 @@
 #include "llmc/matmul.h"
 #include <algorithm>
 #include <chrono>
-#include <dnnl.hpp>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <dnnl.hpp>
 #include <map>
 #include <mutex>
 #include <omp.h>
@@ -17,6 +19,15 @@
 #include "llmc/profile.h"
 
 using dnnl::memory;
+
+#ifdef ISA_AVX2
+// make ISA=avx2: oneDNN too leaves newer instructions alone. It takes a limit until its first call only, which other files' static objects may make.
+__attribute__((constructor(101))) static void hold_onednn_to_avx2() {
+    if (dnnl_set_max_cpu_isa(dnnl_cpu_isa_avx2) == dnnl_success) return;
+    std::fputs("matmul: this oneDNN cannot be held to AVX2; build without ISA=avx2\n", stderr);
+    std::_Exit(2);
+}
+#endif
 
 // How a product is done: by a compiled primitive on four descriptions of memory, which get their addresses at each call,
 // or, where `matmul` is empty, by dnnl_sgemm.
@@ -313,4 +324,16 @@ double matmul_flops(int64_t N, int64_t IC, int64_t OC, int repeats) {
         if (i > 0) best = std::max(best, 2.0 * static_cast<double>(N * OC * IC) / seconds);
     }
     return best;
+}
+
+// Test cases ask before main(), so what this file keeps may not exist yet.
+bool matmul_supported() {
+    if (FP32) return true;
+    const memory::desc square = matrix(1, 8, 8, 8, false, memory::data_type::bf16);
+    try {
+        const std::string name = describe({.M = 8, .N = 8, .K = 8, .lda = 8, .ldb = 8, .ldout = 8}, square, square, square, {}).impl_info_str();
+        return name.find("ref") == name.npos;
+    } catch (const std::runtime_error&) {
+        return false;
+    }
 }

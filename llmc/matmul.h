@@ -38,3 +38,6 @@ void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float
 /// FLOP/s of matmul_forward at these sizes, the fastest of `repeats` runs after one that is not counted.
 /// Throws std::invalid_argument when repeats is below 1.
 double matmul_flops(int64_t N, int64_t IC, int64_t OC, int repeats);
+
+/// Whether the device has products of floatX: a CPU may have none in bf16.
+bool matmul_supported();

@@ -38,7 +38,9 @@ HOST_DEVICE inline bf16 to_bf16(float f) {
 #endif
 }
 
-#ifdef PRECISION_FP32
+#if defined PRECISION_ANY   // a file that does not compute is compiled once for both, and can do no more than name the type
+struct floatX;
+#elif defined PRECISION_FP32
 using floatX = float;
 HOST_DEVICE inline floatX to_floatX(float x) { return x; }
 inline constexpr const char* PRECISION_NAME = "fp32";

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include "llmc/device.h"
 #include "llmc/optimizer.h"
+#include "test/needs.h"
 
 static const bool FP32 = sizeof(floatX) == 4;
 
@@ -55,7 +56,7 @@ static void check_loss_and_gradients(const std::string& name) {
     }
 }
 
-TEST_CASE("golden: loss and gradients") {
+TEST_CASE("golden: loss and gradients" * needs_products()) {
     for (const char* name : {"speedrun_none", "speedrun_rms_norm", "speedrun_layer_norm", "speedrun_none_frozen", "speedrun_rms_norm_frozen",
                              "speedrun_layer_norm_frozen", "speedrun_looping", "nanochat"})
         check_loss_and_gradients(name);
@@ -81,8 +82,7 @@ static void train_three_steps(GPT& model, const Case& c) {
     }
 }
 
-TEST_CASE("golden: parameters after three steps, speedrun") {
-    if (!FP32) return;
+TEST_CASE("golden: parameters after three steps, speedrun" * doctest::skip(!FP32)) {
     for (const char* name : {"speedrun_none", "speedrun_rms_norm", "speedrun_layer_norm", "speedrun_none_frozen", "speedrun_rms_norm_frozen",
                              "speedrun_layer_norm_frozen", "speedrun_looping"}) {
         CAPTURE(name);
@@ -107,8 +107,7 @@ static int64_t elements_off(const std::vector<float>& values, const std::vector<
     return off;
 }
 
-TEST_CASE("golden: parameters after three steps, nanochat") {
-    if (!FP32) return;
+TEST_CASE("golden: parameters after three steps, nanochat" * doctest::skip(!FP32)) {
     Case c("nanochat");
     GPT model(c.config, c.batch(), Mode::train);
     train_three_steps(model, c);

@@ -18,6 +18,7 @@
 #include "llmc/optimizer.h"
 #include "test/golden.h"
 #include "test/gpt_reference.h"
+#include "test/needs.h"
 
 namespace {
 
@@ -200,16 +201,16 @@ void check_against_float64(const NamedConfig& named, bool loop) {
     for (const Tensor& tensor : small.model.tensors) check_gradient(small, tensor, loop ? &latents : nullptr);
 }
 
-TEST_CASE("gpt: loss and gradients with every switch, against float64") {
+TEST_CASE("gpt: loss and gradients with every switch, against float64" * needs_products()) {
     for (const NamedConfig& named : every_switch()) check_against_float64(named, false);
 }
 
-TEST_CASE("gpt: loss and gradients of a looping pass, against float64") {
+TEST_CASE("gpt: loss and gradients of a looping pass, against float64" * needs_products()) {
     check_against_float64({"speedrun", small_speedrun()}, true);
     check_against_float64({"nanochat", small_nanochat()}, true);
 }
 
-TEST_CASE("gpt: every switch learns a micro-batch by heart") {
+TEST_CASE("gpt: every switch learns a micro-batch by heart" * needs_products()) {
     for (const NamedConfig& named : every_switch()) {
         CAPTURE(named.name);
         SmallModel small(named.config);
@@ -298,7 +299,7 @@ double mapped_loss(const LayerMap& map, const std::vector<const Golden*>& models
 // fp32: the golden cases' bound. bf16: as golden.cpp's, but blocks that never met give larger activations.
 const double STACK_TOLERANCE = FP32 ? 2e-6 : 5e-3;
 
-TEST_CASE("gpt: golden stacks") {
+TEST_CASE("gpt: golden stacks" * needs_products()) {
     for (const char* kind : {"none", "rms_norm", "layer_norm"}) {
         Golden one(concat("speedrun_", kind)), two(concat("speedrun_", kind, "_frozen")), stacks(concat("stack_", kind));
         for (bool same : {false, true})
@@ -316,7 +317,7 @@ TEST_CASE("gpt: golden stacks") {
     }
 }
 
-TEST_CASE("gpt: golden growth") {
+TEST_CASE("gpt: golden growth" * needs_products()) {
     Golden parent("nanochat"), grown("grow");
     for (auto& [name, order] : grown.meta["orders"].items()) {
         CAPTURE(name);
@@ -335,7 +336,7 @@ std::vector<float> all_logits(GPT& model) {
 
 // A looping pass runs the layers again on what came out of them, through norm_lm_head and norm_wte: that is the stack of the
 // model with itself, whole, with those norms at its seam.
-TEST_CASE("gpt: the stack of a model with itself is that model run in a loop, bit for bit") {
+TEST_CASE("gpt: the stack of a model with itself is that model run in a loop, bit for bit" * needs_products()) {
     for (Norm seam : {Norm::none, Norm::rms_norm, Norm::layer_norm})
         for (bool after : {false, true}) {   // the norm is the loop's norm_lm_head, or its norm_wte
             GPTConfig config = small_speedrun();
@@ -395,7 +396,7 @@ double logits_error(const std::vector<float>& a, const std::vector<float>& b) {
 // it may round to the other one, and layers pass that on.
 const double CACHE_TOLERANCE = FP32 ? 1e-5 : 2e-2;
 
-TEST_CASE("gpt: with the cache, every position has the logits of the full forward pass") {
+TEST_CASE("gpt: with the cache, every position has the logits of the full forward pass" * needs_products()) {
     for (const NamedConfig& named : sampled_models()) {
         CAPTURE(named.name);
         SmallModel small(named.config, 1, Mode::evaluate);
@@ -427,7 +428,7 @@ TEST_CASE("gpt: with the cache, every position has the logits of the full forwar
     }
 }
 
-TEST_CASE("gpt: a reset cache gives the same bytes again, whatever was in it") {
+TEST_CASE("gpt: a reset cache gives the same bytes again, whatever was in it" * needs_products()) {
     SmallModel small(sampled_models()[2].config, 1, Mode::evaluate);
     KVCache cache(small.model.config);
     auto sequence = [&](int shift) {
@@ -448,7 +449,7 @@ TEST_CASE("gpt: a reset cache gives the same bytes again, whatever was in it") {
 
 // -------------------------------------------------------------------------------------------- micro-batches, exactness
 
-TEST_CASE("gpt: micro-batches run again give the same bytes") {
+TEST_CASE("gpt: micro-batches run again give the same bytes" * needs_products()) {
     const int before = omp_get_max_threads();
     for (int threads : {1, 2}) {
         omp_set_num_threads(threads);
@@ -476,7 +477,7 @@ TEST_CASE("gpt: micro-batches run again give the same bytes") {
     omp_set_num_threads(before);
 }
 
-TEST_CASE("gpt: the gradient of two micro-batches is the mean of theirs, and that of one of twice the rows") {
+TEST_CASE("gpt: the gradient of two micro-batches is the mean of theirs, and that of one of twice the rows" * needs_products()) {
     for (const GPTConfig& config : {small_speedrun(), small_nanochat()}) {
         SmallModel small(config), both(config, 2 * BATCH);
         both.targets[1] = 0;   // as many targets in both halves
@@ -513,7 +514,7 @@ TEST_CASE("gpt: the gradient of two micro-batches is the mean of theirs, and tha
     }
 }
 
-TEST_CASE("gpt: a frozen embedding has no gradient, no optimizer state, and does not move by a bit") {
+TEST_CASE("gpt: a frozen embedding has no gradient, no optimizer state, and does not move by a bit" * needs_products()) {
     for (const GPTConfig& config : {small_speedrun(), small_nanochat()}) {
         SmallModel free(config), frozen(config, BATCH, Mode::train, true);
         const Tensor& wte = frozen.model.tensors[0];
@@ -545,7 +546,7 @@ TEST_CASE("gpt: a micro-batch without targets has no loss and no gradient") {
     CHECK(small.sums.norm == 0);
 }
 
-TEST_CASE("gpt: a model that only evaluates has no gradients, and loses the same") {
+TEST_CASE("gpt: a model that only evaluates has no gradients, and loses the same" * needs_products()) {
     SmallModel trained(small_nanochat()), evaluated(small_nanochat(), BATCH, Mode::evaluate);
     CHECK_THROWS_AS(evaluated.model.begin_step(), std::invalid_argument);
     CHECK_THROWS_AS(evaluated.model.end_step(), std::invalid_argument);
@@ -556,7 +557,7 @@ TEST_CASE("gpt: a model that only evaluates has no gradients, and loses the same
 
 // ------------------------------------------------------------------------------------------------------------ NaN
 
-TEST_CASE("gpt: what is not finite is found where it comes from") {
+TEST_CASE("gpt: what is not finite is found where it comes from" * needs_products()) {
     const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
     GPTConfig config = small_nanochat();
     config.norm_before[1] = Norm::rms_norm;
@@ -590,7 +591,7 @@ TEST_CASE("gpt: what is not finite is found where it comes from") {
     }
 }
 
-TEST_CASE("gpt: an overflow is found in the layer where it happens") {
+TEST_CASE("gpt: an overflow is found in the layer where it happens" * needs_products()) {
     SmallModel small(small_nanochat());
     std::vector<float> huge = small.weights(small.tensor("h.1.fc"));
     for (float& x : huge) x *= 1e30f;   // finite, but not its square
@@ -655,7 +656,7 @@ size_t allocated_bytes() {
     return info.uordblks + info.hblkhd;
 }
 
-TEST_CASE("gpt: a training step allocates nothing") {
+TEST_CASE("gpt: a training step allocates nothing" * needs_products()) {
     // Within a call, oneDNN takes space to pack its operands (up to 320 KB here), and OpenMP for its teams (2 KB); none of it stays but
     // a few hundred bytes of OpenMP's. Whatever of the model grows with the batch is larger: (N, C) of floatX are 512 KiB or more.
     const size_t libraries = 500'000, kept = 4096;

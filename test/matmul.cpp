@@ -1,5 +1,6 @@
 // Matrix products against float64.
 #include "llmc/matmul.h"
+#include "test/needs.h"
 #include "test/reference.h"
 
 namespace {
@@ -34,7 +35,7 @@ const std::vector<Sizes> SIZES = {{1, 1, 1}, {1, 8, 8}, {3, 5, 7}, {17, 64, 33},
 
 }  // namespace
 
-TEST_CASE("matmul_forward is x W^T") {
+TEST_CASE("matmul_forward is x W^T" * needs_products()) {
     for (Sizes s : SIZES) {
         CAPTURE(s.IC);
         Random random(s.IC);
@@ -47,7 +48,7 @@ TEST_CASE("matmul_forward is x W^T") {
     }
 }
 
-TEST_CASE("matmul_backward_input is dout W") {
+TEST_CASE("matmul_backward_input is dout W" * needs_products()) {
     for (Sizes s : SIZES) {
         CAPTURE(s.IC);
         Random random(s.IC);
@@ -57,7 +58,7 @@ TEST_CASE("matmul_backward_input is dout W") {
     }
 }
 
-TEST_CASE("matmul_backward_weight adds dout^T x in fp32") {
+TEST_CASE("matmul_backward_weight adds dout^T x in fp32" * needs_products()) {
     for (Sizes s : SIZES) {
         CAPTURE(s.IC);
         Random random(s.IC);
@@ -69,7 +70,7 @@ TEST_CASE("matmul_backward_weight adds dout^T x in fp32") {
     }
 }
 
-TEST_CASE("matmul takes every transposition, scale and batch") {
+TEST_CASE("matmul takes every transposition, scale and batch" * needs_products()) {
     struct Scales { float alpha, beta; };
     for (auto [M, N, K] : {std::tuple{1, 1, 1}, {8, 8, 8}, {5, 3, 17}, {33, 24, 40}})
         for (bool transpose_a : {false, true})
@@ -99,7 +100,7 @@ TEST_CASE("matmul takes every transposition, scale and batch") {
                     }
 }
 
-TEST_CASE("matmul_symmetric is the product with the own transpose, scaled, and symmetric") {
+TEST_CASE("matmul_symmetric is the product with the own transpose, scaled, and symmetric" * needs_products()) {
     struct Scales { float alpha, beta; };
     // One tile and its parts, several, and sizes that the tensor cores' kernel leaves to others.
     for (auto [M, K, batch] : {std::tuple{1, 1, 1}, {8, 8, 3}, {17, 33, 2}, {6, 32, 2}, {40, 7, 2}, {128, 32, 1}, {136, 72, 2}, {264, 200, 1}, {530, 24, 1}})
@@ -139,7 +140,7 @@ TEST_CASE("matmul_symmetric is the product with the own transpose, scaled, and s
                 }
 }
 
-TEST_CASE("matmul_symmetric of a symmetric matrix, which is also what is added") {
+TEST_CASE("matmul_symmetric of a symmetric matrix, which is also what is added" * needs_products()) {
     Random random(4);
     const int M = 72;
     Values s(M * M);
@@ -150,7 +151,7 @@ TEST_CASE("matmul_symmetric of a symmetric matrix, which is also what is added")
     check_close("out", out.values(), product({s, s, false, true}, s, M, M, M, 0.5, -2), ROUND, 4 * sum_error(M));
 }
 
-TEST_CASE("a product run again gives the same bytes, and other shapes in between change nothing") {
+TEST_CASE("a product run again gives the same bytes, and other shapes in between change nothing" * needs_products()) {
     Random random(1);
     FloatXs x(random.floatXs(40 * 72)), w(random.floatXs(24 * 72)), once(40 * 24), again(40 * 24), other(40 * 40);
     matmul_forward(once, x, w, 40, 72, 24, nullptr);
@@ -159,7 +160,7 @@ TEST_CASE("a product run again gives the same bytes, and other shapes in between
     CHECK(once.same_bytes(again));
 }
 
-TEST_CASE("matmul runs with the number of threads that is set at the call") {
+TEST_CASE("matmul runs with the number of threads that is set at the call" * needs_products()) {
     Random random(2);
     FloatXs x(random.floatXs(64 * 48)), w(random.floatXs(56 * 48));
     Values want = product({x.values(), w.values(), false, true}, {}, 64, 56, 48, 1, 0);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <memory>
+#include "test/needs.h"
 #include "test/reference.h"
 
 namespace {
@@ -128,7 +129,7 @@ const std::vector<Sizes> SIZES = {{1, 1, 1}, {3, 8, 8}, {2, 64, 16}, {2, 24, 96}
 
 }  // namespace
 
-TEST_CASE("muon_update moves as the reference does") {
+TEST_CASE("muon_update moves as the reference does" * needs_products()) {
     for (MuonKind kind : {MuonKind::speedrun, MuonKind::nanochat})
         for (Sizes s : SIZES) {
             CAPTURE(static_cast<int>(kind));
@@ -159,12 +160,16 @@ TEST_CASE("muon_update moves as the reference does") {
                 check_close("momentum", device[i]->momentum.values(), want[i].m, 20 * FP32_ROUND, FP32_ROUND);
                 // Each step of the iteration multiplies the error of a small singular value, up to 8 times, as it does the value:
                 // some ten roundings of the update's norm in fp32. In bf16 the last steps round singular values of about 1 in
-                // every product (1 to 2 in a hundred here), and a matrix of one or three rows cannot average that.
+                // every product (1 to 2 in a hundred here), and a matrix of one or three rows cannot average that. A matrix of one
+                // element has one singular value, 1 / 1.02, which nothing is averaged with. Polar Express makes 1.19 of it out of terms of
+                // 8, 21 and 14, so that an error in it grows 14 times, then 2.7, 3.9, 0.8 and 1.5 times. With every product and sum
+                // rounded once, all to the same side, 2.5 roundings of the scaled matrix become 72, 208, 834, 680, 1024 (Newton-Schulz: 91).
                 const double lr = hyper(kind).lr * (kind == MuonKind::speedrun ? std::sqrt(std::max(s.rows, s.cols))
                                                                               : std::sqrt(std::max(1.0, static_cast<double>(s.rows) / s.cols)));
                 const double steps_norm = 3 * lr * std::sqrt(std::min(s.rows, s.cols));     // three orthogonal matrices
                 const double error = norm(difference(device[i]->master.values(), want[i].w));
-                CHECK(error <= (FP32 ? 1e-5 : 0.06) * steps_norm + FP32_ROUND * norm(want[i].w));
+                const double share = !FP32 ? 0.06 : kind == MuonKind::nanochat && n == 1 ? 1024 * FP32_ROUND : 1e-5;
+                CHECK(error <= share * steps_norm + FP32_ROUND * norm(want[i].w));
                 if (i != 1) CHECK(device[i]->weight.same_bytes(FloatXs(device[i]->master.values())));
                 else CHECK(device[i]->weight.same_bytes(FloatXs(n)));                        // not written
                 if (kind == MuonKind::speedrun) CHECK(device[i]->second.values() == Values(std::max(s.rows, s.cols), 0));
@@ -172,7 +177,7 @@ TEST_CASE("muon_update moves as the reference does") {
         }
 }
 
-TEST_CASE("muon_update does the same to a matrix alone as among others") {
+TEST_CASE("muon_update does the same to a matrix alone as among others" * needs_products()) {
     for (MuonKind kind : {MuonKind::speedrun, MuonKind::nanochat}) {
         Random random(3);
         const int rows = 24, cols = 40, n = rows * cols;
@@ -190,7 +195,7 @@ TEST_CASE("muon_update does the same to a matrix alone as among others") {
     }
 }
 
-TEST_CASE("muon_update of a zero gradient only decays") {
+TEST_CASE("muon_update of a zero gradient only decays" * needs_products()) {
     Device device({1, -2, 3, 4, -5, 6, 7, 8}, 2, 4);
     Scratch scratch(1, 2, 4);
     device.grad.write(Values(8, 0));

@@ -1,7 +1,8 @@
 #!/bin/bash
 # test/emulator/faults.sh (make faults): plants faults in copies of the kernels, one at a time, and demands that the op suite on the
 # emulator turns red for each, and is green without. A test that cannot fail is a bug; this is the test of the tests.
-#   BUILD  where the emulator was built     CXX, FLAGS  the compiler, and how
+#   BUILD   where the emulator was built     LIBRARY  its objects          CXX, FLAGS  the compiler, and how
+#   SUITES  where those of the op suites lie  MAIN    the runner's
 # faults.sh NAME plants one fault and shows what the suite then says.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
@@ -90,7 +91,7 @@ build() {
     local source=llmc/$2.cu suite=${2%_hopper}
     [ ! -f "$1/$source" ] || source=$1/$source
     $CXX -iquote "$1" $FLAGS -x c++ -c -o "$1/$2.o" "$source" &&
-        $CXX $FLAGS -o "$1/tests" "$1/$2.o" "$BUILD/test/$suite.o" "$BUILD"/test/main.o "$BUILD"/test/emulator/emulator.o "$work/ops.a"
+        $CXX $FLAGS -o "$1/tests" "$1/$2.o" "$SUITES/$suite.o" "$MAIN" "$work/ops.a"
 }
 
 # One fault, in a process of its own; says ok or not ok.
@@ -141,11 +142,11 @@ fault() {
 
 only=${1:-} ops=""
 mkdir -p "$work"
-rm -f "$work/ops.a" && ar rcs "$work/ops.a" "$BUILD"/llmc/*.o
+rm -f "$work/ops.a" && ar rcs "$work/ops.a" $LIBRARY
 faults
 if [ -z "$only" ]; then for op in $ops; do job green "$op"; done; fi
 wait
 sort "$results"
 bad=$(grep -c '^not ok' "$results")
-echo "$(grep -c '^ok' "$results") passed, $bad failed"
+echo "$(grep -c '^ok' "$results") passed, $bad failed, 0 skipped"
 [ "$bad" = 0 ]

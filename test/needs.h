@@ -1,0 +1,23 @@
+// Cases that this machine cannot run: they are named, and counted as skipped.
+#pragma once
+#include <doctest/doctest.h>
+#include "llmc/matmul.h"
+#include "llmc/types.h"
+
+/// TEST_CASE("..." * Needs{is_it_there(), "what"}): without it, the case is skipped. (doctest::skip is for a case that has no meaning in a
+/// build, whatever the machine: it is not counted.)
+struct Needs {
+    bool there;
+    const char* what;
+
+    /// The case stays among those that filters choose from; test/main.cpp knows it by its description.
+    void fill(doctest::detail::TestCase& test) const {
+        if (!there) test.m_description = what, test.m_test = [] {};
+    }
+};
+
+/// A case whose op makes matrix products: in bf16 a CPU without AVX512-BF16 and AMX has none.
+inline Needs needs_products() {
+    static const bool there = matmul_supported();
+    return {there, sizeof(floatX) == 4 ? "matrix products in fp32" : "matrix products in bf16"};
+}
