@@ -81,10 +81,11 @@ OPS := $(basename $(wildcard llmc/*.cu))
 SOURCES := $(basename $(wildcard llmc/*.cpp))
 OP_SUITES := $(basename $(wildcard $(OPS:llmc/%=test/%.cpp))) test/golden
 # What computes, and so is compiled in each precision. All else is compiled once (llmc/types.h holds it to that).
-IN_FLOATX := $(OPS) llmc/gpt llmc/optimizer $(OP_SUITES) test/gpt test/emulator/step train_gpt dev/bench dev/bench_ops
+IN_FLOATX := $(OPS) llmc/gpt llmc/optimizer $(OP_SUITES) test/gpt test/matmul_tile test/emulator/step train_gpt dev/bench dev/bench_ops
 object = $(foreach source,$(1),$(if $(filter $(IN_FLOATX),$(source)),$(HOST),$(PLAIN))/$(source).o)
 LIBRARY := $(if $(filter cuda,$(TARGET)),$(call object,$(filter-out $(OPS),$(SOURCES))) $(OPS:%=$(BUILD)/%.cu.o),$(call object,$(SOURCES)))
-TESTS := $(call object,$(basename $(wildcard test/*.cpp)))
+# llmc/matmul_tile.h is the CPU's alone.
+TESTS := $(call object,$(filter-out $(if $(filter cuda,$(TARGET)),test/matmul_tile),$(basename $(wildcard test/*.cpp))))
 # Suites that work with files and programs: once, whichever precision these are built for.
 RUN_PROGRAMS := $(basename $(notdir $(shell grep -lE '"test/(program|small_model)\.h"' test/*.cpp)))
 empty :=
@@ -160,7 +161,7 @@ $(BUILD)/bench: $(call object,dev/bench)
 $(BUILD)/bench_ops: $(call object,dev/bench_ops)
 $(BUILD)/report: $(call object,dev/report)
 $(BUILD)/tests: $(TESTS)
-$(BUILD)/op_tests: $(call object,$(OP_SUITES) test/gpt test/isa test/main)
+$(BUILD)/op_tests: $(call object,$(OP_SUITES) test/gpt test/matmul_tile test/isa test/main)
 $(BUILD)/step: $(call object,test/emulator/step)
 $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/report $(BUILD)/tests $(BUILD)/op_tests $(BUILD)/step: $(BUILD)/llmc.a
 	@mkdir -p $(@D)
