@@ -14,6 +14,7 @@
 #include <regex>
 #include <sstream>
 #include <thread>
+#include "llmc/device.h"
 #include "llmc/shard.h"
 #include "test/small_model.h"
 
@@ -182,6 +183,19 @@ std::vector<json> events(const std::string& folder, const std::string& kind) {
 }
 
 // --------------------------------------------------------------------------------------------------- exact resumption
+
+TEST_CASE("train_gpt: threads spin for a bounded time, as long as the user has set no other") {
+    if (!contains(device_name(), " thread")) return;   // a GPU
+    auto last_limit = [](const std::string& variables) {   // libgomp prints what it has read, each time the program starts
+        const std::string said = go("env -u OMP_WAIT_POLICY -u GOMP_SPINCOUNT " + variables + " OMP_DISPLAY_ENV=VERBOSE ./train_gpt --help").err;
+        const std::string name = "GOMP_SPINCOUNT = '";
+        const size_t at = said.rfind(name);
+        return at == said.npos ? "nothing" : said.substr(at + name.size(), said.find('\'', at + name.size()) - at - name.size());
+    };
+    CHECK(last_limit("") == "3000");
+    CHECK(last_limit("GOMP_SPINCOUNT=77") == "77");
+    CHECK(last_limit("OMP_WAIT_POLICY=passive") == "0");
+}
 
 TEST_CASE("train_gpt: 20 steps, resumed for 20 more, give the bytes of 40 in one go") {
     Workplace w;
