@@ -12,6 +12,7 @@ TEST_CASE("sum_of_squares is exact to fp32, whatever the number of threads") {
         // terms are positive; a partial sum has at most 100 of them in fp32
         check_close("sum", out.values(), {want}, 100 * FP32_ROUND, 0);
         scratch.read();
+        if (n < 1025) continue;   // parts of one element at most: no sum whose order could change
         for (int threads : {1, 3})
             with_threads(threads, [&] {
                 Floats again(1);
