@@ -1,51 +1,170 @@
 #!/bin/bash
 # dev/run.sh: the main job (make run). Text to tokens; a shallow model, grown and trained on; the same depth from scratch with the
-# same FLOPs; two models on one embedding, stacked; a table, a sample, the curves. SMOKE=1: the same path in seconds.
+# same FLOPs; two models on one embedding, stacked; each with several seeds; a table, a sample, the curves.
+#
+#   MINUTES=n   trains for about n minutes in all (3), on whatever machine
+#   RESTART=1   begins again; otherwise what was stopped goes on from its last checkpoints, and what is done is printed again
+#   SMOKE=1     the same path in seconds, with fixed FLOPs
+#
+# Runs do not depend on each other beyond a chain (shallow, grown; one, two, stack), and a model as small as these leaves threads
+# waiting for each other: so each run has one thread, and as many chains go side by side as there are cores.
 set -euo pipefail
-out=out/run
 python=/usr/bin/python3   # the one that Debian's matplotlib is installed for
 [ -x "$python" ] || python=python3
-if [ "${SMOKE:-}" = 1 ]; then
-    out=out/smoke flops=6e10 pair_steps=20 width=64 heads=1 pair_heads=2 batch=1024 rows=4 seq=64 every=10 eval_tokens=16384
-else
-    flops=2.6e13 pair_steps=130 width=256 heads=2 pair_heads=4 batch=4096 rows=16 seq=256 every=25 eval_tokens=65536
-fi
+report=$(dirname "$(readlink -f train_gpt)")/report
+
 say() { printf '\n== %s\n' "$*"; }
-last() { ls "$1"/step_*.bin | tail -n 1; }
-part() { awk "BEGIN { printf \"%.6e\", $flops * $1 }"; }
+fail() {
+    echo "run: $1" >&2
+    exit "${2:-2}"
+}
 
-rm -rf "$out"
-mkdir -p "$out"
-say "the default corpus: C and C++ headers, a tokenizer of 4096, shards"
-data/default_corpus.sh corpus --shard-tokens 20481 --overwrite | grep -v '^shard: '   # there are hundreds
-data=(--data 'corpus/train_*.bin' --val-data 'corpus/val_*.bin' --eval-every "$every" --eval-tokens "$eval_tokens")
-shape=(--width "$width" --seq-len "$seq" --vocab-size 4096 --batch-tokens "$batch" --device-batch "$rows")
-# The scaling rules are off: at this size the recipe's own rates do best (dev/LOG.md).
-nanochat=(--recipe nanochat --heads "$heads" "${shape[@]}" --no-scaling)
-text='template <class T'
+# ------------------------------------------------------------------------------------------------------------- settings
+[[ ${MINUTES:-3} =~ ^[0-9]{1,6}(\.[0-9]+)?$ && ${MINUTES:-3} =~ [1-9] ]] || fail "MINUTES is '$MINUTES', but must be a number above 0: the minutes to train for"
+for name in SMOKE RESTART; do
+    [[ ${!name:-} =~ ^[01]?$ ]] || fail "$name is '${!name}', but must be 1, or left out"
+done
 
-say "a shallow model, 2 layers at the width of 4: a quarter of the FLOPs, the rate never falls"
-./train_gpt "${nanochat[@]}" --depth 2 --total-flops "$(part 0.25)" --warmdown-ratio 0 "${data[@]}" --data-seed 1 --sample "$text" --out "$out/shallow"
-say "grown by 2"
-./grow "$(last "$out/shallow")" "$out/grown.bin" --factor 2 --order stack
-say "the grown model: the other three quarters, the rate falls from the start"
-./train_gpt --init "$out/grown.bin" --batch-tokens "$batch" --device-batch "$rows" --no-scaling --total-flops "$(part 0.75)" --warmdown-ratio 1 "${data[@]}" --data-seed 1 \
-    --sample "$text" --out "$out/grown"
-say "4 layers from scratch with all of the FLOPs"
-./train_gpt "${nanochat[@]}" --depth 4 --total-flops "$flops" "${data[@]}" --data-seed 1 --sample "$text" --out "$out/scratch"
-say "two models on one embedding, seeds 1 and 2"
-speedrun=(--recipe speedrun --depth 2 --heads "$pair_heads" "${shape[@]}" --steps "$pair_steps" --embedding-lr 0.0036 --matrix-lr 0.0004 "${data[@]}")
-./train_gpt "${speedrun[@]}" --seed 1 --data-seed 1 --out "$out/one"
-./train_gpt "${speedrun[@]}" --seed 2 --data-seed 2 --embeddings-from "$(last "$out/one")" --out "$out/two"
-say "stacked, all layers kept"
-./stack "$(last "$out/one")" "$(last "$out/two")" --use-first-layer --use-last-layer --out "$out/stack.bin"
-./train_gpt --eval --init "$out/stack.bin" --val-data 'corpus/val_*.bin' --eval-tokens "$eval_tokens" --device-batch "$rows" | tee "$out/stack.eval"
+# shallow_part: of the FLOPs of a way, those of the shallow model. pair_part: those of each model of the pair.
+if [ "${SMOKE:-}" = 1 ]; then
+    out=out/smoke text=(/usr/include/asm-generic) vocab=512 seeds=(1 2) smoke_flops=2e9
+    width=32 heads=2 batch=256 rows=4 seq=64 measured=5 save_every=10 evals=4 eval_tokens=2048 sample=40
+else
+    out=out/run text=(/usr/include/asm-generic /usr/include/c++ /usr/include/linux) vocab=1024 seeds=(1 2 3) smoke_flops=
+    width=64 heads=2 batch=1024 rows=8 seq=128 measured=30 save_every=50 evals=8 eval_tokens=32768 sample=200
+fi
+depth=2 factor=4 shallow_part=0.5 pair_part=0.125
+corpus=$out/corpus
+prompt='template <class T'
+shape=(--width "$width" --heads "$heads" --seq-len "$seq" --vocab-size "$vocab")
+steps_of=(--batch-tokens "$batch" --device-batch "$rows")
+# The scaling rules are for batches of half a million tokens; these rates are for this size (dev/LOG.md).
+nanochat_rates=(--no-scaling --matrix-lr 0.04)
+speedrun_rates=(--embedding-lr 0.0036 --matrix-lr 0.0004)
+data=(--data "$corpus/train_*.bin" --val-data "$corpus/val_*.bin" --eval-tokens "$eval_tokens")
 
-say "results"
-"$(dirname "$(readlink -f train_gpt)")/report" "$out"
-best=$("$(dirname "$(readlink -f train_gpt)")/report" "$out" | awk '$1 == "grown" || $1 == "scratch" { if (!n || $3 < n) { n = $3; name = $1 } } END { print name }')
-say "a sample of the best, $best"
-./train_gpt --init "$(last "$out/$best")" --sample "$text" --sample-tokens 200
-"$python" dev/plot.py "$out/shallow" "$out/grown" "$out/scratch" "$out/one" "$out/two" -o "$out/curves.png"
-say "files"
-ls -1 "$out"/*.bin "$out"/*/step_*.bin "$out"/*/log.jsonl "$out/curves.png"
+# Only one at a time in a folder. The programs it starts hold the lock too, so that of a script that was killed none is still writing.
+mkdir -p out
+exec 9>"$out.lock"
+for ((second = 0; ; second++)); do
+    ! flock -w 1 9 || break
+    [ "$second" != 0 ] || echo "run: waiting for another make run to end, or for what one that was killed has left"
+    [ "$second" -lt 60 ] || fail "another make run is at work in $out; wait until it is done, or stop it"
+done
+
+# -------------------------------------------------------------------------------------------------------------- signals
+chains=()   # processes: the script's, each with a program of its own
+child=      # the program that this process waits for
+
+# What a signal does, at any point: every program saves what it has, then the script ends.
+stop() {
+    trap '' INT TERM HUP
+    [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true
+    [ ${#chains[@]} = 0 ] || kill -TERM "${chains[@]}" 2>/dev/null || true
+    wait
+    [ "$BASHPID" != $$ ] || printf '\nrun: stopped by SIG%s; make run%s goes on from the last checkpoints\n' "$1" "${SMOKE:+ SMOKE=1}" >&2
+    exit "$2"
+}
+trap 'stop INT 130' INT
+trap 'stop TERM 143' TERM
+trap 'stop HUP 129' HUP
+
+# follow COMMAND...: runs it, so that a signal to this process, and the end of the script, stop it too.
+follow() {
+    "$@" </dev/null &
+    child=$!
+    while kill -0 "$child" 2>/dev/null; do
+        kill -0 $$ 2>/dev/null || stop KILL 137
+        sleep 0.1
+    done
+    local code=0
+    wait "$child" || code=$?
+    child=
+    return "$code"
+}
+
+# ------------------------------------------------------------------------------------------- what was begun, and what not
+# A plan holds for one machine, one kind of build and these settings; results of others are not mixed with it.
+identity="$("$report" --machine)
+settings $(sed -n '/^# ---.* settings$/,/^# Only one at a time/p' "$0" | cksum)"
+planned() { sed -n "s/^$1 //p" "$out/plan"; }
+
+begin=yes
+if [ ! -e "$out/plan" ]; then
+    :
+elif [ "${RESTART:-}" = 1 ]; then
+    echo "run: RESTART=1: beginning again"
+elif [ "$(grep -E '^(precision|processor|settings) ' "$out/plan")" != "$(grep -E '^(precision|processor|settings) ' <<<"$identity")" ]; then
+    echo "run: $out is of another processor, build or version of this script ($(planned processor), $(planned precision)): beginning again"
+elif [ -n "${MINUTES:-}" ] && [ "$MINUTES" != "$(planned minutes)" ]; then
+    echo "run: $out is of MINUTES=$(planned minutes): beginning again"
+else
+    begin=no
+fi
+if [ $begin = yes ]; then
+    rm -rf "$out"
+    mkdir -p "$out"
+fi
+
+# ---------------------------------------------------------------------------------------------------------------- text
+# Pieces between empty lines are the documents, shuffled: a step of a few rows is of many files, and the loss of one step tells of
+# the model, not of the file.
+if [ ! -e "$corpus" ]; then
+    say "text: C and C++ headers, cut at empty lines, shuffled; a tokenizer of $vocab; shards"
+    rm -rf "$corpus.tmp"
+    follow data/tokenize "${text[@]}" --separator $'\n\n' --train-tokenizer "$vocab" --out "$corpus.tmp"
+    mv "$corpus.tmp" "$corpus"
+fi
+
+# ------------------------------------------------------------------------------------------------------------- the plan
+cores=$(nproc)
+if [[ $(readlink -f train_gpt) == */cuda-* ]]; then
+    cores=1   # one device
+fi
+chain_count=$((3 * ${#seeds[@]}))
+side_by_side=$((cores < chain_count ? cores : chain_count))
+[ "$side_by_side" = 1 ] || export OMP_NUM_THREADS=1
+deep=$((depth * factor))
+nanochat=(--recipe nanochat "${shape[@]}" "${steps_of[@]}" "${nanochat_rates[@]}")
+
+# Trains the deep model for some steps in every place at once. Prints peak and speed, in FLOP/s, of the slowest.
+measure() {
+    local i
+    rm -rf "$out/measure"
+    mkdir -p "$out/measure"
+    for ((i = 1; i <= side_by_side; i++)); do
+        follow ./train_gpt "${nanochat[@]}" --depth $deep --steps "$measured" --eval-every 0 "${data[@]}" --out "$out/measure/$i" >"$out/measure/$i.txt" 2>&1 &
+        chains+=($!)
+    done
+    for i in "${chains[@]}"; do wait "$i" || fail "the trainer does not run: $(tail -n 1 "$out"/measure/1.txt)"; done
+    chains=()
+    for ((i = 1; i <= side_by_side; i++)); do
+        awk '/^peak of matrix products/ { peak = $5 * 1e9 } /^flops_per_token/ { flops = $2 }
+             /^step / { for (f = 1; f < NF; f++) if ($f == "tok/s" && ++n > 2) rate[++kept] = $(f + 1) * flops }
+             END { for (a = 1; a <= kept; a++) for (b = a + 1; b <= kept; b++) if (rate[b] < rate[a]) { t = rate[a]; rate[a] = rate[b]; rate[b] = t }
+                   print peak, rate[int((kept + 1) / 2)] }' "$out/measure/$i.txt"
+    done | sort -g -k 2 | head -n 1
+}
+
+# FLOPs that a place goes through, in FLOPs of a way, when the longest chains begin first.
+rounds() {
+    awk -v places=$side_by_side -v seeds=${#seeds[@]} -v pair=$pair_part 'BEGIN {
+        for (c = 0; c < 3 * seeds; c++) {
+            least = 1
+            for (p = 2; p <= places; p++) if (load[p] < load[least]) least = p
+            load[least] += c < 2 * seeds ? 1 : 2 * pair
+        }
+        for (p = 1; p <= places; p++) if (load[p] > most) most = load[p]
+        print most }'
+}
+
+if [ ! -e "$out/plan" ]; then
+    say "how fast this machine is"
+    read -r peak speed < <(measure)
+    minutes=${MINUTES:-3}
+    # A seventh of the time is left to evaluations, checkpoints and starting.
+    flops=${smoke_flops:-$(awk "BEGIN { printf \"%.2e\", $minutes * 60 * $speed * 6 / 7 / $(rounds) }")}
+    printf '%s\nminutes %s\nflops %s\npeak %s\nspeed %s\nplaces %s\n' "$identity" "$minutes" "$flops" "$peak" "$speed" "$side_by_side" >"$out/plan.tmp"
+    mv "$out/plan.tmp" "$out/plan"
+    rm -rf "$out/measure"
+fi
