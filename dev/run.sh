@@ -27,10 +27,10 @@ done
 
 # shallow_part: of the FLOPs of a way, those of the shallow model. pair_part: those of each model of the pair.
 if [ "${SMOKE:-}" = 1 ]; then
-    out=out/smoke text=(/usr/include/asm-generic) vocab=512 seeds=(1 2) smoke_flops=2e9
-    width=32 heads=2 batch=256 rows=4 seq=64 measured=5 save_every=10 evals=4 eval_tokens=2048 sample=40
+    out=out/smoke text=(/usr/include/asm-generic) vocab=512 seeds=(1 2) smoke_flops=6e9 shard_tokens=1025
+    width=32 heads=2 batch=256 rows=4 seq=64 measured=5 save_every=5 evals=4 eval_tokens=2048 sample=40
 else
-    out=out/run text=(/usr/include/asm-generic /usr/include/c++ /usr/include/linux) vocab=1024 seeds=(1 2 3) smoke_flops=
+    out=out/run text=(/usr/include/asm-generic /usr/include/c++ /usr/include/linux) vocab=1024 seeds=(1 2 3) smoke_flops= shard_tokens=16385
     width=64 heads=2 batch=1024 rows=8 seq=128 measured=30 save_every=50 evals=8 eval_tokens=32768 sample=200
 fi
 depth=2 factor=4 shallow_part=0.5 pair_part=0.125
@@ -53,8 +53,10 @@ for ((second = 0; ; second++)); do
 done
 
 # -------------------------------------------------------------------------------------------------------------- signals
-chains=()   # processes: the script's, each with a program of its own
+chains=()   # processes of this script that work side by side
 child=      # the program that this process waits for
+exec {nothing}<> <(:)
+pause() { read -rt "$1" -u "$nothing" || true; }   # a sleep that needs no program, and that a signal ends
 
 # What a signal does, at any point: every program saves what it has, then the script ends.
 stop() {
@@ -65,17 +67,30 @@ stop() {
     [ "$BASHPID" != $$ ] || printf '\nrun: stopped by SIG%s; make run%s goes on from the last checkpoints\n' "$1" "${SMOKE:+ SMOKE=1}" >&2
     exit "$2"
 }
-trap 'stop INT 130' INT
-trap 'stop TERM 143' TERM
-trap 'stop HUP 129' HUP
+watch() {
+    trap 'stop INT 130' INT
+    trap 'stop TERM 143' TERM
+    trap 'stop HUP 129' HUP
+}
+watch
 
-# follow COMMAND...: runs it, so that a signal to this process, and the end of the script, stop it too.
+# side_by_side FUNCTION...: in a process of its own.
+side_by_side() {
+    { chains=() && watch && "$@"; } &
+    chains+=($!)
+}
+orphan() {
+    local parent
+    read -r _ _ _ parent _ </proc/$BASHPID/stat
+    [ $BASHPID != $$ ] && [ "$parent" != $$ ]
+}
+# follow COMMAND...: runs it; a signal to this process stops it too, and so does the end of the script, be it by SIGKILL.
 follow() {
     "$@" </dev/null &
     child=$!
     while kill -0 "$child" 2>/dev/null; do
-        kill -0 $$ 2>/dev/null || stop KILL 137
-        sleep 0.1
+        ! orphan || stop KILL 137
+        pause 0.1
     done
     local code=0
     wait "$child" || code=$?
@@ -102,6 +117,7 @@ else
     begin=no
 fi
 if [ $begin = yes ]; then
+    rm -f "$out/plan"   # first: what is half removed has no plan, and is not gone on with
     rm -rf "$out"
     mkdir -p "$out"
 fi
@@ -112,43 +128,32 @@ fi
 if [ ! -e "$corpus" ]; then
     say "text: C and C++ headers, cut at empty lines, shuffled; a tokenizer of $vocab; shards"
     rm -rf "$corpus.tmp"
-    follow data/tokenize "${text[@]}" --separator $'\n\n' --train-tokenizer "$vocab" --out "$corpus.tmp"
+    follow data/tokenize "${text[@]}" --separator $'\n\n' --train-tokenizer "$vocab" --shard-tokens "$shard_tokens" --out "$corpus.tmp" >"$out/corpus.txt"
+    grep -v '^shard: ' "$out/corpus.txt"   # there are hundreds, for --data-seed to put in another order
     mv "$corpus.tmp" "$corpus"
 fi
 
 # ------------------------------------------------------------------------------------------------------------- the plan
 cores=$(nproc)
-if [[ $(readlink -f train_gpt) == */cuda-* ]]; then
-    cores=1   # one device
-fi
+[[ $(readlink -f train_gpt) != */cuda-* ]] || cores=1   # one device
 chain_count=$((3 * ${#seeds[@]}))
-side_by_side=$((cores < chain_count ? cores : chain_count))
-[ "$side_by_side" = 1 ] || export OMP_NUM_THREADS=1
+places=$((cores < chain_count ? cores : chain_count))
+[ "$places" = 1 ] || export OMP_NUM_THREADS=$((cores / places))
 deep=$((depth * factor))
 nanochat=(--recipe nanochat "${shape[@]}" "${steps_of[@]}" "${nanochat_rates[@]}")
 
-# Trains the deep model for some steps in every place at once. Prints peak and speed, in FLOP/s, of the slowest.
-measure() {
-    local i
-    rm -rf "$out/measure"
-    mkdir -p "$out/measure"
-    for ((i = 1; i <= side_by_side; i++)); do
-        follow ./train_gpt "${nanochat[@]}" --depth $deep --steps "$measured" --eval-every 0 "${data[@]}" --out "$out/measure/$i" >"$out/measure/$i.txt" 2>&1 &
-        chains+=($!)
-    done
-    for i in "${chains[@]}"; do wait "$i" || fail "the trainer does not run: $(tail -n 1 "$out"/measure/1.txt)"; done
-    chains=()
-    for ((i = 1; i <= side_by_side; i++)); do
-        awk '/^peak of matrix products/ { peak = $5 * 1e9 } /^flops_per_token/ { flops = $2 }
-             /^step / { for (f = 1; f < NF; f++) if ($f == "tok/s" && ++n > 2) rate[++kept] = $(f + 1) * flops }
-             END { for (a = 1; a <= kept; a++) for (b = a + 1; b <= kept; b++) if (rate[b] < rate[a]) { t = rate[a]; rate[a] = rate[b]; rate[b] = t }
-                   print peak, rate[int((kept + 1) / 2)] }' "$out/measure/$i.txt"
-    done | sort -g -k 2 | head -n 1
+measure() { follow ./train_gpt "${nanochat[@]}" --depth $deep --steps "$measured" --eval-every 0 "${data[@]}" --out "$out/measure/$1" >"$out/measure/$1.txt" 2>&1; }
+# Peak and speed in FLOP/s; speed is the median of the steps but for the first two.
+measured() {
+    awk '/^peak of matrix products/ { peak = $5 * 1e9 } /^flops_per_token/ { flops = $2 }
+         /^step / { for (f = 1; f < NF; f++) if ($f == "tok/s" && ++n > 2) rate[++kept] = $(f + 1) * flops }
+         END { for (a = 1; a <= kept; a++) for (b = a + 1; b <= kept; b++) if (rate[b] < rate[a]) { t = rate[a]; rate[a] = rate[b]; rate[b] = t }
+               print peak, rate[int((kept + 1) / 2)] }' "$1"
 }
 
 # FLOPs that a place goes through, in FLOPs of a way, when the longest chains begin first.
 rounds() {
-    awk -v places=$side_by_side -v seeds=${#seeds[@]} -v pair=$pair_part 'BEGIN {
+    awk -v places=$places -v seeds=${#seeds[@]} -v pair=$pair_part 'BEGIN {
         for (c = 0; c < 3 * seeds; c++) {
             least = 1
             for (p = 2; p <= places; p++) if (load[p] < load[least]) least = p
@@ -159,12 +164,131 @@ rounds() {
 }
 
 if [ ! -e "$out/plan" ]; then
-    say "how fast this machine is"
-    read -r peak speed < <(measure)
+    say "how fast this machine is: the model of $deep layers, for $measured steps in every place at once"
+    rm -rf "$out/measure"
+    mkdir "$out/measure"
+    for ((place = 1; place <= places; place++)); do side_by_side measure $place; done
+    for process in "${chains[@]}"; do wait "$process" || fail "the trainer stopped: $(cat "$out"/measure/*.txt | tail -n 1)" 1; done
+    chains=()
+    read -r peak speed < <(for file in "$out"/measure/*.txt; do measured "$file"; done | sort -g -k 2 | head -n 1)
     minutes=${MINUTES:-3}
-    # A seventh of the time is left to evaluations, checkpoints and starting.
+    # A seventh of the time is for evaluations, checkpoints and the start of programs.
     flops=${smoke_flops:-$(awk "BEGIN { printf \"%.2e\", $minutes * 60 * $speed * 6 / 7 / $(rounds) }")}
-    printf '%s\nminutes %s\nflops %s\npeak %s\nspeed %s\nplaces %s\n' "$identity" "$minutes" "$flops" "$peak" "$speed" "$side_by_side" >"$out/plan.tmp"
+    printf '%s\nminutes %s\nflops %s\npeak %s\nspeed %s\nplaces %s\n' "$identity" "$minutes" "$flops" "$peak" "$speed" "$places" >"$out/plan.tmp"
     mv "$out/plan.tmp" "$out/plan"
     rm -rf "$out/measure"
 fi
+flops=$(planned flops)
+part() { awk "BEGIN { printf \"%.6e\", $flops * $1 }"; }
+giga() { awk "BEGIN { printf \"%.1f\", $(planned "$1") / 1e9 }"; }
+say "$(planned processor), $(planned precision)"
+echo "in each of $(planned places) places: peak of matrix products $(giga peak) GFLOP/s, training $(giga speed) GFLOP/s"
+echo "$flops FLOPs a way: $deep layers from scratch; $depth layers, grown to $deep; with seeds ${seeds[*]}$([ -n "$smoke_flops" ] && echo "; SMOKE=1: fixed" || echo "; about $(planned minutes) minutes of training in all")"
+[ "$(planned commit)" = "$(sed -n 's/^commit //p' <<<"$identity")" ] ||
+    echo "note: begun by commit $(planned commit), this is $(sed -n 's/^commit //p' <<<"$identity")"
+
+# ----------------------------------------------------------------------------------------------------------------- runs
+steps_of_run() { sed -n 's/.*"event":"start".*"steps":\([0-9]*\).*/\1/p' "$out/$1/log.jsonl" 2>/dev/null | tail -n 1; }
+# A run ends with the evaluation of its last step.
+finished() { grep -qE "\"event\":\"eval\".*\"step\":$(steps_of_run "$1" | grep . || echo none)[,}]" "$out/$1/log.jsonl" 2>/dev/null; }
+# The newest checkpoint of a run, or nothing.
+last() {
+    local file newest=
+    for file in "$out/$1"/step_*.bin; do [ ! -e "$file" ] || newest=$file; done
+    echo "$newest"
+}
+
+# run_once NAME FILE COMMAND...: what COMMAND prints goes to FILE; its last line is the error if it fails.
+run_once() {
+    local name=$1 file=$2
+    shift 2
+    follow "$@" >>"$file" 2>&1 || { printf '\nrun: %s: %s\n' "$name" "$(tail -n 1 "$file")" >&2 && return 1; }
+}
+
+# train NAME FLAGS...: begins a run, or goes on with it from its last checkpoint; one that is finished stays as it is.
+train() {
+    local name=$1 steps from
+    shift
+    ! finished "$name" || return 0
+    steps=$(./train_gpt "$@" --plan | sed -n 's/^steps: //p')
+    from=$(last "$name")
+    # Stopped between its last checkpoint and that evaluation: the checkpoint before comes there again.
+    if [ "$from" = "$out/$name/$(printf 'step_%07d.bin' "$steps")" ]; then
+        rm "$from"
+        from=$(last "$name")
+    fi
+    if [ -n "$from" ]; then set -- --resume "$from"; else set -- "$@" --out "$out/$name" --overwrite; fi
+    run_once "$name" "$out/$name.txt" ./train_gpt "$@" "${data[@]}" --eval-every $(((steps + evals - 1) / evals)) --save-every "$save_every" --keep 2
+    if ! finished "$name"; then   # by a signal: that is no error to the trainer
+        printf '\nrun: %s: %s\n' "$name" "$(grep '^stopped' "$out/$name.txt" | tail -n 1)" >&2
+        return 1
+    fi
+    sed -nE "s/.*\"event\":\"eval\".*\"step\":$steps[,}].*\"val_bpb\":([0-9]+\.?[0-9]{0,4}).*/  $name: $steps steps, val bpb \1/p" "$out/$name/log.jsonl" | tail -n 1
+}
+
+chain_scratch() { train "scratch-$1" "${nanochat[@]}" --depth $deep --total-flops "$flops" --seed "$1" --data-seed "$1"; }
+
+chain_grown() {
+    train "shallow-$1" "${nanochat[@]}" --depth $depth --total-flops "$(part $shallow_part)" --warmdown-ratio 0 --seed "$1" --data-seed "$1"
+    local grown=$out/grown-$1.bin
+    [ -e "$grown" ] || run_once grow "$out/grow.txt" ./grow "$(last "shallow-$1")" "$grown" --order stack --factor $factor
+    # Fresh optimizer and schedule, data that goes on; the rate falls from the start.
+    train "grown-$1" --init "$grown" "${steps_of[@]}" "${nanochat_rates[@]}" --total-flops "$(part "(1 - $shallow_part)")" --warmdown-ratio 1 --seed "$1"
+}
+
+chain_pair() {
+    local flags=(--recipe speedrun --depth $depth "${shape[@]}" "${steps_of[@]}" "${speedrun_rates[@]}" --total-flops "$(part $pair_part)")
+    train "one-$1" "${flags[@]}" --seed "$1" --data-seed "$1"
+    train "two-$1" "${flags[@]}" --seed "$((100 + $1))" --data-seed "$((100 + $1))" --embeddings-from "$(last "one-$1")"
+    local stack=$out/stack-$1
+    [ -e "$stack.bin" ] || run_once stack "$out/stack.txt" ./stack "$(last "one-$1")" "$(last "two-$1")" --use-first-layer --use-last-layer --out "$stack.bin"
+    [ ! -e "$stack.eval" ] || return 0
+    rm -f "$stack.eval.tmp"
+    run_once "stack-$1" "$stack.eval.tmp" ./train_gpt --eval --init "$stack.bin" --val-data "$corpus/val_*.bin" --eval-tokens "$eval_tokens" --device-batch "$rows"
+    mv "$stack.eval.tmp" "$stack.eval"
+}
+
+# What the runs have spent of what all of them will.
+progress() {
+    local name
+    for name in "$out"/*/log.jsonl; do
+        grep -oE '"flops":[0-9.e+]+' "$name" 2>/dev/null | tail -n 1 | cut -d : -f 2
+    done | awk -v all="$(part "(2 + 2 * $pair_part) * ${#seeds[@]}")" '{ done += $1 } END { printf "%d %%", 100 * done / all + 0.5 }'
+}
+
+waiting=()
+for kind in scratch grown pair; do   # the longest first
+    for seed in "${seeds[@]}"; do waiting+=("$kind $seed"); done
+done
+say "training, $places at a time"
+for ((tick = 1; ${#waiting[@]} + ${#chains[@]} > 0; tick++)); do
+    while [ ${#waiting[@]} != 0 ] && [ ${#chains[@]} -lt "$places" ]; do
+        side_by_side chain_"${waiting[0]% *}" "${waiting[0]#* }"
+        waiting=("${waiting[@]:1}")
+    done
+    pause 0.1
+    [ $((tick % 100)) != 0 ] || echo "  $(progress) of the FLOPs"
+    left=()
+    for process in "${chains[@]}"; do
+        if kill -0 "$process" 2>/dev/null; then
+            left+=("$process")
+        elif ! wait "$process"; then
+            kill -TERM "${chains[@]}" 2>/dev/null || true
+            wait
+            fail "a run stopped; make run${SMOKE:+ SMOKE=1} goes on from the last checkpoints" 1
+        fi
+    done
+    chains=("${left[@]}")
+done
+
+# -------------------------------------------------------------------------------------------------------------- results
+say "results: $(planned processor), $(planned precision), commit $(planned commit), $flops FLOPs a way"
+"$report" "$out" | tee "$out/results.txt"
+best=$(sed -n 's/^best: //p' "$out/results.txt")
+say "a sample of the best, $best"
+follow ./train_gpt --init "$(last "$best")" --sample "$prompt" --sample-tokens "$sample"
+follow "$python" dev/plot.py "$out"/{shallow,grown,scratch,one,two}-*/ -o "$out/curves.png" >/dev/null
+say "files"
+for kind in scratch shallow grown one two; do last "$kind-${seeds[0]}"; done
+ls -1 "$out"/{grown,stack}-"${seeds[0]}".bin "$out/results.txt" "$out/curves.png"
+echo "and those of the other seeds"
