@@ -2,7 +2,8 @@
 # dev/run.sh: the main job (make run). Text to tokens; a shallow model, grown and trained on; the same depth from scratch with the
 # same FLOPs; two models on one embedding, stacked; each with several seeds; a table, a sample, the curves.
 #
-#   MINUTES=n   trains for about n minutes in all (3), on whatever machine
+#   MINUTES=n   trains for about n minutes in all (3), on whatever machine: a faster one trains more seeds, not longer, for which of two
+#               ways is better depends on the FLOPs of a way (dev/LOG.md)
 #   RESTART=1   begins again; otherwise what was stopped goes on from its last checkpoints, and what is done is printed again
 #   SMOKE=1     the same path in seconds, with fixed FLOPs
 #
@@ -18,39 +19,6 @@ fail() {
     echo "run: $1" >&2
     exit "${2:-2}"
 }
-
-# ------------------------------------------------------------------------------------------------------------- settings
-[[ ${MINUTES:-3} =~ ^[0-9]{1,6}(\.[0-9]+)?$ && ${MINUTES:-3} =~ [1-9] ]] || fail "MINUTES is '$MINUTES', but must be a number above 0: the minutes to train for"
-for name in SMOKE RESTART; do
-    [[ ${!name:-} =~ ^[01]?$ ]] || fail "$name is '${!name}', but must be 1, or left out"
-done
-
-# shallow_part: of the FLOPs of a way, those of the shallow model. pair_part: those of each model of the pair.
-if [ "${SMOKE:-}" = 1 ]; then
-    out=out/smoke text=(/usr/include/asm-generic) vocab=512 seeds=(1 2) smoke_flops=6e9 shard_tokens=1025
-    width=32 heads=2 batch=256 rows=4 seq=64 measured=5 save_every=5 evals=4 eval_tokens=2048 sample=40
-else
-    out=out/run text=(/usr/include/asm-generic /usr/include/c++ /usr/include/linux) vocab=1024 seeds=(1 2 3) smoke_flops= shard_tokens=16385
-    width=64 heads=2 batch=1024 rows=8 seq=128 measured=30 save_every=50 evals=8 eval_tokens=32768 sample=200
-fi
-depth=2 factor=4 shallow_part=0.5 pair_part=0.125
-corpus=$out/corpus
-prompt='template <class T'
-shape=(--width "$width" --heads "$heads" --seq-len "$seq" --vocab-size "$vocab")
-steps_of=(--batch-tokens "$batch" --device-batch "$rows")
-# The scaling rules are for batches of half a million tokens; these rates are for this size (dev/LOG.md).
-nanochat_rates=(--no-scaling --matrix-lr 0.04)
-speedrun_rates=(--embedding-lr 0.0036 --matrix-lr 0.0004)
-data=(--data "$corpus/train_*.bin" --val-data "$corpus/val_*.bin" --eval-tokens "$eval_tokens")
-
-# Only one at a time in a folder. The programs it starts hold the lock too, so that of a script that was killed none is still writing.
-mkdir -p out
-exec 9>"$out.lock"
-for ((second = 0; ; second++)); do
-    ! flock -w 1 9 || break
-    [ "$second" != 0 ] || echo "run: waiting for another make run to end, or for what one that was killed has left"
-    [ "$second" -lt 60 ] || fail "another make run is at work in $out; wait until it is done, or stop it"
-done
 
 # -------------------------------------------------------------------------------------------------------------- signals
 chains=()   # processes of this script that work side by side
@@ -73,6 +41,40 @@ watch() {
     trap 'stop HUP 129' HUP
 }
 watch
+
+# ------------------------------------------------------------------------------------------------------------- settings
+[[ ${MINUTES:-3} =~ ^[0-9]{1,6}(\.[0-9]+)?$ && ${MINUTES:-3} =~ [1-9] ]] || fail "MINUTES is '$MINUTES', but must be a number above 0: the minutes to train for"
+for name in SMOKE RESTART; do
+    [[ ${!name:-} =~ ^[01]?$ ]] || fail "$name is '${!name}', but must be 1, or left out"
+done
+
+# most_flops: of a way; where they do not fit into the time with the least number of seeds, fewer.
+# shallow_part: of the FLOPs of a way, those of the shallow model. pair_part: those of each model of the pair.
+if [ "${SMOKE:-}" = 1 ]; then
+    out=out/smoke text=(/usr/include/asm-generic) vocab=512 shard_tokens=1025 most_flops=6e9 least_seeds=2
+    width=32 heads=2 batch=256 rows=4 seq=64 measured=5 save_every=5 evals=4 eval_tokens=2048 sample=40
+else
+    out=out/run text=(/usr/include/asm-generic /usr/include/c++ /usr/include/linux) vocab=1024 shard_tokens=16385 most_flops=1.2e12 least_seeds=3
+    width=64 heads=2 batch=1024 rows=8 seq=128 measured=30 save_every=50 evals=6 eval_tokens=24576 sample=200
+fi
+depth=2 factor=4 shallow_part=0.5 pair_part=0.125
+corpus=$out/corpus
+prompt='template <class T'
+shape=(--width "$width" --heads "$heads" --seq-len "$seq" --vocab-size "$vocab")
+steps_of=(--batch-tokens "$batch" --device-batch "$rows")
+# The scaling rules are for batches of half a million tokens; these rates are for this size (dev/LOG.md).
+nanochat_rates=(--no-scaling --matrix-lr 0.04)
+speedrun_rates=(--embedding-lr 0.02 --matrix-lr 0.005)
+data=(--data "$corpus/train_*.bin" --val-data "$corpus/val_*.bin" --eval-tokens "$eval_tokens")
+
+# Only one at a time in a folder. The programs it starts hold the lock too, so that of a script that was killed none is still writing.
+mkdir -p out
+exec 9>"$out.lock"
+for ((second = 0; ; second++)); do
+    ! flock -w 1 9 || break
+    [ "$second" != 0 ] || echo "run: waiting for another make run to end, or for what one that was killed has left"
+    [ "$second" -lt 60 ] || fail "another make run is at work in $out; wait until it is done, or stop it"
+done
 
 # side_by_side FUNCTION...: in a process of its own.
 side_by_side() {
@@ -136,8 +138,7 @@ fi
 # ------------------------------------------------------------------------------------------------------------- the plan
 cores=$(nproc)
 [[ $(readlink -f train_gpt) != */cuda-* ]] || cores=1   # one device
-chain_count=$((3 * ${#seeds[@]}))
-places=$((cores < chain_count ? cores : chain_count))
+places=$((cores < 3 * least_seeds ? cores : 3 * least_seeds))
 [ "$places" = 1 ] || export OMP_NUM_THREADS=$((cores / places))
 deep=$((depth * factor))
 nanochat=(--recipe nanochat "${shape[@]}" "${steps_of[@]}" "${nanochat_rates[@]}")
@@ -151,16 +152,29 @@ measured() {
                print peak, rate[int((kept + 1) / 2)] }' "$1"
 }
 
-# FLOPs that a place goes through, in FLOPs of a way, when the longest chains begin first.
-rounds() {
-    awk -v places=$places -v seeds=${#seeds[@]} -v pair=$pair_part 'BEGIN {
-        for (c = 0; c < 3 * seeds; c++) {
-            least = 1
-            for (p = 2; p <= places; p++) if (load[p] < load[least]) least = p
-            load[least] += c < 2 * seeds ? 1 : 2 * pair
+# choose MINUTES SPEED: seeds and FLOPs of a way. What a place goes through, in FLOPs of a way, follows from the longest chains
+# beginning first; a quarter of the time is for evaluations, checkpoints and the start of programs.
+choose() {
+    awk -v places=$places -v least=$least_seeds -v pair=$pair_part -v most=$most_flops -v smoke="${SMOKE:-}" -v time=$1 -v speed=$2 '
+        function rounds(seeds, c, p, least_p, load, longest) {
+            for (p = 1; p <= places; p++) load[p] = 0
+            for (c = 0; c < 3 * seeds; c++) {
+                least_p = 1
+                for (p = 2; p <= places; p++) if (load[p] < load[least_p]) least_p = p
+                load[least_p] += c < 2 * seeds ? 1 : 2 * pair
+            }
+            longest = 0
+            for (p = 1; p <= places; p++) if (load[p] > longest) longest = load[p]
+            return longest
         }
-        for (p = 1; p <= places; p++) if (load[p] > most) most = load[p]
-        print most }'
+        BEGIN {
+            all = time * 60 * speed * 0.75
+            seeds = least
+            flops = all / rounds(seeds)
+            if (flops > most || smoke) flops = most
+            while (!smoke && seeds < 100 && rounds(seeds + 1) * flops <= all) seeds++
+            printf "%d %.3g\n", seeds, flops
+        }'
 }
 
 if [ ! -e "$out/plan" ]; then
@@ -172,18 +186,20 @@ if [ ! -e "$out/plan" ]; then
     chains=()
     read -r peak speed < <(for file in "$out"/measure/*.txt; do measured "$file"; done | sort -g -k 2 | head -n 1)
     minutes=${MINUTES:-3}
-    # A seventh of the time is for evaluations, checkpoints and the start of programs.
-    flops=${smoke_flops:-$(awk "BEGIN { printf \"%.2e\", $minutes * 60 * $speed * 6 / 7 / $(rounds) }")}
-    printf '%s\nminutes %s\nflops %s\npeak %s\nspeed %s\nplaces %s\n' "$identity" "$minutes" "$flops" "$peak" "$speed" "$places" >"$out/plan.tmp"
+    read -r seeds flops < <(choose "$minutes" "$speed")
+    printf '%s\nminutes %s\nseeds %s\nflops %s\npeak %s\nspeed %s\nplaces %s\n' "$identity" "$minutes" "$seeds" "$flops" "$peak" "$speed" "$places" >"$out/plan.tmp"
     mv "$out/plan.tmp" "$out/plan"
     rm -rf "$out/measure"
 fi
 flops=$(planned flops)
+seeds=$(planned seeds)
 part() { awk "BEGIN { printf \"%.6e\", $flops * $1 }"; }
+all_flops=$(part "(2 + 2 * $pair_part) * $seeds")
 giga() { awk "BEGIN { printf \"%.1f\", $(planned "$1") / 1e9 }"; }
 say "$(planned processor), $(planned precision)"
 echo "in each of $(planned places) places: peak of matrix products $(giga peak) GFLOP/s, training $(giga speed) GFLOP/s"
-echo "$flops FLOPs a way: $deep layers from scratch; $depth layers, grown to $deep; with seeds ${seeds[*]}$([ -n "$smoke_flops" ] && echo "; SMOKE=1: fixed" || echo "; about $(planned minutes) minutes of training in all")"
+echo "$(printf %.2e "$flops") FLOPs a way ($deep layers from scratch; $depth layers, grown to $deep), $seeds seeds; $(printf %.2e "$all_flops") FLOPs in all,"
+echo "$([ "${SMOKE:-}" = 1 ] && echo "SMOKE=1: fixed" || echo "chosen for about $(planned minutes) minutes of training")"
 [ "$(planned commit)" = "$(sed -n 's/^commit //p' <<<"$identity")" ] ||
     echo "note: begun by commit $(planned commit), this is $(sed -n 's/^commit //p' <<<"$identity")"
 
@@ -253,12 +269,12 @@ progress() {
     local name
     for name in "$out"/*/log.jsonl; do
         grep -oE '"flops":[0-9.e+]+' "$name" 2>/dev/null | tail -n 1 | cut -d : -f 2
-    done | awk -v all="$(part "(2 + 2 * $pair_part) * ${#seeds[@]}")" '{ done += $1 } END { printf "%d %%", 100 * done / all + 0.5 }'
+    done | awk -v all="$all_flops" '{ done += $1 } END { printf "%d %%", 100 * done / all + 0.5 }'
 }
 
 waiting=()
 for kind in scratch grown pair; do   # the longest first
-    for seed in "${seeds[@]}"; do waiting+=("$kind $seed"); done
+    for ((seed = 1; seed <= seeds; seed++)); do waiting+=("$kind $seed"); done
 done
 say "training, $places at a time"
 for ((tick = 1; ${#waiting[@]} + ${#chains[@]} > 0; tick++)); do
@@ -289,6 +305,6 @@ say "a sample of the best, $best"
 follow ./train_gpt --init "$(last "$best")" --sample "$prompt" --sample-tokens "$sample"
 follow "$python" dev/plot.py "$out"/{shallow,grown,scratch,one,two}-*/ -o "$out/curves.png" >/dev/null
 say "files"
-for kind in scratch shallow grown one two; do last "$kind-${seeds[0]}"; done
-ls -1 "$out"/{grown,stack}-"${seeds[0]}".bin "$out/results.txt" "$out/curves.png"
+for kind in scratch shallow grown one two; do last "$kind-1"; done
+ls -1 "$out"/{grown,stack}-1.bin "$out/results.txt" "$out/curves.png"
 echo "and those of the other seeds"
