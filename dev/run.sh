@@ -139,7 +139,7 @@ fi
 cores=$(nproc)
 [[ $(readlink -f train_gpt) != */cuda-* ]] || cores=1   # one device
 places=$((cores < 3 * least_seeds ? cores : 3 * least_seeds))
-[ "$places" = 1 ] || export OMP_NUM_THREADS=$((cores / places))
+[ "$places" = 1 ] || export OMP_NUM_THREADS=1
 deep=$((depth * factor))
 nanochat=(--recipe nanochat "${shape[@]}" "${steps_of[@]}" "${nanochat_rates[@]}")
 
