@@ -100,9 +100,9 @@ def style(plt):
 
 
 def top_of(curves):
-    """Highest value worth showing: what the curves are after their first tenth, for the first steps fall from far above."""
+    """Highest value worth showing: what the curves are after their first tenth (the first point at least), for they fall from far above."""
     finite = [[y for y in curve if math.isfinite(y)] for curve in curves]
-    return max(y for curve in finite for y in curve[len(curve) // 10:])
+    return max(y for curve in finite for y in curve[max(len(curve) // 10, 1 if len(curve) > 2 else 0):])
 
 
 def set_height(axes, curves):
