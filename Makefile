@@ -97,9 +97,9 @@ SUITES_OF_PROGRAMS := $(subst $(space),$(comma),$(RUN_PROGRAMS:%=*test/%.cpp))
 
 all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert data/tokenize (DEVICE=auto|cpu|cuda, PRECISION=bf16|fp32, ISA=avx2, ARCH=sm_90a, THIRD_PARTY=dir of headers)
 
-run: packages  ## install what is missing, build, and do the main job: text, train, grow, train, stack, measure (SMOKE=1: in 30 seconds)
+run: packages  ## install what is missing, build, and do the main job: text, train, grow, train, stack, measure (MINUTES=3 of training; RESTART=1: not on from where it was stopped; SMOKE=1: in seconds)
 	@$(MAKE) --no-print-directory -j2 all
-	@SMOKE=$(SMOKE) dev/run.sh
+	@SMOKE='$(SMOKE)' MINUTES='$(MINUTES)' RESTART='$(RESTART)' dev/run.sh
 
 test: packages  ## install what is missing, build, and run every test, in both precisions, on the emulator, for AVX2 too; CUDA's compiler where there is one
 	@PROGRAMS_IN=$(PRECISION) ONCE="$(SUITES_OF_PROGRAMS)" dev/run_tests.sh $(AVX2) $(TARGET) emulator faults $(if $(AVX2),,isa) $(if $(NVCC),nvcc)

@@ -13,7 +13,9 @@
 #include <vector>
 #include "llmc/error.h"
 #include "llmc/file.h"
+#include "llmc/json.h"
 #include "llmc/shard.h"
+#include "llmc/shuffle.h"
 #include "llmc/tokenizer.h"
 
 namespace fs = std::filesystem;
@@ -22,13 +24,16 @@ namespace fs = std::filesystem;
 static constexpr int64_t PART_BYTES = int64_t{8} << 20;
 /// A tokenizer is trained on at most this many bytes; of more text, on the same share of every document.
 static constexpr int64_t SAMPLE_BYTES = int64_t{32} << 20;
+/// ... or of this many documents, if there are more.
+static constexpr size_t SAMPLE_DOCUMENTS = 8192;
 
 struct Options {
     std::vector<std::string> inputs, val_inputs;
-    std::string out, tokenizer;
+    std::string out, tokenizer, separator;
+    bool no_shuffle = false;
     int train_tokenizer = 0;
     int val_every = 20;
-    int64_t shard_tokens = 100'000'000;
+    int64_t shard_tokens = 100'000'000, shuffle_seed = 1;
     bool overwrite = false;
 };
 
@@ -42,24 +47,43 @@ static void check_stop() { require(!stop_asked, "stopped by a signal; nothing wa
 
 // ----------------------------------------------------------------------------------------------------------- documents
 
-/// A file of text. It is read when its turn comes, never all documents at once.
+/// A text to be read from a file when its turn comes: the whole file, or a piece of it, or a line of a .jsonl file.
 struct Document {
-    std::string path;
-    int64_t bytes;
+    int file;        ///< which of Corpus::files
+    int64_t offset;  ///< where it lies there
+    int64_t bytes;   ///< as it is stored; a line of JSON gives that many bytes of text or fewer
 };
 
-/// Finds the documents under the inputs, sorted by path. A file or folder that can be reached by two ways, links too, is
-/// taken once, so a link that leads back up ends there.
+/// Where texts lie. Of the texts themselves nothing is kept, however many there are.
+struct Corpus {
+    std::vector<std::string> files;
+    std::vector<Document> train, val;
+};
+
+static bool is_jsonl(const fs::path& path) { return path.extension() == ".jsonl"; }
+
+/// What a line of a .jsonl file gives.
+static std::string text_of_line(std::string_view line, const std::string& where) {
+    const nlohmann::json object = parse_json(line, where);
+    return json_string(json_member(object, "text", where), concat(where, ": 'text'"));
+}
+
+/// Finds the documents under the inputs: input by input, in a folder sorted by path. (So their order is the same wherever the folder
+/// lies.) A file or folder that can be reached by two ways, links too, is taken once, so a link that leads back up ends there.
 class DocumentFinder {
 public:
+    DocumentFinder(std::vector<std::string>& file_list, const std::string& separator_text) : files(file_list), separator(separator_text) {}
+
     std::vector<Document> find(const std::vector<std::string>& inputs) {
         std::vector<Document> documents;
         for (const std::string& input : inputs) {
             require(fs::exists(input), "input '", input, "' is not there");
             require(fs::is_regular_file(input) || fs::is_directory(input), "input '", input, "' is neither a file nor a folder");
-            visit(input, documents, true);
+            std::vector<std::string> paths;
+            visit(input, paths, true);
+            std::sort(paths.begin(), paths.end());
+            for (const std::string& path : paths) list_documents(path, documents);
         }
-        std::sort(documents.begin(), documents.end(), [](const Document& a, const Document& b) { return a.path < b.path; });
         return documents;
     }
 
@@ -68,44 +92,107 @@ public:
         for (const auto& [reason, paths] : skipped)
             std::cerr << "tokenize: warning: skipped " << paths.size() << (paths.size() == 1 ? " file: " : " files: ") << reason << ": '"
                       << paths[0] << (paths.size() == 1 ? "'\n" : "' and others\n");
+        if (empty_lines > 0)
+            std::cerr << "tokenize: warning: skipped " << empty_lines << (empty_lines == 1 ? " line whose 'text' is empty: '" : " lines whose 'text' is empty: '")
+                      << first_empty_line << (empty_lines == 1 ? "'\n" : "' and others\n");
     }
 
 private:
     /// named: by the user himself, not found in a folder.
-    void visit(const fs::path& path, std::vector<Document>& documents, bool named) {
+    void visit(const fs::path& path, std::vector<std::string>& paths, bool named) {
         check_stop();
         std::error_code unreadable;
         fs::path real = fs::canonical(path, unreadable);
         if (unreadable) return skip("a link that leads nowhere", path);
         if (!seen.insert(real).second) return;
-        if (!fs::is_directory(real)) return visit_file(path, documents, named);
+        if (!fs::is_directory(real)) return visit_file(path, paths, named);
 
         std::vector<fs::path> entries;
         for (const fs::directory_entry& entry : fs::directory_iterator(path, unreadable)) entries.push_back(entry.path());
         if (unreadable) return skip("a folder that cannot be read", path);
         std::sort(entries.begin(), entries.end());
-        for (const fs::path& entry : entries) visit(entry, documents, false);
+        for (const fs::path& entry : entries) visit(entry, paths, false);
     }
 
-    void visit_file(const fs::path& path, std::vector<Document>& documents, bool named) {
+    void visit_file(const fs::path& path, std::vector<std::string>& paths, bool named) {
         if (!fs::is_regular_file(path)) return skip("not a file", path);
         if (access(path.c_str(), R_OK) != 0) return skip("cannot be read", path);
         File file(path);
         if (file.size() == 0) return skip("empty", path);
-        if (named) return documents.push_back({path, file.size()});
+        if (named) return paths.push_back(path);
         std::string start(static_cast<size_t>(std::min<int64_t>(file.size(), 8192)), '\0');
         file.read(start.data(), static_cast<int64_t>(start.size()), 0);
         if (start.find('\0') != start.npos) return skip("binary (a NUL in the first 8 KiB)", path);
-        documents.push_back({path, file.size()});
+        paths.push_back(path);
     }
 
     void skip(const std::string& reason, const fs::path& path) { skipped[reason].push_back(path); }
 
+    void list_documents(const std::string& path, std::vector<Document>& documents) {
+        files.push_back(path);
+        const File file(path);
+        const int number = static_cast<int>(files.size()) - 1;
+        if (is_jsonl(path))
+            list_lines(file, number, documents);
+        else if (!separator.empty())
+            list_pieces(file, number, documents);
+        else
+            documents.push_back({number, 0, file.size()});
+    }
+
+    /// Every line is read once here, so that a bad one is an error before anything is made of the others.
+    void list_lines(const File& file, int number, std::vector<Document>& documents) {
+        int64_t line = 0;
+        for_each_piece(file, "\n", [&](std::string_view text, int64_t offset, bool last) {
+            if (last && text.empty()) return;   // behind the last line's end
+            const std::string where = concat(file.path(), ": line ", ++line);
+            if (!text_of_line(text, where).empty())
+                documents.push_back({number, offset, static_cast<int64_t>(text.size())});
+            else if (empty_lines++ == 0)
+                first_empty_line = where;
+        });
+    }
+
+    /// Nothing, or white space alone, between two separators is no document.
+    void list_pieces(const File& file, int number, std::vector<Document>& documents) {
+        for_each_piece(file, separator, [&](std::string_view text, int64_t offset, bool) {
+            if (text.find_first_not_of(" \t\r\n\v\f") != text.npos) documents.push_back({number, offset, static_cast<int64_t>(text.size())});
+        });
+    }
+
+    /// take(text, offset, last) for what stands between one `end` and the next. Memory: that of the longest.
+    template <class Take>
+    static void for_each_piece(const File& file, std::string_view end, Take take) {
+        std::string text;        // of the file, from `offset`: what belongs to pieces that have not ended
+        int64_t offset = 0;
+        size_t searched = 0;     // of `text`: no end begins there
+        for (int64_t read = 0;;) {
+            check_stop();
+            size_t begin = 0;
+            for (size_t at; (at = text.find(end, std::max(searched, begin))) != text.npos; begin = at + end.size())
+                take(std::string_view(text).substr(begin, at - begin), offset + static_cast<int64_t>(begin), false);
+            text.erase(0, begin);
+            offset += static_cast<int64_t>(begin);
+            if (read == file.size()) break;
+            searched = text.size() - std::min(text.size(), end.size() - 1);
+            const int64_t more = std::min(FILE_CHUNK, file.size() - read);
+            const size_t kept = text.size();
+            text.resize(kept + static_cast<size_t>(more));
+            file.read(text.data() + kept, more, read);
+            read += more;
+        }
+        take(text, offset, true);
+    }
+
+    std::vector<std::string>& files;
+    std::string separator;
     std::set<fs::path> seen;
     std::map<std::string, std::vector<std::string>> skipped;
+    int64_t empty_lines = 0;
+    std::string first_empty_line;
 };
 
-static int64_t total_bytes(const std::vector<Document>& documents) {
+static int64_t stored_bytes(const std::vector<Document>& documents) {
     int64_t bytes = 0;
     for (const Document& document : documents) bytes += document.bytes;
     return bytes;
@@ -119,25 +206,68 @@ static std::vector<Document> take_validation(std::vector<Document>& documents, i
     return val;
 }
 
+/// Reads documents, the text of each from its beginning, in parts.
+class Reader {
+public:
+    explicit Reader(const Corpus& texts) : corpus(texts) {}
+
+    void open(const Document& next) {
+        document = next;
+        at = 0;
+        const std::string& path = corpus.files[static_cast<size_t>(next.file)];
+        if (!file || file->path() != path) file.emplace(path);
+    }
+    /// Appends the next part of the text, of about `bytes` bytes (a line of JSON: all of it). False when it was the last.
+    bool append(std::string& text, int64_t bytes) {
+        const bool line = is_jsonl(file->path());
+        const int64_t more = line ? document.bytes : std::min(bytes, document.bytes - at);
+        const size_t kept = text.size();
+        text.resize(kept + static_cast<size_t>(more));
+        file->read(text.data() + kept, more, document.offset + at);
+        if (line) text.replace(kept, text.npos, text_of_line(std::string_view(text).substr(kept), concat(file->path(), ": at byte ", document.offset)));
+        at += more;
+        return at < document.bytes;
+    }
+
+private:
+    const Corpus& corpus;
+    std::optional<File> file;
+    Document document{};
+    int64_t at = 0;   // of the document, what has been read
+};
+
 // ----------------------------------------------------------------------------------------------------------- tokenizer
 
-static Tokenizer train_tokenizer(const std::vector<Document>& documents, int vocab_size) {
+/// Of a corpus larger than the sample, the start of every document; of very many documents, of every n-th.
+static Tokenizer train_tokenizer(const Corpus& corpus, int vocab_size) {
     double begin = seconds();
-    double share = std::min(1.0, static_cast<double>(SAMPLE_BYTES) / static_cast<double>(total_bytes(documents)));
+    std::vector<Document> sample = corpus.train;
+    if (stored_bytes(sample) > SAMPLE_BYTES && sample.size() > SAMPLE_DOCUMENTS) {
+        const size_t every = (sample.size() + SAMPLE_DOCUMENTS - 1) / SAMPLE_DOCUMENTS;
+        sample.clear();
+        for (size_t i = 0; i < corpus.train.size(); i += every) sample.push_back(corpus.train[i]);
+    }
+    double share = std::min(1.0, static_cast<double>(SAMPLE_BYTES) / static_cast<double>(stored_bytes(sample)));
     std::vector<std::string> texts;
+    Reader reader(corpus);
     int64_t bytes = 0;
-    for (const Document& document : documents) {
+    for (const Document& document : sample) {
         check_stop();
-        std::string text(static_cast<size_t>(static_cast<double>(document.bytes) * share), '\0');
-        File(document.path).read(text.data(), static_cast<int64_t>(text.size()), 0);
-        if (share < 1)
+        const int64_t wanted = static_cast<int64_t>(static_cast<double>(document.bytes) * share);
+        std::string text;
+        reader.open(document);
+        reader.append(text, wanted);
+        if (share < 1) {
+            text.resize(std::min(text.size(), static_cast<size_t>(wanted)));
             if (size_t border = last_border(text)) text.resize(border);
+        }
         bytes += static_cast<int64_t>(text.size());
         texts.push_back(std::move(text));
     }
     Tokenizer tokenizer = Tokenizer::train(texts, vocab_size);
     std::printf("tokenizer: %d tokens, trained on %s%s in %.1f s\n", vocab_size, human_bytes(bytes).c_str(),
-                share < 1 ? " (the start of every document)" : "", seconds() - begin);
+                bytes == stored_bytes(corpus.train) ? "" : share < 1 ? " (the start of documents)" : sample.size() < corpus.train.size() ? " (of some documents)" : "",
+                seconds() - begin);
     return tokenizer;
 }
 
@@ -215,32 +345,33 @@ private:
     std::optional<ShardWriter> shard;
 };
 
-/// Encodes a document in parts that begin and end where pieces of the text do, so that they give the tokens of the whole.
-static void encode_document(const Document& document, Tokenizer& tokenizer, ShardSequence& shards) {
+/// Encodes a document in parts that begin and end where pieces of the text do, so that they give the tokens of the whole. Returns
+/// the bytes of its text.
+static int64_t encode_document(Reader& reader, const Document& document, Tokenizer& tokenizer, ShardSequence& shards) {
     uint16_t bos = static_cast<uint16_t>(tokenizer.bos());
     shards.write({&bos, 1});
-    File file(document.path);
+    reader.open(document);
     std::string text;  // read, but not yet encoded
-    for (int64_t at = 0; at < document.bytes;) {
+    int64_t bytes = 0;
+    for (bool more = true; more;) {
         check_stop();
-        int64_t more = std::min(PART_BYTES, document.bytes - at);
-        size_t kept = text.size();
-        text.resize(kept + static_cast<size_t>(more));
-        file.read(text.data() + kept, more, at);
-        at += more;
-        size_t end = at == document.bytes ? text.size() : last_border(text);
+        more = reader.append(text, PART_BYTES);
+        size_t end = more ? last_border(text) : text.size();
         shards.write(tokenizer.encode(std::string_view(text).substr(0, end)));
         text.erase(0, end);
+        bytes += static_cast<int64_t>(end);
     }
+    return bytes;
 }
 
-static void encode(const char* kind, const std::vector<Document>& documents, Tokenizer& tokenizer, const fs::path& folder,
+static void encode(const char* kind, const Corpus& corpus, const std::vector<Document>& documents, Tokenizer& tokenizer, const fs::path& folder,
                    int64_t shard_tokens) {
-    double begin = seconds();
+    double begin = seconds(), bytes = 0;
     ShardSequence shards(folder, kind, shard_tokens);
-    for (const Document& document : documents) encode_document(document, tokenizer, shards);
+    Reader reader(corpus);
+    for (const Document& document : documents) bytes += static_cast<double>(encode_document(reader, document, tokenizer, shards));
     shards.finish();
-    double bytes = static_cast<double>(total_bytes(documents)), time = seconds() - begin;
+    double time = seconds() - begin;
     double text_tokens = static_cast<double>(shards.tokens) - static_cast<double>(documents.size());
     std::printf("%s: %zu documents, %.0f bytes, %lld tokens, %.3f bytes/token, %d shard%s, %.1f MB/s\n", kind, documents.size(), bytes,
                 static_cast<long long>(shards.tokens), bytes / text_tokens, shards.shards, shards.shards == 1 ? "" : "s",
@@ -272,25 +403,29 @@ static void check_out(const Options& options) {
 
 static int tokenize(const Options& options) {
     check_out(options);
-    DocumentFinder finder;
-    std::vector<Document> val = finder.find(options.val_inputs), train = finder.find(options.inputs);
+    Corpus corpus;
+    DocumentFinder finder(corpus.files, options.separator);
+    corpus.val = finder.find(options.val_inputs), corpus.train = finder.find(options.inputs);
     finder.print_skipped();
-    require(!train.empty(), "no text in '", options.inputs[0], "'", options.inputs.size() > 1 ? " and the other inputs" : "");
+    require(!corpus.train.empty(), "no text in '", options.inputs[0], "'", options.inputs.size() > 1 ? " and the other inputs" : "");
+    // Validation is chosen, and the tokenizer learned, before anything is shuffled: another seed changes neither.
     if (options.val_inputs.empty())
-        val = take_validation(train, options.val_every);
+        corpus.val = take_validation(corpus.train, options.val_every);
     else
-        require(!val.empty(), "no text in '", options.val_inputs[0], "', which --val names");
+        require(!corpus.val.empty(), "no text in '", options.val_inputs[0], "', which --val names");
 
-    Tokenizer tokenizer = options.tokenizer.empty() ? train_tokenizer(train, options.train_tokenizer) : Tokenizer::load(options.tokenizer);
+    Tokenizer tokenizer = options.tokenizer.empty() ? train_tokenizer(corpus, options.train_tokenizer) : Tokenizer::load(options.tokenizer);
+    if (!options.no_shuffle)
+        for (std::vector<Document>* documents : {&corpus.train, &corpus.val}) shuffle(*documents, static_cast<uint64_t>(options.shuffle_seed));
 
     Workplace workplace(options.out);
     tokenizer.save(tokenizer_beside(workplace.folder() / "shard"));
-    encode("train", train, tokenizer, workplace.folder(), options.shard_tokens);
-    if (!val.empty()) encode("val", val, tokenizer, workplace.folder(), options.shard_tokens);
+    encode("train", corpus, corpus.train, tokenizer, workplace.folder(), options.shard_tokens);
+    if (!corpus.val.empty()) encode("val", corpus, corpus.val, tokenizer, workplace.folder(), options.shard_tokens);
     check_out(options);
     workplace.publish(finished_files(options.out));
-    if (val.empty() && options.val_every > 0)
-        std::printf("val: none, there are only %zu documents; name files for it with --val, or give a smaller --val-every\n", train.size());
+    if (corpus.val.empty() && options.val_every > 0)
+        std::printf("val: none, there are only %zu documents; name files for it with --val, or give a smaller --val-every\n", corpus.train.size());
     std::printf("written: %s\n", (fs::path(options.out) / "train_*.bin").c_str());
     return 0;
 }
@@ -298,10 +433,11 @@ static int tokenize(const Options& options) {
 int main(int argc, char** argv) {
     return run_program("tokenize", [&] {
         Options o;
-        CLI::App app("Text files and folders to shards of tokens, each document (file) begun by bos.\n"
+        CLI::App app("Text files and folders to shards of tokens, each document begun by bos. A document is a file; with --separator a piece\n"
+                     "of one; of a file whose name ends in .jsonl a line, which is a JSON object with its text under the key \"text\".\n"
                      "Writes DIR/train_000000.bin, ..., DIR/val_000000.bin and DIR/tokenizer.txt, all of them or none.", "tokenize");
         app.get_formatter()->column_width(28);
-        app.add_option("inputs", o.inputs, "files of text and folders of them, taken in the order of their paths; in folders, binary files are left out")->required();
+        app.add_option("inputs", o.inputs, "files of text and folders of them; in folders, binary files are left out")->required();
         app.add_option("--out", o.out, "folder for the shards; made if it is not there")->required();
         CLI::Option* train = app.add_option("--train-tokenizer", o.train_tokenizer,
                                             "train a tokenizer of this many tokens, 257 to 65536, on the training documents (on at most "
@@ -312,6 +448,10 @@ int main(int argc, char** argv) {
         app.add_option("--val-every", o.val_every, "without --val, every n-th document is validation; 0: none")
             ->excludes(val)
             ->capture_default_str();
+        CLI::Option* separator = app.add_option("--separator", o.separator, "a text that stands between two documents of one file, like '<|endoftext|>'; it is in neither");
+        CLI::Option* seed = app.add_option("--shuffle-seed", o.shuffle_seed, "documents are shuffled before they are cut into shards; another seed, another order")
+            ->capture_default_str();
+        app.add_flag("--no-shuffle", o.no_shuffle, "leave them in the order of the inputs, in a folder in that of the paths")->excludes(seed);
         app.add_option("--shard-tokens", o.shard_tokens, "tokens in a shard, 1 to 2147483647")->capture_default_str();
         app.add_flag("--overwrite", o.overwrite, "replace the shards and the tokenizer that --out holds");
         try {
@@ -324,10 +464,12 @@ int main(int argc, char** argv) {
         }
         require((train->count() > 0) != (given->count() > 0), "give one of --train-tokenizer and --tokenizer");
         require(!o.out.empty(), "--out is empty");
+        require(separator->count() == 0 || !o.separator.empty(), "--separator is empty; give the text between two documents, or leave it out");
         require(given->count() > 0 || (o.train_tokenizer >= 257 && o.train_tokenizer <= 65536), "--train-tokenizer ", o.train_tokenizer,
                 " is not in 257 to 65536");
         require(o.val_every == 0 || o.val_every >= 2, "--val-every ", o.val_every, " is neither 0 nor 2 or more");
         require(o.shard_tokens >= 1 && o.shard_tokens <= INT32_MAX, "--shard-tokens ", o.shard_tokens, " is not in 1 to ", INT32_MAX);
+        require(o.shuffle_seed >= 0 && o.shuffle_seed < INT64_MAX, "--shuffle-seed ", o.shuffle_seed, " is not in 0 to ", INT64_MAX - 1);   // above: cut to it
         std::signal(SIGINT, [](int) { stop_asked = 1; });
         std::signal(SIGTERM, [](int) { stop_asked = 1; });
         return tokenize(o);

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Draws the curves of runs from their logs: train loss and validation bits per byte, against FLOPs and against steps.
 
-FLOPs are those of the run and of the parents that it was grown or started from."""
+FLOPs are those of the run and of the parents that it was grown or started from. Runs NAME-1, NAME-2, ... are one with several seeds:
+each is a thin line, their mean a thick one."""
 import argparse
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -28,18 +30,23 @@ def read_log(path):
     except OSError as error:
         refuse(f"{path}: cannot be read: {error.strerror}; give a run's folder or its log.jsonl")
     records = {"step": {}, "eval": {}}
+    bad = 0                                                  # a line that is half written: the last, or that of a run that was killed and went on
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             event, step = record["event"], record.get("step")
+            if bad and event != "start":
+                refuse(f"{path}: line {bad} is no record of a log: {lines[bad - 1][:60]!r}")
+            bad = 0
             if event in records:
                 records[event][int(step)] = record
             elif event == "resume":
                 for kind in records:
                     records[kind] = {s: r for s, r in records[kind].items() if s <= int(step)}
         except (ValueError, TypeError, KeyError, AttributeError):
-            if number < len(lines):                          # the last one may be half written
-                refuse(f"{path}: line {number} is no record of a log: {line[:60]!r}")
+            if bad:
+                refuse(f"{path}: line {bad} is no record of a log: {lines[bad - 1][:60]!r}")
+            bad = number
     return {kind: [r for _, r in sorted(found.items())] for kind, found in records.items()}
 
 
@@ -93,9 +100,9 @@ def style(plt):
 
 
 def top_of(curves):
-    """Highest value worth showing: what the curves are after their first tenth, for the first steps fall from far above."""
+    """Highest value worth showing: what the curves are after their first tenth (the first point at least), for they fall from far above."""
     finite = [[y for y in curve if math.isfinite(y)] for curve in curves]
-    return max(y for curve in finite for y in curve[len(curve) // 10:])
+    return max(y for curve in finite for y in curve[max(len(curve) // 10, 1 if len(curve) > 2 else 0):])
 
 
 def set_height(axes, curves):
@@ -118,6 +125,32 @@ def scale_flops(column_of_axes):
         axes.set_xlabel(f"$10^{{{power}}}$ FLOPs, parents included")
 
 
+def groups_of(runs):
+    """Name and runs of each group: NAME-1, NAME-2, ... are a group, and any other run is one by itself."""
+    groups = {}
+    for name, records in runs:
+        groups.setdefault(re.sub(r"-\d+$", "", name), []).append((name, records))
+    for name, members in list(groups.items()):
+        if len(members) == 1:
+            groups[members[0][0]] = groups.pop(name)
+    return [(name, [records for _, records in members]) for name, members in groups.items()]
+
+
+def mean_curve(curves):
+    """Where all of the (x, y) have a point: by their place in the list, for the seeds log at the same steps."""
+    if len(curves) == 1:
+        return curves[0]
+    return [[sum(values) / len(values) for values in zip(*(curve[i] for curve in curves))] for i in (0, 1)]
+
+
+def draw_group(axes, curves, thick, thin):
+    """Every curve thin, and their mean thick; one curve alone is thick."""
+    if len(curves) > 1:
+        for x, y in curves:
+            axes.plot(x, y, **thin)
+    axes.plot(*mean_curve(curves), **thick)
+
+
 def draw(plt, runs):
     # Rows: the loss, and how the validation was measured, if it was.
     bpb = any(math.isfinite(number(r, "val_bpb")) for _, records in runs for r in records["eval"])
@@ -128,22 +161,25 @@ def draw(plt, runs):
     rows = 2 if evaluated else 1
     figure, grid = plt.subplots(rows, 2, figsize=(12, 4.1 * rows), squeeze=False, sharex="col", sharey="row")
     handles, smoothed, validated = [], [], []
-    for i, (name, records) in enumerate(runs):
+    for i, (name, members) in enumerate(groups_of(runs)):
         line = dict(color=COLORS[i % len(COLORS)], linestyle=DASHES[i // len(COLORS) % len(DASHES)])
-        loss, smooth = column(records["step"], "loss"), column(records["step"], "smooth_loss", "loss")
-        value = column(records["eval"], measure)
-        smoothed.append(smooth)
-        validated.append(value)
+        thin = dict(color=line["color"], alpha=0.45, linewidth=0.8)
+        smooth = [column(records["step"], "smooth_loss", "loss") for records in members]
+        values = [column(records["eval"], measure) for records in members]
+        smoothed += smooth
+        validated += values
         for j, (keys, _) in enumerate(columns):
-            x = column(records["step"], *keys)
-            grid[0, j].plot(x, loss, color=line["color"], alpha=0.16, linewidth=0.8)
-            grid[0, j].plot(x, smooth, marker="o" if len(x) == 1 else "", **line)
+            steps = [column(records["step"], *keys) for records in members]
+            if len(members) == 1:
+                grid[0, j].plot(steps[0], column(members[0]["step"], "loss"), color=line["color"], alpha=0.16, linewidth=0.8)
+            draw_group(grid[0, j], list(zip(steps, smooth)), dict(marker="o" if len(steps[0]) == 1 else "", **line), thin)
             if evaluated:
-                grid[1, j].plot(column(records["eval"], *keys), value, marker="o", markersize=3.5, **line)
-        finite = [v for v in value if math.isfinite(v)]
-        label = f"{name}   {finite[-1]:.4f}" if finite else name
-        handles.append(plt.Line2D([], [], label=label, **line))
-        if evaluated and not finite:
+                draw_group(grid[1, j], [(column(records["eval"], *keys), value) for records, value in zip(members, values)],
+                           dict(marker="o", markersize=3.5, **line), thin)
+        final = [[v for v in value if math.isfinite(v)][-1] for value in values if any(map(math.isfinite, value))]
+        label = f"{name}   {sum(final) / len(final):.4f}" if final else name
+        handles.append(plt.Line2D([], [], label=label + (f", mean of {len(final)}" if len(final) > 1 else ""), **line))
+        if evaluated and not final:
             print(f"plot: {name}: no {measure} logged; only its train loss is drawn", file=sys.stderr)
 
     grid[0, 0].set_title("Train loss, nats per token, smoothed")

@@ -1,67 +1,166 @@
-// report DIR: the table at the end of make run, from the logs of its runs (dev/run.sh) and what --eval said of the stack.
+// report DIR: the results of make run, from the logs of its runs (dev/run.sh) and what --eval said of the stacks.
+// report --machine: what the programs are built for, and on.
+//
+// What a difference is worth is judged by the seeds: each seed gives one (grown model less the model from scratch of that seed, which
+// saw the same text in the same order), and their mean has a 95 % interval by Student's t. Where 0 is within it, the difference is
+// called chance.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
+#include "llmc/build.h"
+#include "llmc/device.h"
 #include "llmc/error.h"
+#include "llmc/types.h"
 
+namespace fs = std::filesystem;
 using nlohmann::json;
 
 struct Evaluation {
-    double total_flops, val_bpb;
+    double total_flops, val_loss, val_bpb;
 };
 
-/// What a log tells of a run.
+/// What a log tells of a run. A resume at step n takes back what was logged of the steps after n.
 struct RunLog {
     int layers = 0;
     double tokens = 0, total_flops = 0, seconds = 0;
-    double val_loss = NAN, val_bpb = NAN;
     std::vector<Evaluation> evaluations;
 
     explicit RunLog(const std::string& folder) {
-        std::ifstream file(folder + "/log.jsonl");
-        require(file.good(), "report: ", folder, "/log.jsonl cannot be read: make run writes it");
+        const std::string path = folder + "/log.jsonl";
+        std::ifstream file(path);
+        require(file.good(), "report: ", path, " cannot be read: make run writes it");
+        std::map<int64_t, double> ms;
+        std::map<int64_t, Evaluation> found;
+        int64_t number = 0, bad = 0;
         for (std::string text; std::getline(file, text);) {
-            json line = json::parse(text);
-            if (line["event"] == "start") layers = line["config"]["n_layer"];
-            if (line["event"] == "step") {
+            number++;
+            const json line = json::parse(text, nullptr, false);
+            // A run that was killed while it wrote leaves half a line; it goes on with another "start".
+            if (line.is_discarded()) {
+                require(bad == 0, "report: ", path, ": line ", bad, " is no record of a log");
+                bad = number;
+                continue;
+            }
+            const std::string event = line.at("event");
+            require(bad == 0 || event == "start", "report: ", path, ": line ", bad, " is no record of a log");
+            bad = 0;
+            if (event == "start") layers = line["config"]["n_layer"];
+            if (event == "resume") {
+                ms.erase(ms.upper_bound(line["step"]), ms.end());
+                found.erase(found.upper_bound(line["step"]), found.end());
+            }
+            if (event == "step") {
                 tokens = line["tokens"];
                 total_flops = line["total_flops"];
-                seconds += line["ms"].get<double>() / 1e3;
+                ms[line["step"]] = line["ms"];
             }
-            if (line["event"] == "eval") {
-                val_loss = line["val_loss"];
-                val_bpb = line["val_bpb"];
-                evaluations.push_back({line["total_flops"], val_bpb});
-            }
+            if (event == "eval") found[line["step"]] = {line["total_flops"], line["val_loss"], line["val_bpb"]};
         }
-        require(!evaluations.empty(), "report: ", folder, "/log.jsonl holds no evaluation");
+        for (auto& [step, time] : ms) seconds += time / 1e3;
+        for (auto& [step, evaluation] : found) evaluations.push_back(evaluation);
+        require(!evaluations.empty(), "report: ", path, " holds no evaluation");
     }
+    double val_loss() const { return evaluations.back().val_loss; }
+    double val_bpb() const { return evaluations.back().val_bpb; }
 };
 
-static void print_row(const char* name, const RunLog& run, const char* what) {
-    std::printf("  %-9s %6d  %8.4f  %8.4f  %9.2e  %9.0f  %7.1f  %s\n", name, run.layers, run.val_bpb, run.val_loss, run.total_flops, run.tokens, run.seconds, what);
+/// DIR/NAME-1, DIR/NAME-2, ...: one a seed.
+static std::vector<RunLog> runs(const std::string& dir, const std::string& name) {
+    std::vector<RunLog> logs;
+    for (int seed = 1; fs::exists(concat(dir, "/", name, "-", seed)); seed++) logs.emplace_back(concat(dir, "/", name, "-", seed));
+    require(logs.size() >= 2, "report: ", dir, "/", name, "-N: a spread needs the runs of two seeds or more; make run makes them");
+    return logs;
 }
 
-/// FLOPs, those of the shallow model with them, until the grown model's validation reaches what the model from scratch ends
-/// with; straight lines between evaluations. (The growth study asks it of the smoothed training loss; a run this short is too
-/// noisy for that.)
-static void print_growth(const RunLog& grown, const RunLog& scratch) {
-    double goal = scratch.val_bpb;
-    std::printf("growing: %+.4f val bpb against training from scratch with the same FLOPs\n", grown.val_bpb - goal);
+template <class Value>
+static std::vector<double> of_each(const std::vector<RunLog>& logs, Value value) {
+    std::vector<double> values;
+    for (const RunLog& log : logs) values.push_back(value(log));
+    return values;
+}
+
+static double mean(const std::vector<double>& x) {
+    double sum = 0;
+    for (double value : x) sum += value;
+    return sum / static_cast<double>(x.size());
+}
+
+/// Half the 95 % interval of the mean: t s / sqrt(n).
+static double half_interval(const std::vector<double>& x) {
+    static constexpr double t[] = {12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262};   // 97.5 % points, 1 to 9 degrees of freedom
+    const double m = mean(x), n = static_cast<double>(x.size());
+    double squares = 0;
+    for (double value : x) squares += (value - m) * (value - m);
+    return t[std::min(x.size() - 2, std::size(t) - 1)] * std::sqrt(squares / (n - 1) / n);
+}
+
+static std::vector<double> differences(const std::vector<double>& a, const std::vector<double>& b) {
+    require(a.size() == b.size(), "report: ", a.size(), " and ", b.size(), " runs, but each seed must have both");
+    std::vector<double> d;
+    for (size_t i = 0; i < a.size(); i++) d.push_back(a[i] - b[i]);
+    return d;
+}
+
+static std::string interval(const std::vector<double>& x, const char* format) {
+    char text[96];
+    const double m = mean(x), half = half_interval(x);
+    std::snprintf(text, sizeof text, concat(format, " to ", format).c_str(), m - half, m + half);
+    return text;
+}
+
+/// -1: below 0 beyond chance, 1: above, 0: chance.
+static int verdict(const std::vector<double>& x) {
+    const double m = mean(x), half = half_interval(x);
+    return m + half < 0 ? -1 : m - half > 0 ? 1 : 0;
+}
+
+static void print_rows(const char* name, const std::vector<RunLog>& logs, const char* what) {
+    const std::vector<double> bpb = of_each(logs, [](const RunLog& log) { return log.val_bpb(); });
+    std::string each;
+    char text[64];
+    for (double value : bpb) std::snprintf(text, sizeof text, " %.4f", value), each += text;
+    std::snprintf(text, sizeof text, "%.4f +- %.4f", mean(bpb), half_interval(bpb));
+    std::printf("  %-8s %6d  %-18s %s  %9.2e  %9.0f  %7.1f  %s\n", name, logs[0].layers, text, each.c_str(), logs[0].total_flops, logs[0].tokens,
+                mean(of_each(logs, [](const RunLog& log) { return log.seconds; })), what);
+}
+
+/// FLOPs, those of the shallow model with them, until the grown model's validation reaches what the model from scratch ends with;
+/// straight lines between evaluations; NaN where it does not. (The growth study asks it of the smoothed training loss; a run this
+/// short is too noisy for that.)
+static double flops_to_reach(const RunLog& grown, double goal) {
     for (size_t i = 1; i < grown.evaluations.size(); i++) {
-        Evaluation before = grown.evaluations[i - 1], after = grown.evaluations[i];
+        const Evaluation &before = grown.evaluations[i - 1], &after = grown.evaluations[i];
         if (after.val_bpb > goal) continue;
         double part = std::clamp((before.val_bpb - goal) / (before.val_bpb - after.val_bpb), 0.0, 1.0);
-        double reached = before.total_flops + part * (after.total_flops - before.total_flops);
-        std::printf("growing: has the val bpb that scratch ends with after %.2e of its %.2e FLOPs: %.1f %% of the compute %s\n", reached,
-                    scratch.total_flops, 100 * std::abs(1 - reached / scratch.total_flops), reached < scratch.total_flops ? "saved" : "lost");
-        return;
+        return before.total_flops + part * (after.total_flops - before.total_flops);
     }
-    std::printf("growing: does not come to the val bpb that scratch ends with: no compute saved\n");
+    return NAN;
+}
+
+static void print_growth(const std::vector<RunLog>& shallow, const std::vector<RunLog>& grown, const std::vector<RunLog>& scratch) {
+    const auto bpb = [](const RunLog& log) { return log.val_bpb(); };
+    const std::vector<double> gain = differences(of_each(grown, bpb), of_each(scratch, bpb));
+    const int beyond_chance = verdict(gain);
+    std::printf("growing %d layers to %d, against %d from scratch with the same FLOPs: %+.4f val bpb (95 %% interval %s): %s\n", shallow[0].layers,
+                grown[0].layers, scratch[0].layers, mean(gain), interval(gain, "%+.4f").c_str(),
+                beyond_chance < 0 ? "better" : beyond_chance > 0 ? "worse" : "within chance");
+    std::vector<double> saved;
+    for (size_t i = 0; i < grown.size(); i++) saved.push_back(100 * (1 - flops_to_reach(grown[i], scratch[i].val_bpb()) / scratch[i].total_flops));
+    const auto missed = std::count_if(saved.begin(), saved.end(), [](double part) { return std::isnan(part); });
+    if (missed > 0)
+        std::printf("growing: with %ld of %zu seeds it does not come to the val bpb that scratch ends with: no compute is said to be saved\n",
+                    static_cast<long>(missed), saved.size());
+    else if (beyond_chance < 0 && verdict(saved) > 0)
+        std::printf("growing: has the val bpb that scratch ends with after %.0f %% of its FLOPs: %.0f %% of the compute saved (95 %% interval %s %%)\n",
+                    100 - mean(saved), mean(saved), interval(saved, "%.0f").c_str());
+    else
+        std::printf("growing: what it saves of the compute is within chance (95 %% interval %s %%)\n", interval(saved, "%.0f").c_str());
 }
 
 /// `val_loss: x` of a file that holds what --eval printed.
@@ -72,20 +171,48 @@ static double evaluated_loss(const std::string& path) {
     fail("report: ", path, " holds no val_loss");
 }
 
+static void print_stacking(const std::string& dir, const std::vector<RunLog>& one, const std::vector<RunLog>& two) {
+    std::vector<double> stack, parts;
+    for (size_t i = 0; i < one.size(); i++) {
+        stack.push_back(evaluated_loss(concat(dir, "/stack-", i + 1, ".eval")));
+        parts.push_back((one[i].val_loss() + two[i].val_loss()) / 2);
+    }
+    const std::vector<double> lost = differences(stack, parts);
+    const int beyond_chance = verdict(lost);
+    std::printf("stacking one and two, without training: val loss %.4f against %.4f, the mean of the parts: %+.4f (95 %% interval %s): %s\n", mean(stack),
+                mean(parts), mean(lost), interval(lost, "%+.4f").c_str(), beyond_chance < 0 ? "better" : beyond_chance > 0 ? "worse" : "within chance");
+}
+
+static void print_best(const std::vector<RunLog>& grown, const std::vector<RunLog>& scratch) {
+    std::string best;
+    double least = INFINITY;
+    for (auto [name, logs] : {std::pair{"grown", &grown}, {"scratch", &scratch}})
+        for (size_t i = 0; i < logs->size(); i++)
+            if ((*logs)[i].val_bpb() < least) least = (*logs)[i].val_bpb(), best = concat(name, "-", i + 1);
+    std::printf("best: %s\n", best.c_str());
+}
+
 int main(int argc, char** argv) {
     return run_program("report", [&] {
-        require(argc == 2, "usage: report DIR");
-        std::string dir = argv[1];
-        RunLog shallow(dir + "/shallow"), grown(dir + "/grown"), scratch(dir + "/scratch"), one(dir + "/one"), two(dir + "/two");
-        std::printf("  %-9s %6s  %8s  %8s  %9s  %9s  %7s\n", "run", "layers", "val bpb", "val loss", "FLOPs", "tokens", "seconds");
-        print_row("shallow", shallow, "nanochat");
-        print_row("grown", grown, "nanochat, grown from shallow (whose FLOPs are counted)");
-        print_row("scratch", scratch, "nanochat, the FLOPs of grown");
-        print_row("one", one, "speedrun");
-        print_row("two", two, "speedrun, on the frozen embedding of one");
-        print_growth(grown, scratch);
-        double stack = evaluated_loss(dir + "/stack.eval"), parts = (one.val_loss + two.val_loss) / 2;
-        std::printf("stacking: val loss %.4f of one and two on each other, against %.4f of the parts (mean)\n", stack, parts);
+        require(argc == 2, "usage: report DIR, or report --machine");
+        const std::string dir = argv[1];
+        if (dir == "--machine") {
+            std::printf("precision %s\nprocessor %s\ncommit %s\n", PRECISION_NAME, device_name().c_str(), build_commit());
+            return 0;
+        }
+        const std::vector<RunLog> shallow = runs(dir, "shallow"), grown = runs(dir, "grown"), scratch = runs(dir, "scratch"), one = runs(dir, "one"),
+                                  two = runs(dir, "two");
+        std::printf("  %-8s %6s  %-18s %-*s  %9s  %9s  %7s\n", "run", "layers", "val bpb, mean", static_cast<int>(7 * grown.size()), " of each seed", "FLOPs",
+                    "tokens", "seconds");
+        print_rows("shallow", shallow, "nanochat");
+        print_rows("grown", grown, "nanochat, grown from shallow (whose FLOPs are counted)");
+        print_rows("scratch", scratch, "nanochat, the FLOPs of grown");
+        print_rows("one", one, "speedrun");
+        print_rows("two", two, "speedrun, on the frozen embedding of one");
+        std::printf("+- and intervals: 95 %% by Student's t over the seeds; a difference whose interval holds 0 is called chance\n");
+        print_growth(shallow, grown, scratch);
+        print_stacking(dir, one, two);
+        print_best(grown, scratch);
         return 0;
     });
 }

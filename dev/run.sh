@@ -1,51 +1,312 @@
 #!/bin/bash
 # dev/run.sh: the main job (make run). Text to tokens; a shallow model, grown and trained on; the same depth from scratch with the
-# same FLOPs; two models on one embedding, stacked; a table, a sample, the curves. SMOKE=1: the same path in seconds.
+# same FLOPs; two models on one embedding, stacked; each with several seeds; a table, a sample, the curves.
+#
+#   MINUTES=n   trains for about n minutes in all (3), on whatever machine: a faster one trains more seeds, not longer, for which of two
+#               ways is better depends on the FLOPs of a way (dev/LOG.md)
+#   RESTART=1   begins again; otherwise what was stopped goes on from its last checkpoints, and what is done is printed again
+#   SMOKE=1     the same path in seconds, with fixed FLOPs
+#
+# Runs do not depend on each other beyond a chain (shallow, grown; one, two, stack), and a model as small as these leaves threads
+# waiting for each other: so each run has one thread, and as many chains go side by side as there are cores.
 set -euo pipefail
-out=out/run
 python=/usr/bin/python3   # the one that Debian's matplotlib is installed for
 [ -x "$python" ] || python=python3
-if [ "${SMOKE:-}" = 1 ]; then
-    out=out/smoke flops=6e10 pair_steps=20 width=64 heads=1 pair_heads=2 batch=1024 rows=4 seq=64 every=10 eval_tokens=16384
-else
-    flops=2.6e13 pair_steps=130 width=256 heads=2 pair_heads=4 batch=4096 rows=16 seq=256 every=25 eval_tokens=65536
-fi
+report=$(dirname "$(readlink -f train_gpt)")/report
+
 say() { printf '\n== %s\n' "$*"; }
-last() { ls "$1"/step_*.bin | tail -n 1; }
+fail() {
+    echo "run: $1" >&2
+    exit "${2:-2}"
+}
+
+# -------------------------------------------------------------------------------------------------------------- signals
+chains=()   # processes of this script that work side by side
+child=      # the program that this process waits for
+exec {nothing}<> <(:)
+pause() { read -rt "$1" -u "$nothing" || true; }   # a sleep that needs no program, and that a signal ends
+
+# What a signal does, at any point: every program saves what it has, then the script ends.
+stop() {
+    trap '' INT TERM HUP
+    [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true
+    [ ${#chains[@]} = 0 ] || kill -TERM "${chains[@]}" 2>/dev/null || true
+    wait
+    [ "$BASHPID" != $$ ] || printf '\nrun: stopped by SIG%s; make run%s goes on from the last checkpoints\n' "$1" "${SMOKE:+ SMOKE=1}" >&2
+    exit "$2"
+}
+watch() {
+    trap 'stop INT 130' INT
+    trap 'stop TERM 143' TERM
+    trap 'stop HUP 129' HUP
+}
+watch
+
+# ------------------------------------------------------------------------------------------------------------- settings
+[[ ${MINUTES:-3} =~ ^[0-9]{1,6}(\.[0-9]+)?$ && ${MINUTES:-3} =~ [1-9] ]] || fail "MINUTES is '$MINUTES', but must be a number above 0: the minutes to train for"
+for name in SMOKE RESTART; do
+    [[ ${!name:-} =~ ^[01]?$ ]] || fail "$name is '${!name}', but must be 1, or left out"
+done
+
+# most_flops: of a way; where they do not fit into the time with the least number of seeds, fewer.
+# shallow_part: of the FLOPs of a way, those of the shallow model. pair_part: those of each model of the pair.
+if [ "${SMOKE:-}" = 1 ]; then
+    out=out/smoke text=(/usr/include/asm-generic) vocab=512 shard_tokens=1025 most_flops=6e9 least_seeds=2
+    width=32 heads=2 batch=256 rows=4 seq=64 measured=5 save_every=5 evals=4 eval_tokens=2048 sample=40
+else
+    out=out/run text=(/usr/include/asm-generic /usr/include/c++ /usr/include/linux) vocab=1024 shard_tokens=16385 most_flops=1.2e12 least_seeds=3
+    width=64 heads=2 batch=1024 rows=8 seq=128 measured=30 save_every=50 evals=6 eval_tokens=24576 sample=200
+fi
+depth=2 factor=4 shallow_part=0.5 pair_part=0.125
+corpus=$out/corpus
+prompt='template <class T'
+shape=(--width "$width" --heads "$heads" --seq-len "$seq" --vocab-size "$vocab")
+steps_of=(--batch-tokens "$batch" --device-batch "$rows")
+# The scaling rules are for batches of half a million tokens; these rates are for this size (dev/LOG.md).
+nanochat_rates=(--no-scaling --matrix-lr 0.04)
+speedrun_rates=(--embedding-lr 0.02 --matrix-lr 0.005)
+data=(--data "$corpus/train_*.bin" --val-data "$corpus/val_*.bin" --eval-tokens "$eval_tokens")
+
+# Only one at a time in a folder. The programs it starts hold the lock too, so that of a script that was killed none is still writing.
+mkdir -p out
+exec 9>"$out.lock"
+for ((second = 0; ; second++)); do
+    ! flock -w 1 9 || break
+    [ "$second" != 0 ] || echo "run: waiting for another make run to end, or for what one that was killed has left"
+    [ "$second" -lt 60 ] || fail "another make run is at work in $out; wait until it is done, or stop it"
+done
+
+# side_by_side FUNCTION...: in a process of its own.
+side_by_side() {
+    { chains=() && watch && "$@"; } &
+    chains+=($!)
+}
+orphan() {
+    local parent
+    read -r _ _ _ parent _ </proc/$BASHPID/stat
+    [ $BASHPID != $$ ] && [ "$parent" != $$ ]
+}
+# follow COMMAND...: runs it; a signal to this process stops it too, and so does the end of the script, be it by SIGKILL.
+follow() {
+    "$@" </dev/null &
+    child=$!
+    while kill -0 "$child" 2>/dev/null; do
+        ! orphan || stop KILL 137
+        pause 0.1
+    done
+    local code=0
+    wait "$child" || code=$?
+    child=
+    return "$code"
+}
+
+# ------------------------------------------------------------------------------------------- what was begun, and what not
+# A plan holds for one machine, one kind of build and these settings; results of others are not mixed with it.
+identity="$("$report" --machine)
+settings $(sed -n '/^# ---.* settings$/,/^# Only one at a time/p' "$0" | cksum)"
+planned() { sed -n "s/^$1 //p" "$out/plan"; }
+
+begin=yes
+if [ ! -e "$out/plan" ]; then
+    :
+elif [ "${RESTART:-}" = 1 ]; then
+    echo "run: RESTART=1: beginning again"
+elif [ "$(grep -E '^(precision|processor|settings) ' "$out/plan")" != "$(grep -E '^(precision|processor|settings) ' <<<"$identity")" ]; then
+    echo "run: $out is of another processor, build or version of this script ($(planned processor), $(planned precision)): beginning again"
+elif [ -n "${MINUTES:-}" ] && [ "$MINUTES" != "$(planned minutes)" ]; then
+    echo "run: $out is of MINUTES=$(planned minutes): beginning again"
+else
+    begin=no
+fi
+if [ $begin = yes ]; then
+    rm -f "$out/plan"   # first: what is half removed has no plan, and is not gone on with
+    rm -rf "$out"
+    mkdir -p "$out"
+fi
+
+# ---------------------------------------------------------------------------------------------------------------- text
+# Pieces between empty lines are the documents, shuffled: a step of a few rows is of many files, and the loss of one step tells of
+# the model, not of the file.
+if [ ! -e "$corpus" ]; then
+    say "text: C and C++ headers, cut at empty lines, shuffled; a tokenizer of $vocab; shards"
+    rm -rf "$corpus.tmp"
+    follow data/tokenize "${text[@]}" --separator $'\n\n' --train-tokenizer "$vocab" --shard-tokens "$shard_tokens" --out "$corpus.tmp" >"$out/corpus.txt"
+    grep -v '^shard: ' "$out/corpus.txt"   # there are hundreds, for --data-seed to put in another order
+    mv "$corpus.tmp" "$corpus"
+fi
+
+# ------------------------------------------------------------------------------------------------------------- the plan
+cores=$(nproc)
+[[ $(readlink -f train_gpt) != */cuda-* ]] || cores=1   # one device
+places=$((cores < 3 * least_seeds ? cores : 3 * least_seeds))
+[ "$places" = 1 ] || export OMP_NUM_THREADS=1
+deep=$((depth * factor))
+nanochat=(--recipe nanochat "${shape[@]}" "${steps_of[@]}" "${nanochat_rates[@]}")
+
+measure() { follow ./train_gpt "${nanochat[@]}" --depth $deep --steps "$measured" --eval-every 0 "${data[@]}" --out "$out/measure/$1" >"$out/measure/$1.txt" 2>&1; }
+# Peak and speed in FLOP/s; speed is the median of the steps but for the first two.
+measured() {
+    awk '/^peak of matrix products/ { peak = $5 * 1e9 } /^flops_per_token/ { flops = $2 }
+         /^step / { for (f = 1; f < NF; f++) if ($f == "tok/s" && ++n > 2) rate[++kept] = $(f + 1) * flops }
+         END { for (a = 1; a <= kept; a++) for (b = a + 1; b <= kept; b++) if (rate[b] < rate[a]) { t = rate[a]; rate[a] = rate[b]; rate[b] = t }
+               print peak, rate[int((kept + 1) / 2)] }' "$1"
+}
+
+# choose MINUTES SPEED: seeds and FLOPs of a way. What a place goes through, in FLOPs of a way, follows from the longest chains
+# beginning first; a quarter of the time is for evaluations, checkpoints and the start of programs.
+choose() {
+    awk -v places=$places -v least=$least_seeds -v pair=$pair_part -v most=$most_flops -v smoke="${SMOKE:-}" -v time=$1 -v speed=$2 '
+        function rounds(seeds, c, p, least_p, load, longest) {
+            for (p = 1; p <= places; p++) load[p] = 0
+            for (c = 0; c < 3 * seeds; c++) {
+                least_p = 1
+                for (p = 2; p <= places; p++) if (load[p] < load[least_p]) least_p = p
+                load[least_p] += c < 2 * seeds ? 1 : 2 * pair
+            }
+            longest = 0
+            for (p = 1; p <= places; p++) if (load[p] > longest) longest = load[p]
+            return longest
+        }
+        BEGIN {
+            all = time * 60 * speed * 0.75
+            seeds = least
+            flops = all / rounds(seeds)
+            if (flops > most || smoke) flops = most
+            while (!smoke && seeds < 100 && rounds(seeds + 1) * flops <= all) seeds++
+            printf "%d %.3g\n", seeds, flops
+        }'
+}
+
+if [ ! -e "$out/plan" ]; then
+    say "how fast this machine is: the model of $deep layers, for $measured steps in every place at once"
+    rm -rf "$out/measure"
+    mkdir "$out/measure"
+    for ((place = 1; place <= places; place++)); do side_by_side measure $place; done
+    for process in "${chains[@]}"; do wait "$process" || fail "the trainer stopped: $(cat "$out"/measure/*.txt | tail -n 1)" 1; done
+    chains=()
+    read -r peak speed < <(for file in "$out"/measure/*.txt; do measured "$file"; done | sort -g -k 2 | head -n 1)
+    minutes=${MINUTES:-3}
+    read -r seeds flops < <(choose "$minutes" "$speed")
+    printf '%s\nminutes %s\nseeds %s\nflops %s\npeak %s\nspeed %s\nplaces %s\n' "$identity" "$minutes" "$seeds" "$flops" "$peak" "$speed" "$places" >"$out/plan.tmp"
+    mv "$out/plan.tmp" "$out/plan"
+    rm -rf "$out/measure"
+fi
+flops=$(planned flops)
+seeds=$(planned seeds)
 part() { awk "BEGIN { printf \"%.6e\", $flops * $1 }"; }
+all_flops=$(part "(2 + 2 * $pair_part) * $seeds")
+giga() { awk "BEGIN { printf \"%.1f\", $(planned "$1") / 1e9 }"; }
+say "$(planned processor), $(planned precision)"
+echo "in each of $(planned places) places: peak of matrix products $(giga peak) GFLOP/s, training $(giga speed) GFLOP/s"
+echo "$(printf %.2e "$flops") FLOPs a way ($deep layers from scratch; $depth layers, grown to $deep), $seeds seeds; $(printf %.2e "$all_flops") FLOPs in all,"
+echo "$([ "${SMOKE:-}" = 1 ] && echo "SMOKE=1: fixed" || echo "chosen for about $(planned minutes) minutes of training")"
+[ "$(planned commit)" = "$(sed -n 's/^commit //p' <<<"$identity")" ] ||
+    echo "note: begun by commit $(planned commit), this is $(sed -n 's/^commit //p' <<<"$identity")"
 
-rm -rf "$out"
-mkdir -p "$out"
-say "the default corpus: C and C++ headers, a tokenizer of 4096, shards"
-data/default_corpus.sh corpus --shard-tokens 20481 --overwrite | grep -v '^shard: '   # there are hundreds
-data=(--data 'corpus/train_*.bin' --val-data 'corpus/val_*.bin' --eval-every "$every" --eval-tokens "$eval_tokens")
-shape=(--width "$width" --seq-len "$seq" --vocab-size 4096 --batch-tokens "$batch" --device-batch "$rows")
-# The scaling rules are off: at this size the recipe's own rates do best (dev/LOG.md).
-nanochat=(--recipe nanochat --heads "$heads" "${shape[@]}" --no-scaling)
-text='template <class T'
+# ----------------------------------------------------------------------------------------------------------------- runs
+steps_of_run() { sed -n 's/.*"event":"start".*"steps":\([0-9]*\).*/\1/p' "$out/$1/log.jsonl" 2>/dev/null | tail -n 1; }
+# A run ends with the evaluation of its last step.
+finished() { grep -qE "\"event\":\"eval\".*\"step\":$(steps_of_run "$1" | grep . || echo none)[,}]" "$out/$1/log.jsonl" 2>/dev/null; }
+# The newest checkpoint of a run, or nothing.
+last() {
+    local file newest=
+    for file in "$out/$1"/step_*.bin; do [ ! -e "$file" ] || newest=$file; done
+    echo "$newest"
+}
 
-say "a shallow model, 2 layers at the width of 4: a quarter of the FLOPs, the rate never falls"
-./train_gpt "${nanochat[@]}" --depth 2 --total-flops "$(part 0.25)" --warmdown-ratio 0 "${data[@]}" --data-seed 1 --sample "$text" --out "$out/shallow"
-say "grown by 2"
-./grow "$(last "$out/shallow")" "$out/grown.bin" --factor 2 --order stack
-say "the grown model: the other three quarters, the rate falls from the start"
-./train_gpt --init "$out/grown.bin" --batch-tokens "$batch" --device-batch "$rows" --no-scaling --total-flops "$(part 0.75)" --warmdown-ratio 1 "${data[@]}" --data-seed 1 \
-    --sample "$text" --out "$out/grown"
-say "4 layers from scratch with all of the FLOPs"
-./train_gpt "${nanochat[@]}" --depth 4 --total-flops "$flops" "${data[@]}" --data-seed 1 --sample "$text" --out "$out/scratch"
-say "two models on one embedding, seeds 1 and 2"
-speedrun=(--recipe speedrun --depth 2 --heads "$pair_heads" "${shape[@]}" --steps "$pair_steps" --embedding-lr 0.0036 --matrix-lr 0.0004 "${data[@]}")
-./train_gpt "${speedrun[@]}" --seed 1 --data-seed 1 --out "$out/one"
-./train_gpt "${speedrun[@]}" --seed 2 --data-seed 2 --embeddings-from "$(last "$out/one")" --out "$out/two"
-say "stacked, all layers kept"
-./stack "$(last "$out/one")" "$(last "$out/two")" --use-first-layer --use-last-layer --out "$out/stack.bin"
-./train_gpt --eval --init "$out/stack.bin" --val-data 'corpus/val_*.bin' --eval-tokens "$eval_tokens" --device-batch "$rows" | tee "$out/stack.eval"
+# run_once NAME FILE COMMAND...: what COMMAND prints goes to FILE; its last line is the error if it fails.
+run_once() {
+    local name=$1 file=$2
+    shift 2
+    follow "$@" >>"$file" 2>&1 || { printf '\nrun: %s: %s\n' "$name" "$(tail -n 1 "$file")" >&2 && return 1; }
+}
 
-say "results"
-"$(dirname "$(readlink -f train_gpt)")/report" "$out"
-best=$("$(dirname "$(readlink -f train_gpt)")/report" "$out" | awk '$1 == "grown" || $1 == "scratch" { if (!n || $3 < n) { n = $3; name = $1 } } END { print name }')
+# train NAME FLAGS...: begins a run, or goes on with it from its last checkpoint; one that is finished stays as it is.
+train() {
+    local name=$1 steps from
+    shift
+    ! finished "$name" || return 0
+    steps=$(./train_gpt "$@" --plan | sed -n 's/^steps: //p')
+    from=$(last "$name")
+    # Stopped between its last checkpoint and that evaluation: the checkpoint before comes there again.
+    if [ "$from" = "$out/$name/$(printf 'step_%07d.bin' "$steps")" ]; then
+        rm "$from"
+        from=$(last "$name")
+    fi
+    if [ -n "$from" ]; then set -- --resume "$from"; else set -- "$@" --out "$out/$name" --overwrite; fi
+    run_once "$name" "$out/$name.txt" ./train_gpt "$@" "${data[@]}" --eval-every $(((steps + evals - 1) / evals)) --save-every "$save_every" --keep 2
+    if ! finished "$name"; then   # by a signal: that is no error to the trainer
+        printf '\nrun: %s: %s\n' "$name" "$(grep '^stopped' "$out/$name.txt" | tail -n 1)" >&2
+        return 1
+    fi
+    sed -nE "s/.*\"event\":\"eval\".*\"step\":$steps[,}].*\"val_bpb\":([0-9]+\.?[0-9]{0,4}).*/  $name: $steps steps, val bpb \1/p" "$out/$name/log.jsonl" | tail -n 1
+}
+
+chain_scratch() { train "scratch-$1" "${nanochat[@]}" --depth $deep --total-flops "$flops" --seed "$1" --data-seed "$1"; }
+
+chain_grown() {
+    train "shallow-$1" "${nanochat[@]}" --depth $depth --total-flops "$(part $shallow_part)" --warmdown-ratio 0 --seed "$1" --data-seed "$1"
+    local grown=$out/grown-$1.bin
+    [ -e "$grown" ] || run_once grow "$out/grow.txt" ./grow "$(last "shallow-$1")" "$grown" --order stack --factor $factor
+    # Fresh optimizer and schedule, data that goes on; the rate falls from the start.
+    train "grown-$1" --init "$grown" "${steps_of[@]}" "${nanochat_rates[@]}" --total-flops "$(part "(1 - $shallow_part)")" --warmdown-ratio 1 --seed "$1"
+}
+
+chain_pair() {
+    local flags=(--recipe speedrun --depth $depth "${shape[@]}" "${steps_of[@]}" "${speedrun_rates[@]}" --total-flops "$(part $pair_part)")
+    train "one-$1" "${flags[@]}" --seed "$1" --data-seed "$1"
+    train "two-$1" "${flags[@]}" --seed "$((100 + $1))" --data-seed "$((100 + $1))" --embeddings-from "$(last "one-$1")"
+    local stack=$out/stack-$1
+    [ -e "$stack.bin" ] || run_once stack "$out/stack.txt" ./stack "$(last "one-$1")" "$(last "two-$1")" --use-first-layer --use-last-layer --out "$stack.bin"
+    [ ! -e "$stack.eval" ] || return 0
+    rm -f "$stack.eval.tmp"
+    run_once "stack-$1" "$stack.eval.tmp" ./train_gpt --eval --init "$stack.bin" --val-data "$corpus/val_*.bin" --eval-tokens "$eval_tokens" --device-batch "$rows"
+    mv "$stack.eval.tmp" "$stack.eval"
+}
+
+# What the runs have spent of what all of them will.
+progress() {
+    local name
+    for name in "$out"/*/log.jsonl; do
+        grep -oE '"flops":[0-9.e+]+' "$name" 2>/dev/null | tail -n 1 | cut -d : -f 2
+    done | awk -v all="$all_flops" '{ done += $1 } END { printf "%d %%", 100 * done / all + 0.5 }'
+}
+
+waiting=()
+for kind in scratch grown pair; do   # the longest first
+    for ((seed = 1; seed <= seeds; seed++)); do waiting+=("$kind $seed"); done
+done
+say "training, $places at a time"
+for ((tick = 1; ${#waiting[@]} + ${#chains[@]} > 0; tick++)); do
+    while [ ${#waiting[@]} != 0 ] && [ ${#chains[@]} -lt "$places" ]; do
+        side_by_side chain_"${waiting[0]% *}" "${waiting[0]#* }"
+        waiting=("${waiting[@]:1}")
+    done
+    pause 0.1
+    [ $((tick % 100)) != 0 ] || echo "  $(progress) of the FLOPs"
+    left=()
+    for process in "${chains[@]}"; do
+        if kill -0 "$process" 2>/dev/null; then
+            left+=("$process")
+        elif ! wait "$process"; then
+            kill -TERM "${chains[@]}" 2>/dev/null || true
+            wait
+            fail "a run stopped; make run${SMOKE:+ SMOKE=1} goes on from the last checkpoints" 1
+        fi
+    done
+    chains=("${left[@]}")
+done
+
+# -------------------------------------------------------------------------------------------------------------- results
+say "results: $(planned processor), $(planned precision), commit $(planned commit), $flops FLOPs a way"
+"$report" "$out" | tee "$out/results.txt"
+# What the size of this experiment hides (dev/LOG.md; one seed each).
+[ "${SMOKE:-}" = 1 ] || echo "note: this holds for these FLOPs. With five times as many growing lost; with these, 2 layers that were never grown did better than both."
+best=$(sed -n 's/^best: //p' "$out/results.txt")
 say "a sample of the best, $best"
-./train_gpt --init "$(last "$out/$best")" --sample "$text" --sample-tokens 200
-"$python" dev/plot.py "$out/shallow" "$out/grown" "$out/scratch" "$out/one" "$out/two" -o "$out/curves.png"
+follow ./train_gpt --init "$(last "$best")" --sample "$prompt" --sample-tokens "$sample"
+follow "$python" dev/plot.py "$out"/{shallow,grown,scratch,one,two}-*/ -o "$out/curves.png" >/dev/null
 say "files"
-ls -1 "$out"/*.bin "$out"/*/step_*.bin "$out"/*/log.jsonl "$out/curves.png"
+for kind in scratch shallow grown one two; do last "$kind-1"; done
+ls -1 "$out"/{grown,stack}-1.bin "$out/results.txt" "$out/curves.png"
+echo "and those of the other seeds"

@@ -7,13 +7,13 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <numeric>
-#include <random>
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 #include "llmc/error.h"
 #include "llmc/file.h"
 #include "llmc/json.h"
 #include "llmc/shard.h"
+#include "llmc/shuffle.h"
 
 using nlohmann::json;
 
@@ -195,12 +195,6 @@ static std::vector<std::string> matching_paths(const std::string& pattern) {
     require(!paths.empty(), "no file matches '", pattern, "'; give the path of a shard, or a pattern in quotes like 'corpus/train_*.bin' ",
             "(text becomes shards by data/tokenize)");
     return paths;
-}
-
-/// Fisher and Yates, written out: what std::shuffle does differs from library to library.
-static void shuffle(std::vector<int>& order, uint64_t seed) {
-    std::mt19937_64 generator(seed);
-    for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[generator() % i]);
 }
 
 /// The first token of a shard.

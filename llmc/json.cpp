@@ -29,7 +29,12 @@ public:
         require(levels.back().insert(key).second, where, ": has '", key.substr(0, 100), "' twice");
         return true;
     }
-    bool parse_error(size_t, const std::string&, const json::exception& error) override { fail(where, ": is not JSON: ", error.what()); }
+    bool parse_error(size_t, const std::string&, const json::exception& error) override {
+        // Less the parser's own name and line (all is one line to it), and the text that it quotes, which may be long.
+        std::string text = error.what();
+        if (size_t column = text.find("column "); column != text.npos) text.erase(0, column);
+        fail(where, ": is not JSON: ", text.size() <= 200 ? text : text.substr(0, 200) + "...");
+    }
 
 private:
     bool enter() {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <random>
 #include <span>
 #include <string>
 #include <vector>
@@ -59,7 +60,7 @@ TEST_CASE("tokenize: every file is a document, in the order of the paths, begun 
     fs::create_symlink("z.txt", dir / "in/a.txt");        // another name of z.txt: the first one counts
     fs::create_symlink("nowhere", dir / "in/broken");
 
-    Result result = run("data/tokenize " + dir / "in" + " " + dir / "in/z.txt" + " --out " + dir / "out --train-tokenizer 257");
+    Result result = run("data/tokenize --no-shuffle " + dir / "in" + " " + dir / "in/z.txt" + " --out " + dir / "out --train-tokenizer 257");
     REQUIRE_MESSAGE(result.code == 0, result.err);
     CHECK(names_in(dir / "out") == Names{"tokenizer.txt", "train_000000.bin"});
     CHECK(documents_in(dir / "out/train_000000.bin") == Names{"last\r\n", "<|bos|> is text", "deep \xff \U0001F600"});
@@ -88,7 +89,7 @@ TEST_CASE("tokenize: validation is every n-th document, or what --val names") {
     TempDir dir;
     fs::create_directory(dir / "in");
     for (std::string name : {"0", "1", "2", "3", "4", "5", "6"}) write_file(dir / ("in/" + name), "text " + name);
-    std::string command = "data/tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "out ", train = dir / "out/train_000000.bin",
+    std::string command = "data/tokenize --no-shuffle " + dir / "in --train-tokenizer 257 --out " + dir / "out ", train = dir / "out/train_000000.bin",
                 val = dir / "out/val_000000.bin";
     SUBCASE("every third") {
         REQUIRE(run(command + "--val-every 3").code == 0);
@@ -104,8 +105,137 @@ TEST_CASE("tokenize: validation is every n-th document, or what --val names") {
         write_file(dir / "other", "other");
         REQUIRE(run(command + "--val " + dir / "other --val " + dir / "in/4").code == 0);
         CHECK(documents_in(train) == Names{"text 0", "text 1", "text 2", "text 3", "text 5", "text 6"});
-        CHECK(documents_in(val) == Names{"text 4", "other"});
+        CHECK(documents_in(val) == Names{"other", "text 4"});
     }
+}
+
+TEST_CASE("tokenize: documents are shuffled by a seed, the same everywhere") {
+    TempDir dir;
+    fs::create_directories(dir / "in/sub");
+    fs::create_directories(dir / "elsewhere/b");
+    Names sorted;
+    for (std::string name : {"0", "1", "2", "3", "4", "5", "6", "7", "8", "sub/9"}) {
+        write_file(dir / ("in/" + name), "text " + name);
+        sorted.push_back("text " + name);
+    }
+    fs::copy(dir / "in", dir / "elsewhere/b/in", fs::copy_options::recursive);
+    auto order = [&](const std::string& in, const std::string& flags) {
+        Result result = run("data/tokenize " + in + " --train-tokenizer 257 --overwrite --out " + dir / "out " + flags);
+        REQUIRE_MESSAGE(result.code == 0, result.err);
+        return documents_in(dir / "out/train_000000.bin");
+    };
+    auto in_order = [](Names names) {
+        std::sort(names.begin(), names.end());
+        return names;
+    };
+    CHECK(order(dir / "in", "--no-shuffle") == sorted);
+    // What std::mt19937_64 gives for a seed is laid down by the standard.
+    Names expected = sorted;
+    std::mt19937_64 generator(1);
+    for (size_t i = expected.size(); i > 1; i--) std::swap(expected[i - 1], expected[generator() % i]);
+    REQUIRE(expected != sorted);
+    CHECK(order(dir / "in", "") == expected);
+    CHECK(order(dir / "in", "--shuffle-seed 1") == expected);
+    CHECK(order(dir / "elsewhere/b/in", "") == expected);
+    CHECK(order("$(cd " + dir / "in && find . -type f | sort | sed 's,^," + dir / "in/," + "')", "") == expected);
+    const Names other = order(dir / "in", "--shuffle-seed 2");
+    CHECK(other != expected);
+    CHECK(in_order(other) == sorted);
+
+    // Which documents are validation, and the tokenizer, do not depend on the seed; validation is shuffled too.
+    order(dir / "in", "--val-every 2");
+    const std::string tokenizer = read_file(dir / "out/tokenizer.txt");
+    const Names val = documents_in(dir / "out/val_000000.bin");
+    order(dir / "in", "--val-every 2 --shuffle-seed 3");
+    CHECK(read_file(dir / "out/tokenizer.txt") == tokenizer);
+    const Names val3 = documents_in(dir / "out/val_000000.bin");
+    CHECK(in_order(val) == Names{"text 1", "text 3", "text 5", "text 7", "text sub/9"});
+    CHECK(in_order(val3) == in_order(val));
+    CHECK(val3 != val);
+}
+
+TEST_CASE("tokenize: of a .jsonl file every line is a document") {
+    TempDir dir;
+    fs::create_directory(dir / "in");
+    write_file(dir / "in/a.jsonl", "{\"text\": \"one\\n\\u00e9\", \"id\": 1}\r\n{\"meta\": {\"text\": \"no\"}, \"text\": \"two \\\"2\\\"\"}\n{\"text\":\"\"}\n{\"text\":\"a\\u0000b\"}");
+    write_file(dir / "in/b.txt", "{\"text\": \"a file\"}\n");
+    Result result = run("data/tokenize " + dir / "in --no-shuffle --train-tokenizer 257 --val-every 0 --out " + dir / "out");
+    REQUIRE_MESSAGE(result.code == 0, result.err);
+    CHECK(documents_in(dir / "out/train_000000.bin") == Names{"one\n\u00e9", "two \"2\"", std::string("a\0b", 3), "{\"text\": \"a file\"}\n"});
+    CHECK(contains(result.err, "skipped 1 line whose 'text' is empty: '" + dir / "in/a.jsonl: line 3'"));
+    CHECK(contains(result.out, "train: 4 documents, 35 bytes, 39 tokens"));
+    // Lines are validation and shuffled as files are.
+    REQUIRE(run("data/tokenize " + dir / "in/a.jsonl --train-tokenizer 257 --val-every 3 --overwrite --out " + dir / "out").code == 0);
+    CHECK(documents_in(dir / "out/val_000000.bin") == Names{std::string("a\0b", 3)});
+    CHECK(documents_in(dir / "out/train_000000.bin").size() == 2);
+
+    struct {
+        std::string line, found;
+    } bad[] = {
+        {"{\"text\": \"x\"", "is not JSON: column 13: "},
+        {"", "is not JSON"},
+        {"{\"text\": 5}", "'text': is 5, but must be a string"},
+        {"{\"txt\": \"x\"}", "'text' is missing"},
+        {"[\"text\"]", "is [\"text\"], but must be an object"},
+        {"{\"text\": \"\xff\"}", "is not JSON"},
+        {"{\"text\": \"x\", \"text\": \"y\"}", "has 'text' twice"},
+        {"{\"text\": \"" + std::string(100'000, 'x'), "is not JSON"},
+    };
+    for (auto& [line, found] : bad) {
+        CAPTURE(line.substr(0, 50));
+        write_file(dir / "in/a.jsonl", "{\"text\": \"one\"}\n" + line + "\n{\"text\": \"three\"}\n");
+        Result refused = run("data/tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "new");
+        CHECK(refused.code == 2);
+        CHECK(one_line(refused.err));
+        CHECK(refused.err.size() < 600);
+        CHECK_MESSAGE(contains(refused.err, "a.jsonl: line 2: " + found), refused.err.substr(0, 600));
+        CHECK(!fs::exists(dir / "new"));
+    }
+}
+
+TEST_CASE("tokenize: --separator splits the text of a file") {
+    TempDir dir;
+    auto split = [&](const std::string& text, const std::string& separator) {
+        write_file(dir / "in", text);
+        Result result = run("data/tokenize " + dir / "in --no-shuffle --train-tokenizer 257 --val-every 0 --overwrite --out " + dir / "out --separator " + separator);
+        REQUIRE_MESSAGE(result.code == 0, result.err);
+        return documents_in(dir / "out/train_000000.bin");
+    };
+    const std::string end = "'<|endoftext|>'";
+    CHECK(split("one\n<|endoftext|>\ntwo<|endoftext|>three", end) == Names{"one\n", "\ntwo", "three"});
+    CHECK(split("<|endoftext|>one<|endoftext|><|endoftext|>\n \n<|endoftext|>two<|endoftext|>", end) == Names{"one", "two"});
+    CHECK(split("no end of text <|endoftext|", end) == Names{"no end of text <|endoftext|"});
+    CHECK(split("a\n\n\nb\n\nc", "'\n\n'") == Names{"a", "\nb", "c"});
+    CHECK(split("aXXXb", "XX") == Names{"a", "Xb"});
+
+    // Across the pieces of 4 MiB that a file is read in.
+    const std::string long_text((4 << 20) - 5, 'x');
+    CHECK(split(long_text + "<|endoftext|>" + long_text + "<|endoftext|>two", end) == Names{long_text, long_text, "two"});
+
+    write_file(dir / "in", " <|endoftext|>\n");
+    Result none = run("data/tokenize " + dir / "in --train-tokenizer 257 --overwrite --out " + dir / "out --separator " + end);
+    CHECK(none.code == 2);
+    CHECK(contains(none.err, "no text in"));
+}
+
+TEST_CASE("tokenize: of a large file with many documents nothing but their places is kept") {
+    TempDir dir;
+    std::string line = "{\"padding\": \"" + std::string(4000, '.') + "\", \"text\": \"t\"}\n", lines;
+    for (int i = 0; i < 20'000; i++) lines += line;
+    write_file(dir / "in.jsonl", lines);
+    Result result = run("ulimit -v 50000 && data/tokenize " + dir / "in.jsonl --tokenizer data/gpt2_vocab.bpe --out " + dir / "out");   // 80 MB, in 50
+    CHECK_MESSAGE(result.code == 0, result.err);
+    CHECK(contains(result.out, "train: 19000 documents, 19000 bytes, 38000 tokens"));
+}
+
+TEST_CASE("tokenize: of very many documents the tokenizer is learned from some") {
+    TempDir dir;
+    std::string text;
+    for (int i = 0; text.size() < 34 << 20; i++) text += "word" + std::to_string(i % 977) + std::string(1000, ' ') + "|";
+    write_file(dir / "in", text);
+    Result result = run("data/tokenize " + dir / "in --separator '|' --train-tokenizer 300 --out " + dir / "out");
+    CHECK_MESSAGE(result.code == 0, result.err);
+    CHECK_MESSAGE(contains(result.out, " (of some documents) in "), result.out);
 }
 
 TEST_CASE("tokenize: shards are full but for the last, and together they are the tokens") {
@@ -183,6 +313,11 @@ TEST_CASE("tokenize: what cannot be is one line and code 2, and changes nothing"
         {in + out + " --train-tokenizer 257 --val-every 1", "--val-every 1"},
         {in + out + " --train-tokenizer 257 --val-every -5", "--val-every -5"},
         {in + out + " --train-tokenizer 257 --val-every 5 --val " + in, "--val"},
+        {in + out + " --train-tokenizer 257 --shuffle-seed -1", "--shuffle-seed -1 is not in 0 to 9223372036854775806"},
+        {in + out + " --train-tokenizer 257 --shuffle-seed 9223372036854775808", "is not in 0 to"},
+        {in + out + " --train-tokenizer 257 --shuffle-seed x", "--shuffle-seed"},
+        {in + out + " --train-tokenizer 257 --shuffle-seed 2 --no-shuffle", "--shuffle-seed excludes --no-shuffle"},
+        {in + out + " --train-tokenizer 257 --separator ''", "--separator is empty"},
         {in + out + " --train-tokenizer 257 --val " + dir / "empty", "which --val names"},
         {in + out + " --train-tokenizer 257 --frobnicate", "--frobnicate"},
         {in + " --train-tokenizer 257", "--out"},
