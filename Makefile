@@ -132,17 +132,23 @@ help:  ## this list
 clean:  ## remove what was built
 	rm -rf build $(PROGRAMS)
 
+.PHONY: check deps
+deps: packages  ## install what building, testing and plotting need and is missing (through apt-get; elsewhere it names the packages)
+
 packages:
-	@dev/setup.sh
+	@CXX='$(CXX)' dev/setup.sh
+# Once a make: those that it starts after packages need not look again.
+run test bench bench-ops profile kernels emulator: export CHECKED := yes
+check:
+	$(if $(CHECKED),,@CXX='$(CXX)' dev/setup.sh --check)
 
 # Which real parts the build found, a tick or a cross each, and what it is built for.
 tick = $(if $(2),✓,✗) $(1)
-parts:
-	@dev/setup.sh --check
+parts: check
 	@echo "parts: $(call tick,nvcc,$(NVCC)) $(if $(NVCC),$$($(NVCC) --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p'))" \
 	      "  $(call tick,GPU,$(GPU))" \
 	      "  $$(sed -n 's/.*DNNL_VERSION_\(MAJOR\|MINOR\|PATCH\) \([0-9]*\).*/\2/p' $(firstword $(wildcard $(THIRD_PARTY)/oneapi/dnnl/dnnl_version.h /usr/include/oneapi/dnnl/dnnl_version.h) /dev/null) | paste -sd. | sed 's/.\+/✓ oneDNN &/; s/^$$/✗ oneDNN/')" \
-	      "  $(call tick,PCRE2,$(filter yes,$(PCRE2)))$(if $(filter yes,$(PCRE2)),, (text cannot be encoded))" \
+	      "  $(call tick,PCRE2,$(filter yes,$(PCRE2)))$(if $(filter yes,$(PCRE2)),, (text cannot be encoded; make deps installs it))" \
 	      "  $(call tick,bf16 products of the CPU,$(HAS_BF16))  built for: $(TARGET) ($(WHY)), $(PRECISION)"
 
 # A line a file; with V=1 whole commands.
@@ -176,6 +182,7 @@ fp32/%: FORCE
 	+@$(MAKE) --no-print-directory PRECISION=fp32 $*
 plain: $(sort $(filter $(PLAIN)/%,$(LIBRARY) $(TESTS)))
 tests: $(BUILD)/tests $(BUILD)/step $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
+tests: $(BUILD)/bench $(BUILD)/bench_ops
 cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/ladder
 emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(if $(filter bf16,$(PRECISION)),$(EMULATOR)/faults.sh) $(BUILD)/step
 
@@ -268,5 +275,10 @@ $(EMULATOR)/tests: $(addprefix $(EMULATOR)/,$(LADDER) dev/kernels/test.o)
 $(BUILD)/ladder: $(addprefix $(BUILD)/,$(LADDER) dev/kernels/ladder.cu.o) $(BUILD)/llmc.a
 	$(call says,link)
 	$(Q)$(LINK) -o $@ $^ $(LDLIBS)
+
+# Nothing is compiled before what it takes is known to be here.
+COMPILED := $(basename $(wildcard *.cu llmc/*.cpp data/*.cpp dev/*.cpp dev/kernels/*.cpp test/*.cpp test/emulator/*.cpp)) without_pcre2
+KERNELS := $(wildcard llmc/*.cu dev/kernels/*.cu)
+$(foreach folder,$(PLAIN) $(HOST) $(EMULATOR),$(COMPILED:%=$(folder)/%.o)) $(foreach folder,$(EMULATOR) $(BUILD),$(KERNELS:%=$(folder)/%.o)): | check
 
 -include $(shell find $(PLAIN) $(HOST) $(BUILD) $(EMULATOR) -name '*.d' 2>/dev/null)

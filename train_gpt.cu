@@ -44,7 +44,8 @@ struct Settings {
     std::string window_pattern, activation, tied, qk_norm, value_embeds, lambdas, norm_wte, norm_lm_head;
     double softcap = 0, attn_scale = 0;
     // data
-    std::string data, val_data, tokenizer, packing = "stream";
+    std::vector<std::string> data, val_data;   // paths and patterns
+    std::string tokenizer, packing = "stream";
     int64_t data_seed = -1;   // -1: shards are read sorted
     // horizon
     int64_t steps = 0, batch_tokens = 0;
@@ -96,8 +97,8 @@ static void declare(Flags& flags, Settings& s) {
                  "of every layer's attention branch (nanochat 1, speedrun 1/sqrt(2 depth))");
 
     const std::string data = "Data";
-    flags.text("--data", s.data, K::run, data, "shards to train on: a path or 'pattern*.bin'");
-    flags.text("--val-data", s.val_data, K::run, data, "shards to evaluate on");
+    flags.texts("--data", s.data, K::run, data, "shards to train on: paths and patterns, as in corpus/train_*.bin");
+    flags.texts("--val-data", s.val_data, K::run, data, "shards to evaluate on, likewise");
     flags.text("--tokenizer", s.tokenizer, K::run, data,
                "tokenizer file, or GPT-2's vocab.bpe (the one beside the shards, else the checkpoint's)");
     flags.choice("--packing", s.packing, {"stream", "bos-bestfit"}, K::training, data,
@@ -166,9 +167,9 @@ static void declare(Flags& flags, Settings& s) {
     flags.toggle("--eval", s.eval, K::run, run, "prints loss and bits per byte of --init on --val-data, and does nothing else");
     flags.footer(
         "Examples:\n"
-        "  ./train_gpt --depth 4 --width 256 --seq-len 256 --vocab-size 4096 --data 'corpus/train_*.bin'\n"
-        "      --val-data corpus/val_000000.bin --steps 500 --batch-tokens 8192 --out out/d4\n"
-        "  ./train_gpt --resume out/d4/step_0000250.bin --data 'corpus/train_*.bin'\n"
+        "  ./train_gpt --depth 4 --width 256 --seq-len 256 --vocab-size 4096 --data corpus/train_*.bin\n"
+        "      --val-data corpus/val_*.bin --steps 500 --batch-tokens 8192 --out out/d4\n"
+        "  ./train_gpt --resume out/d4/step_0000250.bin --data corpus/train_*.bin\n"
         "  ./train_gpt --init out/d4/step_0000500.bin --sample 'int main('\n");
 }
 
@@ -373,7 +374,7 @@ static void print_plan(const GPTConfig& config, const Plan& plan, const MemoryPl
 template <class... Pieces>
 static void warn(const Pieces&... pieces) {
     std::cout.flush();
-    std::cerr << "train_gpt: warning: " << concat(pieces...) << std::endl;
+    std::cerr << readable(concat("train_gpt: warning: ", pieces...)) << std::endl;
 }
 
 // ------------------------------------------------------------------------------------------- files of a run
@@ -664,11 +665,11 @@ void Run::start_data() {
     options.T = config.seq_len;
     options.vocab_size = config.vocab_size;
     if (!s.val_data.empty()) {
-        options.pattern = s.val_data;
+        options.patterns = s.val_data;
         val = std::make_unique<DataLoader>(options);
     }
     if (s.data.empty()) return find_tokenizer();
-    options.pattern = s.data;
+    options.patterns = s.data;
     auto open = [&] {
         options.packing = packing_named(s.packing);
         if (s.data_seed >= 0) options.shuffle_seed = static_cast<uint64_t>(s.data_seed);
@@ -691,14 +692,18 @@ void Run::start_data() {
     }
 }
 
-static std::string text_of(const json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
+/// A value on a line of the start-up table: of several, the first, the last and how many.
+static std::string text_of(const json& value) {
+    if (value.is_array()) return concat(text_of(value.front()), " ... ", text_of(value.back()), " (", value.size(), ")");
+    return readable(value.is_string() ? value.get<std::string>() : value.dump());
+}
 
 void Run::print_start() {
     std::cout << "deepen train_gpt " << build_commit() << ", " << PRECISION_NAME << ", " << device_name() << "\n";
     for (FlagKind kind : {FlagKind::model, FlagKind::training, FlagKind::run}) {
         const json values = flags.values(kind);
         for (auto& [name, value] : values.items())
-            if (!(value.is_string() && value == "")) std::printf("  %-18s %s\n", name.c_str(), text_of(value).c_str());
+            if (const std::string text = text_of(value); !text.empty()) std::printf("  %-18s %s\n", name.c_str(), text.c_str());
     }
     if (parent)
         std::cout << "from " << parent->path << ", " << parent->header["lineage"]["operation"].get<std::string>() << ", step "

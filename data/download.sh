@@ -1,8 +1,11 @@
 # Downloads that go on where they stopped. For the scripts beside it, which source this file.
 
-# fail TEXT: ends the script with one line, as the programs do.
+# fail TEXT: ends the script with one short line, as the programs do (llmc/error.h).
 fail() {
-    echo "$(basename "$0"): $*" >&2
+    local text
+    text="$(basename "$0"): ${*//[[:cntrl:]]/ }"
+    [ ${#text} -le 600 ] || text="${text:0:360}... ($((${#text} - 600)) characters left out) ...${text: -240}"
+    echo "$text" >&2
     exit 2
 }
 
@@ -10,7 +13,7 @@ bytes_of() { stat -c %s "$1" 2>/dev/null || echo 0; }
 
 # open_folder DIR: makes the folder, and keeps other downloads out of it until the script ends.
 open_folder() {
-    command -v curl >/dev/null || fail "curl is missing; install it with: apt-get install curl"
+    command -v curl >/dev/null || fail "curl is missing; install it (make deps)"
     { mkdir -p "$1" && exec 9<"$1"; } 2>/dev/null || fail "cannot make the folder '$1'; name another one"
     flock -n 9 || fail "another download is going into '$1'; wait for it, or name another folder"
 }

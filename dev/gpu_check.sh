@@ -141,13 +141,13 @@ done
 build_errors() {
     say ""
     for p in bf16 fp32; do
-        [[ " ${built[*]} " == *" $p "* ]] || ! grep -m 5 -E 'error|Error|\*\*\*' "$logs/build-$p.log" >"$logs/errors" || quote "$logs/errors"
+        [[ " ${built[*]} " == *" $p "* ]] || ! grep -m 5 -E 'error|Error|\*\*\*|^setup: ' "$logs/build-$p.log" >"$logs/errors" || quote "$logs/errors"
     done
 }
 if [ ${#built[@]} = 0 ]; then
     build_errors
-    ! grep -qE '(nlohmann|CLI|doctest|xxhash).*: No such file' "$logs"/build-*.log ||
-        say "Headers are missing: install libcli11-dev, nlohmann-json3-dev, libxxhash-dev and doctest-dev, or say where they lie: make gpu-check THIRD_PARTY=dir."
+    ! grep -qE '(nlohmann|CLI|doctest|xxhash).*: No such file|^setup: not here' "$logs"/build-*.log ||
+        say "Headers are missing: make deps installs them, or names their packages; or say where they lie: make gpu-check THIRD_PARTY=dir."
     say "Nothing was built, so nothing was run."
     exit 1
 fi

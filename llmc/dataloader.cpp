@@ -1,12 +1,14 @@
 // The loader: which tokens make the next micro-batch, and the thread that reads them ahead.
 #include "llmc/dataloader.h"
 #include <glob.h>
+#include <sys/stat.h>
 #include <algorithm>
 #include <filesystem>
 #include <iomanip>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <set>
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 #include "llmc/error.h"
@@ -26,6 +28,11 @@ Packing packing_named(const std::string& name) {
     for (Packing packing : {Packing::stream, Packing::bos_bestfit})
         if (name == name_of(packing)) return packing;
     fail("packing is '", name, "', but must be one of: stream, bos-bestfit");
+}
+
+/// As errors name them: the first, and how many more.
+static std::string patterns_text(const std::vector<std::string>& patterns) {
+    return concat("'", patterns.front(), "'", patterns.size() > 1 ? concat(" and ", patterns.size() - 1, " more") : "");
 }
 
 // ------------------------------------------------------------------------------------------ the order of tokens
@@ -115,7 +122,7 @@ private:
             place.token = find_bos(shard, start + 1);
             return {shard, start, place.token - start};
         }
-        fail("no shard of '", options.pattern, "' holds the token ", options.bos, " that begins a document, which rows of --packing ",
+        fail("no shard of ", patterns_text(options.patterns), " holds the token ", options.bos, " that begins a document, which rows of --packing ",
              name_of(options.packing), " start with; use --packing stream, or make the shards again with data/tokenize");
     }
 
@@ -184,17 +191,31 @@ private:
 
 // ------------------------------------------------------------------------------------------ the shards
 
-/// The path itself where there is such a file, else what the pattern matches, sorted byte by byte.
+/// The path itself where there is such a file, else what the pattern matches.
 static std::vector<std::string> matching_paths(const std::string& pattern) {
     if (std::error_code ignored; std::filesystem::exists(pattern, ignored)) return {pattern};
     std::vector<std::string> paths;
     glob_t found{};
     if (glob(pattern.c_str(), GLOB_TILDE | GLOB_NOSORT, nullptr, &found) == 0) paths.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
     globfree(&found);
-    std::sort(paths.begin(), paths.end());
-    require(!paths.empty(), "no file matches '", pattern, "'; give the path of a shard, or a pattern in quotes like 'corpus/train_*.bin' ",
+    require(!paths.empty(), "no file matches '", pattern, "'; give paths of shards, or a pattern like 'corpus/train_*.bin' ",
             "(text becomes shards by data/tokenize)");
     return paths;
+}
+
+/// Of all patterns, sorted byte by byte, each file once.
+static std::vector<std::string> matching_paths(const std::vector<std::string>& patterns) {
+    std::vector<std::string> paths, once;
+    for (const std::string& pattern : patterns)
+        for (std::string& path : matching_paths(pattern)) paths.push_back(std::move(path));
+    std::sort(paths.begin(), paths.end());
+    std::set<std::pair<dev_t, ino_t>> seen;
+    for (std::string& path : paths) {
+        struct stat file;
+        // What cannot be looked at is named when it is opened.
+        if (stat(path.c_str(), &file) != 0 || seen.emplace(file.st_dev, file.st_ino).second) once.push_back(std::move(path));
+    }
+    return once;
 }
 
 /// The first token of a shard.
@@ -210,7 +231,8 @@ DataLoader::DataLoader(LoaderOptions given) : options(std::move(given)) {
     require(o.processes >= 1 && o.process >= 0 && o.process < o.processes, "process is ", o.process, " of ", o.processes,
             ", but must be 0 to processes - 1");
     require(o.vocab_size >= 1, "vocabulary is ", o.vocab_size, ", but must be 1 or more");
-    for (const std::string& path : matching_paths(o.pattern)) files.push_back({path, read_shard_header(path)});
+    require(!o.patterns.empty(), "no shards were named; give their paths, or a pattern like 'corpus/train_*.bin'");
+    for (const std::string& path : matching_paths(o.patterns)) files.push_back({path, read_shard_header(path)});
 
     // A micro-batch of all processes: consecutive tokens of one shard, or rows of T + 1 from anywhere.
     const bool stream = o.packing == Packing::stream;
@@ -219,7 +241,7 @@ DataLoader::DataLoader(LoaderOptions given) : options(std::move(given)) {
     if (stream) have = std::max_element(files.begin(), files.end(), [](auto& a, auto& b) { return a.tokens < b.tokens; })->tokens;
     require(have >= need, "a micro-batch of ", o.B, " x ", o.T, " tokens (device_batch x seq_len) for each of ", o.processes,
             " processes takes ", std::fixed, std::setprecision(0), need, " tokens", stream ? " of one shard" : "", ", but the ",
-            stream ? "largest of " : "", shards(), " shards of '", o.pattern, "' ", stream ? "has " : "have ", have,
+            stream ? "largest of " : "", shards(), " shards of ", patterns_text(o.patterns), " ", stream ? "has " : "have ", have,
             "; use a smaller --device-batch or --seq-len, or more text");
 
     order.resize(files.size());
@@ -277,7 +299,7 @@ DataLoader::Place DataLoader::place_of(const json& position) const {
     const std::string where = "position in the data";
     const std::string& print = json_string(json_member(position, "fingerprint", where), where + ": fingerprint");
     require(print == fingerprint(), where, ": it is one in other shards (", json_member(position, "shards", where), " of ",
-            json_member(position, "tokens", where), " tokens) than those of '", options.pattern, "' (", shards(), " of ", total_tokens(),
+            json_member(position, "tokens", where), " tokens) than those of ", patterns_text(options.patterns), " (", shards(), " of ", total_tokens(),
             " tokens, or other file names); give the shards of before");
     const std::string& packing = json_string(json_member(position, "packing", where), where + ": packing");
     require(packing == name_of(options.packing), where, ": it is one of --packing ", packing, ", but now it is ", name_of(options.packing),

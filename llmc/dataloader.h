@@ -27,7 +27,7 @@ const char* name_of(Packing packing);                    ///< stream, bos-bestfi
 Packing packing_named(const std::string& name);          ///< throws std::invalid_argument with the names that exist
 
 struct LoaderOptions {
-    std::string pattern;                                 ///< a path, or a pattern of them (glob(7)): corpus/train_*.bin
+    std::vector<std::string> patterns;                   ///< paths, and patterns of them (glob(7)): corpus/train_*.bin
     int B = 0, T = 0;                                    ///< rows of a micro-batch, tokens of a row
     int vocab_size = 0;                                  ///< a token of this id or above is an error
     int process = 0, processes = 1;                      ///< which of how many read the same shards together
@@ -39,7 +39,10 @@ struct LoaderOptions {
 /// Reads micro-batches. Two are kept read ahead by a thread of its own; what goes wrong in it is thrown by next() and
 /// peek_targets(). One caller at a time. Once the reading has begun, a micro-batch of stream packing allocates nothing.
 ///
-/// Errors (std::invalid_argument) name the file, the position and the way out: no match, a bad header (all are checked
+/// The shards are those of all patterns, sorted by path byte by byte: neither the order of the patterns matters, nor whether the shell or
+/// the loader expands them. A file that is named twice, by a link too, is read once, under the first of its paths.
+///
+/// Errors (std::invalid_argument) name the file, the position and the way out: a pattern without a match, a bad header (all are checked
 /// at construction), shards too small, a token beyond the vocabulary, a shard that was cut short or removed meanwhile.
 class DataLoader {
 public:

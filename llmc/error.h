@@ -1,5 +1,10 @@
 // Errors: every refusal is one line that names the thing, the rule, the value and the way out.
 #pragma once
+#include <unistd.h>
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
 #include <exception>
 #include <iostream>
 #include <mutex>
@@ -52,22 +57,48 @@ private:
     std::exception_ptr first;
 };
 
-/// What main() of every program does: runs `body`, and turns what it throws into one line on stderr
-/// (`name: text`) and exit code 2. A line break inside a text (a user's path) is printed as a space.
-/// more_memory: what to do when there is not enough.
+/// A text as it is printed of an error, whatever of a user's it repeats: on one line, since control characters (a line break in a
+/// path) become spaces; and of more than 600 characters the first 360 and the last 240, where the way out is, with the number of
+/// those between them. UTF-8 is not cut within a character.
+inline std::string readable(std::string text) {
+    constexpr size_t longest = 600, first = 360, last = 240;
+    for (char& c : text)
+        if ((c >= 0 && c < ' ') || c == 127) c = ' ';
+    if (text.size() <= longest) return text;
+    auto continues = [&](size_t at) { return (text[at] & 0xC0) == 0x80; };   // a byte of UTF-8 that begins no character
+    size_t from = first, to = text.size() - last;
+    while (from > first - 4 && continues(from)) from--;
+    while (to < text.size() - last + 4 && continues(to)) to++;
+    const auto left_out = std::count_if(text.begin() + from, text.begin() + to, [](char c) { return (c & 0xC0) != 0x80; });
+    return concat(text.substr(0, from), "... (", left_out, " characters left out) ...", text.substr(to));
+}
+
+/// A program is built for the processor that it is built on. One that lacks an instruction of it gets a line and exit code 2 in place of a
+/// crash; from before all other initialization on, which may be where it is met.
+struct ProcessorGuard {
+    ProcessorGuard() { std::signal(SIGILL, refuse); }
+    static void refuse(int) {
+        static constexpr char text[] = ": this processor lacks an instruction that the program was built with; build it here: make clean, then make\n";
+        bool written = write(STDERR_FILENO, program_invocation_short_name, std::strlen(program_invocation_short_name)) > 0;
+        if (written) written = write(STDERR_FILENO, text, sizeof text - 1) > 0;
+        _exit(2);
+    }
+};
+[[gnu::init_priority(101)]] inline ProcessorGuard processor_guard;
+
+/// What main() of every program does: runs `body`, and turns what it throws into one readable line on stderr (`name: text`) and exit
+/// code 2. more_memory: what to do when there is not enough.
 template <class Body>
 int run_program(const char* name, Body body, const char* more_memory = "free some, or use a machine that has more") {
+    std::string text;
     try {
         return body();
     } catch (const std::bad_alloc&) {
-        std::cout.flush();
-        std::cerr << name << ": out of memory; " << more_memory << std::endl;
+        text = concat("out of memory; ", more_memory);
     } catch (const std::exception& error) {
-        std::string text = error.what();
-        for (char& c : text)
-            if (c == '\n' || c == '\r') c = ' ';
-        std::cout.flush();
-        std::cerr << name << ": " << text << std::endl;
+        text = error.what();
     }
+    std::cout.flush();
+    std::cerr << readable(concat(name, ": ", text)) << std::endl;
     return 2;
 }

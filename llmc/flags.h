@@ -42,6 +42,23 @@ public:
             require(!given(flag) || !value.empty() || may_be_empty, flag, " is empty; give a value, or leave it out");
         });
     }
+    /// As many values as follow the flag, until the next one; given again, it adds to them. In JSON one is a text, as text() has it,
+    /// several are an array.
+    void texts(const std::string& flag, std::vector<std::string>& values, FlagKind kind, const std::string& group, const std::string& help) {
+        const CLI::callback_t take = [&values](const CLI::results_t& given) {
+            values = given;
+            return true;
+        };
+        // Not as CLI11's vectors, which take [a,b] apart: it may be a pattern of file names.
+        CLI::Option* option = app.add_option(flag, take, help)->expected(1, 1 << 24)->allow_extra_args(false)->group(group)->type_name("TEXT");
+        auto get = [&values] { return values.empty() ? nlohmann::json("") : values.size() == 1 ? nlohmann::json(values[0]) : nlohmann::json(values); };
+        auto set = [&values](const nlohmann::json& j) { values = j.is_string() ? std::vector{j.get<std::string>()} : j.get<std::vector<std::string>>(); };
+        table.push_back({flag, kind, option, get, set});
+        checks.push_back([flag, &values] {
+            bool empty = std::any_of(values.begin(), values.end(), [](const std::string& value) { return value.empty(); });
+            require(!empty, flag, " is empty; give a value, or leave it out");
+        });
+    }
     void choice(const std::string& flag, std::string& value, const std::vector<std::string>& choices, FlagKind kind, const std::string& group,
                 const std::string& help) {
         add(flag, value, kind, group, help + ": " + CLI::detail::join(choices, "|"));

@@ -21,7 +21,7 @@ struct Splitter::Pattern {};
 Splitter::Splitter(SplitKind) {}
 
 void Splitter::split(std::string_view, const std::function<void(std::string_view)>&) {
-    fail("split: this program was built without PCRE2, which encoding text needs; install libpcre2-dev (dev/setup.sh does) and make again");
+    fail("split: this program was built without PCRE2, which encoding text needs; install it (make deps) and make again");
 }
 
 #else

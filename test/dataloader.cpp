@@ -121,7 +121,7 @@ struct Data {
     }
     LoaderOptions options(int B, int T, Packing packing = Packing::stream) const {
         LoaderOptions o;
-        o.pattern = dir / "train_*.bin";
+        o.patterns = {dir / "train_*.bin"};
         o.B = B;
         o.T = T;
         o.vocab_size = 65536;
@@ -378,9 +378,52 @@ TEST_CASE("what it says of the data") {
 
     // A path is a pattern too, also one with characters that mean something in patterns.
     LoaderOptions o = data.options(1, 4);
-    o.pattern = data.dir / "odd[1]*.bin";
-    write_shard(o.pattern, {1, 2, 3, 4, 5});
+    o.patterns = {data.dir / "odd[1]*.bin"};
+    write_shard(o.patterns[0], {1, 2, 3, 4, 5});
     CHECK(DataLoader(o).total_tokens() == 5);
+}
+
+TEST_CASE("many paths and patterns: the same shards in the same order as one pattern, each file once") {
+    CountingData data({30, 20, 10, 40});
+    const LoaderOptions o = data.options(2, 4);
+    DataLoader one(o);
+    const std::vector<Micro> expected = next(one, o, 20);
+    auto path = [&](int i) { return data.dir / ("train_" + std::to_string(i) + ".bin"); };
+    auto same = [&](const std::vector<std::string>& patterns) {
+        LoaderOptions many = o;
+        many.patterns = patterns;
+        DataLoader loader(many);
+        CHECK(loader.paths() == one.paths());
+        CHECK(loader.fingerprint() == one.fingerprint());
+        CHECK(next(loader, many, 20) == expected);
+        loader.restore(json::parse(one.position().dump()));
+        one.rewind();
+    };
+    same({path(0), path(1), path(2), path(3)});                     // as a shell without quotes gives them
+    same({path(3), path(1), path(0), path(2)});
+    same({data.dir / "train_[01].bin", data.dir / "train_[23].bin"});
+    same({path(2), data.dir / "train_*.bin", path(2), data.dir / "train_3*"});
+    std::filesystem::create_symlink(path(1), data.dir / "train_link.bin");
+    std::filesystem::create_hard_link(path(2), data.dir / "train_other.bin");
+    std::filesystem::create_directory_symlink(data.dir.path, data.dir / "zone");
+    same({data.dir / "train_*.bin"});                               // by links too
+    same({data.dir / "train_link.bin", data.dir / "train_*.bin", data.dir / "zone/train_0.bin"});
+
+    LoaderOptions links = o;                                        // a link alone has its own name
+    links.patterns = {data.dir / "train_link.bin"};
+    CHECK(DataLoader(links).first_shard() == data.dir / "train_link.bin");
+
+    LoaderOptions wrong = o;
+    auto refusal = [&] { return error_of([&] { DataLoader loader(wrong); }); };
+    wrong.patterns = {path(0), data.dir / "none_*.bin", path(1)};   // one that matches nothing is named, though others do
+    CHECK(has(refusal(), "no file matches '" + data.dir / "none_*.bin'"));
+    wrong.patterns = {path(0), path(7)};
+    CHECK(has(refusal(), "no file matches '" + path(7) + "'"));
+    wrong.patterns = {};
+    CHECK(has(refusal(), "no shards were named"));
+    wrong.patterns = {path(0), path(1), path(2)};
+    wrong.B = 400;
+    CHECK(has(refusal(), "of 3 shards of '" + path(0) + "' and 2 more has 30"));
 }
 
 TEST_CASE("refused at the start, with the file and the way out") {
@@ -389,11 +432,11 @@ TEST_CASE("refused at the start, with the file and the way out") {
     auto refusal = [&] { return error_of([&] { DataLoader loader(o); }); };
     CHECK(refusal().empty());
 
-    o.pattern = data.dir / "none_*.bin";
-    CHECK(has(refusal(), "no file matches '" + o.pattern + "'"));
-    o.pattern = data.dir.path;
+    o.patterns = {data.dir / "none_*.bin"};
+    CHECK(has(refusal(), "no file matches '" + o.patterns[0] + "'"));
+    o.patterns = {data.dir.path};
     CHECK(has(refusal(), data.dir.path));
-    o.pattern = "";
+    o.patterns = {""};
     CHECK(has(refusal(), "no file matches ''"));
 
     o = data.options(4, 8);

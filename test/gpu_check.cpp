@@ -210,6 +210,9 @@ TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 
         CHECK(!contains(machine.report(), "THIRD_PARTY=dir"));
         machine.stand_in("make", "echo 'fatal error: nlohmann/json.hpp: No such file or directory'; exit 2");
         failed(machine, "or say where they lie: make gpu-check THIRD_PARTY=dir.");
+        machine.stand_in("make", "echo 'setup: not here: CLI11; make deps installs what building and testing need'; exit 2");
+        failed(machine, "Headers are missing: make deps installs them, or names their packages; or say where they lie");
+        CHECK(contains(machine.report(), "\n```\nsetup: not here: CLI11; make deps"));
     }
     SUBCASE("one precision does not build") {
         GpuMachine machine;

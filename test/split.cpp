@@ -18,7 +18,7 @@ TEST_CASE("split: without PCRE2 it says what is missing" * doctest::skip(can_spl
     MESSAGE("built without PCRE2: the tests of the tokenizer's encoder are left out");
     for (SplitKind kind : {SplitKind::nanochat, SplitKind::gpt2})
         CHECK_THROWS_WITH_AS(split(kind, "a"),
-                             "split: this program was built without PCRE2, which encoding text needs; install libpcre2-dev (dev/setup.sh does) and make again",
+                             "split: this program was built without PCRE2, which encoding text needs; install it (make deps) and make again",
                              std::invalid_argument);
 }
 

@@ -234,6 +234,46 @@ TEST_CASE("train_gpt: 20 steps, resumed for 20 more, give the bytes of 40 in one
     check_refused("./train_gpt" + w.data + " --resume " + step_file(w / "0", 20) + " --out " + w / "x" + frozen, "not frozen");
 }
 
+TEST_CASE("train_gpt: --data takes paths and patterns, with and without quotes: the same bytes, and a log and a table as short as before") {
+    Workplace w;
+    const std::string run = SPEEDRUN + " --steps 8 --save-every 4 --data-seed 1 --out ";
+    const std::string quoted = go_well(run + w / "quoted" + w.data + w.val);
+    const std::string bytes = read_file(step_file(w / "quoted", 8));
+    const std::string one = w / "train_0.bin", other = w / "train_1.bin", plain = w / "train_*.bin";
+    for (std::string data : {" --data " + plain + " --val-data " + w / "val_*.bin", " --data " + other + " " + one + w.val, w.val + " --data=" + one + " " + other,
+                             " --data " + other + w.val + " --data " + one, " --data " + one + " " + plain + " '" + plain + "' --val-data " + w / "val_0.bin " + w / "val_0.bin"}) {
+        CAPTURE(data);
+        go_well(run + w / "x --overwrite" + data);
+        CHECK(read_file(step_file(w / "x", 8)) == bytes);
+        go_well("./train_gpt --resume " + step_file(w / "x", 4) + data + " --out " + w / "resumed --overwrite");
+        CHECK(read_file(step_file(w / "resumed", 8)) == bytes);
+    }
+    json flags = events(w / "quoted", "start").at(0)["flags"];
+    CHECK(flags["data"] == w / "train_*.bin");
+    CHECK(flags["val-data"] == w / "val_0.bin");
+    CHECK(events(w / "x", "start").at(0)["flags"]["data"].size() == 4);
+    CHECK(contains(quoted, "  data               " + plain + "\n"));
+
+    // A thousand shards: a line of the table.
+    fs::create_directory(w / "many");
+    const std::string shard = read_file(one);
+    for (int i = 1000; i < 2000; i++) write_file(w / ("many/train_" + std::to_string(i) + ".bin"), shard);
+    const std::string many = go_well(SPEEDRUN + " --steps 1 --out " + w / "y --data " + w / "many/train_*.bin" + w.val);
+    CHECK(contains(many, "  data               " + w / "many/train_1000.bin ... " + w / "many/train_1999.bin (1000)\n"));
+    CHECK(contains(many, "tokens in 1000 shards"));
+    CHECK(events(w / "y", "start").at(0)["flags"]["data"].size() == 1000);
+
+    check_refused(run + w / "z --data " + one + " " + w / "missing_*.bin " + other, "no file matches '" + w / "missing_*.bin'");
+    check_refused(run + w / "z --data " + one + " ''", "--data is empty");
+    check_refused(run + w / "z --data", "--data");
+    check_refused(run + w / "z --data --eval-tokens", "--eval-tokens");
+    check_refused(run + w / "z " + one, one);   // no flag before it
+    check_refused("./train_gpt --resume " + step_file(w / "quoted", 4) + " --data " + one, "it is one in other shards");
+    CHECK(!fs::exists(w / "z"));
+    fs::copy_file(one, w / "[0,1]");   // a name that CLI11 takes for a list
+    go_well("sh -c 'top=$PWD; cd " + w.dir.path + " && exec $top/" + (run + "z").substr(2) + " --data \"[0,1]\"'");
+}
+
 TEST_CASE("train_gpt: a longer horizon goes on where a shorter one ended, while no schedule depends on it") {
     Workplace w;
     for (std::string model : {NANOCHAT + " --weight-decay 0", SPEEDRUN}) {
@@ -265,6 +305,15 @@ TEST_CASE("train_gpt: SIGTERM and SIGINT save and exit with 0; resumed, the run 
         go_well("./train_gpt" + w.data + " --resume " + said[2].str());
         CHECK(read_file(step_file(out, 300)) == read_file(step_file(w / "whole", 300)));
     }
+}
+
+TEST_CASE("train_gpt: an instruction that the processor lacks is one line and code 2") {
+    Workplace w;
+    Child child("exec " + SPEEDRUN + w.data + " --steps 300 --out " + w / "x");
+    child.wait_for("\nstep 1/300");
+    child.signal(SIGILL);
+    CHECK(child.finish().code == 2);
+    CHECK(child.finish().err == "train_gpt: this processor lacks an instruction that the program was built with; build it here: make clean, then make\n");
 }
 
 TEST_CASE("train_gpt: killed at random instants it goes on from its last file, to the bytes of one never killed") {
