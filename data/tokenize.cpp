@@ -89,12 +89,11 @@ public:
 
     /// One line for each reason to skip files.
     void print_skipped() const {
-        for (const auto& [reason, paths] : skipped)
-            std::cerr << "tokenize: warning: skipped " << paths.size() << (paths.size() == 1 ? " file: " : " files: ") << reason << ": '"
-                      << paths[0] << (paths.size() == 1 ? "'\n" : "' and others\n");
-        if (empty_lines > 0)
-            std::cerr << "tokenize: warning: skipped " << empty_lines << (empty_lines == 1 ? " line whose 'text' is empty: '" : " lines whose 'text' is empty: '")
-                      << first_empty_line << (empty_lines == 1 ? "'\n" : "' and others\n");
+        auto warn = [](size_t count, const std::string& one, const std::string& several, const std::string& first) {
+            std::cerr << readable(concat("tokenize: warning: skipped ", count, count == 1 ? one : several, ": '", first, count == 1 ? "'" : "' and others")) << std::endl;
+        };
+        for (const auto& [reason, paths] : skipped) warn(paths.size(), " file: " + reason, " files: " + reason, paths[0]);
+        if (empty_lines > 0) warn(static_cast<size_t>(empty_lines), " line whose 'text' is empty", " lines whose 'text' is empty", first_empty_line);
     }
 
 private:

@@ -16,7 +16,7 @@ Arena::~Arena() {
         if (base) device_free(base);
     } catch (const std::exception& error) {   // a fault on the device that nobody has waited for
         std::cout.flush();
-        std::cerr << label << ": " << error.what() << std::endl;
+        std::cerr << readable(concat(label, ": ", error.what())) << std::endl;
         std::_Exit(2);
     }
 }

@@ -240,18 +240,23 @@ TEST_CASE("train_gpt: --data takes paths and patterns, with and without quotes: 
     const std::string quoted = go_well(run + w / "quoted" + w.data + w.val);
     const std::string bytes = read_file(step_file(w / "quoted", 8));
     const std::string one = w / "train_0.bin", other = w / "train_1.bin", plain = w / "train_*.bin";
-    for (std::string data : {" --data " + plain + " --val-data " + w / "val_*.bin", " --data " + other + " " + one + w.val, w.val + " --data=" + one + " " + other,
-                             " --data " + other + w.val + " --data " + one, " --data " + one + " " + plain + " '" + plain + "' --val-data " + w / "val_0.bin " + w / "val_0.bin"}) {
-        CAPTURE(data);
-        go_well(run + w / "x --overwrite" + data);
-        CHECK(read_file(step_file(w / "x", 8)) == bytes);
-        go_well("./train_gpt --resume " + step_file(w / "x", 4) + data + " --out " + w / "resumed --overwrite");
-        CHECK(read_file(step_file(w / "resumed", 8)) == bytes);
+    const std::vector<std::string> ways = {" --data " + plain + " --val-data " + w / "val_*.bin", w.val + " --data=" + other + " " + one, " --data " + other + w.val + " --data " + one,
+                                           " --data " + one + " " + plain + " '" + plain + "' --val-data " + w / "val_0.bin " + w / "val_0.bin"};
+    std::vector<std::string> whole, resumed;
+    for (size_t i = 0; i < ways.size(); i++) {
+        whole.push_back(run + w / std::to_string(i) + ways[i]);
+        resumed.push_back("./train_gpt --resume " + step_file(w / "quoted", 4) + ways[i] + " --out " + w / std::to_string(i) + "-resumed");
+    }
+    go_all(whole);
+    go_all(resumed);
+    for (size_t i = 0; i < ways.size(); i++) {
+        CAPTURE(ways[i]);
+        for (std::string end : {"", "-resumed"}) CHECK(read_file(step_file(w / std::to_string(i) + end, 8)) == bytes);
     }
     json flags = events(w / "quoted", "start").at(0)["flags"];
     CHECK(flags["data"] == w / "train_*.bin");
     CHECK(flags["val-data"] == w / "val_0.bin");
-    CHECK(events(w / "x", "start").at(0)["flags"]["data"].size() == 4);
+    CHECK(events(w / "3", "start").at(0)["flags"]["data"].size() == 4);
     CHECK(contains(quoted, "  data               " + plain + "\n"));
 
     // A thousand shards: a line of the table.
