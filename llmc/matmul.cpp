@@ -175,8 +175,8 @@ static bool rows_share_sets(const Product& p, int64_t ld, int64_t uses) {
     return ld % 256 == 0 && std::min(p.M, p.N) <= 512 && p.K >= 256 && uses >= 128;
 }
 
-// Rows of such an operand are copied, at most this many at a time, to where they lie a cache line further apart.
-static constexpr int64_t COPIED_ROWS = 512, CACHE_LINE = 16;
+// Rows of such operands are copied, some hundreds at a time, to where they lie a cache line further apart.
+static constexpr int64_t MOST_ROWS = 512, LEAST_ROWS = 128, COPIED = int64_t{1} << 20, CACHE_LINE = 16;   // in elements
 
 static void spread_rows(float* to, const float* from, int64_t rows, int64_t cols, int64_t ld) {
 #pragma omp parallel for
@@ -186,7 +186,8 @@ static void spread_rows(float* to, const float* from, int64_t rows, int64_t cols
 static void multiply_fp32(float* out, const float* a, const float* b, const Product& p) {
     const bool copy_a = p.transpose_a && rows_share_sets(p, p.lda, p.N), copy_b = !p.transpose_b && rows_share_sets(p, p.ldb, p.M);
     if (!copy_a && !copy_b) return sgemm(out, a, b, p, p.K, p.lda, p.ldb, p.beta);
-    const int64_t rows = std::min(COPIED_ROWS, p.K), size_a = copy_a ? rows * (p.M + CACHE_LINE) : 0, size_b = copy_b ? rows * (p.N + CACHE_LINE) : 0;
+    const int64_t width_a = copy_a ? p.M + CACHE_LINE : 0, width_b = copy_b ? p.N + CACHE_LINE : 0;
+    const int64_t rows = std::min(p.K, std::clamp(COPIED / (width_a + width_b), LEAST_ROWS, MOST_ROWS)), size_a = rows * width_a, size_b = rows * width_b;
     float* a_copy = static_cast<float*>(scratchpad(static_cast<size_t>(size_a + size_b) * sizeof(float)));
     float* b_copy = a_copy + size_a;
     for (int64_t k = 0; k < p.K; k += rows) {
