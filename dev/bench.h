@@ -1,4 +1,4 @@
-// What the benches share: the two models that dev/results reports, tensors of noise, a clock. In terms of llmc/device.h alone.
+// What the benches share: the two models that dev/results reports, tensors of noise, a clock. In terms of llmc/device.h and memory.h alone.
 #pragma once
 #include <algorithm>
 #include <chrono>
@@ -9,6 +9,7 @@
 #include "llmc/device.h"
 #include "llmc/error.h"
 #include "llmc/json.h"
+#include "llmc/memory.h"
 
 struct BenchModel {
     std::string name;
@@ -55,7 +56,7 @@ class Tensors {
 public:
     Tensors() = default;
     ~Tensors() {
-        for (void* memory : blocks) device_free(memory);
+        for (void* memory : blocks) release(memory);
     }
     Tensors(const Tensors&) = delete;
     Tensors& operator=(const Tensors&) = delete;

@@ -8,6 +8,7 @@
 #include "llmc/checks.h"
 #include "llmc/device.h"
 #include "llmc/matmul.h"
+#include "llmc/memory.h"
 
 static void blas_check(cublasStatus_t status, const char* op) {
     if (status != CUBLAS_STATUS_SUCCESS)
@@ -327,7 +328,7 @@ struct DeviceNumbers {
         }
         copy_to_device(data, numbers.data(), numbers.size() * sizeof(floatX), nullptr);
     }
-    ~DeviceNumbers() { device_free(data); }
+    ~DeviceNumbers() { release(data); }
     DeviceNumbers(const DeviceNumbers&) = delete;
     DeviceNumbers& operator=(const DeviceNumbers&) = delete;
 };

@@ -9,17 +9,19 @@
 static constexpr size_t PIECE_ALIGNMENT = 256;   // a cache line on the CPU, a full coalesced access on a GPU
 static constexpr size_t MOST = size_t{1} << 60;   // of one block: sums of a few stay far from overflow
 
-Arena::Arena(std::string name) : label(std::move(name)) {}
-
-Arena::~Arena() {
+void release(void* memory) noexcept {
     try {
-        if (base) device_free(base);
-    } catch (const std::exception& error) {   // a fault on the device that nobody has waited for
+        if (memory) device_free(memory);
+    } catch (const std::exception& error) {
         std::cout.flush();
-        std::cerr << readable(concat(label, ": ", error.what())) << std::endl;
+        std::cerr << error.what() << std::endl;
         std::_Exit(2);
     }
 }
+
+Arena::Arena(std::string name) : label(std::move(name)) {}
+
+Arena::~Arena() { release(base); }
 
 size_t Arena::reserve(size_t bytes) {
     size_t at = size;

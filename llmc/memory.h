@@ -6,6 +6,10 @@
 #include <vector>
 #include "llmc/types.h"
 
+/// device_free() for destructors, which must not throw: a fault of the device that nobody has waited for ends the program with one line
+/// on stderr and exit code 2.
+void release(void* memory) noexcept;
+
 /// Pieces are added first, which costs nothing and tells the size (this is the memory plan), then allocated at once.
 class Arena {
 public:

@@ -4,6 +4,7 @@
 #include <random>
 #include "dev/kernels/ladder.h"
 #include "llmc/device.h"
+#include "llmc/memory.h"
 
 using Values = std::vector<double>;
 
@@ -23,7 +24,7 @@ public:
     }
     Tensor(const Tensor&) = delete;
     Tensor& operator=(const Tensor&) = delete;
-    ~Tensor() { device_free(memory); }
+    ~Tensor() { release(memory); }
 
     operator Number*() const { return memory; }
 

@@ -4,6 +4,7 @@
 #include <random>
 #include "dev/kernels/ladder.h"
 #include "llmc/device.h"
+#include "llmc/memory.h"
 
 static int passed = 0, failed = 0;
 
@@ -44,7 +45,7 @@ public:
     }
     Filled(const Filled&) = delete;
     Filled& operator=(const Filled&) = delete;
-    ~Filled() { device_free(memory); }
+    ~Filled() { release(memory); }
     operator Number*() const { return memory; }
 
 private:
