@@ -53,7 +53,10 @@ ifeq ($(origin PCRE2),undefined)   # ?= would ask anew at each use
 PCRE2 := $(if $(shell echo 'int main(){return pcre2_jit_compile_8(0,0);}' | $(CXX) -include pcre2.h -DPCRE2_CODE_UNIT_WIDTH=8 \
            $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY)) -x c++ - -lpcre2-8 -o /dev/null 2>/dev/null && echo yes),yes,no)
 endif
-export THIRD_PARTY PCRE2
+export THIRD_PARTY
+ifeq ($(PCRE2),yes)   # where it is not here, the makes that this one starts look again: packages may have installed it by then
+export PCRE2
+endif
 LDLIBS := $(if $(filter yes,$(PCRE2)),-lpcre2-8) -lpthread
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 

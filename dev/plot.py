@@ -223,7 +223,7 @@ def main():
     try:
         import matplotlib
     except ImportError:
-        refuse("matplotlib is missing; install it: apt-get install python3-matplotlib")
+        refuse("matplotlib is missing; install it (make deps)")
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -1,6 +1,7 @@
 // The CPU as a device: memory is the host's own, and every op is done when it returns.
 #include "llmc/device.h"
 #include <algorithm>
+#include <climits>
 #include <cstdlib>
 #include <fstream>
 #include <limits>
@@ -20,7 +21,11 @@ static constexpr const char* SPINS = "3000";
 void device_begin(char** argv) {
     if (std::getenv("OMP_WAIT_POLICY") || std::getenv("GOMP_SPINCOUNT")) return;
     setenv("GOMP_SPINCOUNT", SPINS, 1);
-    execv("/proc/self/exe", argv);   // comes back only where that is not possible: then threads spin as they do anyway
+    char program[PATH_MAX];   // by its own name, which ps shows
+    const ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (length < 0) return;
+    program[length] = 0;
+    execv(program, argv);   // comes back only where that is not possible: then threads spin as they do anyway
 }
 
 static constexpr size_t PAGE = 4096, HUGE_PAGE = size_t{2} << 20;

@@ -187,7 +187,8 @@ static void multiply_fp32(float* out, const float* a, const float* b, const Prod
     const bool copy_a = p.transpose_a && rows_share_sets(p, p.lda, p.N), copy_b = !p.transpose_b && rows_share_sets(p, p.ldb, p.M);
     if (!copy_a && !copy_b) return sgemm(out, a, b, p, p.K, p.lda, p.ldb, p.beta);
     const int64_t width_a = copy_a ? p.M + CACHE_LINE : 0, width_b = copy_b ? p.N + CACHE_LINE : 0;
-    const int64_t rows = std::min(p.K, std::clamp(COPIED / (width_a + width_b), LEAST_ROWS, MOST_ROWS)), size_a = rows * width_a, size_b = rows * width_b;
+    const int64_t rows = std::min({p.K, COPIED / (width_a + width_b), MOST_ROWS}), size_a = rows * width_a, size_b = rows * width_b;
+    if (rows < LEAST_ROWS) return sgemm(out, a, b, p, p.K, p.lda, p.ldb, p.beta);   // too wide for the memory that copies may take
     float* a_copy = static_cast<float*>(scratchpad(static_cast<size_t>(size_a + size_b) * sizeof(float)));
     float* b_copy = a_copy + size_a;
     for (int64_t k = 0; k < p.K; k += rows) {

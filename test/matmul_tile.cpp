@@ -2,6 +2,7 @@
 #include "llmc/matmul_tile.h"
 #include <algorithm>
 #include "llmc/gpt.h"
+#include "llmc/matmul.h"
 #include "llmc/optimizer.h"
 #include "test/needs.h"
 #include "test/reference.h"
@@ -48,6 +49,12 @@ TEST_CASE("matmul_tile: no product of a step and its update runs in a reference 
     train_a_step(nanochat_config(2, 2, 128, 264, 600, "SL"), 1);    // more keys than one tile of attention holds
     train_a_step(speedrun_config(2, 2, 128, 328, 48), 2);
     train_a_step(grouped, 3);
+    for (int M : {513, 768, 1280})   // tiles of Muon's symmetric products, ragged and strided ones
+        for (bool transposed : {false, true}) {
+            FloatXs x(Values(M * 16, 0.5)), out(M * M);
+            matmul_symmetric(out, x, nullptr, nullptr, 1, M, 16, transposed, 2, 0, nullptr);
+            matmul_symmetric(out, x, out, nullptr, 1, M, 16, transposed, 2, -1, nullptr);
+        }
     const std::vector<std::string> used = implementations_used();
     for (const std::string& line : used) CHECK_MESSAGE(!is_reference(line.substr(line.rfind(": ") + 2)), line);
     auto some = [&](const std::string& piece) { return std::any_of(used.begin(), used.end(), [&](auto& line) { return line.find(piece) != line.npos; }); };

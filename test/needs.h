@@ -16,7 +16,7 @@ struct Needs {
     }
 };
 
-/// A case whose op makes matrix products: in bf16 a CPU without AVX512-BF16 and AMX has none.
+/// A case whose op makes matrix products: oneDNN may have none in bf16 for a CPU (2.6 on AVX2).
 inline Needs needs_products() {
     static const bool there = matmul_supported();
     return {there, sizeof(floatX) == 4 ? "matrix products in fp32" : "matrix products in bf16"};
