@@ -94,15 +94,24 @@ emulator_suites() {
     done
 }
 
-# whole_steps PRECISION: without the CPU's steps, the emulator's are made all the same, for another_order.
+# Both precisions side by side, on one core each. Without the CPU's steps the emulator's are made all the same, for another_order.
 whole_steps() {
-    local emulator=build/emulator$isa-$1 cpu=build/cpu$isa-$1
-    "$cpu/step" "$cpu/step.out" || fail "$cpu/step failed"
-    if [ -e "$cpu/step.out" ]; then
-        suite "$emulator/step.log" "$emulator/step" "$emulator/step.out" "$cpu/step.out"
-    else
-        suite "$emulator/step.log" "$emulator/step" "$emulator/step.out"
-    fi
+    local precision emulator cpu pids=()
+    for precision in bf16 fp32; do
+        emulator=build/emulator$isa-$precision cpu=build/cpu$isa-$precision
+        rm -f "$cpu/step.out"
+        "$cpu/step" "$cpu/step.out" || fail "$cpu/step failed"
+        "$emulator/step" "$emulator/step.out" $(ls "$cpu/step.out" 2>/dev/null) >"$emulator/step.log" 2>&1 &
+        pids+=($!)
+    done
+    for precision in bf16 fp32; do
+        wait "${pids[0]}"
+        code=$?
+        pids=("${pids[@]:1}")
+        echo "-- in $precision"
+        cat "build/emulator$isa-$precision/step.log"
+        counted "build/emulator$isa-$precision/step.log" $code
+    done
 }
 
 another_order() {
@@ -139,7 +148,7 @@ for what in "$@"; do
             part "building the CUDA files for the emulator" build DEVICE=cpu plain
             part "building the CUDA files for the emulator, and their suites" build DEVICE=cpu bf16/emulator_tests fp32/emulator_tests
             part "the CUDA files on the emulator" emulator_suites
-            for precision in bf16 fp32; do part "whole steps on the emulator and on the CPU in $precision" whole_steps $precision; done
+            part "whole steps on the emulator and on the CPU" whole_steps
             part "whole steps in bf16 with blocks and threads in another order: the same bytes" check another_order
             ;;
         faults) part "faults planted in the CUDA files" suite build/emulator$isa-bf16/faults.log build/emulator$isa-bf16/faults.sh ;;
