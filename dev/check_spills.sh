@@ -3,6 +3,9 @@
 # A kernel that keeps registers or arrays in local memory, which is as slow as the device's, is an error.
 set -u
 
+for log in "$@"; do
+    [ -r "$log" ] || { echo "check_spills.sh: $log cannot be read; compile the CUDA files first" >&2; exit 2; }
+done
 if grep -H 'Potential Performance Loss' "$@"; then
     echo "check_spills.sh: the compiler runs wgmma products one after another (above); what they read or write is touched while they run" >&2
     exit 1

@@ -7,7 +7,7 @@
 #   emulator    op suite and golden cases with the CUDA files on the emulator, and whole steps against those of the CPU
 #   faults      faults planted in the CUDA files, which that suite must find
 #   nvcc        the CUDA files by CUDA's compiler: what it reported, and what a program for a GPU says where there is none
-# make's variables, ISA=avx2 for one, reach the makes below by themselves.
+# SMOKED=1: the main job in small has been run. make's variables, ISA=avx2 for one, reach the makes below by themselves.
 set -u
 make="make --no-print-directory"
 status=0 passed=0 failed=0 skipped=0
@@ -94,16 +94,19 @@ emulator_suites() {
     done
 }
 
-# Both precisions side by side, on one core each. Without the CPU's steps the emulator's are made all the same, for another_order.
+# Both precisions, and bf16 once more with blocks and threads in another order, side by side: each runs on one core. Without the CPU's steps
+# the emulator's are made all the same, to be compared with those of the other order.
 whole_steps() {
-    local precision emulator cpu pids=()
+    local precision emulator cpu pids=() again=build/emulator$isa-bf16/step.again
     for precision in bf16 fp32; do
         emulator=build/emulator$isa-$precision cpu=build/cpu$isa-$precision
-        rm -f "$cpu/step.out"
+        rm -f "$cpu/step.out" "$emulator/step.out"
         "$cpu/step" "$cpu/step.out" || fail "$cpu/step failed"
         "$emulator/step" "$emulator/step.out" $(ls "$cpu/step.out" 2>/dev/null) >"$emulator/step.log" 2>&1 &
         pids+=($!)
     done
+    rm -f "$again"
+    EMULATOR_SEED=2 "build/emulator$isa-bf16/step" "$again" >"$again.log" 2>&1 &
     for precision in bf16 fp32; do
         wait "${pids[0]}"
         code=$?
@@ -112,12 +115,13 @@ whole_steps() {
         cat "build/emulator$isa-$precision/step.log"
         counted "build/emulator$isa-$precision/step.log" $code
     done
+    wait
+    echo "-- in another order: the same bytes"
+    check cmp "build/emulator$isa-bf16/step.out" "$again"
 }
 
-another_order() {
-    local build=build/emulator$isa-bf16
-    EMULATOR_SEED=2 "$build/step" "$build/step.again" && cmp "$build/step.out" "$build/step.again"
-}
+# The logs are there once the files are compiled.
+spills() { dev/check_spills.sh build/cuda-{bf16,fp32}/{llmc,dev/kernels}/*.cu.o.log; }
 
 finish() {
     echo "$passed passed, $failed failed, $skipped skipped"
@@ -140,21 +144,25 @@ for what in "$@"; do
                 '--test-case=split:*,tokenizer:*'
             ;;
         isa)
-            part "building for AVX2 (ISA=avx2)" build ISA=avx2 DEVICE=cpu PRECISION=fp32 all build/cpu-avx2-fp32/op_tests
-            part "op suite and golden cases for AVX2" suite build/cpu-avx2-fp32/op_tests.log build/cpu-avx2-fp32/op_tests
-            part "the main job in small for AVX2" check smoke_avx2
+            if grep -qs avx512f /proc/cpuinfo; then
+                part "building for AVX2 (ISA=avx2)" build ISA=avx2 DEVICE=cpu PRECISION=fp32 all build/cpu-avx2-fp32/op_tests
+                part "op suite and golden cases for AVX2" suite build/cpu-avx2-fp32/op_tests.log build/cpu-avx2-fp32/op_tests
+                part "the main job in small for AVX2" check smoke_avx2
+            else
+                echo "ISA=avx2: this processor has no AVX-512, so that the build for it is one for AVX2, and its tests in fp32 are not run again"
+                [ "${SMOKED:-}" = 1 ] || part "the main job in small" check $make run SMOKE=1
+            fi
             ;;
         emulator)
             part "building the CUDA files for the emulator" build DEVICE=cpu plain
             part "building the CUDA files for the emulator, and their suites" build DEVICE=cpu bf16/emulator_tests fp32/emulator_tests
             part "the CUDA files on the emulator" emulator_suites
             part "whole steps on the emulator and on the CPU" whole_steps
-            part "whole steps in bf16 with blocks and threads in another order: the same bytes" check another_order
             ;;
         faults) part "faults planted in the CUDA files" suite build/emulator$isa-bf16/faults.log build/emulator$isa-bf16/faults.sh ;;
         nvcc)
             part "building with CUDA's compiler" build ISA= DEVICE=cuda bf16/cuda_binaries fp32/cuda_binaries
-            part "registers and local memory of the CUDA files" check dev/check_spills.sh build/cuda-{bf16,fp32}/{llmc,dev/kernels}/*.cu.o.log
+            part "registers and local memory of the CUDA files" check spills
             part "a program for a GPU where there is none" check without_gpu
             ;;
         *) echo "run_tests.sh: avx2, cpu, cuda, isa, emulator, faults or nvcc, not '$what'" >&2 && exit 2 ;;
