@@ -277,7 +277,8 @@ void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int6
 static int64_t tile_rows(int64_t M) { return M >= 512 ? 128 : 64; }
 static int64_t tile_columns(int64_t M, int64_t height) {
     const int64_t n = (M + height - 1) / height, squares = n * (n + 1) / 2;
-    return height * std::max<int64_t>(1, squares / (4 * omp_get_max_threads()));
+    const int threads = omp_in_parallel() ? 1 : omp_get_max_threads();
+    return height * (threads == 1 ? n : std::max<int64_t>(1, squares / (4 * threads)));
 }
 
 // Scales what a tile has on and below the diagonal, and mirrors it.

@@ -1,8 +1,9 @@
-// Muon on the CPU: one matrix after another, all its work in a few matrix products.
+// Muon on the CPU: all its work in a few matrix products; large matrices one after another, small ones side by side.
 #include "llmc/muon.h"
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <omp.h>
 #include "llmc/checks.h"
 #include "llmc/error.h"
 #include "llmc/matmul.h"
@@ -32,10 +33,14 @@ static size_t cut(int rows, int cols, void* scratch, MuonWorkspace* w) {
     return size;
 }
 
+// Products of small matrices leave threads waiting for each other: so each thread takes small matrices of its own, with a workspace of its own.
+static bool small(int rows, int cols) { return std::min(rows, cols) <= 512; }
+static int workers(int count, int rows, int cols) { return small(rows, cols) ? std::min(count, omp_get_max_threads()) : 1; }
+
 size_t muon_scratch(int count, int rows, int cols) {
     require_matrices("muon_scratch", count, rows, cols);
     MuonWorkspace w;
-    return cut(rows, cols, nullptr, &w);
+    return workers(count, rows, cols) * cut(rows, cols, nullptr, &w);
 }
 
 static double total(const float* x, int n) {
@@ -157,13 +162,22 @@ static void update_nanochat(const MuonTensor& t, int rows, int cols, const MuonH
 void muon_update(const MuonTensor* tensors, void* scratch, const MuonHyper* hyper, int count, int rows, int cols, MuonKind kind, Stream stream) {
     Range range("muon_update");
     require_matrices("muon_update", count, rows, cols);
-    for (int i = 0; i < count; i++) {
-        const MuonTensor& t = tensors[i];
-        require(kind == MuonKind::speedrun || t.second, "muon_update: nanochat needs a second moment, and tensor ", i, " has none");
+    for (int i = 0; i < count; i++)
+        require(kind == MuonKind::speedrun || tensors[i].second, "muon_update: nanochat needs a second moment, and tensor ", i, " has none");
+    const int threads = workers(count, rows, cols);
+    auto update = [&](const MuonTensor& t, int worker) {
         MuonWorkspace w;
-        cut(rows, cols, scratch, &w);
+        const size_t size = cut(rows, cols, nullptr, &w);
+        cut(rows, cols, static_cast<char*>(scratch) + worker * size, &w);
         if (kind == MuonKind::speedrun) update_speedrun(t, rows, cols, *hyper, w);
         else update_nanochat(t, rows, cols, *hyper, w);
         if (t.weight) cast(t.weight, t.master, static_cast<int64_t>(rows) * cols, stream);
-    }
+    };
+    const int allowed = omp_get_max_threads();
+    if (threads == 1 && small(rows, cols)) omp_set_num_threads(1);   // the same sums alone as among others
+    ParallelErrors errors;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (int i = 0; i < count; i++) errors.run([&] { update(tensors[i], threads > 1 ? omp_get_thread_num() : 0); });
+    omp_set_num_threads(allowed);
+    errors.rethrow();
 }
