@@ -80,21 +80,22 @@ endif
 
 PROGRAMS := train_gpt grow stack convert data/tokenize
 # An op comes in two files of one name, the .cpp for the CPU and the .cu for CUDA; a .cu alone is a part of another.
-OPS := $(basename $(wildcard llmc/*.cu))
-SOURCES := $(basename $(wildcard llmc/*.cpp))
+OPS := $(basename $(wildcard llmc/*/*.cu))
+SOURCES := $(basename $(wildcard llmc/*.cpp llmc/*/*.cpp))
 OP_SUITES := $(basename $(wildcard $(OPS:llmc/%=test/%.cpp))) test/golden
-# What computes, and so is compiled in each precision. All else is compiled once (llmc/types.h holds it to that).
-IN_FLOATX := $(OPS) llmc/gpt llmc/optimizer $(OP_SUITES) test/gpt test/matmul_tile test/emulator/step train_gpt dev/bench dev/bench_ops dev/report
+# What computes, and so is compiled in each precision. All else is compiled once (llmc/device/types.h holds it to that).
+IN_FLOATX := $(OPS) llmc/gpt llmc/optimizer $(OP_SUITES) test/gpt test/ops/matmul_tile test/emulator/step train_gpt dev/bench dev/bench_ops dev/report
 object = $(foreach source,$(1),$(if $(filter $(IN_FLOATX),$(source)),$(HOST),$(PLAIN))/$(source).o)
 LIBRARY := $(if $(filter cuda,$(TARGET)),$(call object,$(filter-out $(OPS),$(SOURCES))) $(OPS:%=$(BUILD)/%.cu.o),$(call object,$(SOURCES)))
-# llmc/matmul_tile.h is the CPU's alone.
-TESTS := $(call object,$(filter-out $(if $(filter cuda,$(TARGET)),test/matmul_tile),$(basename $(wildcard test/*.cpp))))
-# Suites that work with files and programs: once, whichever precision these are built for.
-RUN_PROGRAMS := $(basename $(notdir $(shell grep -lE '"test/(program|small_model)\.h"' test/*.cpp)))
+# llmc/ops/matmul_tile.h is the CPU's alone.
+TESTS := $(call object,$(filter-out $(if $(filter cuda,$(TARGET)),test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp))))
+TESTS := $(filter-out $(call object,test/emulator/%),$(TESTS))
+# Suites that run the programs, or work with files alone: once, whichever precision the programs are built for.
+SUITES_OF_PROGRAMS := test/checkpoint test/downloads test/gpu_check test/includes test/io/error test/layers test/rewrite test/run test/run_tests test/safetensors \
+                      test/setup test/text/dataloader test/text/shard test/text/tokenizer test/tokenize test/train_gpt
 empty :=
 comma := ,
-space := $(empty) $(empty)
-SUITES_OF_PROGRAMS := $(subst $(space),$(comma),$(RUN_PROGRAMS:%=*test/%.cpp))
+ONCE := $(subst $(empty) ,$(comma),$(SUITES_OF_PROGRAMS:%=*%.cpp))
 
 .PHONY: all run test bench bench-ops profile kernels gpu-check emulator help parts packages plain tests emulator_tests cuda_binaries clean FORCE
 
@@ -105,7 +106,7 @@ run: packages  ## install what is missing, build, and do the main job: text, tra
 	@SMOKE='$(SMOKE)' MINUTES='$(MINUTES)' RESTART='$(RESTART)' dev/run.sh
 
 test: packages  ## install what is missing, build, and run every test, in both precisions, on the emulator, for AVX2 too; CUDA's compiler where there is one
-	@PROGRAMS_IN=$(PRECISION) ONCE="$(SUITES_OF_PROGRAMS)" dev/run_tests.sh $(AVX2) $(TARGET) emulator faults $(if $(AVX2),,isa) $(if $(NVCC),nvcc)
+	@PROGRAMS_IN=$(PRECISION) ONCE="$(ONCE)" dev/run_tests.sh $(AVX2) $(TARGET) emulator faults $(if $(AVX2),,isa) $(if $(NVCC),nvcc)
 
 bench: packages  ## speed of the training step, beside the peak of matrix products on this machine (BENCH=nano|d12|speedrun: one case)
 	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench
@@ -124,7 +125,7 @@ kernels: packages  ## dev/kernels: every step of the ladders checked, from naive
 	@$(if $(filter cuda,$(TARGET)),$(BUILD),$(EMULATOR))/ladder
 
 gpu-check:  ## on a machine with a GPU and CUDA's toolkit, in nine minutes: build, check, measure; writes dev/results/<gpu>.md
-	@COMMIT='$(COMMIT)' dev/gpu_check.sh "$(SUITES_OF_PROGRAMS)"
+	@COMMIT='$(COMMIT)' dev/gpu_check.sh "$(ONCE)"
 
 emulator: packages  ## op suite, golden cases, whole steps and planted faults with the CUDA kernels, on the emulator of test/emulator
 	@dev/run_tests.sh $(AVX2) emulator faults
@@ -170,7 +171,7 @@ $(BUILD)/bench: $(call object,dev/bench)
 $(BUILD)/bench_ops: $(call object,dev/bench_ops)
 $(BUILD)/report: $(call object,dev/report)
 $(BUILD)/tests: $(TESTS)
-$(BUILD)/op_tests: $(call object,$(OP_SUITES) test/gpt test/matmul_tile test/isa test/main)
+$(BUILD)/op_tests: $(call object,$(OP_SUITES) test/gpt test/ops/matmul_tile test/isa test/main)
 $(BUILD)/step: $(call object,test/emulator/step)
 $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/report $(BUILD)/tests $(BUILD)/op_tests $(BUILD)/step: $(BUILD)/llmc.a
 	@mkdir -p $(@D)
@@ -194,8 +195,8 @@ emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(if $(filter bf16,$(PRECISIO
 EMULATOR_FLAGS := -std=c++20 -O1 -g1 $(MARCH) -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all -fno-strict-aliasing \
                   -ftrivial-auto-var-init=pattern -Wall -Wextra -Wshadow $(GCC12) -Wno-unknown-pragmas -MMD -MP -iquote test/emulator -iquote . -Itest/emulator \
                   $(HEADERS) $(FLOATX)
-EMULATOR_LIBRARY := $(OPS:%=$(EMULATOR)/%.cu.o) $(patsubst %,$(EMULATOR)/%.o,llmc/gpt llmc/memory llmc/optimizer test/emulator/emulator) \
-                    $(call object,llmc/config llmc/json llmc/rotary_table llmc/tensors)
+EMULATOR_LIBRARY := $(OPS:%=$(EMULATOR)/%.cu.o) $(patsubst %,$(EMULATOR)/%.o,llmc/gpt llmc/device/memory llmc/optimizer test/emulator/emulator) \
+                    $(call object,llmc/config llmc/io/json llmc/ops/rotary_table llmc/tensors)
 EMULATOR_TESTS := $(EMULATOR)/test/emulator/stream.o $(call object,$(OP_SUITES) test/main)
 $(EMULATOR)/%.cu.o: %.cu
 	@mkdir -p $(@D)
@@ -246,8 +247,8 @@ $(BUILD)/%.cu.o: %.cu $(BUILD)/gencode
 	$(call says,nvcc)
 	$(Q)$(NVCC) $(NVCCFLAGS) -c -o $@ $< >$@.log 2>&1 || { cat $@.log >&2; exit 1; }
 	@grep -vE '^ptxas info|^ +[0-9]+ bytes stack frame' $@.log >&2 || true
-$(PLAIN)/llmc/build.o: CXXFLAGS += -DDEEPEN_COMMIT='"$(COMMIT)"'
-$(PLAIN)/llmc/build.o: build/commit
+$(PLAIN)/llmc/io/build.o: CXXFLAGS += -DDEEPEN_COMMIT='"$(COMMIT)"'
+$(PLAIN)/llmc/io/build.o: build/commit
 
 # Files that change when what they hold does, and so make anew what was built with it.
 holds = @mkdir -p $(@D) && echo '$(1)' | cmp -s - $@ || echo '$(1)' >$@
@@ -258,12 +259,12 @@ $(BUILD)/gencode: FORCE
 $(PLAIN)/pcre2: FORCE
 	$(call holds,$(PCRE2))
 
-$(PLAIN)/llmc/split.o: $(PLAIN)/pcre2
+$(PLAIN)/llmc/text/split.o: $(PLAIN)/pcre2
 ifneq ($(PCRE2),yes)
-$(PLAIN)/llmc/split.o: CXXFLAGS += -DNO_PCRE2
+$(PLAIN)/llmc/text/split.o: CXXFLAGS += -DNO_PCRE2
 endif
 # What a build without PCRE2 does: the tests once more, with the splitter of such a build.
-$(PLAIN)/without_pcre2.o: llmc/split.cpp
+$(PLAIN)/without_pcre2.o: llmc/text/split.cpp
 	$(call compile,-DPRECISION_ANY -DNO_PCRE2)
 $(BUILD)/tests_without_pcre2: $(TESTS) $(PLAIN)/without_pcre2.o $(BUILD)/llmc.a
 	$(call says,link)
@@ -280,8 +281,8 @@ $(BUILD)/ladder: $(addprefix $(BUILD)/,$(LADDER) dev/kernels/ladder.cu.o) $(BUIL
 	$(Q)$(LINK) -o $@ $^ $(LDLIBS)
 
 # Nothing is compiled before what it takes is known to be here.
-COMPILED := $(basename $(wildcard *.cu llmc/*.cpp data/*.cpp dev/*.cpp dev/kernels/*.cpp test/*.cpp test/emulator/*.cpp)) without_pcre2
-KERNELS := $(wildcard llmc/*.cu dev/kernels/*.cu)
+COMPILED := $(basename $(wildcard *.cu llmc/*.cpp llmc/*/*.cpp data/*.cpp dev/*.cpp dev/kernels/*.cpp test/*.cpp test/*/*.cpp)) without_pcre2
+KERNELS := $(wildcard llmc/*/*.cu dev/kernels/*.cu)
 $(foreach folder,$(PLAIN) $(HOST) $(EMULATOR),$(COMPILED:%=$(folder)/%.o)) $(foreach folder,$(EMULATOR) $(BUILD),$(KERNELS:%=$(folder)/%.o)): | check
 
 -include $(shell find $(PLAIN) $(HOST) $(BUILD) $(EMULATOR) -name '*.d' 2>/dev/null)

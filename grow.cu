@@ -1,5 +1,5 @@
 // One checkpoint -> a deeper one, by copies of its layers (the depth growth study; README.md).
-#include "llmc/command_line.h"
+#include "llmc/io/command_line.h"
 #include "llmc/rewrite.h"
 
 static std::string orders_help() {

@@ -1,7 +1,7 @@
 // Blocks of several checkpoints on each other -> one checkpoint (the cross-model stacking study; README.md).
 #include <algorithm>
 #include <deque>
-#include "llmc/command_line.h"
+#include "llmc/io/command_line.h"
 #include "llmc/rewrite.h"
 
 struct Arguments {

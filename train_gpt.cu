@@ -13,23 +13,23 @@
 #include <memory>
 #include <optional>
 #include <set>
-#include "llmc/build.h"
+#include "llmc/io/build.h"
 #include "llmc/checkpoint.h"
-#include "llmc/dataloader.h"
-#include "llmc/device.h"
-#include "llmc/flags.h"
+#include "llmc/text/dataloader.h"
+#include "llmc/device/device.h"
+#include "llmc/io/flags.h"
 #include "llmc/gpt.h"
-#include "llmc/json.h"
-#include "llmc/log.h"
+#include "llmc/io/json.h"
+#include "llmc/io/log.h"
 #include "llmc/optimizer.h"
 #include "llmc/plan.h"
-#include "llmc/process.h"
-#include "llmc/profile.h"
-#include "llmc/reduce.h"
-#include "llmc/sampler.h"
+#include "llmc/io/process.h"
+#include "llmc/device/profile.h"
+#include "llmc/ops/reduce.h"
+#include "llmc/text/sampler.h"
 #include "llmc/schedule.h"
-#include "llmc/shard.h"
-#include "llmc/tokenizer.h"
+#include "llmc/text/shard.h"
+#include "llmc/text/tokenizer.h"
 
 namespace fs = std::filesystem;
 using nlohmann::json;

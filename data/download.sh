@@ -1,6 +1,6 @@
 # Downloads that go on where they stopped. For the scripts beside it, which source this file.
 
-# fail TEXT: ends the script with one short line, as the programs do (llmc/error.h).
+# fail TEXT: ends the script with one short line, as the programs do (llmc/io/error.h).
 fail() {
     local text
     text="$(basename "$0"): ${*//[[:cntrl:]]/ }"

@@ -10,7 +10,7 @@ set -eu
 dir=${2:-fineweb10B}
 base=${BASE_URL:-https://huggingface.co/datasets/karpathy/fineweb10B-gpt2/resolve/main}
 
-# The header of llmc/shard.h: magic, version, tokens.
+# The header of llmc/text/shard.h: magic, version, tokens.
 check_shard() {
     local magic version tokens bytes
     bytes=$(bytes_of "$1")

@@ -11,12 +11,12 @@
 #include <string>
 #include <unistd.h>
 #include <vector>
-#include "llmc/error.h"
-#include "llmc/file.h"
-#include "llmc/json.h"
-#include "llmc/shard.h"
-#include "llmc/shuffle.h"
-#include "llmc/tokenizer.h"
+#include "llmc/io/error.h"
+#include "llmc/io/file.h"
+#include "llmc/io/json.h"
+#include "llmc/text/shard.h"
+#include "llmc/text/shuffle.h"
+#include "llmc/text/tokenizer.h"
 
 namespace fs = std::filesystem;
 

@@ -9,8 +9,8 @@
 // bench --models: the models of dev/results as JSON (dev/bench_models.json), and nothing else.
 #include <cstdio>
 #include "dev/bench.h"
-#include "llmc/attention.h"
-#include "llmc/matmul.h"
+#include "llmc/ops/attention.h"
+#include "llmc/ops/matmul.h"
 #include "llmc/optimizer.h"
 
 /// What shares are of, and the products that it is the best of.

@@ -1,4 +1,4 @@
-// What the benches share: the two models that dev/results reports, tensors of noise, a clock. In terms of llmc/device.h and memory.h alone.
+// What the benches share: the two models that dev/results reports, tensors of noise, a clock. In terms of llmc/device/device.h and memory.h alone.
 #pragma once
 #include <algorithm>
 #include <chrono>
@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 #include "llmc/config.h"
-#include "llmc/device.h"
-#include "llmc/error.h"
-#include "llmc/json.h"
-#include "llmc/memory.h"
+#include "llmc/device/device.h"
+#include "llmc/io/error.h"
+#include "llmc/io/json.h"
+#include "llmc/device/memory.h"
 
 struct BenchModel {
     std::string name;

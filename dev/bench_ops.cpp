@@ -19,18 +19,18 @@
 #include <string>
 #include <vector>
 #include "dev/bench.h"
-#include "llmc/adamw.h"
-#include "llmc/attention.h"
-#include "llmc/cross_entropy.h"
-#include "llmc/device.h"
-#include "llmc/embedding.h"
+#include "llmc/ops/adamw.h"
+#include "llmc/ops/attention.h"
+#include "llmc/ops/cross_entropy.h"
+#include "llmc/device/device.h"
+#include "llmc/ops/embedding.h"
 #include "llmc/gpt.h"
-#include "llmc/matmul.h"
-#include "llmc/muon.h"
-#include "llmc/reduce.h"
-#include "llmc/residual.h"
-#include "llmc/rotary.h"
-#include "llmc/value_embedding.h"
+#include "llmc/ops/matmul.h"
+#include "llmc/ops/muon.h"
+#include "llmc/ops/reduce.h"
+#include "llmc/ops/residual.h"
+#include "llmc/ops/rotary.h"
+#include "llmc/ops/value_embedding.h"
 
 // ----------------------------------------------------------------------------------------------------------------- the clock
 

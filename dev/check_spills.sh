@@ -1,5 +1,5 @@
 #!/bin/bash
-# dev/check_spills.sh LOG...: reads what ptxas reported when the CUDA files were compiled (build/cuda-*/{llmc,dev/kernels}/*.cu.o.log).
+# dev/check_spills.sh LOG...: reads what ptxas reported when the CUDA files were compiled (build/cuda-*/{llmc/*,dev/kernels}/*.cu.o.log).
 # A kernel that keeps registers or arrays in local memory, which is as slow as the device's, is an error.
 set -u
 

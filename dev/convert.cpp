@@ -3,9 +3,9 @@
 #include <map>
 #include <set>
 #include "llmc/checkpoint.h"
-#include "llmc/command_line.h"
-#include "llmc/hash.h"
-#include "llmc/json.h"
+#include "llmc/io/command_line.h"
+#include "llmc/io/hash.h"
+#include "llmc/io/json.h"
 #include "llmc/safetensors.h"
 #include "llmc/tensors.h"
 

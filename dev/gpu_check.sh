@@ -160,7 +160,7 @@ test_suite() {
     local code limit=$((deadline - EPOCHSECONDS))
     ((limit >= 5)) || return 0
     ((limit <= 75)) || limit=75     # some seconds are enough
-    timeout -k 2 "$limit" "build/cuda-$1/tests" "--source-file=*test/$2.cpp" >"$logs/tests-$1-$2.log" 2>&1 </dev/null
+    timeout -k 2 "$limit" "build/cuda-$1/tests" "--source-file=*/$2.cpp" >"$logs/tests-$1-$2.log" 2>&1 </dev/null
     code=$?
     ((code != 124 && code != 137)) || code="time"
     echo "$1 $2 $code" >>"$logs/tests.lines"
@@ -168,9 +168,9 @@ test_suite() {
 export -f test_suite
 export logs
 export OMP_WAIT_POLICY=passive     # many processes share the processors: threads that wait must not spin
-for source in test/*.cpp; do
+for source in test/*.cpp test/{ops,text,device,io}/*.cpp; do
     suite=$(basename "$source" .cpp)
-    [[ $suite == main || ",${1:-}," == *",*$source,"* ]] || printf '%s\n' "$suite"
+    [[ ! -e $source || $suite == main || ",${1:-}," == *",*$source,"* ]] || printf '%s\n' "$suite"
 done >"$logs/suites"
 for p in "${built[@]}"; do sed "s/^/$p /" "$logs/suites"; done >"$logs/tests.todo"
 : >"$logs/tests.lines"
@@ -221,7 +221,7 @@ check_repeat() {
 export -f check_repeat
 bad_repeats=()
 if [[ " ${built[*]} " == *" bf16 "* ]]; then
-    cat llmc/* test/*.cpp 2>/dev/null | LC_ALL=C tr -d '\200-\377' | LC_ALL=C tr '\000-\177' '\000-\017\000-\017\000-\017\000-\017\000-\017\000-\017\000-\017\000-\017' >"$logs/tokens.bin.text"
+    cat llmc/*.* llmc/*/*.* test/*.cpp 2>/dev/null | LC_ALL=C tr -d '\200-\377' | LC_ALL=C tr '\000-\177' '\000-\017\000-\017\000-\017\000-\017\000-\017\000-\017\000-\017\000-\017' >"$logs/tokens.bin.text"
     shard "$logs/tokens.bin"
     train=build/cuda-bf16/train_gpt
     start repeat-speedrun 60 bash -c 'check_repeat "$@"' _ speedrun $train --recipe speedrun --depth 4 --width 768 --heads 12 --seq-len 1024 \
@@ -249,7 +249,7 @@ sanitize() {
     local tool=$1 suite=$2 log=$logs/$1-$2.log code outcome limit=$((deadline - EPOCHSECONDS))
     ((limit >= 5)) || return 0
     ((limit <= 60)) || limit=60
-    timeout -k 2 "$limit" compute-sanitizer --tool "$tool" --error-exitcode 9 --report-api-errors no build/cuda-bf16/tests "--source-file=*test/$suite.cpp" >"$log" 2>&1 </dev/null
+    timeout -k 2 "$limit" compute-sanitizer --tool "$tool" --error-exitcode 9 --report-api-errors no build/cuda-bf16/tests "--source-file=*/$suite.cpp" >"$log" 2>&1 </dev/null
     code=$?
     if grep -qE 'Device not supported|Internal Sanitizer Error|Unable to (initialize|attach|find)|Failed to (initialize|attach)' "$log"; then outcome=refused
     elif ((code == 0)); then outcome=clean
@@ -270,9 +270,9 @@ elif ! command -v compute-sanitizer >/dev/null; then
     say "compute-sanitizer is not on this machine."
 else
     suites=()
-    for source in llmc/*.cu; do
-        suite=$(basename "$source" .cu)
-        [ ! -e "test/$suite.cpp" ] || suites+=("$suite")
+    for source in llmc/*/*.cu; do
+        suite=${source#llmc/} suite=${suite%.cu}
+        [ ! -e "test/$suite.cpp" ] || suites+=("${suite#*/}")
     done
     : >"$logs/sanitizer.lines"
     for tool in memcheck racecheck synccheck initcheck; do printf "$tool %s\n" "${suites[@]}"; done >"$logs/sanitizer.todo"

@@ -121,7 +121,7 @@ whole_steps() {
 }
 
 # The logs are there once the files are compiled.
-spills() { dev/check_spills.sh build/cuda-{bf16,fp32}/{llmc,dev/kernels}/*.cu.o.log; }
+spills() { dev/check_spills.sh build/cuda-{bf16,fp32}/{llmc/*,dev/kernels}/*.cu.o.log; }
 
 finish() {
     echo "$passed passed, $failed failed, $skipped skipped"

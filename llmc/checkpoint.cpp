@@ -7,9 +7,9 @@
 #include <set>
 #include <string_view>
 #include <vector>
-#include "llmc/error.h"
-#include "llmc/hash.h"
-#include "llmc/json.h"
+#include "llmc/io/error.h"
+#include "llmc/io/hash.h"
+#include "llmc/io/json.h"
 #include "llmc/tensors.h"
 
 using nlohmann::json;

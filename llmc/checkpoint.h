@@ -33,7 +33,7 @@
 #include <string>
 #include <vector>
 #include "llmc/config.h"
-#include "llmc/file.h"
+#include "llmc/io/file.h"
 
 struct TensorEntry {
     std::string name;
@@ -104,7 +104,7 @@ TensorSource source_from_memory(const std::string& name, const std::vector<int64
 TensorSource source_from_bytes(const std::string& name, std::string bytes);
 TensorSource source_from_checkpoint(const std::string& name, const Checkpoint& checkpoint, const TensorEntry& entry);
 
-/// Writes a checkpoint: all of it appears under `path` at once, synced, or nothing changes there (llmc/file.h).
+/// Writes a checkpoint: all of it appears under `path` at once, synced, or nothing changes there (llmc/io/file.h).
 /// header: config, progress, lineage, and training and data if any; `tensors` is added. sources: in the file's order.
 /// Throws std::invalid_argument when open_checkpoint() would refuse the result, or it cannot be written.
 /// Needs about FILE_CHUNK bytes of memory.

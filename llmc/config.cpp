@@ -4,10 +4,10 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <utility>
-#include "llmc/error.h"
-#include "llmc/json.h"
+#include "llmc/io/error.h"
+#include "llmc/io/json.h"
 #include "llmc/tensors.h"
-#include "llmc/value_embedding.h"
+#include "llmc/ops/value_embedding.h"
 
 using nlohmann::json;
 

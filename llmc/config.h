@@ -4,8 +4,8 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
-#include "llmc/activation.h"
-#include "llmc/norm.h"
+#include "llmc/ops/activation.h"
+#include "llmc/ops/norm.h"
 
 enum class Recipe { speedrun, nanochat };
 

@@ -2,17 +2,17 @@
 #include "llmc/gpt.h"
 #include <algorithm>
 #include <cmath>
-#include "llmc/attention.h"
-#include "llmc/cross_entropy.h"
-#include "llmc/device.h"
-#include "llmc/embedding.h"
-#include "llmc/error.h"
-#include "llmc/matmul.h"
-#include "llmc/profile.h"
-#include "llmc/reduce.h"
-#include "llmc/residual.h"
-#include "llmc/rotary.h"
-#include "llmc/value_embedding.h"
+#include "llmc/ops/attention.h"
+#include "llmc/ops/cross_entropy.h"
+#include "llmc/device/device.h"
+#include "llmc/ops/embedding.h"
+#include "llmc/io/error.h"
+#include "llmc/ops/matmul.h"
+#include "llmc/device/profile.h"
+#include "llmc/ops/reduce.h"
+#include "llmc/ops/residual.h"
+#include "llmc/ops/rotary.h"
+#include "llmc/ops/value_embedding.h"
 
 static constexpr int64_t LOGITS_BYTES = int64_t{128} << 20;   // of the piece of the logits that is held at once
 

@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 #include "llmc/config.h"
-#include "llmc/device.h"
-#include "llmc/memory.h"
+#include "llmc/device/device.h"
+#include "llmc/device/memory.h"
 #include "llmc/tensors.h"
-#include "llmc/types.h"
+#include "llmc/device/types.h"
 
 /// One pointer a tensor: T is floatX for the weights that the passes read, float for master weights and gradients.
 template <class T>

@@ -2,7 +2,7 @@
 #include "llmc/layers.h"
 #include <charconv>
 #include <nlohmann/json.hpp>
-#include "llmc/error.h"
+#include "llmc/io/error.h"
 
 const std::vector<GrowthOrder>& growth_orders() {
     static const std::vector<GrowthOrder> orders{

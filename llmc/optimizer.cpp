@@ -2,8 +2,8 @@
 #include "llmc/optimizer.h"
 #include <algorithm>
 #include <cmath>
-#include "llmc/device.h"
-#include "llmc/profile.h"
+#include "llmc/device/device.h"
+#include "llmc/device/profile.h"
 
 static constexpr int UPLOADS = 4;   // two a step
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include "llmc/error.h"
+#include "llmc/io/error.h"
 
 static int64_t scaled_batch(const PlanInput& in) {
     double size = double(in.matmul_params) / double(in.reference_params);

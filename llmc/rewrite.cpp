@@ -6,8 +6,8 @@
 #include <iostream>
 #include <map>
 #include <set>
-#include "llmc/error.h"
-#include "llmc/process.h"
+#include "llmc/io/error.h"
+#include "llmc/io/process.h"
 #include "llmc/tensors.h"
 
 void print_map(const LayerMap& map, const std::vector<const Checkpoint*>& models) {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 #include "llmc/checkpoint.h"
-#include "llmc/file.h"
+#include "llmc/io/file.h"
 
 struct SafetensorsEntry {
     std::string name;

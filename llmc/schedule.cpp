@@ -2,7 +2,7 @@
 #include "llmc/schedule.h"
 #include <algorithm>
 #include <cmath>
-#include "llmc/error.h"
+#include "llmc/io/error.h"
 
 double lr_multiplier(const Schedule& s, int64_t step) {
     double multiplier = 1;

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <numbers>
 #include <random>
-#include "llmc/error.h"
-#include "llmc/value_embedding.h"
+#include "llmc/io/error.h"
+#include "llmc/ops/value_embedding.h"
 
 static int64_t size_of(Dim dim, const GPTConfig& config) {
     switch (dim) {

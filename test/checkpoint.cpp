@@ -13,8 +13,8 @@
 #include <sys/stat.h>
 #include <thread>
 #include <unistd.h>
-#include "llmc/error.h"
-#include "llmc/hash.h"
+#include "llmc/io/error.h"
+#include "llmc/io/hash.h"
 #include "test/small_model.h"
 
 using nlohmann::json;

@@ -7,8 +7,8 @@
 #include <cstdio>
 #include <filesystem>
 #include <vector>
-#include "llmc/shard.h"
-#include "llmc/tokenizer.h"
+#include "llmc/text/shard.h"
+#include "llmc/text/tokenizer.h"
 #include "test/program.h"
 
 namespace fs = std::filesystem;

@@ -3,7 +3,7 @@
 #include "test/golden.h"
 #include <doctest/doctest.h>
 #include <algorithm>
-#include "llmc/device.h"
+#include "llmc/device/device.h"
 #include "llmc/optimizer.h"
 #include "test/needs.h"
 

@@ -12,8 +12,8 @@
 #include <limits>
 #include <numeric>
 #include <random>
-#include "llmc/device.h"
-#include "llmc/error.h"
+#include "llmc/device/device.h"
+#include "llmc/io/error.h"
 #include "llmc/layers.h"
 #include "llmc/optimizer.h"
 #include "test/golden.h"

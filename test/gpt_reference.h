@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 #include "llmc/config.h"
-#include "llmc/value_embedding.h"
+#include "llmc/ops/value_embedding.h"
 
 namespace {   // of the one test file that includes it
 

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <sstream>
 #include "dev/bench.h"
-#include "llmc/shard.h"
+#include "llmc/text/shard.h"
 #include "test/program.h"
 
 namespace fs = std::filesystem;
@@ -203,8 +203,8 @@ TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 
     };
     SUBCASE("nothing builds") {
         GpuMachine machine;
-        machine.stand_in("make", "echo 'llmc/norm.cu(7): error: identifier \"x\" is undefined'; exit 2");
-        failed(machine, "llmc/norm.cu(7): error: identifier");
+        machine.stand_in("make", "echo 'llmc/ops/norm.cu(7): error: identifier \"x\" is undefined'; exit 2");
+        failed(machine, "llmc/ops/norm.cu(7): error: identifier");
         CHECK(contains(machine.report(), "| build, fp32 | **failed** (exit code 2; build/gpu-check/build-fp32.log) |"));
         CHECK(contains(machine.report(), "Nothing was built, so nothing was run."));
         CHECK(!contains(machine.report(), "THIRD_PARTY=dir"));
@@ -226,7 +226,7 @@ TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 
     SUBCASE("tests") {
         GpuMachine machine;
         machine.program("tests", R"(case "$0 $*" in
-            *bf16*muon*) echo 'TEST CASE:  muon moves'; echo 'test/muon.cpp:7: ERROR: CHECK( 1 == 2 ) is NOT correct!'
+            *bf16*muon*) echo 'TEST CASE:  muon moves'; echo 'test/ops/muon.cpp:7: ERROR: CHECK( 1 == 2 ) is NOT correct!'
                          echo '[doctest] test cases:  7 |  6 passed | 1 failed | 2 skipped'; exit 1 ;;
             *) echo '[doctest] test cases:  7 |  7 passed | 0 failed | 2 skipped' ;; esac)");
         failed(machine, "golden cases and model, bf16 | 13 passed, 1 failed; **not fine** |");
@@ -244,7 +244,7 @@ TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 
     }
     SUBCASE("tests without an end, of attention: the benchmarks do without Hopper's kernels") {
         GpuMachine machine;
-        write_file(machine.dir / "test/attention.cpp", "its tests");
+        write_file(machine.dir / "test/ops/attention.cpp", "its tests");
         machine.stand_in("timeout", "shift 3; case $* in *bf16*test/attention*) exit 124;; esac; exec \"$@\"");
         machine.program("bench", "while [ ! -s build/gpu-check/clocks.log ]; do sleep 0.01; done; echo bench $*");
         failed(machine, "| attention, bf16 | not done in time | |");

@@ -2,7 +2,7 @@
 #ifdef ISA_AVX2
 #include <dnnl.h>
 #include <doctest/doctest.h>
-#include "llmc/device.h"
+#include "llmc/device/device.h"
 
 TEST_CASE("ISA=avx2: oneDNN is held to AVX2 before anything calls it, and the device's name says so") {
     CHECK(dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx2);

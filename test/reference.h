@@ -11,8 +11,8 @@
 #include <string>
 #include <type_traits>
 #include <vector>
-#include "llmc/device.h"
-#include "llmc/types.h"
+#include "llmc/device/device.h"
+#include "llmc/device/types.h"
 
 /// The emulator, where that is the device, ends a kernel that touches these bytes of device memory.
 __attribute__((weak)) void emulator_guard(const void* memory, size_t bytes);

@@ -3,7 +3,7 @@
 #include "llmc/rewrite.h"
 #include <doctest/doctest.h>
 #include <sys/stat.h>
-#include "llmc/error.h"
+#include "llmc/io/error.h"
 #include "llmc/safetensors.h"
 #include "test/small_model.h"
 

@@ -9,7 +9,7 @@
 #include <random>
 #include <regex>
 #include <vector>
-#include "llmc/tokenizer.h"
+#include "llmc/text/tokenizer.h"
 #include "test/program.h"
 
 namespace fs = std::filesystem;

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <limits>
 #include <random>
-#include "llmc/types.h"
+#include "llmc/device/types.h"
 #include "test/small_model.h"
 
 /// A file of this header and this much data, as the format lays it out.

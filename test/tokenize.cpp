@@ -9,8 +9,8 @@
 #include <span>
 #include <string>
 #include <vector>
-#include "llmc/shard.h"
-#include "llmc/tokenizer.h"
+#include "llmc/text/shard.h"
+#include "llmc/text/tokenizer.h"
 #include "test/program.h"
 
 namespace fs = std::filesystem;

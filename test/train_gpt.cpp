@@ -14,8 +14,8 @@
 #include <regex>
 #include <sstream>
 #include <thread>
-#include "llmc/device.h"
-#include "llmc/shard.h"
+#include "llmc/device/device.h"
+#include "llmc/text/shard.h"
 #include "test/small_model.h"
 
 namespace {

@@ -422,7 +422,7 @@ static void ahead(floatX* y, float* lse, float*, const floatX* qkv, AttentionSiz
 }
 #endif
 
-// 6. llmc/attention.cu: any head size, grouped heads, and 32 queries a warp, which halves what a product reads from shared memory. Bound
+// 6. llmc/ops/attention.cu: any head size, grouped heads, and 32 queries a warp, which halves what a product reads from shared memory. Bound
 // by the tensor cores, with the exponentials close behind.
 static void engine(floatX* y, float* lse, float* scratch, const floatX* qkv, AttentionSize s, Stream stream) {
     attention_forward(y, lse, scratch, qkv, s.B, s.T, s.H, s.H, HEAD, s.window, stream);
@@ -699,7 +699,7 @@ static void mma_backward(floatX* dqkv, float* scratch, const floatX* dy, const f
 }
 #endif
 
-// 4. llmc/attention.cu: two buffers for what is walked over, 32 rows a warp where registers allow it. Bound by the tensor cores: five
+// 4. llmc/ops/attention.cu: two buffers for what is walked over, 32 rows a warp where registers allow it. Bound by the tensor cores: five
 // products at least (its two walks compute seven).
 static void engine_backward(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv,
                             AttentionSize s, Stream stream) {
@@ -770,7 +770,7 @@ const std::vector<Step<Attention, AttentionSize>>& attention_ladder() {
         {"tensor cores", tensor_cores, [](const Size& s) { return Works{by_tensor_cores(s, all_scores(s), 14.5)}; }},
         {"copies run ahead, tiles are skipped", ahead, [](const Size& s) { return Works{by_tensor_cores(s, seen_tiles(s), 16)}; }},
 #endif
-        {"llmc/attention.cu", engine, [](const Size& s) {
+        {"llmc/ops/attention.cu", engine, [](const Size& s) {
              const double flops = 4 * HEAD * s.pairs();
              return Works{
                  {.memory = necessary_bytes(s), .tensor = BYTES == 2 ? flops : 0, .fp32 = BYTES == 2 ? 0 : flops, .special = s.pairs()}};
@@ -820,7 +820,7 @@ const std::vector<Step<AttentionBackward, AttentionSize>>& attention_backward_la
 #ifndef PRECISION_FP32
         {"tensor cores, tiles are skipped", mma_backward, [](const Size& s) { return two_walks(s, seen_tiles(s), true, 2, 20.7, 14.1); }},
 #endif
-        {"llmc/attention.cu", engine_backward, [](const Size& s) {
+        {"llmc/ops/attention.cu", engine_backward, [](const Size& s) {
              const double flops = 10 * HEAD * s.pairs();
              return Works{{.memory = 8 * s.elements() * BYTES,
                            .tensor = BYTES == 2 ? flops : 0,

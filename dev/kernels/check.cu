@@ -3,8 +3,8 @@
 #include <functional>
 #include <random>
 #include "dev/kernels/ladder.h"
-#include "llmc/device.h"
-#include "llmc/memory.h"
+#include "llmc/device/device.h"
+#include "llmc/device/memory.h"
 
 using Values = std::vector<double>;
 

@@ -2,7 +2,7 @@
 // for 32768 logits in bf16), so a block takes one, in every step. What must move is each logit in and each gradient out; what must
 // be computed is an exponential for the sum and one for the gradient of every logit.
 #include "dev/kernels/ladder.h"
-#include "llmc/cross_entropy.h"
+#include "llmc/ops/cross_entropy.h"
 
 static constexpr int THREADS = 512;
 static constexpr size_t SCRATCH = WARP * sizeof(float);      // what block_sum and block_max take
@@ -195,7 +195,7 @@ static void fast(float* losses, floatX* logits, float*, const int* targets, Cros
     launch("fast", fast_kernel, grid_with_row(s.N, s.V), stream, losses, logits, targets, s.V, dloss);
 }
 
-// 6. llmc/cross_entropy.cu: the same with a cap on the logits, targets that are left out, rows that do not fit into shared memory, and
+// 6. llmc/ops/cross_entropy.cu: the same with a cap on the logits, targets that are left out, rows that do not fit into shared memory, and
 // the loss alone. Bound by device memory. (With a cap it has a kernel of its own, in which an element costs 2.5 special functions.)
 static void engine(float* losses, floatX* logits, float*, const int* targets, CrossEntropySize s, float dloss, Stream stream) {
     cross_entropy(losses, logits, targets, s.N, s.V, dloss, 0, stream);
@@ -230,6 +230,6 @@ const std::vector<Step<CrossEntropy, CrossEntropySize>>& cross_entropy_ladder() 
         {"the row in shared memory", cached,
          [](const Size& s) { return Works{kernel(logits_of(s), 2 * BYTES, 4, true, 2 + SHRINKS, 27.8)}; }},
         {"fast exponentials", fast, [](const Size& s) { return Works{kernel(logits_of(s), 2 * BYTES, 4, true, 2 + SHRINKS, 15.2)}; }},
-        {"llmc/cross_entropy.cu", engine, [](const Size& s) { return Works{kernel(logits_of(s), 2 * BYTES, 2, true, 2, 0)}; }}};
+        {"llmc/ops/cross_entropy.cu", engine, [](const Size& s) { return Works{kernel(logits_of(s), 2 * BYTES, 2, true, 2, 0)}; }}};
     return steps;
 }

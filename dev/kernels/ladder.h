@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <string>
 #include <vector>
-#include "llmc/attention.h"
-#include "llmc/cuda_common.h"
+#include "llmc/ops/attention.h"
+#include "llmc/device/cuda_common.h"
 
 /// What one kernel asks of the machine. Each count is a lower limit, so the time that follows from it is one too.
 struct Work {
@@ -65,7 +65,7 @@ struct Step {
 
 // ---------------------------------------------------------------------------------------------------------------- the ladders
 
-/// As llmc/norm.h, rms_norm only.
+/// As llmc/ops/norm.h, rms_norm only.
 struct NormSize {
     int64_t N;
     int C;
@@ -75,7 +75,7 @@ using NormBackward = void(floatX* dx, const floatX* dout, const floatX* out, con
 const std::vector<Step<NormForward, NormSize>>& norm_forward_ladder();
 const std::vector<Step<NormBackward, NormSize>>& norm_backward_ladder();
 
-/// As llmc/cross_entropy.h, without the cap; the gradient takes the logits' place. Targets are never -1.
+/// As llmc/ops/cross_entropy.h, without the cap; the gradient takes the logits' place. Targets are never -1.
 /// scratch (2 N floats)
 struct CrossEntropySize {
     int64_t N;
@@ -85,7 +85,7 @@ using CrossEntropy = void(float* losses, floatX* logits, float* scratch, const i
                           Stream stream);
 const std::vector<Step<CrossEntropy, CrossEntropySize>>& cross_entropy_ladder();
 
-/// As llmc/attention.h, with as many key heads as query heads, and HEAD channels each.
+/// As llmc/ops/attention.h, with as many key heads as query heads, and HEAD channels each.
 /// scratch (B H T T floats)
 inline constexpr int HEAD = 64;
 struct AttentionSize {
@@ -106,7 +106,7 @@ const std::vector<Step<Attention, AttentionSize>>& attention_ladder();
 using AttentionBackward = void(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv,
                                AttentionSize size, Stream stream);
 const std::vector<Step<AttentionBackward, AttentionSize>>& attention_backward_ladder();
-/// A number a row and two a score, or what llmc/attention.h wants.
+/// A number a row and two a score, or what llmc/ops/attention.h wants.
 inline size_t attention_backward_floats(AttentionSize s) {
     const size_t rows = static_cast<size_t>(s.B) * s.H * s.T;
     return std::max(rows * (1 + 2 * static_cast<size_t>(s.T)), attention_scratch(s.B, s.T, s.H, s.H, HEAD) / sizeof(float));

@@ -2,7 +2,7 @@
 // three operations an element), so the bound of every step is the bytes that must move: forward reads x and writes out, backward
 // reads two tensors and writes one. The steps differ in how near they come to that, and the README says what holds each back.
 #include "dev/kernels/ladder.h"
-#include "llmc/norm.h"
+#include "llmc/ops/norm.h"
 
 static constexpr int THREADS = 128;
 
@@ -120,7 +120,7 @@ static void registers(floatX* out, float* rstd, const floatX* x, NormSize s, flo
     launch("registers", registers_kernel, grid_for(s.N, THREADS / WARP), stream, out, rstd, x, s.N, s.C, eps);
 }
 
-// 5. llmc/norm.cu: the same, for longer rows too: the number of pieces is a template parameter, so that short rows take few registers and
+// 5. llmc/ops/norm.cu: the same, for longer rows too: the number of pieces is a template parameter, so that short rows take few registers and
 // no instructions for pieces that they have not, and a block holds the rows that are too long for a warp. Bound by device memory.
 static void engine(floatX* out, float* rstd, const floatX* x, NormSize s, float eps, Stream stream) {
     norm_forward(out, rstd, x, s.N, s.C, Norm::rms_norm, eps, stream);
@@ -192,7 +192,7 @@ static void registers_backward(floatX* dx, const floatX* dout, const floatX* out
     launch("registers_backward", registers_backward_kernel, grid_for(s.N, THREADS / WARP), stream, dx, dout, out, rstd, s.N, s.C);
 }
 
-// 4. llmc/norm.cu.
+// 4. llmc/ops/norm.cu.
 static void engine_backward(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, NormSize s, Stream stream) {
     norm_backward(dx, dout, out, rstd, s.N, s.C, Norm::rms_norm, stream);
 }
@@ -217,7 +217,7 @@ const std::vector<Step<NormForward, NormSize>>& norm_forward_ladder() {
         {"a warp a row: coalesced", warp_row, [](const NormSize& s) { return rows(s, 2, 2, COALESCED, 14.7); }},
         {"16 bytes a lane", wide, [](const NormSize& s) { return rows(s, 2, 2, WIDE, 7.4); }},
         {"the row in registers", registers, [](const NormSize& s) { return rows(s, 2, 1, WIDE, 0); }},
-        {"llmc/norm.cu", engine, [](const NormSize& s) { return rows(s, 2, 1, WIDE, 0); }}};
+        {"llmc/ops/norm.cu", engine, [](const NormSize& s) { return rows(s, 2, 1, WIDE, 0); }}};
     return steps;
 }
 
@@ -226,6 +226,6 @@ const std::vector<Step<NormBackward, NormSize>>& norm_backward_ladder() {
         {"a thread a row", thread_row_backward, [](const NormSize& s) { return rows(s, 3, 2, SCATTERED, 17.6); }},
         {"a warp a row: coalesced", warp_row_backward, [](const NormSize& s) { return rows(s, 3, 2, COALESCED, 22.3); }},
         {"16 bytes a lane, both rows in registers", registers_backward, [](const NormSize& s) { return rows(s, 3, 1, WIDE, 0); }},
-        {"llmc/norm.cu", engine_backward, [](const NormSize& s) { return rows(s, 3, 1, WIDE, 0); }}};
+        {"llmc/ops/norm.cu", engine_backward, [](const NormSize& s) { return rows(s, 3, 1, WIDE, 0); }}};
     return steps;
 }

@@ -1,10 +1,10 @@
-// The part of cuBLASLt that llmc/matmul.cu uses, for the emulator: plain loops, and the checks of arguments that the library makes.
+// The part of cuBLASLt that llmc/ops/matmul.cu uses, for the emulator: plain loops, and the checks of arguments that the library makes.
 #pragma once
 #include <cuda_runtime.h>
 #include <cstdint>
 #include <cstring>
 #include <string>
-#include "llmc/types.h"
+#include "llmc/device/types.h"
 
 enum cublasStatus_t { CUBLAS_STATUS_SUCCESS, CUBLAS_STATUS_INVALID_VALUE = 7, CUBLAS_STATUS_EXECUTION_FAILED = 13, CUBLAS_STATUS_NOT_SUPPORTED = 15 };
 inline const char* cublasLtGetStatusName(cublasStatus_t status) {

@@ -62,7 +62,7 @@ int emulated_barrier(int id, int threads, int value, const char* what, std::sour
 using EmulatedLanes = void* [32];
 void emulated_warp(unsigned mask, void* mine, void (*exchange)(EmulatedLanes& lanes), const char* what);
 
-/// A lane's registers of llmc/ptx.h's mma_m16n8k16, and what the lanes do when they meet.
+/// A lane's registers of llmc/device/ptx.h's mma_m16n8k16, and what the lanes do when they meet.
 struct EmulatedMma {
     float* d;
     const uint32_t *a, *b;
@@ -75,7 +75,7 @@ void emulated_copy_commit();
 void emulated_copy_wait(int newer);
 
 // --------------------------------------------------------------------------------------------------------------------- Hopper
-// llmc/ptx.h says what each of these is.
+// llmc/device/ptx.h says what each of these is.
 
 /// In bytes, as hardware counts them: the block's shared memory begins at 1024, after what the driver keeps.
 uint32_t emulated_shared_address(const void* shared);

@@ -1,5 +1,5 @@
 #!/bin/bash
-# test/emulator/faults.sh (make faults): plants faults in copies of the kernels, one at a time, and demands that the op suite on the
+# test/emulator/faults.sh (make emulator): plants faults in copies of the kernels, one at a time, and demands that the op suite on the
 # emulator turns red for each, and is green without. A test that cannot fail is a bug; this is the test of the tests.
 #   BUILD   where the emulator was built     LIBRARY  its objects          CXX, FLAGS  the compiler, and how
 #   SUITES  where those of the op suites lie  MAIN    the runner's
@@ -7,68 +7,68 @@
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 
-# fault NAME OP CASES FILE FROM TO: in FILE the words FROM, which must be there exactly once, become TO; llmc/OP.cu is compiled with
+# fault NAME OP CASES FILE FROM TO: in FILE the words FROM, which must be there exactly once, become TO; OP's .cu file is compiled with
 # that file, and the cases CASES of its suite run.
 faults() {
-    fault "no barrier between the warps' sums and the sum of those" norm '*forward is the formula' llmc/cuda_common.h \
+    fault "no barrier between the warps' sums and the sum of those" norm '*forward is the formula' llmc/device/cuda_common.h \
         $'x = warp_sum(x);\n    if (lane_of_thread() == 0) scratch[warp_of_thread()] = x;\n    __syncthreads();' \
         $'x = warp_sum(x);\n    if (lane_of_thread() == 0) scratch[warp_of_thread()] = x;'
-    fault "no barrier before the next half of a tree of sums" reduce 'sum_of_squares*' llmc/reduce.cu \
+    fault "no barrier before the next half of a tree of sums" reduce 'sum_of_squares*' llmc/ops/reduce.cu \
         $'__syncthreads();\n        if (threadIdx.x < half)' 'if (threadIdx.x < half)'
-    fault "no barrier between the denominators of the warps and of the row" cross_entropy '*loss and its gradient' llmc/cross_entropy.cu \
+    fault "no barrier between the denominators of the warps and of the row" cross_entropy '*loss and its gradient' llmc/ops/cross_entropy.cu \
         $'scratch[warp_of_thread()] = mine;\n    __syncthreads();' 'scratch[warp_of_thread()] = mine;'
-    fault "no barrier between the gates' gradients and their sum" value_embedding '*backward is the formula*' llmc/value_embedding.cu \
+    fault "no barrier between the gates' gradients and their sum" value_embedding '*backward is the formula*' llmc/ops/value_embedding.cu \
         $'__syncthreads();\n\n    for (int g = warp' 'for (int g = warp'
-    fault "no barrier between two chunks of tokens" embedding '*order sorts*' llmc/embedding.cu \
+    fault "no barrier between two chunks of tokens" embedding '*order sorts*' llmc/ops/embedding.cu \
         $'static_cast<int>(begin + i);\n        __syncthreads();' 'static_cast<int>(begin + i);'
-    fault "no barrier of the warp between reading and moving a place" embedding '*order sorts*' llmc/embedding.cu \
+    fault "no barrier of the warp between reading and moving a place" embedding '*order sorts*' llmc/ops/embedding.cu \
         $'shared.next[token] : 0;\n                __syncwarp();' 'shared.next[token] : 0;'
-    fault "a load one element off" cross_entropy '*loss and its gradient' llmc/cross_entropy.cu \
+    fault "a load one element off" cross_entropy '*loss and its gradient' llmc/ops/cross_entropy.cu \
         'false>(target >= 0 ? to_float(row[target])' 'false>(target >= 0 ? to_float(row[target + 1])'
-    fault "a capped row kept in a neighbour's place" cross_entropy '*loss and its gradient' llmc/cross_entropy.cu \
+    fault "a capped row kept in a neighbour's place" cross_entropy '*loss and its gradient' llmc/ops/cross_entropy.cu \
         'store_packed(cache + v, {kept' 'store_packed(cache + (v ^ VECTOR), {kept'
-    fault "a loop that reads one element too many" reduce 'sum_of_squares*' llmc/reduce.cu 'i + 3 < end' 'i + 2 < end'
-    fault "a row looked up one too far" embedding '*forward copies*' llmc/embedding.cu 'wte + int64_t{idx[n]} * C' 'wte + int64_t{idx[n] + 1} * C'
-    fault "a store that is skipped at the end" norm '*forward is the formula' llmc/cuda_common.h \
+    fault "a loop that reads one element too many" reduce 'sum_of_squares*' llmc/ops/reduce.cu 'i + 3 < end' 'i + 2 < end'
+    fault "a row looked up one too far" embedding '*forward copies*' llmc/ops/embedding.cu 'wte + int64_t{idx[n]} * C' 'wte + int64_t{idx[n] + 1} * C'
+    fault "a store that is skipped at the end" norm '*forward is the formula' llmc/device/cuda_common.h \
         'if (at(i) < C) store_packed(row + at(i), pieces[i]);' 'if (at(i) + VECTOR < C) store_packed(row + at(i), pieces[i]);'
-    fault "a store that is skipped for the last head" rotary '*forward turns*' llmc/rotary.cu \
+    fault "a store that is skipped for the last head" rotary '*forward turns*' llmc/ops/rotary.cu \
         'if (lanes.at == 0 && h < heads) rstd' 'if (lanes.at == 0 && h + 1 < heads) rstd'
-    fault "the tail of a row is not masked" norm '*forward is the formula' llmc/cuda_common.h \
+    fault "the tail of a row is not masked" norm '*forward is the formula' llmc/device/cuda_common.h \
         'at(i) < C ? load_packed(row + at(i)) : Packed{}' 'load_packed(row + at(i))'
-    fault "the tail of a tensor is not masked" adamw '*formula*' llmc/adamw.cu 'if (i + WIDTH <= t.n)' 'if (i < t.n)'
-    fault "keys beyond the end are not masked" attention '*forward is the softmax*' llmc/attention.cu 'data, row + i < from.count)' 'data)'
-    fault "a shuffle without the last lane" norm '*forward is the formula' llmc/cuda_common.h \
+    fault "the tail of a tensor is not masked" adamw '*formula*' llmc/ops/adamw.cu 'if (i + WIDTH <= t.n)' 'if (i < t.n)'
+    fault "keys beyond the end are not masked" attention '*forward is the softmax*' llmc/ops/attention.cu 'data, row + i < from.count)' 'data)'
+    fault "a shuffle without the last lane" norm '*forward is the formula' llmc/device/cuda_common.h \
         'x += __shfl_xor_sync(ALL_LANES, x' 'x += __shfl_xor_sync(ALL_LANES >> 1, x'
-    fault "a shuffle of all lanes where eight take part" embedding '*backward sums*' llmc/run_sum.cuh \
+    fault "a shuffle of all lanes where eight take part" embedding '*backward sums*' llmc/ops/run_sum.cuh \
         '__shfl_sync(group.mask, position' '__shfl_sync(ALL_LANES, position'
-    fault "no barrier in the sums of the rows' shares" residual 'mix_norm_backward*' llmc/residual.cu \
+    fault "no barrier in the sums of the rows' shares" residual 'mix_norm_backward*' llmc/ops/residual.cu \
         $'__syncthreads();\n        if (threadIdx.x < half)' 'if (threadIdx.x < half)'
-    fault "the last vectors of a tensor are not masked" activation '*' llmc/activation.cu 'if (at < vectors) store(dx' 'store(dx'
-    fault "a load past the row that nobody uses" rotary '*backward*' llmc/rotary.cu 'load_halves(a, b, dhead, h < heads)' 'load_halves(a, b, dhead, true)'
-    fault "lanes without a head leave before the sum" value_embedding '*forward adds*' llmc/value_embedding.cu \
+    fault "the last vectors of a tensor are not masked" activation '*' llmc/ops/activation.cu 'if (at < vectors) store(dx' 'store(dx'
+    fault "a load past the row that nobody uses" rotary '*backward*' llmc/ops/rotary.cu 'load_halves(a, b, dhead, h < heads)' 'load_halves(a, b, dhead, true)'
+    fault "lanes without a head leave before the sum" value_embedding '*forward adds*' llmc/ops/value_embedding.cu \
         $'float dot = 0;\n#pragma unroll\n    for (int c = lane;' $'if (!there) return;\n    float dot = 0;\n#pragma unroll\n    for (int c = lane;'
-    fault "no barrier after a block's first word" embedding '*backward sums*' llmc/run_sum.cuh \
+    fault "no barrier after a block's first word" embedding '*backward sums*' llmc/ops/run_sum.cuh \
         $'shared.long_begins = -1;\n    __syncthreads();' 'shared.long_begins = -1;'
-    fault "the rates of the first tensor for all" adamw '*' llmc/adamw.cu 'hyper = hypers[which]' 'hyper = hypers[0]'
-    fault "columns beyond the matrix are summed" muon '*moves*' llmc/muon.cu 'if (warp_of_thread() > 0 || c >= cols) return;' 'if (warp_of_thread() > 0) return;'
-    fault "no barrier between the last product and its tile" matmul '*symmetric*' llmc/matmul.cu $'__syncthreads();\n\n    bf16* tile' 'bf16* tile'
-    fault "a stage is read before its copy has come" matmul '*symmetric*' llmc/matmul.cu 'copy_async_wait<STAGES - 2>();' 'copy_async_wait<STAGES - 1>();'
-    fault "a slot's event comes before its copy" device 'uploads*' llmc/device.cu \
+    fault "the rates of the first tensor for all" adamw '*' llmc/ops/adamw.cu 'hyper = hypers[which]' 'hyper = hypers[0]'
+    fault "columns beyond the matrix are summed" muon '*moves*' llmc/ops/muon.cu 'if (warp_of_thread() > 0 || c >= cols) return;' 'if (warp_of_thread() > 0) return;'
+    fault "no barrier between the last product and its tile" matmul '*symmetric*' llmc/ops/matmul.cu $'__syncthreads();\n\n    bf16* tile' 'bf16* tile'
+    fault "a stage is read before its copy has come" matmul '*symmetric*' llmc/ops/matmul.cu 'copy_async_wait<STAGES - 2>();' 'copy_async_wait<STAGES - 1>();'
+    fault "a slot's event comes before its copy" device 'uploads*' llmc/device/device.cu \
         $'cuda_check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, cuda_stream(stream)), "uploads");\n    cuda_check(cudaEventRecord(ring->done[slot], cuda_stream(stream)), "uploads");' \
         $'cuda_check(cudaEventRecord(ring->done[slot], cuda_stream(stream)), "uploads");\n    cuda_check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, cuda_stream(stream)), "uploads");'
-    fault "a slot is filled again before its copy" device 'uploads*' llmc/device.cu 'cuda_check(cudaEventSynchronize(ring->done[slot]), "uploads");' ''
+    fault "a slot is filled again before its copy" device 'uploads*' llmc/device/device.cu 'cuda_check(cudaEventSynchronize(ring->done[slot]), "uploads");' ''
     local loop=$'sum[m][r] = 0;\n\n    for (int k0 = first, stage = 0; k0 < end; k0 += KEYS, stage ^= 1) {\n        '
     local wait=$'copy_async_wait<0>();\n        ' sync='__syncthreads();'
-    fault "asynchronous copies are not waited for" attention '*forward is the softmax*' llmc/attention.cu "$loop$wait" "$loop"
-    fault "no barrier after asynchronous copies" attention '*forward is the softmax*' llmc/attention.cu "$loop$wait$sync" "$loop$wait"
-    fault "sums that a new greatest score does not shrink" attention '*forward is the softmax*' llmc/attention.cu \
+    fault "asynchronous copies are not waited for" attention '*forward is the softmax*' llmc/ops/attention.cu "$loop$wait" "$loop"
+    fault "no barrier after asynchronous copies" attention '*forward is the softmax*' llmc/ops/attention.cu "$loop$wait$sync" "$loop$wait"
+    fault "sums that a new greatest score does not shrink" attention '*forward is the softmax*' llmc/ops/attention.cu \
         'if (shrink[m][r] != 1)' 'if (shrink[m][r] > 1)'
-    fault "no barrier between tiles of queries" attention 'attention_backward*' llmc/attention.cu \
+    fault "no barrier between tiles of queries" attention 'attention_backward*' llmc/ops/attention.cu \
         $'__syncthreads();            // the tiles are here, and all are done with those of the other stage\n        if (i + 1' 'if (i + 1'
-    fault "no barrier after the tiles of a head above 128" attention 'attention_forward is*' llmc/attention.cu \
+    fault "no barrier after the tiles of a head above 128" attention 'attention_forward is*' llmc/ops/attention.cu \
         $'plain_fetch(y, b, d, D);\n            __syncthreads();' 'plain_fetch(y, b, d, D);'
-    fault "no barrier between the scores and their greatest" attention '*cache*' llmc/attention.cu $'dot : -INFINITY;\n        __syncthreads();' 'dot : -INFINITY;'
-    local hopper=llmc/attention_hopper.cu
+    fault "no barrier between the scores and their greatest" attention '*cache*' llmc/ops/attention.cu $'dot : -INFINITY;\n        __syncthreads();' 'dot : -INFINITY;'
+    local hopper=llmc/ops/attention_hopper.cu
     fault "a copy engine's barrier waited for in the wrong phase" attention_hopper '*forward is the softmax*' $hopper 'turn.parity ^ 1' 'turn.parity'
     fault "a wgmma operand with the wrong distance between its blocks" attention_hopper '*forward is the softmax*' $hopper \
         'matrix_descriptor(y.bytes, Tile<HEAD, K>::BLOCK)' 'matrix_descriptor(y.bytes, 1024)'
@@ -86,9 +86,11 @@ faults() {
 
 work=$BUILD/faults
 
-# build FOLDER OP: llmc/OP.cu with the files that FOLDER has, and its suite (attention's for attention_hopper).
+# build FOLDER OP: the .cu file of OP with the files that FOLDER has, and its suite (attention's for attention_hopper).
 build() {
-    local source=llmc/$2.cu suite=${2%_hopper}
+    local source suite
+    source=$(echo llmc/*/"$2.cu") suite=${source#llmc/}
+    suite=${suite%.cu} suite=${suite%_hopper}
     [ ! -f "$1/$source" ] || source=$1/$source
     $CXX -iquote "$1" $FLAGS -x c++ -c -o "$1/$2.o" "$source" &&
         $CXX $FLAGS -o "$1/tests" "$1/$2.o" "$SUITES/$suite.o" "$MAIN" "$work/ops.a"
@@ -98,7 +100,7 @@ build() {
 plant() {
     local name=$1 op=$2 cases=$3 file=$4 from=$5 to=$6 folder text rest
     folder=$work/$(tr -c 'a-z\n' _ <<<"$name")
-    rm -rf "$folder" && mkdir -p "$folder/llmc"
+    rm -rf "$folder" && mkdir -p "$folder/$(dirname "$file")"
     text=$(<"$file") rest=${text#*"$from"}
     if [ "$rest" = "$text" ] || [[ $rest == *"$from"* ]]; then
         echo "not ok: $name: $file must have exactly once: ${from//$'\n'/ }"

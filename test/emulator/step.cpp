@@ -6,9 +6,9 @@
 #include <filesystem>
 #include <fstream>
 #include <random>
-#include "llmc/device.h"
-#include "llmc/error.h"
-#include "llmc/matmul.h"
+#include "llmc/device/device.h"
+#include "llmc/io/error.h"
+#include "llmc/ops/matmul.h"
 #include "llmc/optimizer.h"
 #include "test/golden.h"
 

@@ -5,9 +5,9 @@
 #include <memory>
 #include <string>
 #include <vector>
-#include "llmc/cuda_common.h"
-#include "llmc/device.h"
-#include "llmc/matmul.h"
+#include "llmc/device/cuda_common.h"
+#include "llmc/device/device.h"
+#include "llmc/ops/matmul.h"
 
 namespace {
 

@@ -1,4 +1,0 @@
-// Compiled anew when the commit changes, and nothing else is.
-#include "llmc/build.h"
-
-const char* build_commit() { return DEEPEN_COMMIT; }

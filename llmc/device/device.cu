@@ -1,0 +1,202 @@
+// A GPU as a device.
+#include "llmc/device/device.h"
+#include <cstring>
+#include <exception>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+#include "llmc/device/cuda_common.h"
+
+size_t device_alloc_bytes(size_t bytes) {
+    const size_t unit = size_t{2} << 20;   // the driver's own
+    return (bytes + unit - 1) / unit * unit;
+}
+
+static cudaDeviceProp properties() {
+    int device = 0;
+    cudaDeviceProp found{};
+    cuda_check(cudaGetDevice(&device), "properties");
+    cuda_check(cudaGetDeviceProperties(&found, device), "properties");
+    return found;
+}
+
+static std::string describe(const cudaDeviceProp& p) {
+    return concat(p.name, ", ", p.multiProcessorCount, " multiprocessors, ", p.totalGlobalMem >> 30, " GiB, compute capability ", p.major, ".", p.minor);
+}
+
+__global__ void probe_kernel() {}
+
+// Every program's way to the GPU begins here: says what is missing where there is none, or none that this build has code for.
+static void require_gpu() {
+    static const bool there = [] {
+        int count = 0;
+        cudaError_t error = cudaGetDeviceCount(&count);
+        require(error == cudaSuccess && count > 0, "no GPU to run on (", error == cudaSuccess ? "CUDA sees none" : cudaGetErrorString(error),
+                "); run it where nvidia-smi lists one, or build for the CPU: make DEVICE=cpu");
+        cudaFuncAttributes attributes{};
+        error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(probe_kernel));
+        require(error == cudaSuccess, "this build has no code for ", describe(properties()), " (", cudaGetErrorString(error),
+                "); it needs compute capability 8.0 or more, and an ARCH that fits: make DEVICE=cuda, without ARCH, fits all");
+        return true;
+    }();
+    static_cast<void>(there);
+}
+
+void device_begin(char**) {}
+
+void* device_alloc(size_t bytes) {
+    require_gpu();
+    static const size_t all = properties().totalGlobalMem;
+    if (bytes > all) throw std::bad_alloc();    // what cudaMalloc says of sizes that overflow as it rounds them up is not documented
+    void* memory = nullptr;
+    cudaError_t error = cudaMalloc(&memory, bytes > 0 ? bytes : 1);
+    if (error == cudaErrorMemoryAllocation) {
+        cudaGetLastError();   // cleared, so that later calls do not report it
+        throw std::bad_alloc();
+    }
+    cuda_check(error, "device_alloc");
+    device_zero(memory, bytes, nullptr);
+    device_wait(nullptr);
+    return memory;
+}
+
+void device_free(void* memory) {
+    const cudaError_t error = cudaFree(memory);
+    // Once a kernel has failed every call fails: what is freed on that error's way out must not end the program before it is told.
+    if (std::uncaught_exceptions() == 0) cuda_check(error, "device_free");
+}
+
+void device_zero(void* memory, size_t bytes, Stream stream) {
+    cuda_check(cudaMemsetAsync(memory, 0, bytes, cuda_stream(stream)), "device_zero");
+}
+
+void copy_to_device(void* device, const void* host, size_t bytes, Stream stream) {
+    cuda_check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, cuda_stream(stream)), "copy_to_device");
+    device_wait(stream);
+}
+
+void copy_to_host(void* host, const void* device, size_t bytes, Stream stream) {
+    cuda_check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, cuda_stream(stream)), "copy_to_host");
+    device_wait(stream);
+}
+
+void copy_on_device(void* to, const void* from, size_t bytes, Stream stream) {
+    cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cuda_stream(stream)), "copy_on_device");
+}
+
+void device_wait(Stream stream) { cuda_check(cudaStreamSynchronize(cuda_stream(stream)), "device_wait"); }
+
+// Pinned memory in slots; a slot is free again when the event behind its copy has come.
+struct Uploads::Ring {
+    size_t bytes = 0;
+    char* memory = nullptr;
+    std::vector<cudaEvent_t> done;
+    size_t next = 0;
+};
+
+Uploads::Uploads(size_t bytes, int slots) : ring(std::make_unique<Ring>()) {
+    ring->bytes = bytes;
+    require(bytes >= 1 && slots >= 1, "uploads: bytes and slots must be at least 1, not ", bytes, " and ", slots);
+    cuda_check(cudaMallocHost(reinterpret_cast<void**>(&ring->memory), bytes * static_cast<size_t>(slots)), "uploads");
+    ring->done.resize(static_cast<size_t>(slots));
+    for (cudaEvent_t& event : ring->done) cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "uploads");
+}
+
+Uploads::~Uploads() {
+    for (cudaEvent_t event : ring->done) {
+        cudaEventSynchronize(event);   // an event that was never recorded has come
+        cudaEventDestroy(event);
+    }
+    cudaFreeHost(ring->memory);
+}
+
+void Uploads::copy(void* device, const void* host, size_t bytes, Stream stream) {
+    if (bytes == 0) return;
+    require(bytes <= ring->bytes, "uploads: a copy of ", bytes, " bytes is larger than a slot, ", ring->bytes);
+    const size_t slot = ring->next++ % ring->done.size();
+    char* pinned = ring->memory + slot * ring->bytes;
+    cuda_check(cudaEventSynchronize(ring->done[slot]), "uploads");
+    std::memcpy(pinned, host, bytes);
+    cuda_check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, cuda_stream(stream)), "uploads");
+    cuda_check(cudaEventRecord(ring->done[slot], cuda_stream(stream)), "uploads");
+}
+
+struct Recording::Graph {
+    cudaGraphExec_t recorded = nullptr;   // null before the second run
+    ~Graph() {
+        if (recorded) cudaGraphExecDestroy(recorded);
+    }
+};
+
+Recording::Recording() = default;
+Recording::~Recording() = default;
+
+bool Recording::replay(Stream stream) {
+    if (profiling() || !graph || !graph->recorded) return false;
+    Range range("replay");
+    cuda_check(cudaGraphLaunch(graph->recorded, cuda_stream(stream)), "replay");
+    return true;
+}
+
+bool Recording::begin(Stream stream) {
+    if (profiling()) return false;
+    if (!graph) {
+        graph = std::make_unique<Graph>();
+        return false;
+    }
+    cuda_check(cudaStreamBeginCapture(cuda_stream(stream), cudaStreamCaptureModeThreadLocal), "record");
+    return true;
+}
+
+void Recording::end(Stream stream) {
+    cudaGraph_t captured = nullptr;
+    cuda_check(cudaStreamEndCapture(cuda_stream(stream), &captured), "record");
+    const cudaError_t error = cudaGraphInstantiate(&graph->recorded, captured, 0);
+    cudaGraphDestroy(captured);
+    cuda_check(error, "record");
+    replay(stream);
+}
+
+void Recording::abandon(Stream stream) {
+    cudaGraph_t captured = nullptr;
+    cudaStreamEndCapture(cuda_stream(stream), &captured);
+    if (captured) cudaGraphDestroy(captured);
+}
+
+void Recording::forget() { graph.reset(); }
+
+std::string device_name() {
+    require_gpu();
+    return describe(properties());
+}
+
+size_t device_free_bytes() {
+    require_gpu();
+    size_t available = 0, total = 0;
+    cuda_check(cudaMemGetInfo(&available, &total), "device_free_bytes");
+    return available;
+}
+
+// Dense bf16 with fp32 sums, by the data sheets. A name that is not here gives 0: unknown.
+static constexpr std::pair<const char*, double> BF16_PEAKS[] = {
+    {"B200", 2250e12}, {"H200", 989.4e12}, {"H100 PCIe", 756e12}, {"H100", 989.4e12}, {"A100", 312e12}, {"L40S", 362e12}, {"RTX 5090", 209.5e12}, {"RTX 4090", 165.2e12},
+    {"RTX 3090", 71e12}};
+
+// Fused multiply-adds of fp32 a clock on one multiprocessor.
+[[maybe_unused]] static double fp32_lanes(int major, int minor) { return major == 8 && minor == 0 ? 64 : 128; }
+
+size_t device_overhead_bytes(int64_t) { return MATMUL_WORKSPACE; }
+size_t device_peak_bytes() { return 0; }   // nothing is measured on a GPU
+
+double device_peak_flops() {
+    require_gpu();
+    cudaDeviceProp p = properties();
+    if constexpr (sizeof(floatX) == 4) {
+        return 2 * fp32_lanes(p.major, p.minor) * p.multiProcessorCount * 1e3 * device_attribute(cudaDevAttrClockRate);
+    } else {
+        for (auto [name, flops] : BF16_PEAKS)
+            if (std::string(p.name).find(name) != std::string::npos) return flops;
+        return 0;
+    }
+}

@@ -1,0 +1,88 @@
+// The device the ops run on: its memory, what it is given, what it replays, its speed. On the CPU it is the host itself.
+#pragma once
+#include <cstddef>
+#include <memory>
+#include <string>
+#include "llmc/device/types.h"
+
+/// What main() does first, before any thread is there. On the CPU it limits how long threads spin while they wait for each other, since
+/// on a machine that others use they spin away the time that the thread they wait for needs. libgomp reads its limit before main()
+/// alone, so the program starts itself again, as the same process, with GOMP_SPINCOUNT set; not where the user has set that or
+/// OMP_WAIT_POLICY. argv: main()'s.
+void device_begin(char** argv);
+
+/// Zeroed memory, aligned to 256 bytes (on the CPU to pages, every one touched). Throws std::bad_alloc when there is not enough.
+void* device_alloc(size_t bytes);
+/// What it takes for so many bytes: whole pages.
+size_t device_alloc_bytes(size_t bytes);
+void device_free(void* memory);
+void device_zero(void* memory, size_t bytes, Stream stream);
+/// Copies from and to the host wait: when they return, the data is there.
+void copy_to_device(void* device, const void* host, size_t bytes, Stream stream);
+void copy_to_host(void* host, const void* device, size_t bytes, Stream stream);
+void copy_on_device(void* to, const void* from, size_t bytes, Stream stream);
+/// Waits until everything on the stream is done.
+void device_wait(Stream stream);
+
+/// Copies from the host that do not wait for the stream: what they take is theirs when the call returns, so the caller may change
+/// it. Only where `slots` copies are still under way the next one waits for the first of them.
+class Uploads {
+public:
+    /// bytes: of the largest copy
+    Uploads(size_t bytes, int slots);
+    ~Uploads();
+    Uploads(const Uploads&) = delete;
+    Uploads& operator=(const Uploads&) = delete;
+    void copy(void* device, const void* host, size_t bytes, Stream stream);
+
+private:
+    struct Ring;
+    std::unique_ptr<Ring> ring;   // null on the CPU
+};
+
+/// Work on a stream that is done again and again: recorded once, as a CUDA graph, then launched whole. On the CPU the work itself runs.
+/// All that the work says must be the same each time: ops, pointers, sizes, numbers. What changes it reads from the device's memory.
+class Recording {
+public:
+    Recording();
+    ~Recording();
+    Recording(const Recording&) = delete;
+    Recording& operator=(const Recording&) = delete;
+
+    /// The first run does the work directly (libraries choose kernels and allocate then), the second records it.
+    template <class Work>
+    void run(Stream stream, Work work) {
+        if (replay(stream)) return;
+        const bool records = begin(stream);
+        try {
+            work();
+        } catch (...) {
+            if (records) abandon(stream);
+            throw;
+        }
+        if (records) end(stream);
+    }
+    /// The next run is a first one.
+    void forget();
+
+private:
+    bool replay(Stream stream);
+    bool begin(Stream stream);
+    void end(Stream stream);
+    void abandon(Stream stream);
+    struct Graph;
+    std::unique_ptr<Graph> graph;   // null on the CPU, and before the first run
+};
+
+/// One line for people: processor, threads, instruction set; or the GPU's name.
+std::string device_name();
+/// Bytes that device_alloc could still give.
+size_t device_free_bytes();
+/// Dense matrix-product peak in floatX, FLOP/s: on the CPU measured (the better of the products 2048 x 768 x 3072 and
+/// 2048 x 3072 x 768, rows x out x in; 30 MB while it lasts), from the data sheet on a GPU; 0 if unknown.
+double device_peak_flops();
+/// Of that memory, what a run with micro-batches of so many tokens takes beside the tensors: on the CPU the process as it stands
+/// and what it will load and read ahead, on a GPU cuBLASLt's workspace.
+size_t device_overhead_bytes(int64_t tokens);
+/// Of that memory, what the process has while device_peak_flops() measures.
+size_t device_peak_bytes();

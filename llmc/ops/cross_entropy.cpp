@@ -1,0 +1,80 @@
+// Softmax cross entropy on the CPU: a row of logits at a time, kept as fp32 in the second cache between its three passes.
+#include "llmc/ops/cross_entropy.h"
+#include <algorithm>
+#include <cmath>
+#include <vector>
+#include "llmc/io/error.h"
+#include "llmc/device/profile.h"
+#include "llmc/ops/vector_math.h"
+
+// z = the capped logits; returns the greatest
+static float cap_row(float* z, const floatX* logits, int V, float softcap) {
+    float greatest = -INFINITY;
+    if (softcap > 0) {
+        const float inverse = 1 / softcap;
+#pragma omp simd reduction(max : greatest)
+        for (int v = 0; v < V; v++) {
+            z[v] = softcap * tanhf(to_float(logits[v]) * inverse);
+            greatest = z[v] > greatest ? z[v] : greatest;
+        }
+    } else {
+#pragma omp simd reduction(max : greatest)
+        for (int v = 0; v < V; v++) {
+            z[v] = to_float(logits[v]);
+            greatest = z[v] > greatest ? z[v] : greatest;
+        }
+    }
+    return greatest;
+}
+
+static float sum_of_exponentials(const float* z, float greatest, int V) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int v = 0; v < V; v++) sum += expf(z[v] - greatest);
+    return sum;
+}
+
+// The gradient of every logit as if it were not the target's.
+static void gradient_row(floatX* dlogits, const float* z, float log_sum, int V, float dloss, float softcap) {
+    if (softcap > 0) {
+        const float inverse = 1 / softcap;
+#pragma omp simd
+        for (int v = 0; v < V; v++) {
+            float tanh = z[v] * inverse;
+            dlogits[v] = to_floatX(dloss * expf(z[v] - log_sum) * (1 - tanh * tanh));
+        }
+    } else {
+#pragma omp simd
+        for (int v = 0; v < V; v++) dlogits[v] = to_floatX(dloss * expf(z[v] - log_sum));
+    }
+}
+
+void cross_entropy(float* losses, floatX* logits, const int* targets, int64_t N, int V, float dloss, float softcap, Stream) {
+    Range range("cross_entropy");
+    require(N >= 1, "cross_entropy: N must be at least 1, not ", N);
+    require(V >= 8 && V % 8 == 0, "cross_entropy: V must be a positive multiple of 8, not ", V);
+    require(softcap >= 0, "cross_entropy: softcap must not be negative: ", softcap);
+    ParallelErrors errors;
+#pragma omp parallel for
+    for (int64_t n = 0; n < N; n++) errors.run([&] {
+        thread_local std::vector<float> row;
+        if (row.size() < static_cast<size_t>(V)) row.resize(V);
+        float* z = row.data();
+        floatX* logit_row = logits + n * V;
+        const int target = targets[n];
+
+        float greatest = cap_row(z, logit_row, V, softcap);
+        float log_sum = greatest + std::log(sum_of_exponentials(z, greatest, V));
+        losses[n] = target < 0 ? 0 : log_sum - z[target];
+        if (dloss == 0) {
+            for (int v = 0; v < V; v++) logit_row[v] = to_floatX(z[v]);
+        } else if (target < 0) {
+            std::fill(logit_row, logit_row + V, to_floatX(0));
+        } else {
+            gradient_row(logit_row, z, log_sum, V, dloss, softcap);
+            float tanh = softcap > 0 ? z[target] / softcap : 0;
+            logit_row[target] = to_floatX(dloss * (std::exp(z[target] - log_sum) - 1) * (1 - tanh * tanh));
+        }
+    });
+    errors.rethrow();
+}

@@ -1,0 +1,62 @@
+// Sums and checks over whole tensors on the CPU: bound by memory.
+#include "llmc/ops/reduce.h"
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include "llmc/io/error.h"
+#include "llmc/device/profile.h"
+
+// Lanes of fp32 hold at most 4096 / lanes terms each before they are added in double.
+static double squares_of(const float* x, int64_t n) {
+    double total = 0;
+    for (int64_t begin = 0; begin < n; begin += 4096) {
+        int64_t end = std::min(n, begin + 4096);
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = begin; i < end; i++) sum += x[i] * x[i];
+        total += sum;
+    }
+    return total;
+}
+
+void sum_of_squares(float* out, float* scratch, const float* x, int64_t n, Stream) {
+    Range range("sum_of_squares");
+    require(n >= 1, "sum_of_squares: n must be at least 1, not ", n);
+    const int64_t size = (n + REDUCE_PARTS - 1) / REDUCE_PARTS;
+#pragma omp parallel for
+    for (int part = 0; part < REDUCE_PARTS; part++) {
+        int64_t begin = std::min(n, part * size), end = std::min(n, begin + size);
+        scratch[part] = static_cast<float>(squares_of(x + begin, end - begin));
+    }
+    double total = 0;
+    for (int part = 0; part < REDUCE_PARTS; part++) total += scratch[part];
+    *out = static_cast<float>(total);
+}
+
+void mean_loss(double* total, double* last, const float* losses, int64_t N, double valid, double share, Stream) {
+    Range range("mean_loss");
+    require(N >= 1, "mean_loss: N must be at least 1, not ", N);
+    double sum = 0;
+    for (int64_t n = 0; n < N; n++) sum += losses[n];
+    *last = sum / valid;
+    *total += share * *last;
+}
+
+template <class Number>
+static int64_t first_nonfinite_of(const Number* x, int64_t n) {
+    int64_t first = std::numeric_limits<int64_t>::max();
+#pragma omp parallel for reduction(min : first)
+    for (int64_t i = 0; i < n; i++)
+        if (!std::isfinite(to_float(x[i]))) first = std::min(first, i);
+    return first < n ? first : -1;
+}
+
+int64_t first_nonfinite(const float* x, int64_t n, Stream) { return first_nonfinite_of(x, n); }
+int64_t first_nonfinite(const bf16* x, int64_t n, Stream) { return first_nonfinite_of(x, n); }
+
+void cast(floatX* out, const float* in, int64_t n, Stream) {
+    Range range("cast");
+    require(n >= 1, "cast: n must be at least 1, not ", n);
+#pragma omp parallel for simd
+    for (int64_t i = 0; i < n; i++) out[i] = to_floatX(in[i]);
+}

@@ -1,0 +1,111 @@
+// Sums and checks over whole tensors on CUDA. Each block adds up a slice of its own, one block adds up the slices; bound by memory.
+#include "llmc/ops/reduce.h"
+#include <algorithm>
+#include <cfloat>
+#include <memory>
+#include "llmc/device/cuda_common.h"
+#include "llmc/device/device.h"
+
+static constexpr int THREADS = 256;
+
+/// Block b: the squares of elements b * size and on, size a multiple of 4.
+__global__ void squares_kernel(float* parts, const float* x, int64_t n, int64_t size) {
+    const int64_t begin = blockIdx.x * size, end = min(n, begin + size);
+    if (begin >= n) {
+        if (threadIdx.x == 0) parts[blockIdx.x] = 0;
+        return;
+    }
+    float sum = 0;
+#pragma unroll 4
+    for (int64_t i = begin + int64_t{threadIdx.x} * 4; i + 3 < end; i += THREADS * 4) {
+        float v[4];
+        load(v, x + i);
+        sum += (v[0] * v[0] + v[1] * v[1]) + (v[2] * v[2] + v[3] * v[3]);
+    }
+    for (int64_t i = end - (end - begin) % 4 + threadIdx.x; i < end; i += THREADS) sum += x[i] * x[i];   // the last slice's end
+    sum = block_sum(sum, shared_memory<float>());
+    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+}
+
+/// The sum over the REDUCE_PARTS threads of a block, in thread 0. sums (REDUCE_PARTS): shared memory
+__device__ inline double sum_of_parts(double mine, double* sums) {
+    sums[threadIdx.x] = mine;
+    for (unsigned half = REDUCE_PARTS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    return threadIdx.x == 0 ? sums[0] : 0;
+}
+
+__global__ void __launch_bounds__(REDUCE_PARTS) add_parts_kernel(float* out, const float* parts) {
+    const double sum = sum_of_parts(parts[threadIdx.x], shared_memory<double>());
+    if (threadIdx.x == 0) *out = static_cast<float>(sum);
+}
+
+/// One block: a micro-batch's losses are few.
+__global__ void __launch_bounds__(REDUCE_PARTS) mean_loss_kernel(double* total, double* last, const float* losses, int64_t N, double valid, double share) {
+    double mine = 0;
+#pragma unroll 4
+    for (int64_t n = threadIdx.x; n < N; n += REDUCE_PARTS) mine += losses[n];
+    const double sum = sum_of_parts(mine, shared_memory<double>());
+    if (threadIdx.x > 0) return;
+    *last = sum / valid;
+    *total += share * (sum / valid);
+}
+
+void sum_of_squares(float* out, float* scratch, const float* x, int64_t n, Stream stream) {
+    require(n >= 1, "sum_of_squares: n must be at least 1, not ", n);
+    require_aligned("sum_of_squares", x);
+    const int64_t size = ceil_div(ceil_div(n, REDUCE_PARTS), 4) * 4;
+    launch("sum_of_squares", squares_kernel, {dim3(REDUCE_PARTS), dim3(THREADS), WARP * sizeof(float)}, stream, scratch, x, n, size);
+    launch("sum_of_squares", add_parts_kernel, {dim3(1), dim3(REDUCE_PARTS), REDUCE_PARTS * sizeof(double)}, stream, out, scratch);
+}
+
+void mean_loss(double* total, double* last, const float* losses, int64_t N, double valid, double share, Stream stream) {
+    require(N >= 1, "mean_loss: N must be at least 1, not ", N);
+    launch("mean_loss", mean_loss_kernel, {dim3(1), dim3(REDUCE_PARTS), REDUCE_PARTS * sizeof(double)}, stream, total, last, losses, N, valid, share);
+}
+
+template <class Number>
+__global__ void first_nonfinite_kernel(unsigned long long* first, const Number* x, int64_t n) {
+    for (int64_t i = int64_t{blockIdx.x} * THREADS + threadIdx.x; i < n; i += int64_t{gridDim.x} * THREADS)
+        if (!(fabsf(to_float(x[i])) <= FLT_MAX)) {
+            atomicMin(first, static_cast<unsigned long long>(i));
+            return;   // the thread's later ones are no smaller
+        }
+}
+
+template <class Number>
+static int64_t first_nonfinite_of(const Number* x, int64_t n, Stream stream) {
+    if (n <= 0) return -1;
+    std::unique_ptr<void, void (*)(void*)> memory(device_alloc(sizeof(unsigned long long)), device_free);
+    auto* first = static_cast<unsigned long long*>(memory.get());
+    unsigned long long found = static_cast<unsigned long long>(n);
+    copy_to_device(first, &found, sizeof found, stream);
+    const unsigned blocks = blocks_that_fit("first_nonfinite", first_nonfinite_kernel<Number>, THREADS);
+    const int64_t wanted = ceil_div(n, THREADS);
+    launch("first_nonfinite", first_nonfinite_kernel<Number>, {dim3(static_cast<unsigned>(std::min<int64_t>(blocks, wanted))), dim3(THREADS)}, stream,
+           first, x, n);
+    copy_to_host(&found, first, sizeof found, stream);
+    return found < static_cast<unsigned long long>(n) ? static_cast<int64_t>(found) : -1;
+}
+
+int64_t first_nonfinite(const float* x, int64_t n, Stream stream) { return first_nonfinite_of(x, n, stream); }
+int64_t first_nonfinite(const bf16* x, int64_t n, Stream stream) { return first_nonfinite_of(x, n, stream); }
+
+__global__ void cast_kernel(floatX* out, const float* in, int64_t n) {
+    const int64_t at = (int64_t{blockIdx.x} * THREADS + threadIdx.x) * VECTOR;
+    if (at + VECTOR <= n) {
+        float v[VECTOR];
+        load(v, in + at);
+        store(out + at, v);
+    } else {
+        for (int64_t i = at; i < n; i++) out[i] = to_floatX(in[i]);
+    }
+}
+
+void cast(floatX* out, const float* in, int64_t n, Stream stream) {
+    require(n >= 1, "cast: n must be at least 1, not ", n);
+    require_aligned("cast", out, in);
+    launch("cast", cast_kernel, {dim3(static_cast<unsigned>(ceil_div(n, VECTOR * THREADS))), dim3(THREADS)}, stream, out, in, n);
+}
