@@ -11,6 +11,7 @@
 #include "dev/bench.h"
 #include "llmc/ops/attention.h"
 #include "llmc/ops/matmul.h"
+#include "llmc/ops/peak.h"
 #include "llmc/optimizer.h"
 
 /// What shares are of, and the products that it is the best of.

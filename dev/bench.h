@@ -7,9 +7,10 @@
 #include <vector>
 #include "llmc/config.h"
 #include "llmc/device/device.h"
+#include "llmc/device/memory.h"
 #include "llmc/io/error.h"
 #include "llmc/io/json.h"
-#include "llmc/device/memory.h"
+#include "llmc/tensors.h"
 
 struct BenchModel {
     std::string name;

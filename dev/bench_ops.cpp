@@ -19,14 +19,15 @@
 #include <string>
 #include <vector>
 #include "dev/bench.h"
+#include "llmc/device/device.h"
+#include "llmc/gpt.h"
 #include "llmc/ops/adamw.h"
 #include "llmc/ops/attention.h"
 #include "llmc/ops/cross_entropy.h"
-#include "llmc/device/device.h"
 #include "llmc/ops/embedding.h"
-#include "llmc/gpt.h"
 #include "llmc/ops/matmul.h"
 #include "llmc/ops/muon.h"
+#include "llmc/ops/peak.h"
 #include "llmc/ops/reduce.h"
 #include "llmc/ops/residual.h"
 #include "llmc/ops/rotary.h"

@@ -13,10 +13,10 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
-#include "llmc/io/build.h"
 #include "llmc/device/device.h"
-#include "llmc/io/error.h"
 #include "llmc/device/types.h"
+#include "llmc/io/build.h"
+#include "llmc/io/error.h"
 
 namespace fs = std::filesystem;
 using nlohmann::json;

@@ -6,7 +6,6 @@
 #include <utility>
 #include "llmc/io/error.h"
 #include "llmc/io/json.h"
-#include "llmc/tensors.h"
 #include "llmc/ops/value_embedding.h"
 
 using nlohmann::json;
@@ -190,12 +189,6 @@ int64_t matmul_params(const GPTConfig& c) {
     int64_t C = c.n_embd, CK = c.kv_width();
     int64_t gates = std::count(c.value_embeds.begin(), c.value_embeds.end(), true);
     return c.n_layer * (2 * C * C + 2 * C * CK + 8 * C * C) + gates * VE_GATE_CHANNELS * c.n_kv_head + int64_t{c.vocab_size} * C;
-}
-
-int64_t total_params(const GPTConfig& config) {
-    int64_t total = 0;
-    for (const Tensor& tensor : tensor_table(config)) total += tensor.numel;
-    return total;
 }
 
 int64_t flops_per_token(const GPTConfig& c) {

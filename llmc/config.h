@@ -69,7 +69,5 @@ GPTConfig config_from_json(const nlohmann::json& json, const std::string& where)
 
 /// Parameters that multiply a token: block matrices, gates and head. Also the growth study's "scaling parameters".
 int64_t matmul_params(const GPTConfig& config);
-/// Every parameter.
-int64_t total_params(const GPTConfig& config);
 /// Forward and backward: 6 a matmul parameter, and 12 C min(window, T) a layer for attention.
 int64_t flops_per_token(const GPTConfig& config);

@@ -2,13 +2,13 @@
 #include "llmc/gpt.h"
 #include <algorithm>
 #include <cmath>
+#include "llmc/device/device.h"
+#include "llmc/device/profile.h"
+#include "llmc/io/error.h"
 #include "llmc/ops/attention.h"
 #include "llmc/ops/cross_entropy.h"
-#include "llmc/device/device.h"
 #include "llmc/ops/embedding.h"
-#include "llmc/io/error.h"
 #include "llmc/ops/matmul.h"
-#include "llmc/device/profile.h"
 #include "llmc/ops/reduce.h"
 #include "llmc/ops/residual.h"
 #include "llmc/ops/rotary.h"

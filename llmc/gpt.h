@@ -7,8 +7,8 @@
 #include "llmc/config.h"
 #include "llmc/device/device.h"
 #include "llmc/device/memory.h"
-#include "llmc/tensors.h"
 #include "llmc/device/types.h"
+#include "llmc/tensors.h"
 
 /// One pointer a tensor: T is floatX for the weights that the passes read, float for master weights and gradients.
 template <class T>

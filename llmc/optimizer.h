@@ -3,9 +3,9 @@
 #include <optional>
 #include <string>
 #include <vector>
-#include "llmc/ops/adamw.h"
 #include "llmc/device/device.h"
 #include "llmc/gpt.h"
+#include "llmc/ops/adamw.h"
 #include "llmc/ops/muon.h"
 
 /// Learning rates and decay of a run, before the schedule. Defaults are the recipe's.

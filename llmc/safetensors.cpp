@@ -6,9 +6,9 @@
 #include <limits>
 #include <set>
 #include <utility>
+#include "llmc/device/types.h"
 #include "llmc/io/error.h"
 #include "llmc/io/json.h"
-#include "llmc/device/types.h"
 
 using nlohmann::json;
 

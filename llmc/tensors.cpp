@@ -53,6 +53,12 @@ std::vector<Tensor> tensor_table(const GPTConfig& config) {
     return tensors;
 }
 
+int64_t total_params(const GPTConfig& config) {
+    int64_t total = 0;
+    for (const Tensor& tensor : tensor_table(config)) total += tensor.numel;
+    return total;
+}
+
 int64_t block_size(const std::vector<Tensor>& tensors) {
     if (tensors.empty()) return 0;
     const Tensor& last = tensors.back();

@@ -70,6 +70,9 @@ inline constexpr int64_t TENSOR_ALIGNMENT = 64;
 /// All tensors of a model, in checkpoint order.
 std::vector<Tensor> tensor_table(const GPTConfig& config);
 
+/// Every parameter of a model.
+int64_t total_params(const GPTConfig& config);
+
 /// Elements of a block that holds all tensors.
 int64_t block_size(const std::vector<Tensor>& tensors);
 

@@ -16,6 +16,7 @@
 #include "llmc/io/error.h"
 #include "llmc/layers.h"
 #include "llmc/optimizer.h"
+#include "llmc/tensors.h"
 #include "test/golden.h"
 #include "test/gpt_reference.h"
 #include "test/needs.h"

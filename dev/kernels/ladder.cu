@@ -5,6 +5,7 @@
 #include "dev/kernels/ladder.h"
 #include "llmc/device/device.h"
 #include "llmc/device/memory.h"
+#include "llmc/ops/peak.h"
 
 static int passed = 0, failed = 0;
 

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <string>
 #include <vector>
-#include "llmc/ops/attention.h"
 #include "llmc/device/cuda_common.h"
+#include "llmc/ops/attention.h"
 
 /// What one kernel asks of the machine. Each count is a lower limit, so the time that follows from it is one too.
 struct Work {

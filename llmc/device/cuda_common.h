@@ -14,12 +14,12 @@
 #pragma once
 #include <cuda_runtime.h>
 #include <cstdint>
-#include <stdexcept>
 #include <type_traits>
-#include "llmc/io/error.h"
+#include "llmc/device/cuda_check.h"
 #include "llmc/device/profile.h"
 #include "llmc/device/ptx.h"
 #include "llmc/device/types.h"
+#include "llmc/io/error.h"
 
 #if defined(__CUDACC__) && CUDART_VERSION < 12050
 #error "CUDA's toolkit must be 12.5 or later (cudaGetDriverEntryPointByVersion, 32764 bytes of kernel arguments): install a newer one, or set NVCC=where/it/is"
@@ -31,11 +31,6 @@ inline constexpr unsigned ALL_LANES = 0xffffffffu;
 inline constexpr int VECTOR = 16 / static_cast<int>(sizeof(floatX));
 
 // ------------------------------------------------------------------------------------------------------------- the host's side
-
-/// Throws std::runtime_error with the op and CUDA's text unless all went well.
-inline void cuda_check(cudaError_t error, const char* op) {
-    if (error != cudaSuccess) throw std::runtime_error(concat(op, ": CUDA says: ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")"));
-}
 
 /// Bytes that cuBLASLt may work in, NVIDIA's advice for Hopper (older devices need less). A thread that multiplies has as many.
 inline constexpr size_t MATMUL_WORKSPACE = size_t{32} << 20;

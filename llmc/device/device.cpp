@@ -9,10 +9,9 @@
 #include <omp.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include "llmc/io/error.h"
-#include "llmc/ops/matmul.h"
-#include "llmc/io/process.h"
 #include "llmc/device/profile.h"
+#include "llmc/io/error.h"
+#include "llmc/io/process.h"
 
 // Turns of libgomp's loop: some tens of microseconds, longer than the passes between two products take, shorter by far than a
 // slice of the scheduler's. Its own default is 300000.
@@ -132,22 +131,9 @@ size_t device_free_bytes() {
     return std::min(host, container_free_bytes());
 }
 
-// The peak is that of products with these sizes, forth and back: rows, and the width and hidden width of an MLP.
-static constexpr int64_t PEAK_ROWS = 2048, PEAK_WIDTH = 768, PEAK_HIDDEN = 3072;
-
-double device_peak_flops() {
-    static const double peak = std::max(matmul_flops(PEAK_ROWS, PEAK_WIDTH, PEAK_HIDDEN, 5), matmul_flops(PEAK_ROWS, PEAK_HIDDEN, PEAK_WIDTH, 5));
-    return peak;
-}
-
 size_t device_overhead_bytes(int64_t tokens) {
     // Measured: pages of libraries that will be read, what oneDNN compiles, the buffer of a checkpoint. Then for each token of a
     // micro-batch what the loaders read ahead, the trainer's copies, the losses.
     const size_t libraries = size_t{sizeof(floatX) == 4 ? 17 : 13} << 20;
     return resident_bytes() + libraries + size_t{60} * static_cast<size_t>(tokens);
-}
-
-size_t device_peak_bytes() {
-    const size_t compiled = size_t{2} << 20;   // by oneDNN, and its own pages that are read for that
-    return resident_bytes() + compiled + sizeof(floatX) * (PEAK_ROWS * (PEAK_WIDTH + PEAK_HIDDEN) + PEAK_WIDTH * PEAK_HIDDEN);
 }

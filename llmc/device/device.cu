@@ -178,25 +178,4 @@ size_t device_free_bytes() {
     return available;
 }
 
-// Dense bf16 with fp32 sums, by the data sheets. A name that is not here gives 0: unknown.
-static constexpr std::pair<const char*, double> BF16_PEAKS[] = {
-    {"B200", 2250e12}, {"H200", 989.4e12}, {"H100 PCIe", 756e12}, {"H100", 989.4e12}, {"A100", 312e12}, {"L40S", 362e12}, {"RTX 5090", 209.5e12}, {"RTX 4090", 165.2e12},
-    {"RTX 3090", 71e12}};
-
-// Fused multiply-adds of fp32 a clock on one multiprocessor.
-[[maybe_unused]] static double fp32_lanes(int major, int minor) { return major == 8 && minor == 0 ? 64 : 128; }
-
 size_t device_overhead_bytes(int64_t) { return MATMUL_WORKSPACE; }
-size_t device_peak_bytes() { return 0; }   // nothing is measured on a GPU
-
-double device_peak_flops() {
-    require_gpu();
-    cudaDeviceProp p = properties();
-    if constexpr (sizeof(floatX) == 4) {
-        return 2 * fp32_lanes(p.major, p.minor) * p.multiProcessorCount * 1e3 * device_attribute(cudaDevAttrClockRate);
-    } else {
-        for (auto [name, flops] : BF16_PEAKS)
-            if (std::string(p.name).find(name) != std::string::npos) return flops;
-        return 0;
-    }
-}

@@ -78,11 +78,6 @@ private:
 std::string device_name();
 /// Bytes that device_alloc could still give.
 size_t device_free_bytes();
-/// Dense matrix-product peak in floatX, FLOP/s: on the CPU measured (the better of the products 2048 x 768 x 3072 and
-/// 2048 x 3072 x 768, rows x out x in; 30 MB while it lasts), from the data sheet on a GPU; 0 if unknown.
-double device_peak_flops();
 /// Of that memory, what a run with micro-batches of so many tokens takes beside the tensors: on the CPU the process as it stands
 /// and what it will load and read ahead, on a GPU cuBLASLt's workspace.
 size_t device_overhead_bytes(int64_t tokens);
-/// Of that memory, what the process has while device_peak_flops() measures.
-size_t device_peak_bytes();

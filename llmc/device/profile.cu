@@ -2,8 +2,7 @@
 #include "llmc/device/profile.h"
 #include <cuda_profiler_api.h>
 #include <nvtx3/nvToolsExt.h>
-#include "llmc/device/cuda_common.h"
-#include "llmc/device/device.h"
+#include "llmc/device/cuda_check.h"
 
 static bool on = false;
 
@@ -14,13 +13,13 @@ Range::~Range() { nvtxRangePop(); }
 bool profiling() { return on; }
 
 void profile_start() {
-    device_wait(nullptr);   // of the step before
+    cuda_check(cudaStreamSynchronize(cudaStreamPerThread), "profile_start");   // the step before
     cuda_check(cudaProfilerStart(), "profile_start");
     on = true;
 }
 
 std::string profile_stop() {
-    device_wait(nullptr);
+    cuda_check(cudaStreamSynchronize(cudaStreamPerThread), "profile_stop");
     cuda_check(cudaProfilerStop(), "profile_stop");
     on = false;
     return "";

@@ -1,8 +1,8 @@
 // Activations on the CPU: one pass, bound by memory (relu2) or by the exponentials (gelu).
 #include "llmc/ops/activation.h"
 #include <algorithm>
-#include "llmc/ops/checks.h"
 #include "llmc/device/profile.h"
+#include "llmc/ops/checks.h"
 #include "llmc/ops/vector_math.h"
 
 static constexpr float SQRT_HALF = 0.70710678f;             // 1 / sqrt(2)

@@ -1,7 +1,7 @@
 // Activations on CUDA. A thread takes vectors of 16 bytes, loads all of them, then computes; bound by memory.
 #include "llmc/ops/activation.h"
-#include "llmc/ops/checks.h"
 #include "llmc/device/cuda_common.h"
+#include "llmc/ops/checks.h"
 
 static constexpr int THREADS = 256, VECTORS = 2;   // vectors of each tensor that a thread loads before it stores
 

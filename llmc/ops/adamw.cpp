@@ -1,8 +1,8 @@
 // AdamW on the CPU: one pass over four or five arrays, bound by memory.
 #include "llmc/ops/adamw.h"
 #include <cmath>
-#include "llmc/io/error.h"
 #include "llmc/device/profile.h"
+#include "llmc/io/error.h"
 
 template <bool HAS_WEIGHT>
 static void update(const AdamWTensor& t, const AdamWHyper& hyper) {

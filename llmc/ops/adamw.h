@@ -1,8 +1,8 @@
 // AdamW (Loshchilov & Hutter 2019) over many tensors in one call.
 #pragma once
 #include <cmath>
-#include "llmc/io/error.h"
 #include "llmc/device/types.h"
+#include "llmc/io/error.h"
 
 /// One tensor of n elements. All pointers are (n).
 struct AdamWTensor {

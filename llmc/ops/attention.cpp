@@ -8,10 +8,10 @@
 #include <omp.h>
 #include <type_traits>
 #include <vector>
-#include "llmc/ops/checks.h"
-#include "llmc/io/error.h"
-#include "llmc/ops/matmul_tile.h"
 #include "llmc/device/profile.h"
+#include "llmc/io/error.h"
+#include "llmc/ops/checks.h"
+#include "llmc/ops/matmul_tile.h"
 #include "llmc/ops/vector_math.h"
 
 // A tile of scores, (64, 512) in fp32, stays in the second cache.

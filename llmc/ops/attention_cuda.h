@@ -1,6 +1,5 @@
 // What the kernels of attention.cu and of attention_hopper.cu share; attention.h is the contract.
 #pragma once
-#include "llmc/ops/attention.h"
 #include "llmc/device/cuda_common.h"
 
 // The sizes of the contract, and where a head's rows begin. Rows of qkv are width() apart, those of y H D.

@@ -34,6 +34,7 @@
 // and for D = 64 just as long: neither may wait for the other. Backward, where a score costs 8 D operations in the keys' kernel and
 // 6 D in the queries', the tensor cores are the bound.
 #include <algorithm>
+#include "llmc/ops/attention.h"
 #include "llmc/ops/attention_cuda.h"
 
 #ifdef PRECISION_FP32

@@ -1,8 +1,8 @@
 // The rules that several ops' arguments obey, in one wording for the CPU's files and CUDA's.
 #pragma once
 #include <cstdint>
-#include "llmc/io/error.h"
 #include "llmc/device/types.h"
+#include "llmc/io/error.h"
 
 /// N rows of C channels.
 inline void require_rows(const char* op, int64_t N, int C) {

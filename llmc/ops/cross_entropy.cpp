@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <vector>
-#include "llmc/io/error.h"
 #include "llmc/device/profile.h"
+#include "llmc/io/error.h"
 #include "llmc/ops/vector_math.h"
 
 // z = the capped logits; returns the greatest

@@ -2,9 +2,9 @@
 #include "llmc/ops/embedding.h"
 #include <algorithm>
 #include <cstring>
-#include "llmc/ops/checks.h"
-#include "llmc/io/error.h"
 #include "llmc/device/profile.h"
+#include "llmc/io/error.h"
+#include "llmc/ops/checks.h"
 
 // Counting sort: how often each token occurs, where its run begins, then every position to the next place of its run.
 void token_order(int* order, int* scratch, const int* idx, int64_t N, int V, Stream) {

@@ -1,8 +1,8 @@
 // Token embeddings on CUDA. Rows are copied 16 bytes a thread; gradients are summed by run_sum.cuh; both bound by memory. Tokens are
 // sorted by blocks that each place the tokens of a part of the vocabulary: bound by reading idx twice from the second cache.
 #include "llmc/ops/embedding.h"
-#include "llmc/ops/checks.h"
 #include "llmc/device/cuda_common.h"
+#include "llmc/ops/checks.h"
 #include "llmc/ops/run_sum.cuh"
 
 // ------------------------------------------------------------------------------------------------------------- token_order

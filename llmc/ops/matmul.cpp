@@ -12,11 +12,11 @@
 #include <string>
 #include <unordered_map>
 #include <vector>
-#include "llmc/ops/checks.h"
 #include "llmc/device/device.h"
-#include "llmc/io/error.h"
-#include "llmc/ops/matmul_tile.h"
 #include "llmc/device/profile.h"
+#include "llmc/io/error.h"
+#include "llmc/ops/checks.h"
+#include "llmc/ops/matmul_tile.h"
 
 using dnnl::memory;
 

@@ -4,11 +4,11 @@
 #include <cublasLt.h>
 #include <unordered_map>
 #include <vector>
-#include "llmc/device/cuda_common.h"
-#include "llmc/ops/checks.h"
-#include "llmc/device/device.h"
 #include "llmc/ops/matmul.h"
+#include "llmc/device/cuda_common.h"
+#include "llmc/device/device.h"
 #include "llmc/device/memory.h"
+#include "llmc/ops/checks.h"
 
 static void blas_check(cublasStatus_t status, const char* op) {
     if (status != CUBLAS_STATUS_SUCCESS)

@@ -4,10 +4,10 @@
 #include <cmath>
 #include <cstring>
 #include <omp.h>
-#include "llmc/ops/checks.h"
-#include "llmc/io/error.h"
-#include "llmc/ops/matmul.h"
 #include "llmc/device/profile.h"
+#include "llmc/io/error.h"
+#include "llmc/ops/checks.h"
+#include "llmc/ops/matmul.h"
 #include "llmc/ops/reduce.h"
 
 struct MuonWorkspace {

@@ -7,8 +7,8 @@
 #include "llmc/ops/muon.h"
 #include <algorithm>
 #include <cmath>
-#include "llmc/ops/checks.h"
 #include "llmc/device/cuda_common.h"
+#include "llmc/ops/checks.h"
 #include "llmc/ops/matmul.h"
 
 /// Matrices that go together, and their elements: as many as fill any device for several rounds of blocks. More would be no faster and

@@ -2,8 +2,8 @@
 #include "llmc/ops/norm.h"
 #include <cmath>
 #include <cstring>
-#include "llmc/ops/checks.h"
 #include "llmc/device/profile.h"
+#include "llmc/ops/checks.h"
 
 static void rms_norm_row(floatX* out, float* rstd, const floatX* x, int C, float eps) {
     float squares = 0;

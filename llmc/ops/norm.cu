@@ -1,9 +1,9 @@
 // Norms on CUDA. A warp holds a row in registers, or a block where the row is long; bound by memory: each element is read once and
 // written once.
 #include "llmc/ops/norm.h"
-#include "llmc/ops/checks.h"
 #include "llmc/device/cuda_common.h"
 #include "llmc/device/device.h"
+#include "llmc/ops/checks.h"
 
 template <int VECTORS, bool BLOCK>
 __global__ void __launch_bounds__(ROW_BLOCK<BLOCK>)

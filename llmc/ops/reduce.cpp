@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include "llmc/io/error.h"
 #include "llmc/device/profile.h"
+#include "llmc/io/error.h"
 
 // Lanes of fp32 hold at most 4096 / lanes terms each before they are added in double.
 static double squares_of(const float* x, int64_t n) {

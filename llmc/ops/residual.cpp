@@ -1,9 +1,9 @@
 // The residual stream on the CPU: a row at a time, read from memory once.
 #include "llmc/ops/residual.h"
 #include <cmath>
-#include "llmc/ops/checks.h"
-#include "llmc/io/error.h"
 #include "llmc/device/profile.h"
+#include "llmc/io/error.h"
+#include "llmc/ops/checks.h"
 
 // h = rms_norm(x)
 static void rms_norm_row(floatX* h, float* rstd, const floatX* x, int C, float eps) {

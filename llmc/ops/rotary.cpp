@@ -1,9 +1,9 @@
 // Rotary positions and QK norm on the CPU: in place, a token at a time.
 #include "llmc/ops/rotary.h"
 #include <cmath>
-#include "llmc/ops/checks.h"
-#include "llmc/io/error.h"
 #include "llmc/device/profile.h"
+#include "llmc/io/error.h"
+#include "llmc/ops/checks.h"
 
 // Turns one head and divides it by its root mean square, which no turn changes, so it is taken before. Returns rstd.
 static float forward_head(floatX* head, const float* table, int D, bool qk_norm, float eps) {

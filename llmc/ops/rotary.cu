@@ -1,8 +1,8 @@
 // Rotary positions and QK norm on CUDA. A warp takes as many heads of a token as it has lanes for, each lane with a vector of both
 // halves. Bound by memory: queries and keys are read once and written once; the table's rows come from the second cache.
 #include "llmc/ops/rotary.h"
-#include "llmc/ops/checks.h"
 #include "llmc/device/cuda_common.h"
+#include "llmc/ops/checks.h"
 
 static constexpr int WARPS = 4;
 

@@ -1,8 +1,8 @@
 // Value embeddings on the CPU: a token at a time, and in the backward pass a run of equal tokens at a time.
 #include "llmc/ops/value_embedding.h"
 #include <cmath>
-#include "llmc/ops/checks.h"
 #include "llmc/device/profile.h"
+#include "llmc/ops/checks.h"
 
 void value_embedding_forward(floatX* qkv, float* gate, const floatX* h, const int* idx, const floatX* ve, const floatX* w,
                              int64_t N, int C, int H, int HK, int D, Stream) {

@@ -1,8 +1,8 @@
 // Value embeddings on CUDA. Some lanes take a head of a token, each 16 bytes of it; bound by memory: values and their rows are read
 // once. The backward pass takes a tile of tokens a block, leaves a part of the gate weights' gradient a tile, and adds those up.
 #include "llmc/ops/value_embedding.h"
-#include "llmc/ops/checks.h"
 #include "llmc/device/cuda_common.h"
+#include "llmc/ops/checks.h"
 #include "llmc/ops/run_sum.cuh"
 
 static constexpr int THREADS = 256, WARPS = THREADS / WARP, TILE = 64;   // tokens a block of the backward pass takes

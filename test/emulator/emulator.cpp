@@ -13,8 +13,8 @@
 #include <stdexcept>
 #include <utility>
 #include <vector>
-#include "llmc/io/error.h"
 #include "llmc/device/types.h"
+#include "llmc/io/error.h"
 
 // This file is compiled without sanitizers, for speed, where the header's macros do nothing; EMULATOR_ASAN says that the kernels are not.
 #ifdef EMULATOR_ASAN
