@@ -82,7 +82,7 @@ PROGRAMS := train_gpt grow stack convert data/tokenize
 # An op comes in two files of one name, the .cpp for the CPU and the .cu for CUDA; a .cu alone is a part of another.
 OPS := $(basename $(wildcard llmc/*/*.cu))
 SOURCES := $(basename $(wildcard llmc/*.cpp llmc/*/*.cpp))
-OP_SUITES := $(basename $(wildcard $(OPS:llmc/%=test/%.cpp))) test/golden
+OP_SUITES := $(basename $(wildcard $(OPS:llmc/%=test/%.cpp))) test/golden test/recipe
 # What computes, and so is compiled in each precision. All else is compiled once (llmc/device/types.h holds it to that).
 IN_FLOATX := $(OPS) llmc/gpt llmc/optimizer $(OP_SUITES) test/gpt test/ops/matmul_tile test/emulator/step train_gpt dev/bench dev/bench_ops dev/report
 object = $(foreach source,$(1),$(if $(filter $(IN_FLOATX),$(source)),$(HOST),$(PLAIN))/$(source).o)
@@ -196,7 +196,7 @@ EMULATOR_FLAGS := -std=c++20 -O1 -g1 $(MARCH) -fopenmp -fsanitize=address,undefi
                   -ftrivial-auto-var-init=pattern -Wall -Wextra -Wshadow $(GCC12) -Wno-unknown-pragmas -MMD -MP -iquote test/emulator -iquote . -Itest/emulator \
                   $(HEADERS) $(FLOATX)
 EMULATOR_LIBRARY := $(OPS:%=$(EMULATOR)/%.cu.o) $(patsubst %,$(EMULATOR)/%.o,llmc/gpt llmc/device/memory llmc/optimizer test/emulator/emulator) \
-                    $(call object,llmc/config llmc/io/json llmc/ops/rotary_table llmc/tensors)
+                    $(call object,llmc/config llmc/io/json llmc/ops/rotary_table llmc/recipe llmc/schedule llmc/tensors)
 EMULATOR_TESTS := $(EMULATOR)/test/emulator/stream.o $(call object,$(OP_SUITES) test/main)
 $(EMULATOR)/%.cu.o: %.cu
 	@mkdir -p $(@D)

@@ -41,7 +41,7 @@ using nlohmann::json;
 /// Every flag's value. Empty texts, 0 and -1 stand for the recipe's own.
 struct Settings {
     // model
-    std::string recipe = "nanochat";
+    std::string recipe = recipes().front()->name;
     int depth = 12, width = 0, heads = 0, kv_heads = 0, seq_len = 0, vocab_size = 0;
     std::string window_pattern, activation, tied, qk_norm, value_embeds, lambdas, norm_wte, norm_lm_head;
     double softcap = 0, attn_scale = 0;
@@ -69,34 +69,60 @@ struct Settings {
     double temperature = 0.8;
 };
 
+/// What a flag is where it is left out, as its help says it: "nanochat 2048, speedrun 1024", or one value where all recipes agree.
+template <class Value>
+static std::string by_recipe(Value value) {
+    std::string text, first;
+    bool equal = true;
+    for (const Recipe* recipe : recipes()) {
+        const std::string own = concat(value(*recipe));
+        text += concat(text.empty() ? "" : ", ", recipe->name, " ", own);
+        if (recipe == recipes().front()) first = own;
+        equal = equal && own == first;
+    }
+    return equal ? first : text;
+}
+static std::string model_default(auto ModelLaws::*member) {
+    return by_recipe([&](const Recipe& recipe) { return recipe.model.*member; });
+}
+static std::string rate_default(double Rates::*rate) {
+    return by_recipe([&](const Recipe& recipe) { return recipe.rates.*rate; });
+}
+static const char* yes_or_no(bool on) { return on ? "yes" : "no"; }
+
 static void declare(Flags& flags, Settings& s) {
     using K = FlagKind;
+    std::vector<std::string> names_of_recipes;
+    for (const Recipe* recipe : recipes()) names_of_recipes.push_back(recipe->name);
+    auto switch_default = [](bool ModelLaws::*member) { return by_recipe([&](const Recipe& r) { return yes_or_no(r.model.*member); }); };
     const int max_int = std::numeric_limits<int>::max();
     const std::string model = "Model (left out: the recipe's own; with --init and --resume the file's)";
-    flags.choice("--recipe", s.recipe, {"nanochat", "speedrun"}, K::model, model,
-                 "which of the two studies' models and optimizers (nanochat)");
+    flags.choice("--recipe", s.recipe, names_of_recipes, K::model, model,
+                 concat("which model, initial values, optimizers and rates (", names_of_recipes.front(), ")"));
     flags.number("--depth", s.depth, 1, MAX_LAYERS, K::model, model, "layers (12)");
     flags.number("--width", s.width, 8, 1 << 20, K::model, model,
-                 "channels (64 x depth; nanochat: rounded up to whole heads of 128)");
-    flags.number("--heads", s.heads, 1, 1 << 17, K::model, model, "heads (of size 128 in nanochat, 64 in speedrun)");
+                 concat("channels (by depth: ", model_default(&ModelLaws::width_per_layer), " x depth, rounded up to whole heads)"));
+    flags.number("--heads", s.heads, 1, 1 << 17, K::model, model, concat("heads (width / head size: ", model_default(&ModelLaws::head_size), ")"));
     flags.number("--kv-heads", s.kv_heads, 1, 1 << 17, K::model, model, "key/value heads, a divisor of heads (heads)");
-    flags.number("--seq-len", s.seq_len, 1, 1 << 24, K::model, model, "tokens of a row (nanochat 2048, speedrun 1024)");
-    flags.number("--vocab-size", s.vocab_size, 8, 65536, K::model, model, "a multiple of 8 (nanochat 32768, speedrun 50304)");
+    flags.number("--seq-len", s.seq_len, 1, 1 << 24, K::model, model, concat("tokens of a row (", model_default(&ModelLaws::seq_len), ")"));
+    flags.number("--vocab-size", s.vocab_size, 8, 65536, K::model, model, concat("a multiple of 8 (", model_default(&ModelLaws::vocab_size), ")"));
     flags.text("--window-pattern", s.window_pattern, K::model, model,
-               "S (half of seq-len) and L (all), repeated; the last layer sees all (nanochat SSSL, speedrun L)");
-    flags.choice("--activation", s.activation, {"gelu", "relu2"}, K::model, model, "of the MLP (nanochat relu2, speedrun gelu)");
-    flags.choice("--tied", s.tied, {"yes", "no"}, K::model, model, "the head is the embedding (nanochat no, speedrun yes)");
-    flags.choice("--qk-norm", s.qk_norm, {"yes", "no"}, K::model, model, "RMSNorm of queries and keys (nanochat yes, speedrun no)");
+               concat("S (half of seq-len) and L (all), repeated; the last layer sees all (", model_default(&ModelLaws::window_pattern), ")"));
+    flags.choice("--activation", s.activation, {"gelu", "relu2"}, K::model, model, concat("of the MLP (", by_recipe([](const Recipe& r) { return name_of(r.model.activation); }), ")"));
+    flags.choice("--tied", s.tied, {"yes", "no"}, K::model, model, concat("the head is the embedding (", switch_default(&ModelLaws::tied), ")"));
+    flags.choice("--qk-norm", s.qk_norm, {"yes", "no"}, K::model, model, concat("RMSNorm of queries and keys (", switch_default(&ModelLaws::qk_norm), ")"));
     flags.choice("--value-embeds", s.value_embeds, {"pattern", "none"}, K::model, model,
-                 "value embeddings in every second layer, the last included (nanochat pattern, speedrun none)");
-    flags.choice("--lambdas", s.lambdas, {"yes", "no"}, K::model, model, "resid_lambdas and x0_lambdas (nanochat yes, speedrun no)");
+                 concat("value embeddings in every second layer, the last included (",
+                        by_recipe([](const Recipe& r) { return r.model.value_embeds ? "pattern" : "none"; }), ")"));
+    flags.choice("--lambdas", s.lambdas, {"yes", "no"}, K::model, model, concat("resid_lambdas and x0_lambdas (", switch_default(&ModelLaws::lambdas), ")"));
     flags.choice("--norm-wte", s.norm_wte, {"none", "rms_norm", "layer_norm"}, K::model, model,
-                 "after the embedding (nanochat rms_norm, speedrun none)");
+                 concat("after the embedding (", by_recipe([](const Recipe& r) { return name_of(r.model.norm_wte); }), ")"));
     flags.choice("--norm-lm-head", s.norm_lm_head, {"none", "rms_norm", "layer_norm"}, K::model, model,
-                 "before the head (rms_norm)");
-    flags.number("--softcap", s.softcap, 0.0, 1e6, K::model, model, "of the logits, 0: none (nanochat 15, speedrun none)");
+                 concat("before the head (", by_recipe([](const Recipe& r) { return name_of(r.model.norm_lm_head); }), ")"));
+    flags.number("--softcap", s.softcap, 0.0, 1e6, K::model, model, concat("of the logits, 0: none (", model_default(&ModelLaws::softcap), ")"));
     flags.number("--attn-scale", s.attn_scale, -1e6, 1e6, K::model, model,
-                 "of every layer's attention branch (nanochat 1, speedrun 1/sqrt(2 depth))");
+                 concat("of every layer's attention branch (",
+                        by_recipe([](const Recipe& r) { return r.model.attn_scale == BranchScale::by_depth ? "1/sqrt(2 depth)" : "1"; }), ")"));
 
     const std::string data = "Data";
     flags.texts("--data", s.data, K::run, data, "shards to train on: paths and patterns, as in corpus/train_*.bin");
@@ -108,34 +134,37 @@ static void declare(Flags& flags, Settings& s) {
     flags.at_least("--data-seed", s.data_seed, int64_t{0}, K::training, data,
                    "shuffles the order of the shards (read sorted; with --init the file's, on the same shards)");
 
-    const std::string horizon = "Horizon: one of the first three (nanochat: ratio 10.5, speedrun: 6200 steps)";
+    const std::string horizon = concat("Horizon: one of the first three (", by_recipe([](const Recipe& r) {
+                                           return r.horizon.steps > 0 ? concat(r.horizon.steps, " steps") : concat("ratio ", r.horizon.param_data_ratio);
+                                       }), ")");
     flags.at_least("--steps", s.steps, int64_t{1}, K::training, horizon, "updates");
     flags.number("--total-flops", s.total_flops, 1.0, 1e30, K::training, horizon, "train for this many FLOPs");
     flags.number("--param-data-ratio", s.param_data_ratio, 1e-9, 1e9, K::training, horizon,
                  "tokens per scaling parameter (block matrices, gates and head)");
     flags.at_least("--batch-tokens", s.batch_tokens, int64_t{1}, K::training, horizon,
-                   "tokens of a step (nanochat: by its scaling rule, speedrun 524288)");
+                   concat("tokens of a step (", by_recipe([](const Recipe& r) { return r.scaling ? "by its scaling rule" : concat(r.batch_tokens); }), ")"));
     flags.number("--device-batch", s.device_batch, 1, max_int, K::training, horizon,
                  "rows of a micro-batch (the largest up to 8 that divides the batch)");
 
     const std::string rates = "Learning rates and schedule";
     flags.number("--embedding-lr", s.embedding_lr, 0.0, 1e30, K::training, rates,
-                 "AdamW, embedding and value embeddings (nanochat 0.3, speedrun 0.0036)");
+                 concat("of the embedding and value embeddings (", rate_default(&Rates::embedding_lr), ")"));
     flags.number("--unembedding-lr", s.unembedding_lr, 0.0, 1e30, K::training, rates,
-                 "AdamW, head where it is not tied (nanochat 0.004, speedrun 0.0036)");
+                 concat("of the head where it is not tied (", rate_default(&Rates::unembedding_lr), ")"));
     flags.number("--matrix-lr", s.matrix_lr, 0.0, 1e30, K::training, rates,
-                 "Muon, matrices of the blocks (nanochat 0.02, speedrun 0.00036)");
+                 concat("of the layers' matrices (", rate_default(&Rates::matrix_lr), ")"));
     flags.number("--scalar-lr", s.scalar_lr, 0.0, 1e30, K::training, rates,
-                 "AdamW, lambdas; nanochat's resid_lambdas get 0.01 of it (nanochat 0.5, speedrun 0.0036)");
+                 concat("of the lambdas (", rate_default(&Rates::scalar_lr), "; resid_lambdas get it times ",
+                        by_recipe([](const Recipe& r) { return r.groups.resid_scalar.factor; }), ")"));
     flags.number("--weight-decay", s.weight_decay, 0.0, 1e6, K::training, rates,
-                 "nanochat: Muon, falling to 0 (0.2); speedrun: AdamW (0)");
-    flags.at_least("--warmup-steps", s.warmup_steps, int64_t{0}, K::training, rates, "steps of linear warmup (0)");
+                 concat("of the groups that decay in the recipe (", rate_default(&Rates::weight_decay), ")"));
+    flags.at_least("--warmup-steps", s.warmup_steps, int64_t{0}, K::training, rates, concat("steps of linear warmup (", by_recipe([](const Recipe& r) { return r.schedule.warmup_steps; }), ")"));
     flags.number("--warmdown-ratio", s.warmdown_ratio, 0.0, 10.0, K::training, rates,
-                 "part of the steps over which the rate falls to 0; above 1 it starts at 1/ratio, 0: never decays (nanochat 0.5, "
-                 "speedrun 9/31)");
+                 concat("part of the steps over which the rate falls to 0; above 1 it starts at 1/ratio, 0: never decays (",
+                        by_recipe([](const Recipe& r) { return r.schedule.warmdown_ratio; }), ")"));
     flags.at_least("--warmdown-steps", s.warmdown_steps, int64_t{0}, K::training, rates, "the same in steps");
     flags.toggle("--no-scaling", s.no_scaling, K::training, rates,
-                 "turns nanochat's scaling rules for batch, learning rates and decay off (speedrun has none)");
+                 concat("turns the scaling rules for batch, learning rates and decay off (which has them: ", by_recipe([](const Recipe& r) { return yes_or_no(r.scaling.has_value()); }), ")"));
 
     const std::string stacking = "Looping and shared embeddings (the stacking study)";
     flags.at_least("--coconut-every", s.coconut_every, int64_t{0}, K::training, stacking,
@@ -182,21 +211,12 @@ static bool switched(const std::string& text, bool otherwise) { return text.empt
 
 /// The model that the flags describe.
 static GPTConfig config_from(const Settings& s, const Flags& flags) {
-    const bool nanochat = s.recipe == "nanochat";
-    int head_size = nanochat ? 128 : 64;
-    int64_t wide = int64_t{64} * s.depth;
-    if (nanochat) wide = (wide + head_size - 1) / head_size * head_size;
+    const Recipe& recipe = recipe_named(s.recipe);
+    const int64_t wide = default_width(recipe, s.depth);
     require(s.width || wide <= (1 << 20), "--depth ", s.depth, " gives a width of ", wide, ", too large; give --width");
-    int width = or_default(s.width, static_cast<int>(wide));
-    int heads = or_default(s.heads, std::max(1, width / head_size));
-    int vocab_size = or_default(s.vocab_size, nanochat ? 32768 : 50304);
-    int seq_len = or_default(s.seq_len, nanochat ? 2048 : 1024);
-    std::string pattern = !s.window_pattern.empty() ? s.window_pattern : nanochat ? "SSSL" : "L";
-
-    GPTConfig c = nanochat ? nanochat_config(s.depth, heads, width, vocab_size, seq_len, pattern)
-                           : speedrun_config(s.depth, heads, width, vocab_size, seq_len);
-    c.window_pattern = pattern;
-    c.windows = window_sizes(s.depth, seq_len, pattern);
+    const int width = or_default(s.width, static_cast<int>(wide)), heads = or_default(s.heads, default_heads(recipe, width));
+    GPTConfig c = recipe_config(recipe, s.depth, heads, width, or_default(s.vocab_size, recipe.model.vocab_size),
+                                or_default(s.seq_len, recipe.model.seq_len), s.window_pattern);
     c.n_kv_head = or_default(s.kv_heads, heads);
     if (!s.activation.empty()) c.activation = activation_named(s.activation);
     if (!s.norm_wte.empty()) c.norm_wte = norm_named(s.norm_wte);
@@ -220,7 +240,7 @@ static json model_flags(const GPTConfig& c) {
     bool pattern_ve = true;
     for (int l = 0; l < c.n_layer; l++) pattern_ve = pattern_ve && c.value_embeds[l] == has_value_embed(l, c.n_layer);
     bool pattern_windows = c.windows == window_sizes(c.n_layer, c.seq_len, c.window_pattern);
-    return {{"recipe", name_of(c.recipe)},
+    return {{"recipe", c.recipe->name},
             {"depth", c.n_layer},
             {"width", c.n_embd},
             {"heads", c.n_head},
@@ -255,10 +275,10 @@ static GPTConfig resolve_model(Settings& s, Flags& flags, const std::optional<Ch
 
 /// Fills what the flags left to the recipe, and gives the horizon.
 static Plan resolve_plan(Settings& s, const GPTConfig& config) {
-    const bool nanochat = config.recipe == Recipe::nanochat;
-    OptimizerOptions own = default_optimizer_options(config.recipe);
-    auto fill = [](double& value, double recipe) {
-        if (value < 0) value = recipe;
+    const Recipe& recipe = *config.recipe;
+    const Rates& own = recipe.rates;
+    auto fill = [](double& value, double otherwise) {
+        if (value < 0) value = otherwise;
     };
     fill(s.embedding_lr, own.embedding_lr);
     fill(s.unembedding_lr, own.unembedding_lr);
@@ -268,8 +288,7 @@ static Plan resolve_plan(Settings& s, const GPTConfig& config) {
 
     int horizons = (s.steps > 0) + (s.total_flops > 0) + (s.param_data_ratio > 0);
     require(horizons <= 1, "--steps, --total-flops and --param-data-ratio each set the horizon: give one of them");
-    if (horizons == 0 && nanochat) s.param_data_ratio = 10.5;
-    if (horizons == 0 && !nanochat) s.steps = 6200;
+    if (horizons == 0) s.param_data_ratio = recipe.horizon.param_data_ratio, s.steps = recipe.horizon.steps;
 
     PlanInput input;
     input.matmul_params = matmul_params(config);
@@ -279,7 +298,8 @@ static Plan resolve_plan(Settings& s, const GPTConfig& config) {
     if (s.total_flops > 0) input.total_flops = s.total_flops;
     if (s.param_data_ratio > 0) input.param_data_ratio = s.param_data_ratio;
     if (s.batch_tokens > 0) input.batch_tokens = s.batch_tokens;
-    input.scaling = nanochat && !s.no_scaling;
+    input.tuned_batch = recipe.batch_tokens;
+    if (!s.no_scaling) input.scaling = recipe.scaling;
     input.seq_len = config.seq_len;
     input.coconut_every = s.coconut_every;
     input.device_batch = s.device_batch;
@@ -294,13 +314,13 @@ static Plan resolve_plan(Settings& s, const GPTConfig& config) {
     s.batch_tokens = plan.batch_tokens;
 
     require(s.warmdown_ratio < 0 || s.warmdown_steps < 0, "--warmdown-ratio and --warmdown-steps say the same: give one of them");
-    if (s.warmdown_ratio < 0 && s.warmdown_steps < 0) s.warmdown_ratio = nanochat ? 0.5 : 1800.0 / 6200.0;
+    if (s.warmdown_ratio < 0 && s.warmdown_steps < 0) s.warmdown_ratio = recipe.schedule.warmdown_ratio;
     return plan;
 }
 
-static Schedule make_schedule(const Settings& s, const Plan& plan) {
+static Schedule make_schedule(const Settings& s, const Recipe& recipe, const Plan& plan) {
     int64_t down = s.warmdown_steps >= 0 ? s.warmdown_steps : warmdown_steps(s.warmdown_ratio, plan.steps);
-    return {.steps = plan.steps, .warmup_steps = s.warmup_steps, .warmdown_steps = down};
+    return {.steps = plan.steps, .warmup_steps = s.warmup_steps, .warmdown_steps = down, .fall = recipe.schedule.fall};
 }
 
 /// The two numbers of --profile-steps; 0 and 0 when nothing is to be profiled.
@@ -319,7 +339,7 @@ static StepRange profiled_steps(const std::string& text, int64_t done, int64_t s
     return range;
 }
 
-static OptimizerOptions scaled_rates(const Settings& s, const Plan& plan) {
+static Rates scaled_rates(const Settings& s, const Plan& plan) {
     return {.embedding_lr = s.embedding_lr * plan.lr_scale,
             .unembedding_lr = s.unembedding_lr * plan.lr_scale,
             .matrix_lr = s.matrix_lr * plan.lr_scale,
@@ -871,9 +891,8 @@ bool Run::step_once() {
     const auto [loss, loop_loss, last, norm] = model->end_step();
     if (!std::isfinite(loss + loop_loss + norm)) diagnose(loss + loop_loss, norm, place);
 
-    StepSchedule now{.lr_multiplier = lr_multiplier(schedule, step), .momentum = muon_momentum(config.recipe, step)};
-    OptimizerOptions rates = scaled_rates(s, plan);
-    now.weight_decay = rates.weight_decay * weight_decay_multiplier(config.recipe, step, plan.steps);
+    const StepSchedule now{.lr_multiplier = lr_multiplier(schedule, step), .step = step, .steps = plan.steps};
+    const Rates rates = scaled_rates(s, plan);
     optimizer->set_step(rates, now, step + 1);
     optimizer->update();   // the device goes on with it while the next tokens are read
 
@@ -1037,7 +1056,7 @@ int Run::main() {
     if (!s.plan && s.data.empty() && flags.given("--sample")) return sample_only();
     open_embedding();
     plan = resolve_plan(s, config);
-    schedule = make_schedule(s, plan);
+    schedule = make_schedule(s, *config.recipe, plan);
     if (flags.given("--sample") && !flags.given("--sample-every")) s.sample_every = plan.steps;
     const int64_t done = s.resume.empty() ? 0 : parent->header["progress"]["step"].get<int64_t>();
     profiled = profiled_steps(s.profile_steps, done, plan.steps);
@@ -1091,7 +1110,7 @@ int main(int argc, char** argv) {
     mallopt(M_MMAP_THRESHOLD, 1 << 20);   // a large piece goes back to the system when it is freed: memory stays what --plan says
     return run_program("train_gpt", [&] {
         Settings settings;
-        Flags flags("train_gpt", "Trains a GPT of one of two recipes, evaluates it, samples from it.");
+        Flags flags("train_gpt", "Trains a GPT by a recipe, evaluates it, samples from it.");
         declare(flags, settings);
         if (!flags.parse(argc, argv)) return 0;
         int code = Run(settings, flags, argc, argv).main();

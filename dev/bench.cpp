@@ -41,9 +41,9 @@ struct Case {
 };
 
 static std::vector<Case> cases() {
-    std::vector<Case> all{{{"nano", nanochat_config(4, 2, 256, 4096, 256, "SSSL"), 16, 1}, 2048, 4},
-                          {{"d12", nanochat_config(12, 6, 768, 32768, 1024, "SSSL"), 2, 1}, 2048, 1},
-                          {{"speedrun", speedrun_config(12, 12, 768, 50304, 1024), 2, 1}, 2048, 1}};
+    std::vector<Case> all{{{"nano", recipe_config(NANOCHAT, 4, 2, 256, 4096, 256, "SSSL"), 16, 1}, 2048, 4},
+                          {{"d12", recipe_config(NANOCHAT, 12, 6, 768, 32768, 1024, "SSSL"), 2, 1}, 2048, 1},
+                          {{"speedrun", recipe_config(SPEEDRUN, 12, 12, 768, 50304, 1024), 2, 1}, 2048, 1}};
     for (const BenchModel& model : bench_models()) all.push_back({model, model.trial ? 64 : 65536, model.trial ? 1 : 2, true});
     return all;
 }
@@ -64,10 +64,10 @@ static void bench(const Case& c) {
     for (int& token : inputs) token = static_cast<int>(generator() % model.config.vocab_size);
     for (int& token : targets) token = static_cast<int>(generator() % model.config.vocab_size);
 
-    OptimizerOptions rates = default_optimizer_options(model.config.recipe);
+    Rates rates = model.config.recipe->rates;
     int64_t step = 0;
     auto update = [&](int) {
-        optimizer.set_step(rates, {.lr_multiplier = 1e-3, .weight_decay = rates.weight_decay}, ++step);
+        optimizer.set_step(rates, {.lr_multiplier = 1e-3}, ++step);
         optimizer.update();
     };
     auto gradients = [&](int micro_batches) {

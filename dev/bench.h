@@ -21,10 +21,10 @@ struct BenchModel {
 };
 
 inline std::vector<BenchModel> bench_models() {
-    return {{"speedrun124M", speedrun_config(12, 12, 768, 50304, 1024), 64, 8},
-            {"nanochat-d12", nanochat_config(12, 6, 768, 32768, 2048, "SSSL"), 32, 8},
-            {"trial-speedrun", speedrun_config(2, 2, 128, 512, 128), 2, 2, true},
-            {"trial-nanochat", nanochat_config(2, 1, 128, 512, 128, "SL"), 2, 2, true}};
+    return {{"speedrun124M", recipe_config(SPEEDRUN, 12, 12, 768, 50304, 1024), 64, 8},
+            {"nanochat-d12", recipe_config(NANOCHAT, 12, 6, 768, 32768, 2048, "SSSL"), 32, 8},
+            {"trial-speedrun", recipe_config(SPEEDRUN, 2, 2, 128, 512, 128), 2, 2, true},
+            {"trial-nanochat", recipe_config(NANOCHAT, 2, 1, 128, 512, 128, "SL"), 2, 2, true}};
 }
 
 /// The same for dev/bench_torch.py, with what it must agree in: dev/bench_models.json holds what bench --models prints.

@@ -156,7 +156,7 @@ struct Step {
     const int64_t N = int64_t{B} * c.seq_len;
     const int C = c.n_embd, V = c.vocab_size, T = c.seq_len, H = c.n_head, HK = c.n_kv_head, D = c.head_size(), CK = c.kv_width(), L = c.n_layer;
     const double n = static_cast<double>(N), X = sizeof(floatX);
-    const bool nanochat = c.recipe == Recipe::nanochat;
+    const MuonRule& muon = std::get<MuonGroup>(rule_of(*c.recipe, Group::matrix).optimizer).rule;
     const float eps = norm_eps(c, Norm::rms_norm);
 
     void run() {
@@ -228,7 +228,7 @@ struct Step {
             floatX *to = t.zeros<floatX>(NC), *from = t.noise<floatX>(NC);
             return [=] { copy_on_device(to, from, NC * sizeof(floatX), nullptr); };
         });
-        report.op("residual_add", rows(C), nanochat ? 2 : 1, 3 * row, 0, [&](Tensors& t) {
+        report.op("residual_add", rows(C), c.lambdas ? 2 : 1, 3 * row, 0, [&](Tensors& t) {
             floatX *x = t.noise<floatX>(NC), *branch = t.noise<floatX>(NC);
             return [=] { residual_add(x, branch, NC, nullptr); };
         });
@@ -242,7 +242,7 @@ struct Step {
             float* rstd = t.fill<float>(N, 1.0f);
             return [=, this] { norm_backward(dx, dout, out, rstd, N, C, Norm::rms_norm, nullptr); };
         });
-        report.op("add_norm_forward", rows(C), nanochat ? L : 2 * L - 1, 4 * row + f, 0, [&](Tensors& t) {
+        report.op("add_norm_forward", rows(C), c.lambdas ? L : 2 * L - 1, 4 * row + f, 0, [&](Tensors& t) {
             floatX *h = t.zeros<floatX>(NC), *x = t.noise<floatX>(NC), *branch = t.noise<floatX>(NC);
             float* rstd = t.zeros<float>(N);
             return [=, this] { add_norm_forward(h, rstd, x, branch, N, C, 0.2f, eps, nullptr); };
@@ -436,11 +436,10 @@ struct Step {
                 std::vector<MuonTensor> all;
                 for (int i = 0; i < count; i++)
                     all.push_back({t.noise<float>(int64_t{rows} * cols), rounded > 0 ? t.zeros<floatX>(int64_t{rows} * cols) : nullptr,
-                                   t.noise<float>(int64_t{rows} * cols), t.zeros<float>(int64_t{rows} * cols), nanochat ? t.zeros<float>(std::max(rows, cols)) : nullptr});
+                                   t.noise<float>(int64_t{rows} * cols), t.zeros<float>(int64_t{rows} * cols), muon.beta2 > 0 ? t.zeros<float>(std::max(rows, cols)) : nullptr});
                 char* scratch = t.zeros<char>(static_cast<int64_t>(muon_scratch(count, rows, cols)));
-                const MuonHyper* hyper = t.copy_of(std::vector{MuonHyper{.lr = 1e-3f, .momentum = 0.95f, .beta2 = 0.95f, .weight_decay = 0}});
-                const MuonKind kind = nanochat ? MuonKind::nanochat : MuonKind::speedrun;
-                return [=] { muon_update(all.data(), scratch, hyper, count, rows, cols, kind, nullptr); };
+                const MuonHyper* hyper = t.copy_of(std::vector{MuonHyper{.lr = 1e-3f, .momentum = 0.95f, .weight_decay = 0}});
+                return [=, &rule = muon] { muon_update(all.data(), scratch, hyper, count, rows, cols, rule, nullptr); };
             });
             // Of these products alone: s = x x^T.
             const int64_t side = std::min(m, k), length = std::max(m, k);

@@ -1,4 +1,4 @@
-// The two recipes, their rules and their accounting.
+// Models by the laws of their recipes, the rules that every model obeys, and its accounting.
 #include "llmc/config.h"
 #include <algorithm>
 #include <cmath>
@@ -13,7 +13,6 @@ using nlohmann::json;
 template <class Enum>
 using Names = std::vector<std::pair<const char*, Enum>>;
 
-static const Names<Recipe> RECIPES{{"speedrun", Recipe::speedrun}, {"nanochat", Recipe::nanochat}};
 static const Names<Norm> NORMS{{"none", Norm::none}, {"rms_norm", Norm::rms_norm}, {"layer_norm", Norm::layer_norm}};
 static const Names<Activation> ACTIVATIONS{{"gelu", Activation::gelu}, {"relu2", Activation::relu2}};
 
@@ -34,10 +33,8 @@ static Enum value_in(const Names<Enum>& names, const char* what, const std::stri
     fail(what, " is '", wanted, "', but must be one of: ", all);
 }
 
-const char* name_of(Recipe recipe) { return name_in(RECIPES, recipe); }
 const char* name_of(Norm norm) { return name_in(NORMS, norm); }
 const char* name_of(Activation activation) { return name_in(ACTIVATIONS, activation); }
-Recipe recipe_named(const std::string& name) { return value_in(RECIPES, "recipe", name); }
 Norm norm_named(const std::string& name) { return value_in(NORMS, "norm", name); }
 Activation activation_named(const std::string& name) { return value_in(ACTIVATIONS, "activation", name); }
 
@@ -58,45 +55,41 @@ std::vector<int> window_sizes(int n_layer, int seq_len, const std::string& patte
 
 bool has_value_embed(int l, int n_layer) { return l % 2 == (n_layer - 1) % 2; }
 
-static GPTConfig sized(Recipe recipe, int n_layer, int n_head, int n_embd, int vocab_size, int seq_len, const std::string& pattern) {
+int64_t default_width(const Recipe& recipe, int n_layer) {
+    const int64_t head = recipe.model.head_size, width = int64_t{recipe.model.width_per_layer} * n_layer;
+    return (width + head - 1) / head * head;
+}
+
+int default_heads(const Recipe& recipe, int n_embd) { return std::max(1, n_embd / recipe.model.head_size); }
+
+GPTConfig recipe_config(const Recipe& recipe, int n_layer, int n_head, int n_embd, int vocab_size, int seq_len, const std::string& window_pattern) {
     require(n_layer >= 1 && n_layer <= MAX_LAYERS, "depth is ", n_layer, ", but must be 1 to ", MAX_LAYERS, " layers");
+    const ModelLaws& laws = recipe.model;
     GPTConfig c;
-    c.recipe = recipe;
+    c.recipe = &recipe;
     c.n_layer = n_layer;
     c.n_head = c.n_kv_head = n_head;
     c.n_embd = n_embd;
     c.vocab_size = vocab_size;
     c.seq_len = seq_len;
-    c.window_pattern = pattern;
-    c.windows = window_sizes(n_layer, seq_len, pattern);
+    c.activation = laws.activation;
+    c.tied = laws.tied;
+    c.qk_norm = laws.qk_norm;
+    c.softcap = laws.softcap;
+    c.norm_wte = laws.norm_wte;
+    c.norm_lm_head = laws.norm_lm_head;
+    c.norm_eps = laws.norm_eps;
+    c.window_pattern = window_pattern.empty() ? laws.window_pattern : window_pattern;
+    c.lambdas = laws.lambdas;
+    c.attn_scale.assign(n_layer, laws.attn_scale == BranchScale::by_depth ? 1 / std::sqrt(2.0 * n_layer) : 1);
+    c.windows = window_sizes(n_layer, seq_len, c.window_pattern);
+    for (int l = 0; l < n_layer; l++) c.value_embeds.push_back(laws.value_embeds && has_value_embed(l, n_layer));
     c.norm_before.assign(n_layer, Norm::none);
     return c;
 }
 
-GPTConfig speedrun_config(int n_layer, int n_head, int n_embd, int vocab_size, int seq_len) {
-    GPTConfig c = sized(Recipe::speedrun, n_layer, n_head, n_embd, vocab_size, seq_len, "L");
-    c.activation = Activation::gelu;
-    c.tied = true;
-    c.norm_eps = 1e-6;
-    c.attn_scale.assign(n_layer, 1 / std::sqrt(2.0 * n_layer));
-    c.value_embeds.assign(n_layer, false);
-    return c;
-}
-
-GPTConfig nanochat_config(int n_layer, int n_head, int n_embd, int vocab_size, int seq_len, const std::string& window_pattern) {
-    GPTConfig c = sized(Recipe::nanochat, n_layer, n_head, n_embd, vocab_size, seq_len, window_pattern);
-    c.activation = Activation::relu2;
-    c.qk_norm = true;
-    c.softcap = 15;
-    c.norm_wte = Norm::rms_norm;
-    c.norm_eps = 0x1p-23;
-    c.lambdas = true;
-    c.attn_scale.assign(n_layer, 1);
-    for (int l = 0; l < n_layer; l++) c.value_embeds.push_back(has_value_embed(l, n_layer));
-    return c;
-}
-
 void validate(const GPTConfig& c) {
+    require(c.recipe, "the model has no recipe");
     require(c.n_layer >= 1 && c.n_layer <= MAX_LAYERS, "depth is ", c.n_layer, ", but must be 1 to ", MAX_LAYERS, " layers");
     require(c.n_embd >= 8 && c.n_embd <= (1 << 20) && c.n_embd % 8 == 0, "width is ", c.n_embd, ", but must be a multiple of 8, 8 to 1048576");
     require(c.n_head >= 1 && c.n_embd % c.n_head == 0, "width (", c.n_embd, ") must be a multiple of heads (", c.n_head, ")");
@@ -124,7 +117,7 @@ void validate(const GPTConfig& c) {
 json to_json(const GPTConfig& c) {
     json norm_before = json::array();
     for (Norm norm : c.norm_before) norm_before.push_back(name_of(norm));
-    return {{"recipe", name_of(c.recipe)},
+    return {{"recipe", c.recipe->name},
             {"n_layer", c.n_layer},
             {"n_head", c.n_head},
             {"n_kv_head", c.n_kv_head},
@@ -155,7 +148,7 @@ GPTConfig config_from_json(const json& j, const std::string& where) try {
     auto list = [&](const char* key) -> const json& { return json_array(value(key), key); };
 
     GPTConfig c;
-    c.recipe = recipe_named(string("recipe"));
+    c.recipe = &recipe_named(string("recipe"));
     c.n_layer = integer("n_layer");
     c.n_head = integer("n_head");
     c.n_kv_head = integer("n_kv_head");

@@ -1,26 +1,21 @@
-// What a model is: the two recipes, every property that a layer has of its own, and the accounting of both studies.
+// What a model is: its sizes and switches, every property that a layer has of its own, and the accounting of both studies.
 #pragma once
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
-#include "llmc/ops/activation.h"
-#include "llmc/ops/norm.h"
-
-enum class Recipe { speedrun, nanochat };
+#include "llmc/recipe.h"
 
 /// Names of the enumerations, as flags, checkpoints and the reference spell them. The parsers throw
 /// std::invalid_argument with the names that exist.
-const char* name_of(Recipe recipe);
 const char* name_of(Norm norm);
 const char* name_of(Activation activation);
-Recipe recipe_named(const std::string& name);
 Norm norm_named(const std::string& name);
 Activation activation_named(const std::string& name);
 
 /// A model, as `config` of a checkpoint spells it (and of the reference: the keys are the same).
 struct GPTConfig {
-    Recipe recipe = Recipe::nanochat;
+    const Recipe* recipe = nullptr;      ///< of recipes(), or a constant that outlives the model
     int n_layer = 0, n_head = 0, n_kv_head = 0;
     int n_embd = 0;                      ///< C, the width
     int vocab_size = 0;                  ///< V, a multiple of 8 (50304 holds GPT-2's 50257)
@@ -52,12 +47,16 @@ inline constexpr int MAX_LAYERS = 10000;
 /// The eps of a norm of this model.
 float norm_eps(const GPTConfig& config, Norm kind);
 
-GPTConfig speedrun_config(int n_layer, int n_head, int n_embd, int vocab_size, int seq_len);
-GPTConfig nanochat_config(int n_layer, int n_head, int n_embd, int vocab_size, int seq_len, const std::string& window_pattern);
+/// Channels of a model of that depth, and heads of that width, by the recipe's laws.
+int64_t default_width(const Recipe& recipe, int n_layer);
+int default_heads(const Recipe& recipe, int n_embd);
+
+/// A model by the recipe's laws. window_pattern: the recipe's own where it is empty.
+GPTConfig recipe_config(const Recipe& recipe, int n_layer, int n_head, int n_embd, int vocab_size, int seq_len, const std::string& window_pattern = "");
 
 /// Windows of a model of n_layer layers by a pattern of S and L.
 std::vector<int> window_sizes(int n_layer, int seq_len, const std::string& pattern);
-/// Whether layer l of n_layer has a value embedding in the nanochat recipe: every second one, the last included.
+/// Whether layer l of n_layer has a value embedding by the pattern: every second one, the last included.
 bool has_value_embed(int l, int n_layer);
 
 /// Throws std::invalid_argument for the first rule that the configuration breaks.

@@ -1,121 +1,205 @@
-// Groups of the tensor table become calls of adamw_update and muon_update.
+// An optimizer is a Kind: which groups it trains, what it keeps of a tensor, what a step sets, and the ops of an update. Another one is
+// another Kind here, the struct of its numbers among the alternatives of GroupRule::optimizer, and its op.
 #include "llmc/optimizer.h"
 #include <algorithm>
 #include <cmath>
-#include "llmc/device/device.h"
 #include "llmc/device/profile.h"
+#include "llmc/io/error.h"
+#include "llmc/ops/adamw.h"
+#include "llmc/ops/muon.h"
+#include "llmc/schedule.h"
+
+/// What a Kind needs to know of a step.
+struct Step {
+    const GPTConfig& config;
+    const Rates& rates;
+    const StepSchedule& schedule;
+    int64_t number;              // 1 at the first
+
+    double rate(const GroupRule& rule) const {
+        const double by_width = rule.tuned_width > 0 ? 1 / std::sqrt(config.n_embd / rule.tuned_width) : 1;
+        return rates.*rule.rate * by_width * rule.factor * schedule.lr_multiplier;
+    }
+    double weight_decay(const GroupRule& rule) const {
+        return rates.weight_decay * weight_decay_multiplier(rule.decay, schedule.step, schedule.steps, schedule.lr_multiplier);
+    }
+};
+
+class Optimizer::Kind {
+public:
+    virtual ~Kind() = default;
+    virtual bool trains(const GroupRule& rule) const = 0;
+
+    /// A piece of state: its name behind the tensor's, and its shape.
+    struct Piece {
+        const char* name;
+        std::vector<int64_t> shape;
+    };
+    virtual std::vector<Piece> state_of(const Tensor& tensor, const GroupRule& rule) const = 0;
+
+    /// Its tensors, one after another; addresses are null until there is memory. state: as state_of() lists it.
+    virtual void clear() = 0;
+    virtual void add(const Tensor& tensor, const GroupRule& rule, float* master, floatX* weight, const float* gradient, const std::vector<float*>& state) = 0;
+
+    /// Once all tensors are listed: what an update works in, and where a step's numbers go.
+    virtual void add_scratch(Arena& scratch) = 0;
+    virtual size_t upload_bytes() const = 0;
+    virtual void set_step(const Step& step, Uploads& uploads) = 0;
+    virtual void update() = 0;
+};
+
+// ------------------------------------------------------------------------------------------------------------- AdamW
+
+/// All tensors in one call.
+class Optimizer::AdamW : public Kind {
+public:
+    bool trains(const GroupRule& rule) const override { return std::holds_alternative<AdamWRule>(rule.optimizer); }
+    std::vector<Piece> state_of(const Tensor& tensor, const GroupRule&) const override { return {{"m", tensor.shape}, {"v", tensor.shape}}; }
+    void clear() override {
+        tensors.clear();
+        rules.clear();
+    }
+    void add(const Tensor& tensor, const GroupRule& rule, float* master, floatX* weight, const float* gradient, const std::vector<float*>& state) override {
+        tensors.push_back({master, weight, gradient, state[0], state[1], tensor.numel});
+        rules.push_back(&rule);
+    }
+    void add_scratch(Arena& scratch) override {
+        hypers.resize(tensors.size());
+        scratch.add(device_hypers, static_cast<int64_t>(hypers.size()));
+    }
+    size_t upload_bytes() const override { return hypers.size() * sizeof(AdamWHyper); }
+    void set_step(const Step& step, Uploads& uploads) override {
+        for (size_t i = 0; i < tensors.size(); i++) {
+            const AdamWRule& own = std::get<AdamWRule>(rules[i]->optimizer);
+            const double decay = own.decays ? step.weight_decay(*rules[i]) : 0;
+            hypers[i] = adamw_hyper(static_cast<float>(step.rate(*rules[i])), static_cast<float>(own.beta1), static_cast<float>(own.beta2),
+                                    static_cast<float>(own.eps), static_cast<float>(decay), step.number);
+        }
+        uploads.copy(device_hypers, hypers.data(), upload_bytes(), nullptr);
+    }
+    void update() override { adamw_update(tensors.data(), device_hypers, static_cast<int>(tensors.size()), nullptr); }
+
+private:
+    std::vector<AdamWTensor> tensors;
+    std::vector<const GroupRule*> rules;     // of each of them
+    std::vector<AdamWHyper> hypers;
+    AdamWHyper* device_hypers = nullptr;
+};
+
+// -------------------------------------------------------------------------------------------------------------- Muon
+
+/// Matrices of one rule and shape together, whichever layer they are of.
+class Optimizer::Muon : public Kind {
+public:
+    bool trains(const GroupRule& rule) const override { return std::holds_alternative<MuonGroup>(rule.optimizer); }
+    std::vector<Piece> state_of(const Tensor& tensor, const GroupRule& rule) const override {
+        require(!tensor.spec->vector, "Muon is for matrices, and ", tensor.name, " is a vector; give its group AdamW in the recipe");
+        std::vector<Piece> pieces{{"momentum", tensor.shape}};
+        if (muon(rule).beta2 > 0) pieces.push_back({"second", {std::max(tensor.shape[0], tensor.shape[1])}});
+        return pieces;
+    }
+    void clear() override { batches.clear(); }
+    void add(const Tensor& tensor, const GroupRule& rule, float* master, floatX* weight, const float* gradient, const std::vector<float*>& state) override {
+        const int rows = static_cast<int>(tensor.shape[0]), cols = static_cast<int>(tensor.shape[1]);
+        auto same = [&](const Batch& batch) { return batch.rule == &rule && batch.rows == rows && batch.cols == cols; };
+        auto batch = std::find_if(batches.begin(), batches.end(), same);
+        if (batch == batches.end()) batch = batches.insert(batch, {&rule, rows, cols, {}});
+        batch->matrices.push_back({master, weight, gradient, state[0], state.size() > 1 ? state[1] : nullptr});
+    }
+    void add_scratch(Arena& arena) override {
+        size_t largest = 0;
+        for (const Batch& batch : batches) largest = std::max(largest, muon_scratch(batch.count(), batch.rows, batch.cols));
+        arena.add(scratch, static_cast<int64_t>(largest));
+        hypers.resize(batches.size());
+        arena.add(device_hypers, static_cast<int64_t>(hypers.size()));
+    }
+    size_t upload_bytes() const override { return hypers.size() * sizeof(MuonHyper); }
+    void set_step(const Step& step, Uploads& uploads) override {
+        for (size_t i = 0; i < batches.size(); i++) {
+            const GroupRule& rule = *batches[i].rule;
+            hypers[i] = {.lr = static_cast<float>(step.rate(rule)),
+                         .momentum = static_cast<float>(muon_momentum(std::get<MuonGroup>(rule.optimizer), step.schedule.step)),
+                         .weight_decay = static_cast<float>(step.weight_decay(rule))};
+        }
+        uploads.copy(device_hypers, hypers.data(), upload_bytes(), nullptr);
+    }
+    void update() override {
+        for (size_t i = 0; i < batches.size(); i++)
+            muon_update(batches[i].matrices.data(), scratch, device_hypers + i, batches[i].count(), batches[i].rows, batches[i].cols, muon(*batches[i].rule), nullptr);
+    }
+
+private:
+    struct Batch {
+        const GroupRule* rule;
+        int rows, cols;
+        std::vector<MuonTensor> matrices;
+        int count() const { return static_cast<int>(matrices.size()); }
+    };
+    static const MuonRule& muon(const GroupRule& rule) { return std::get<MuonGroup>(rule.optimizer).rule; }
+
+    std::vector<Batch> batches;
+    std::vector<MuonHyper> hypers;           // of each of them
+    MuonHyper* device_hypers = nullptr;
+    char* scratch = nullptr;                 // muon_scratch bytes of the largest batch
+};
+
+// --------------------------------------------------------------------------------------------------------------- all
 
 static constexpr int UPLOADS = 4;   // two a step
 
-OptimizerOptions default_optimizer_options(Recipe recipe) {
-    if (recipe == Recipe::speedrun)
-        return {.embedding_lr = 0.0036, .unembedding_lr = 0.0036, .matrix_lr = 0.1 * 0.0036, .scalar_lr = 0.0036, .weight_decay = 0};
-    return {.embedding_lr = 0.3, .unembedding_lr = 0.004, .matrix_lr = 0.02, .scalar_lr = 0.5, .weight_decay = 0.2};
+Optimizer::Kind& Optimizer::kind(const Tensor& tensor) const {
+    for (const std::unique_ptr<Kind>& kind : kinds)
+        if (kind->trains(rule(tensor))) return *kind;
+    throw std::logic_error("optimizer: nobody trains " + tensor.name);
 }
 
-static bool second_per_row(const Tensor& tensor) { return tensor.shape[0] >= tensor.shape[1]; }
-
 Optimizer::Optimizer(GPT& model_) : model(model_) {
-    const bool nanochat = model.config.recipe == Recipe::nanochat;
+    kinds.push_back(std::make_unique<AdamW>());
+    kinds.push_back(std::make_unique<Muon>());
     for (const Tensor& tensor : model.tensors) {
         if (model.frozen(tensor)) continue;
-        auto add = [&](const char* what, std::vector<int64_t> shape, int64_t numel) {
-            state.push_back({tensor.name + "/" + what, &tensor, std::move(shape), numel});
-        };
-        if (tensor.spec->group == Group::matrix) {
-            add("momentum", tensor.shape, tensor.numel);
-            int64_t n = second_per_row(tensor) ? tensor.shape[0] : tensor.shape[1];
-            if (nanochat) add("second", {n}, n);
-        } else {
-            add("m", tensor.shape, tensor.numel);
-            add("v", tensor.shape, tensor.numel);
+        for (Kind::Piece& piece : kind(tensor).state_of(tensor, rule(tensor))) {
+            int64_t numel = 1;
+            for (int64_t extent : piece.shape) numel *= extent;
+            state.push_back({tensor.name + "/" + piece.name, &tensor, std::move(piece.shape), numel});
         }
     }
     for (State& piece : state) memory.add(piece.values, piece.numel);
     list_tensors();
-    size_t largest = 0;
-    for (const Shape& shape : shapes)
-        largest = std::max(largest, muon_scratch(static_cast<int>(shape.matrices.size()), shape.rows, shape.cols));
-    scratch.add(muon, static_cast<int64_t>(largest));
-    adamw_step.resize(adamw.size());
-    scratch.add(adamw_hypers, static_cast<int64_t>(adamw.size()));
-    scratch.add(muon_hyper, 1);
+    for (auto& kind : kinds) kind->add_scratch(scratch);
 }
+
+Optimizer::~Optimizer() = default;
 
 void Optimizer::allocate() {
     memory.allocate();
     scratch.allocate();
-    uploads.emplace(std::max(adamw_step.size() * sizeof(AdamWHyper), sizeof(MuonHyper)), UPLOADS);
+    size_t largest = 0;
+    for (auto& kind : kinds) largest = std::max(largest, kind->upload_bytes());
+    uploads.emplace(largest, UPLOADS);
     list_tensors();
 }
 
-/// Matrices of one shape go together, whichever layer they are of.
+/// Once for the sizes, once more for the addresses.
 void Optimizer::list_tensors() {
-    adamw.clear();
-    adamw_groups.clear();
-    shapes.clear();
-    size_t next = 0;
-    auto take = [&] { return state[next++].values; };
+    for (auto& kind : kinds) kind->clear();
+    auto next = state.begin();
     for (const Tensor& tensor : model.tensors) {
         if (model.frozen(tensor)) continue;
-        float* master = model.master(tensor);
-        floatX* weight = model.weight(tensor);
-        const float* gradient = model.gradient(tensor);
-        if (tensor.spec->group == Group::matrix) {
-            int rows = static_cast<int>(tensor.shape[0]), cols = static_cast<int>(tensor.shape[1]);
-            auto same = [&](const Shape& shape) { return shape.rows == rows && shape.cols == cols; };
-            auto shape = std::find_if(shapes.begin(), shapes.end(), same);
-            if (shape == shapes.end()) shape = shapes.insert(shape, {rows, cols, {}});
-            float* momentum = take();
-            float* second = model.config.recipe == Recipe::nanochat ? take() : nullptr;
-            shape->matrices.push_back({master, weight, gradient, momentum, second});
-        } else {
-            float* m = take();
-            float* v = take();
-            adamw.push_back({master, weight, gradient, m, v, tensor.numel});
-            adamw_groups.push_back(tensor.spec->group);
-        }
+        std::vector<float*> own;
+        for (; next != state.end() && next->tensor == &tensor; ++next) own.push_back(next->values);
+        kind(tensor).add(tensor, rule(tensor), model.master(tensor), model.weight(tensor), model.gradient(tensor), own);
     }
 }
 
-/// The nanochat recipe tunes its AdamW rates at width 768.
-static double width_scale(const GPTConfig& config) { return 1 / std::sqrt(config.n_embd / 768.0); }
-
-static AdamWHyper hyper_of(Group group, const GPTConfig& config, const OptimizerOptions& options, const StepSchedule& schedule, int64_t step) {
-    if (config.recipe == Recipe::speedrun) {
-        double lr = group == Group::embedding || group == Group::value_embedding ? options.embedding_lr
-                    : group == Group::unembedding                               ? options.unembedding_lr
-                                                                                 : options.scalar_lr;
-        return adamw_hyper(static_cast<float>(lr * schedule.lr_multiplier), 0.9f, 0.95f, 1e-8f, static_cast<float>(schedule.weight_decay), step);
-    }
-    double lr = 0, beta1 = 0.8;
-    switch (group) {
-        case Group::embedding:
-        case Group::value_embedding: lr = options.embedding_lr * width_scale(config); break;
-        case Group::unembedding: lr = options.unembedding_lr * width_scale(config); break;
-        case Group::resid_scalar: lr = options.scalar_lr * 0.01; break;
-        case Group::x0_scalar: lr = options.scalar_lr; beta1 = 0.96; break;
-        case Group::matrix: break;
-    }
-    return adamw_hyper(static_cast<float>(lr * schedule.lr_multiplier), static_cast<float>(beta1), 0.95f, 1e-10f, 0, step);
-}
-
-void Optimizer::set_step(const OptimizerOptions& options, const StepSchedule& schedule, int64_t step) {
-    for (size_t i = 0; i < adamw.size(); i++) adamw_step[i] = hyper_of(adamw_groups[i], model.config, options, schedule, step);
-    uploads->copy(adamw_hypers, adamw_step.data(), adamw_step.size() * sizeof(AdamWHyper), nullptr);
-
-    MuonHyper hyper{.lr = static_cast<float>(options.matrix_lr * schedule.lr_multiplier),
-                    .momentum = static_cast<float>(schedule.momentum),
-                    .beta2 = 0.95f,
-                    .weight_decay = static_cast<float>(schedule.weight_decay)};
-    uploads->copy(muon_hyper, &hyper, sizeof hyper, nullptr);
+void Optimizer::set_step(const Rates& rates, const StepSchedule& schedule, int64_t step) {
+    for (auto& kind : kinds)
+        if (kind->upload_bytes() > 0) kind->set_step({model.config, rates, schedule, step}, *uploads);
 }
 
 void Optimizer::update() {
     Range phase("update");
     recording.run(nullptr, [this] {
-        adamw_update(adamw.data(), adamw_hypers, static_cast<int>(adamw.size()), nullptr);
-        for (const Shape& shape : shapes)
-            muon_update(shape.matrices.data(), muon, muon_hyper, static_cast<int>(shape.matrices.size()), shape.rows, shape.cols, muon_kind(), nullptr);
+        for (auto& kind : kinds) kind->update();
     });
 }

@@ -7,7 +7,7 @@
 
 static int64_t scaled_batch(const PlanInput& in) {
     double size = double(in.matmul_params) / double(in.reference_params);
-    return int64_t{1} << std::max(0L, std::lrint(std::log2(REFERENCE_BATCH * std::pow(size, 0.383))));
+    return int64_t{1} << std::max(0L, std::lrint(std::log2(double(in.tuned_batch) * std::pow(size, in.scaling->batch_exponent))));
 }
 
 /// Passes over a batch in so many steps: looping steps make two.
@@ -49,7 +49,7 @@ static int64_t count_micro_batches(const PlanInput& in, int64_t batch) {
 Plan make_plan(const PlanInput& in) {
     require_one_horizon(in);
     Plan plan{};
-    plan.batch_tokens = in.batch_tokens ? *in.batch_tokens : in.scaling ? scaled_batch(in) : REFERENCE_BATCH;
+    plan.batch_tokens = in.batch_tokens ? *in.batch_tokens : in.scaling ? scaled_batch(in) : in.tuned_batch;
     plan.micro_batches = count_micro_batches(in, plan.batch_tokens);
 
     const double steps = wanted_steps(in, plan.batch_tokens), tokens = steps * double(plan.batch_tokens);
@@ -60,13 +60,16 @@ Plan make_plan(const PlanInput& in) {
     plan.tokens = plan.steps * plan.batch_tokens;
     plan.total_flops = double(in.flops_per_token) * double(plan.batch_tokens) * passes(steps, in.coconut_every);
 
-    plan.lr_scale = in.scaling ? std::sqrt(double(plan.batch_tokens) / REFERENCE_BATCH) : 1;
+    plan.lr_scale = in.scaling ? std::sqrt(double(plan.batch_tokens) / double(in.tuned_batch)) : 1;
     plan.weight_decay_scale = in.scaling ? plan.lr_scale * double(in.reference_params) / double(in.matmul_params) : 1;
     return plan;
 }
 
 int64_t reference_params(const GPTConfig& config) {
-    GPTConfig d12 = nanochat_config(12, 6, 768, config.vocab_size, config.seq_len, config.window_pattern);
-    d12.n_kv_head = std::max(1, d12.n_head * config.n_kv_head / config.n_head);
-    return matmul_params(d12);
+    const Recipe& recipe = *config.recipe;
+    if (!recipe.scaling) return matmul_params(config);
+    const int width = static_cast<int>(default_width(recipe, recipe.scaling->depth));
+    GPTConfig tuned = recipe_config(recipe, recipe.scaling->depth, default_heads(recipe, width), width, config.vocab_size, config.seq_len, config.window_pattern);
+    tuned.n_kv_head = std::max(1, tuned.n_head * config.n_kv_head / config.n_head);
+    return matmul_params(tuned);
 }

@@ -1,11 +1,8 @@
-// How long and how fast to train: batch, steps, tokens and FLOPs of a run, and nanochat's scaling rules.
+// How long and how fast to train: batch, steps, tokens and FLOPs of a run, and the rules that scale them with the model.
 #pragma once
 #include <cstdint>
 #include <optional>
 #include "llmc/config.h"
-
-/// The batch that learning rates are given for, in tokens: 2^19.
-inline constexpr int64_t REFERENCE_BATCH = 524288;
 
 struct PlanInput {
     // The model (reference_params: see below).
@@ -16,8 +13,9 @@ struct PlanInput {
     std::optional<double> total_flops;
     std::optional<double> param_data_ratio;      ///< tokens per matmul parameter
 
-    std::optional<int64_t> batch_tokens;         ///< of one step; else the scaling rule's, or REFERENCE_BATCH without
-    bool scaling = false;                        ///< nanochat's rules; the speedrun recipe has none
+    std::optional<int64_t> batch_tokens;         ///< of one step; else the scaling rule's, or tuned_batch without
+    int64_t tuned_batch = 0;                     ///< the recipe's, in tokens: learning rates are for it
+    std::optional<ScalingRules> scaling;         ///< the recipe's, unless they are turned off
     int64_t device_batch = 0, seq_len = 0, processes = 1;
     int64_t coconut_every = 0;                   ///< every n-th step, the first too, counts twice in FLOPs; 0: none
 };
@@ -30,10 +28,10 @@ struct Plan {
     double lr_scale, weight_decay_scale;         ///< on every learning rate, and on the weight decay
 };
 
-/// nanochat's rules, with P = matmul_params and P12 = reference_params:
-///     batch        = 2^19 (P / P12)^0.383, to the nearest power of two
-///     lr_scale     = sqrt(batch / 2^19)                 also for a batch that was given
-///     weight decay = sqrt(batch / 2^19) (P12 / P)
+/// Scaling rules (nanochat's), with P = matmul_params and P0 = reference_params:
+///     batch        = tuned_batch (P / P0)^batch_exponent, to the nearest power of two
+///     lr_scale     = sqrt(batch / tuned_batch)          also for a batch that was given
+///     weight decay = sqrt(batch / tuned_batch) (P0 / P)
 /// and the horizon:
 ///     ratio        tokens = ratio P, steps = floor(tokens / batch)
 ///     FLOPs        steps = total_flops / (flops_per_token batch), rounded, halves to even
@@ -41,6 +39,6 @@ struct Plan {
 /// the batch is not a multiple of device_batch x seq_len x processes.
 Plan make_plan(const PlanInput& input);
 
-/// P12: matmul parameters of nanochat's depth 12 (width 768, head size 128) with the vocabulary of this model, and as many heads
-/// a key/value head.
+/// P0: matmul parameters of the model of the scaling rules' depth, by the recipe's laws, with the vocabulary of this model, and as many
+/// heads a key/value head; those of the model itself where its recipe has no such rules.
 int64_t reference_params(const GPTConfig& config);

@@ -2,13 +2,17 @@
 #include "llmc/schedule.h"
 #include <algorithm>
 #include <cmath>
+#include <numbers>
+#include <stdexcept>
 #include "llmc/io/error.h"
 
 double lr_multiplier(const Schedule& s, int64_t step) {
     double multiplier = 1;
     if (step < s.warmup_steps) multiplier = double(step + 1) / double(s.warmup_steps);
-    if (step >= s.steps - s.warmdown_steps && s.warmdown_steps > 0)
-        multiplier = std::min(multiplier, double(s.steps - step) / double(s.warmdown_steps));
+    if (step >= s.steps - s.warmdown_steps && s.warmdown_steps > 0) {
+        const double left = double(s.steps - step) / double(s.warmdown_steps);
+        multiplier = std::min(multiplier, s.fall == Fall::linear ? left : left >= 1 ? 1 : (1 - std::cos(std::numbers::pi * left)) / 2);
+    }
     return std::max(multiplier, 0.0);
 }
 
@@ -17,12 +21,16 @@ int64_t warmdown_steps(double ratio, int64_t steps) {
     return static_cast<int64_t>(std::nearbyint(ratio * double(steps)));
 }
 
-double muon_momentum(Recipe recipe, int64_t step) {
-    if (recipe == Recipe::speedrun) return 0.95;
-    return 0.85 + 0.10 * std::min(double(step) / 300, 1.0);
+double muon_momentum(const MuonGroup& group, int64_t step) {
+    if (group.rise_steps == 0) return group.momentum;
+    return group.momentum + group.rise * std::min(double(step) / double(group.rise_steps), 1.0);
 }
 
-double weight_decay_multiplier(Recipe recipe, int64_t step, int64_t steps) {
-    if (recipe == Recipe::speedrun) return 1;
-    return 1 - double(step) / double(steps);
+double weight_decay_multiplier(DecayRamp ramp, int64_t step, int64_t steps, double lr_multiplier) {
+    switch (ramp) {
+        case DecayRamp::constant: return 1;
+        case DecayRamp::linear: return 1 - double(step) / double(steps);
+        case DecayRamp::with_rate: return lr_multiplier;
+    }
+    throw std::logic_error("schedule: no such ramp of the weight decay");
 }

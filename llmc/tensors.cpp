@@ -88,13 +88,11 @@ void initialize(float* values, const Tensor& tensor, const GPTConfig& config, ui
     std::seed_seq sequence(words.begin(), words.end());
     std::mt19937_64 generator(sequence);
     int64_t n = tensor.numel;
-    switch (config.recipe == Recipe::speedrun ? tensor.spec->speedrun : tensor.spec->nanochat) {
-        case Init::uniform_fan_in: return fill_uniform(values, n, 1 / std::sqrt(static_cast<double>(tensor.shape.back())), generator);
-        case Init::uniform_width: return fill_uniform(values, n, std::sqrt(3.0 / config.n_embd), generator);
-        case Init::normal_1: return fill_normal(values, n, 1, generator);
-        case Init::normal_0_001: return fill_normal(values, n, 0.001, generator);
-        case Init::zero: std::fill_n(values, n, 0.0f); return;
-        case Init::one: std::fill_n(values, n, 1.0f); return;
-        case Init::tenth: std::fill_n(values, n, 0.1f); return;
+    const InitialLaw& law = initial_law(*config.recipe, tensor.spec->name);
+    switch (law.kind) {
+        case InitialLaw::constant: std::fill_n(values, n, static_cast<float>(law.value)); return;
+        case InitialLaw::normal: return fill_normal(values, n, law.value, generator);
+        case InitialLaw::uniform_fan_in: return fill_uniform(values, n, 1 / std::sqrt(static_cast<double>(tensor.shape.back())), generator);
+        case InitialLaw::uniform_width: return fill_uniform(values, n, std::sqrt(3.0 / config.n_embd), generator);
     }
 }

@@ -1,5 +1,5 @@
-// The one table of a model's tensors. Sizes, offsets, checkpoint order, optimizer groups, initial values and test names
-// derive from it: adding a tensor is adding a row.
+// The one table of a model's tensors. Sizes, offsets, checkpoint order, optimizer groups and test names
+// derive from it: adding a tensor is adding a row here, and its initial law to the recipes.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -8,20 +8,6 @@
 
 /// Letters of a shape. CK: channels of the keys and values; C4: 4 C; HK: key/value heads; GATE: channels a gate reads.
 enum class Dim { V, C, CK, C4, HK, GATE, L };
-
-/// Which optimizer, at which learning rate.
-enum class Group { embedding, unembedding, value_embedding, matrix, resid_scalar, x0_scalar };
-
-/// Law of the initial values: name and the bound, deviation or value it stands for.
-enum class Init {
-    uniform_fan_in,      ///< U(-1/sqrt(in), 1/sqrt(in)), in = columns
-    uniform_width,       ///< U(-sqrt(3/C), sqrt(3/C))
-    normal_1,            ///< N(0, 1)
-    normal_0_001,        ///< N(0, 0.001^2)
-    zero,
-    one,
-    tenth                ///< 0.1
-};
 
 /// Which models have the tensor.
 enum class Has { always, untied, value_embeds, lambdas };
@@ -34,24 +20,23 @@ struct TensorSpec {
     bool per_layer;
     Has has;
     Group group;
-    Init speedrun, nanochat;
 };
 
 /// In the order of a checkpoint: what stands before the layers, the layers one by one, what stands after.
 inline constexpr TensorSpec TENSORS[] = {
-    // name            rows      cols       vector per_layer has               group                   speedrun              nanochat
-    {"wte",            Dim::V,   Dim::C,    false, false, Has::always,       Group::embedding,       Init::uniform_fan_in, Init::normal_1},
-    {"lm_head",        Dim::V,   Dim::C,    false, false, Has::untied,       Group::unembedding,     Init::uniform_fan_in, Init::normal_0_001},
-    {"q",              Dim::C,   Dim::C,    false, true,  Has::always,       Group::matrix,          Init::uniform_fan_in, Init::uniform_width},
-    {"k",              Dim::CK,  Dim::C,    false, true,  Has::always,       Group::matrix,          Init::uniform_fan_in, Init::uniform_width},
-    {"v",              Dim::CK,  Dim::C,    false, true,  Has::always,       Group::matrix,          Init::uniform_fan_in, Init::uniform_width},
-    {"proj",           Dim::C,   Dim::C,    false, true,  Has::always,       Group::matrix,          Init::uniform_fan_in, Init::zero},
-    {"fc",             Dim::C4,  Dim::C,    false, true,  Has::always,       Group::matrix,          Init::uniform_fan_in, Init::uniform_width},
-    {"fc_proj",        Dim::C,   Dim::C4,   false, true,  Has::always,       Group::matrix,          Init::uniform_fan_in, Init::zero},
-    {"ve",             Dim::V,   Dim::CK,   false, true,  Has::value_embeds, Group::value_embedding, Init::uniform_width,  Init::uniform_width},
-    {"ve_gate",        Dim::HK,  Dim::GATE, false, true,  Has::value_embeds, Group::matrix,          Init::zero,           Init::zero},
-    {"resid_lambdas",  Dim::L,   Dim::L,    true,  false, Has::lambdas,      Group::resid_scalar,    Init::one,            Init::one},
-    {"x0_lambdas",     Dim::L,   Dim::L,    true,  false, Has::lambdas,      Group::x0_scalar,       Init::tenth,          Init::tenth},
+    // name            rows      cols       vector per_layer has               group
+    {"wte",            Dim::V,   Dim::C,    false, false, Has::always,       Group::embedding},
+    {"lm_head",        Dim::V,   Dim::C,    false, false, Has::untied,       Group::unembedding},
+    {"q",              Dim::C,   Dim::C,    false, true,  Has::always,       Group::matrix},
+    {"k",              Dim::CK,  Dim::C,    false, true,  Has::always,       Group::matrix},
+    {"v",              Dim::CK,  Dim::C,    false, true,  Has::always,       Group::matrix},
+    {"proj",           Dim::C,   Dim::C,    false, true,  Has::always,       Group::matrix},
+    {"fc",             Dim::C4,  Dim::C,    false, true,  Has::always,       Group::matrix},
+    {"fc_proj",        Dim::C,   Dim::C4,   false, true,  Has::always,       Group::matrix},
+    {"ve",             Dim::V,   Dim::CK,   false, true,  Has::value_embeds, Group::value_embedding},
+    {"ve_gate",        Dim::HK,  Dim::GATE, false, true,  Has::value_embeds, Group::matrix},
+    {"resid_lambdas",  Dim::L,   Dim::L,    true,  false, Has::lambdas,      Group::resid_scalar},
+    {"x0_lambdas",     Dim::L,   Dim::L,    true,  false, Has::lambdas,      Group::x0_scalar},
 };
 
 /// A tensor of one model.
@@ -76,6 +61,6 @@ int64_t total_params(const GPTConfig& config);
 /// Elements of a block that holds all tensors.
 int64_t block_size(const std::vector<Tensor>& tensors);
 
-/// Fills a tensor with its recipe's initial values. Each tensor has a generator of its own, seeded by the seed and its
+/// Fills a tensor by its law in the configuration's recipe. Each tensor has a generator of its own, seeded by the seed and its
 /// name, so that a layer starts the same whatever else the model holds.
 void initialize(float* values, const Tensor& tensor, const GPTConfig& config, uint64_t seed);

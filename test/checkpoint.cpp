@@ -20,8 +20,8 @@
 using nlohmann::json;
 using Names = std::vector<std::string>;
 
-static GPTConfig tiny_config() { return speedrun_config(1, 1, 8, 8, 4); }
-static GPTConfig small_config() { return nanochat_config(4, 2, 32, 64, 16, "SL"); }
+static GPTConfig tiny_config() { return recipe_config(SPEEDRUN, 1, 1, 8, 8, 4); }
+static GPTConfig small_config() { return recipe_config(NANOCHAT, 4, 2, 32, 64, 16, "SL"); }
 
 /// Opens and verifies, as every program does before it uses a file.
 static std::string refusal_of(const std::string& path) {

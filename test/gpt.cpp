@@ -97,8 +97,8 @@ struct SmallModel {
     StepSums sums{};   // of the last train()
 };
 
-GPTConfig small_speedrun(int heads = 2, int width = 32) { return speedrun_config(3, heads, width, VOCAB, SEQ); }
-GPTConfig small_nanochat(int heads = 2, int width = 32) { return nanochat_config(3, heads, width, VOCAB, SEQ, "SL"); }
+GPTConfig small_speedrun(int heads = 2, int width = 32) { return recipe_config(SPEEDRUN, 3, heads, width, VOCAB, SEQ); }
+GPTConfig small_nanochat(int heads = 2, int width = 32) { return recipe_config(NANOCHAT, 3, heads, width, VOCAB, SEQ, "SL"); }
 
 struct NamedConfig {
     std::string name;
@@ -135,7 +135,7 @@ std::vector<NamedConfig> every_switch() {
     add("grouped heads, size 8, nanochat", small_nanochat(4), grouped);
     add("head size 24", small_nanochat(2, 48), [](GPTConfig&) {});
     add("head size 64", small_nanochat(1, 64), [](GPTConfig&) {});
-    all.push_back({"the smallest", speedrun_config(1, 1, 8, 8, 1)});
+    all.push_back({"the smallest", recipe_config(SPEEDRUN, 1, 1, 8, 8, 1)});
     return all;
 }
 
@@ -215,12 +215,13 @@ TEST_CASE("gpt: every switch learns a micro-batch by heart" * needs_products()) 
     for (const NamedConfig& named : every_switch()) {
         CAPTURE(named.name);
         SmallModel small(named.config);
-        OptimizerOptions options = default_optimizer_options(named.config.recipe);
-        options.embedding_lr /= 10;   // the nanochat recipe's is for batches of 2^19 tokens
-        options.scalar_lr /= 10;
+        Rates rates = named.config.recipe->rates;
+        rates.embedding_lr /= 10;   // the nanochat recipe's is for batches of 2^19 tokens
+        rates.scalar_lr /= 10;
+        rates.weight_decay = 0;
         double before = small.train();
         for (int step = 1; step <= 15; step++) {
-            small.optimizer.set_step(options, {.lr_multiplier = 1, .momentum = 0.9, .weight_decay = 0}, step);
+            small.optimizer.set_step(rates, {}, step);
             small.optimizer.update();
             small.train();
         }
@@ -257,13 +258,13 @@ TEST_CASE("gpt: tensors have the reference's names, sizes and order") {
 }
 
 TEST_CASE("gpt: parameters and FLOPs of the studies' models") {
-    GPTConfig d12 = nanochat_config(12, 6, 768, 32768, 2048, "SSSL");
+    GPTConfig d12 = recipe_config(NANOCHAT, 12, 6, 768, 32768, 2048, "SSSL");
     CHECK(matmul_params(d12) == 110101632);
     CHECK(flops_per_token(d12) == 802167552);
     // wte and lm_head 2 x 32768 x 768; blocks 12 x 12 x 768^2; 6 value embeddings 32768 x 768 and gates 6 x 32; 2 x 12 lambdas
     CHECK(total_params(d12) == 286262424);
-    CHECK(flops_per_token(nanochat_config(6, 6, 768, 32768, 2048, "SSSL")) == 481299840);
-    GPTConfig speedrun = speedrun_config(12, 12, 768, 50304, 1024);
+    CHECK(flops_per_token(recipe_config(NANOCHAT, 6, 6, 768, 32768, 2048, "SSSL")) == 481299840);
+    GPTConfig speedrun = recipe_config(SPEEDRUN, 12, 12, 768, 50304, 1024);
     CHECK(matmul_params(speedrun) == 123568128);    // 50304 x 768 + 12 x 12 x 768^2
     CHECK(total_params(speedrun) == 123568128);     // the head is the embedding
     CHECK(flops_per_token(speedrun) == 854654976);  // 6 x that + 12 x 12 x 768 x 1024
@@ -532,7 +533,7 @@ TEST_CASE("gpt: a frozen embedding has no gradient, no optimizer state, and does
             if (step == 1)   // the other gradients are those of a model that is not frozen
                 for (size_t t = 1; t < frozen.model.tensors.size(); t++)
                     CHECK(frozen.gradient(frozen.model.tensors[t]) == free.gradient(free.model.tensors[t]));
-            frozen.optimizer.set_step(default_optimizer_options(config.recipe), {}, step);
+            frozen.optimizer.set_step(config.recipe->rates, {}, step);
             frozen.optimizer.update();
         }
         CHECK(frozen.weights(wte) == before);
@@ -661,11 +662,11 @@ TEST_CASE("gpt: a training step allocates nothing" * needs_products()) {
     // Within a call, oneDNN takes space to pack its operands (up to 320 KB here), and OpenMP for its teams (2 KB); none of it stays but
     // a few hundred bytes of OpenMP's. Whatever of the model grows with the batch is larger: (N, C) of floatX are 512 KiB or more.
     const size_t libraries = 500'000, kept = 4096;
-    for (GPTConfig config : {speedrun_config(1, 2, 128, 512, 512), nanochat_config(1, 2, 128, 512, 512, "L")}) {
+    for (GPTConfig config : {recipe_config(SPEEDRUN, 1, 2, 128, 512, 512), recipe_config(NANOCHAT, 1, 2, 128, 512, 512, "L")}) {
         SmallModel small(config, 4);
         auto step = [&](int number) {
             small.train(true);
-            small.optimizer.set_step(default_optimizer_options(config.recipe), {}, number);
+            small.optimizer.set_step(config.recipe->rates, {}, number);
             small.optimizer.update();
         };
         step(1);   // oneDNN compiles each product once

@@ -27,13 +27,13 @@ TEST_CASE("layers: an order that is none is refused") {
 }
 
 TEST_CASE("layers: growth of the reference's golden model") {
-    GPTConfig config = nanochat_config(4, 2, 64, 128, 32, "SSSL");
+    GPTConfig config = recipe_config(NANOCHAT, 4, 2, 64, 128, 32, "SSSL");
     LayerMap stacked = grow_map(config, growth_order("stack", 2, 4), ValueEmbeds::layer);
-    CHECK(stacked.config == nanochat_config(8, 2, 64, 128, 32, "SSSL"));
+    CHECK(stacked.config == recipe_config(NANOCHAT, 8, 2, 64, 128, 32, "SSSL"));
     CHECK(stacked.layers == Layers{{0, 0}, {0, 1}, {0, 2}, {0, 3}, {0, 0}, {0, 1}, {0, 2}, {0, 3}});
 
     LayerMap interleaved = grow_map(config, growth_order("interleave", 2, 4), ValueEmbeds::layer);
-    GPTConfig expected = nanochat_config(8, 2, 64, 128, 32, "SSSL");
+    GPTConfig expected = recipe_config(NANOCHAT, 8, 2, 64, 128, 32, "SSSL");
     expected.value_embeds = {false, false, true, true, false, false, true, true};
     CHECK(interleaved.config == expected);
     CHECK(interleaved.config.windows == Ints{16, 16, 16, 32, 16, 16, 16, 32});
@@ -44,7 +44,7 @@ TEST_CASE("layers: growth of the reference's golden model") {
 }
 
 TEST_CASE("layers: what a layer owns goes with it when a model grows, but for windows") {
-    GPTConfig config = nanochat_config(3, 2, 64, 128, 32, "SL");
+    GPTConfig config = recipe_config(NANOCHAT, 3, 2, 64, 128, 32, "SL");
     config.attn_scale = {0.5, 1, 2};
     config.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
     config.windows = {5, 6, 7};
@@ -62,7 +62,7 @@ TEST_CASE("layers: what a layer owns goes with it when a model grows, but for wi
 static Layers layers_of(const LayerMap& map) { return map.layers; }
 
 TEST_CASE("layers: a stack keeps and loses the layers of the reference") {
-    GPTConfig three = speedrun_config(3, 2, 32, 96, 24);
+    GPTConfig three = recipe_config(SPEEDRUN, 3, 2, 32, 96, 24);
     std::vector<GPTConfig> pair{three, three}, triple{three, three, three};
     std::vector<std::string> names{"a", "b", "c"};
     StackOptions options;
@@ -77,7 +77,7 @@ TEST_CASE("layers: a stack keeps and loses the layers of the reference") {
 }
 
 TEST_CASE("layers: what a layer owns goes with it in a stack, and norms stand at the seams") {
-    GPTConfig one = nanochat_config(2, 2, 64, 128, 32, "S"), two = nanochat_config(3, 2, 64, 128, 32, "L");
+    GPTConfig one = recipe_config(NANOCHAT, 2, 2, 64, 128, 32, "S"), two = recipe_config(NANOCHAT, 3, 2, 64, 128, 32, "L");
     one.attn_scale = {1, 2};
     two.attn_scale = {3, 4, 5};
     StackOptions options{true, true, Norm::layer_norm, Norm::none, Norm::layer_norm};
@@ -95,7 +95,7 @@ TEST_CASE("layers: what a layer owns goes with it in a stack, and norms stand at
 }
 
 TEST_CASE("layers: a model of one layer in the middle gives none, and a stack of none is refused") {
-    GPTConfig one = speedrun_config(1, 2, 32, 96, 24), three = speedrun_config(3, 2, 32, 96, 24);
+    GPTConfig one = recipe_config(SPEEDRUN, 1, 2, 32, 96, 24), three = recipe_config(SPEEDRUN, 3, 2, 32, 96, 24);
     StackOptions options;
     options.norm_inter_model = Norm::rms_norm;
     LayerMap map = stack_map({three, one, three}, {"a", "b", "c"}, options);
@@ -106,14 +106,14 @@ TEST_CASE("layers: a model of one layer in the middle gives none, and a stack of
 }
 
 TEST_CASE("layers: models that cannot be one are refused, both values named") {
-    GPTConfig base = speedrun_config(2, 2, 32, 96, 24);
+    GPTConfig base = recipe_config(SPEEDRUN, 2, 2, 32, 96, 24);
     auto refused = [&](auto change) {
         GPTConfig other = base;
         change(other);
         return refusal([&] { stack_map({base, base, other}, {"a.bin", "b.bin", "c.bin"}, {}); });
     };
     CHECK(refused([](GPTConfig& c) { c.n_embd = 64; }) == "models of a stack must agree in n_embd (width), but it is 32 in a.bin and 64 in c.bin");
-    CHECK(refused([](GPTConfig& c) { c = nanochat_config(2, 2, 64, 96, 24, "L"); }) ==
+    CHECK(refused([](GPTConfig& c) { c = recipe_config(NANOCHAT, 2, 2, 64, 96, 24, "L"); }) ==
           "models of a stack must agree in recipe, but it is \"speedrun\" in a.bin and \"nanochat\" in c.bin");
     CHECK(contains(refused([](GPTConfig& c) { c.n_head = 4; }), "in n_head, but it is 2 in a.bin and 4 in c.bin"));
     CHECK(contains(refused([](GPTConfig& c) { c.n_kv_head = 1; }), "in n_kv_head, but it is 2 in a.bin and 1 in c.bin"));
@@ -125,6 +125,6 @@ TEST_CASE("layers: models that cannot be one are refused, both values named") {
     CHECK(contains(refused([](GPTConfig& c) { c.softcap = 1; }), "in softcap, but it is 0.0 in a.bin and 1.0 in c.bin"));
     CHECK(contains(refused([](GPTConfig& c) { c.norm_eps = 0.5; }), "in norm_eps"));
     CHECK(contains(refused([](GPTConfig& c) { c.lambdas = true; }), "in lambdas"));
-    CHECK(refused([](GPTConfig& c) { c = speedrun_config(5, 2, 32, 96, 24); }) == "");                     // another depth
+    CHECK(refused([](GPTConfig& c) { c = recipe_config(SPEEDRUN, 5, 2, 32, 96, 24); }) == "");                     // another depth
     CHECK(refused([](GPTConfig& c) { c.norm_wte = c.norm_lm_head = Norm::layer_norm; }) == "");            // flags decide these
 }

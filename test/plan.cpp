@@ -11,7 +11,8 @@ static PlanInput input_of(const GPTConfig& config, bool scaling) {
     in.matmul_params = matmul_params(config);
     in.reference_params = reference_params(config);
     in.flops_per_token = flops_per_token(config);
-    in.scaling = scaling;
+    in.tuned_batch = config.recipe->batch_tokens;
+    if (scaling) in.scaling = config.recipe->scaling;
     in.device_batch = 8;
     in.seq_len = config.seq_len;
     return in;
@@ -39,7 +40,7 @@ static doctest::Approx published(double value) { return doctest::Approx(value).e
 static doctest::Approx close(double value) { return doctest::Approx(value).epsilon(1e-14); }
 
 TEST_CASE("plan: d12 of the growth study") {
-    const GPTConfig d12 = nanochat_config(12, 6, 768, 32768, 2048, "SSSL");
+    const GPTConfig d12 = recipe_config(NANOCHAT, 12, 6, 768, 32768, 2048, "SSSL");
     const PlanInput in = input_of(d12, true);
     CHECK(in.matmul_params == 110101632);
     CHECK(in.reference_params == 110101632);
@@ -60,7 +61,7 @@ TEST_CASE("plan: d12 of the growth study") {
 }
 
 TEST_CASE("plan: d6s12, the shallow round: its scaling rules take d12 of the same vocabulary as measure") {
-    const GPTConfig shallow = nanochat_config(6, 6, 768, 32768, 2048, "SSSL");
+    const GPTConfig shallow = recipe_config(NANOCHAT, 6, 6, 768, 32768, 2048, "SSSL");
     const PlanInput in = input_of(shallow, true);
     CHECK(in.matmul_params == 67633728);
     CHECK(in.reference_params == 110101632);
@@ -83,7 +84,7 @@ TEST_CASE("plan: larger and smaller models, as the reference's accounting and na
                          Row{20, 10, 1280, 32768, 2048, 1048576, 4357, 1.4142135623730951, 0.35781418262258136},
                          Row{26, 13, 1664, 32768, 2048, 1048576, 9196, 1.4142135623730951, 0.169536866983501},
                          Row{4, 2, 256, 4096, 256, 131072, 336, 0.5, 10.499816900119015}}) {
-        const Plan plan = plan_of_ratio(input_of(nanochat_config(r.depth, r.heads, r.width, r.vocab, r.seq_len, "SSSL"), true), 10.5);
+        const Plan plan = plan_of_ratio(input_of(recipe_config(NANOCHAT, r.depth, r.heads, r.width, r.vocab, r.seq_len, "SSSL"), true), 10.5);
         CAPTURE(r.depth);
         CHECK(plan.batch_tokens == r.batch);
         CHECK(plan.steps == r.steps);
@@ -93,7 +94,7 @@ TEST_CASE("plan: larger and smaller models, as the reference's accounting and na
 }
 
 TEST_CASE("plan: a batch that is given scales learning rate and decay, and a horizon in FLOPs is rounded") {
-    PlanInput in = input_of(nanochat_config(4, 2, 256, 4096, 256, "SSSL"), true);
+    PlanInput in = input_of(recipe_config(NANOCHAT, 4, 2, 256, 4096, 256, "SSSL"), true);
     in.batch_tokens = 16384;
     in.total_flops = 1e13;                                    // 22.495 steps
     Plan plan = make_plan(in);
@@ -114,7 +115,7 @@ TEST_CASE("plan: a batch that is given scales learning rate and decay, and a hor
 }
 
 TEST_CASE("plan: without scaling, 2^19 tokens and every rate as it is") {
-    PlanInput in = input_of(speedrun_config(12, 12, 768, 50304, 1024), false);
+    PlanInput in = input_of(recipe_config(SPEEDRUN, 12, 12, 768, 50304, 1024), false);
     in.steps = 6200;
     const Plan plan = make_plan(in);
     CHECK(plan.batch_tokens == 524288);
@@ -126,7 +127,7 @@ TEST_CASE("plan: without scaling, 2^19 tokens and every rate as it is") {
 }
 
 TEST_CASE("plan: looping steps count twice in FLOPs, the first one too") {
-    PlanInput in = input_of(speedrun_config(2, 2, 64, 512, 64), false);
+    PlanInput in = input_of(recipe_config(SPEEDRUN, 2, 2, 64, 512, 64), false);
     in.batch_tokens = 512;
     in.steps = 21;
     const double flops_of_step = make_plan(in).total_flops / 21;
@@ -139,7 +140,7 @@ TEST_CASE("plan: looping steps count twice in FLOPs, the first one too") {
 }
 
 TEST_CASE("plan: the measure of the scaling rules has the model's share of key/value heads") {
-    GPTConfig config = nanochat_config(4, 6, 768, 32768, 2048, "L");
+    GPTConfig config = recipe_config(NANOCHAT, 4, 6, 768, 32768, 2048, "L");
     const int64_t all = reference_params(config);
     config.n_kv_head = 2;
     // In 12 layers, two matrices of 768 x 768 become 768 x 256, and 6 gates of 32 x 6 become 32 x 2.
@@ -147,7 +148,7 @@ TEST_CASE("plan: the measure of the scaling rules has the model's share of key/v
 }
 
 TEST_CASE("plan: refusals name the rule, the values and the way out") {
-    PlanInput good = input_of(nanochat_config(4, 2, 256, 4096, 256, "SSSL"), true);
+    PlanInput good = input_of(recipe_config(NANOCHAT, 4, 2, 256, 4096, 256, "SSSL"), true);
     good.steps = 10;
     CHECK(error_of(good).empty());
 

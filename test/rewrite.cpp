@@ -10,8 +10,8 @@
 using nlohmann::json;
 using Names = std::vector<std::string>;
 
-static GPTConfig nano(int layers) { return nanochat_config(layers, 2, 32, 64, 16, "SL"); }
-static GPTConfig speed(int layers) { return speedrun_config(layers, 2, 16, 24, 8); }
+static GPTConfig nano(int layers) { return recipe_config(NANOCHAT, layers, 2, 32, 64, 16, "SL"); }
+static GPTConfig speed(int layers) { return recipe_config(SPEEDRUN, layers, 2, 16, 24, 8); }
 
 static std::string bytes_of(const Checkpoint& checkpoint, const std::string& name) {
     std::string bytes(static_cast<size_t>(checkpoint.at(name).bytes), '\0');
@@ -311,7 +311,7 @@ TEST_CASE("programs: wrong command lines and files get one line, help gets exit 
     TempDir dir;
     write_small_model(dir / "in.bin", nano(2), 1);
     write_small_model(dir / "speed.bin", speed(2), 1);
-    write_small_model(dir / "wide.bin", nanochat_config(2, 2, 64, 64, 16, "SL"), 1);
+    write_small_model(dir / "wide.bin", recipe_config(NANOCHAT, 2, 2, 64, 64, 16, "SL"), 1);
     write_file(dir / "text", "no model at all, but long enough to hold a header of some kind");
     std::string grow = "./grow " + dir / "in.bin" + " " + dir / "out.bin ", stack = "./stack " + dir / "in.bin ", out = " --out " + dir / "out.bin";
     refused("./grow", "IN is required");
@@ -351,7 +351,7 @@ TEST_CASE("programs: wrong command lines and files get one line, help gets exit 
 
 TEST_CASE("programs: under 64 MiB of memory, whatever the size") {
     TempDir dir;
-    GPTConfig config = speedrun_config(3, 16, 1024, 4096, 64);   // 168 MB
+    GPTConfig config = recipe_config(SPEEDRUN, 3, 16, 1024, 4096, 64);   // 168 MB
     std::vector<TensorSource> sources;
     for (const Tensor& tensor : tensor_table(config))
         sources.push_back({tensor.name, "F32", tensor.shape, [](void* dst, int64_t, int64_t bytes) { std::memset(dst, 1, static_cast<size_t>(bytes)); }, nullptr, 0, 0});

@@ -127,7 +127,7 @@ TEST_CASE("safetensors: a file that lies is refused") {
 
 TEST_CASE("safetensors: random damage never crashes") {
     TempDir dir;
-    GPTConfig config = speedrun_config(1, 1, 8, 8, 4);
+    GPTConfig config = recipe_config(SPEEDRUN, 1, 1, 8, 8, 4);
     Values weights = small_weights(config, 1);
     write_safetensors(dir / "a", {{"config", to_json(config).dump()}}, small_sources(config, weights));
     const std::string good = read_file(dir / "a");

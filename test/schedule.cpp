@@ -49,6 +49,17 @@ TEST_CASE("learning rate: warmup into a warmdown has no jump") {
     CHECK(multipliers({.steps = 5, .warmup_steps = 5, .warmdown_steps = 5}) == std::vector<double>{0.2, 0.4, 0.6, 0.4, 0.2});
 }
 
+TEST_CASE("a cosine falls from 1 to 0 over the warmdown, half way at its middle") {
+    const Schedule cosine{.steps = 10, .warmdown_steps = 8, .fall = Fall::cosine};
+    CHECK(lr_multiplier(cosine, 0) == 1);
+    CHECK(lr_multiplier(cosine, 2) == 1);
+    CHECK(lr_multiplier(cosine, 4) == close((1 + std::sqrt(0.5)) / 2));
+    CHECK(lr_multiplier(cosine, 6) == close(0.5));
+    CHECK(lr_multiplier(cosine, 9) == close((1 - std::cos(std::acos(-1.0) / 8)) / 2));
+    CHECK(lr_multiplier({.steps = 4, .warmdown_steps = 8, .fall = Fall::cosine}, 0) == close(0.5));   // longer than the run: it starts half way
+    CHECK(lr_multiplier({.steps = 4, .fall = Fall::cosine}, 3) == 1);
+}
+
 TEST_CASE("warmdown steps round as nanochat's do, and 0 never decays") {
     CHECK(warmdown_steps(0.5, 2205) == 1102);        // 1102.5, to even
     CHECK(warmdown_steps(0.5, 2207) == 1104);        // 1103.5
@@ -61,18 +72,22 @@ TEST_CASE("warmdown steps round as nanochat's do, and 0 never decays") {
     CHECK_THROWS_AS(warmdown_steps(std::nan(""), 10), std::invalid_argument);
 }
 
+static const MuonGroup& momentum_of(const Recipe& recipe) { return std::get<MuonGroup>(recipe.groups.matrix.optimizer); }
+
 TEST_CASE("Muon's momentum") {
-    CHECK(muon_momentum(Recipe::nanochat, 0) == close(0.85));
-    CHECK(muon_momentum(Recipe::nanochat, 150) == close(0.90));
-    CHECK(muon_momentum(Recipe::nanochat, 300) == close(0.95));
-    CHECK(muon_momentum(Recipe::nanochat, 5000) == close(0.95));
-    CHECK(muon_momentum(Recipe::speedrun, 0) == 0.95);
-    CHECK(muon_momentum(Recipe::speedrun, 5000) == 0.95);
+    CHECK(muon_momentum(momentum_of(NANOCHAT), 0) == close(0.85));
+    CHECK(muon_momentum(momentum_of(NANOCHAT), 150) == close(0.90));
+    CHECK(muon_momentum(momentum_of(NANOCHAT), 300) == close(0.95));
+    CHECK(muon_momentum(momentum_of(NANOCHAT), 5000) == close(0.95));
+    CHECK(muon_momentum(momentum_of(SPEEDRUN), 0) == 0.95);
+    CHECK(muon_momentum(momentum_of(SPEEDRUN), 5000) == 0.95);
 }
 
 TEST_CASE("weight decay") {
-    CHECK(weight_decay_multiplier(Recipe::nanochat, 0, 2205) == 1);
-    CHECK(weight_decay_multiplier(Recipe::nanochat, 441, 2205) == close(0.8));
-    CHECK(weight_decay_multiplier(Recipe::nanochat, 2204, 2205) == doctest::Approx(1.0 / 2205).epsilon(1e-12));   // 1 - x cancels
-    CHECK(weight_decay_multiplier(Recipe::speedrun, 2204, 2205) == 1);
+    CHECK(weight_decay_multiplier(DecayRamp::linear, 0, 2205, 0.5) == 1);
+    CHECK(weight_decay_multiplier(DecayRamp::linear, 441, 2205, 0.5) == close(0.8));
+    CHECK(weight_decay_multiplier(DecayRamp::linear, 2204, 2205, 0.5) == doctest::Approx(1.0 / 2205).epsilon(1e-12));   // 1 - x cancels
+    CHECK(weight_decay_multiplier(DecayRamp::constant, 2204, 2205, 0.5) == 1);
+    CHECK(weight_decay_multiplier(DecayRamp::with_rate, 2204, 2205, 0.25) == 0.25);
+    CHECK(NANOCHAT.groups.matrix.decay == DecayRamp::linear);
 }

@@ -71,14 +71,13 @@ static void momentum(const MuonTensor& t, int rows, int cols, float mu, float k,
 }
 
 // x = a x + (b s + c s s) x with s = x x^T; for a tall x the same from the other side, with s = x^T x.
-static void orthogonalize(MuonWorkspace& w, int rows, int cols, const MuonStep* steps) {
+static void orthogonalize(MuonWorkspace& w, int rows, int cols, const MuonSteps& steps) {
     const bool tall = rows > cols;
     const int64_t m = std::min(rows, cols);
     // In fp32, a goes onto the polynomial's diagonal, which saves a pass over x; bf16's 8 bits would lose what it is added to.
     // The polynomial is symmetric, so it may be read as its own transpose, as sgemm does faster on AVX2.
     constexpr bool fp32 = sizeof(floatX) == 4;
-    for (int i = 0; i < MUON_STEPS; i++) {
-        const MuonStep& step = steps[i];
+    for (const MuonStep& step : steps) {
         matmul_symmetric(w.gram, w.x, nullptr, nullptr, 1, m, tall ? rows : cols, tall, 1, 0, nullptr);
         matmul_symmetric(w.polynomial, w.gram, w.gram, nullptr, 1, m, m, false, step.c, step.b, nullptr);
         if (fp32)
@@ -87,14 +86,6 @@ static void orthogonalize(MuonWorkspace& w, int rows, int cols, const MuonStep* 
                fp32 ? 0 : step.a, nullptr);
         std::swap(w.x, w.next);
     }
-}
-
-static void update_speedrun(const MuonTensor& t, int rows, int cols, const MuonHyper& hyper, MuonWorkspace& w) {
-    momentum(t, rows, cols, hyper.momentum, 1, 1, 1e-7f, w);
-    orthogonalize(w, rows, cols, NEWTON_SCHULZ);
-    const float lr = hyper.lr * std::sqrt(static_cast<float>(std::max(rows, cols)));
-#pragma omp parallel for simd
-    for (int64_t i = 0; i < static_cast<int64_t>(rows) * cols; i++) t.master[i] -= lr * to_float(w.x[i]);
 }
 
 // sums = the sum of x^2 over each row
@@ -140,44 +131,58 @@ static void second_moment(float* second, int rows, int cols, float beta2, MuonWo
     for (int i = 0; i < lines; i++) w.sums[i] *= keep;
 }
 
-static void update_nanochat(const MuonTensor& t, int rows, int cols, const MuonHyper& hyper, MuonWorkspace& w) {
-    momentum(t, rows, cols, hyper.momentum, 1 - hyper.momentum, 1.02f, 1e-6f, w);
-    orthogonalize(w, rows, cols, POLAR_EXPRESS);
-    second_moment(t.second, rows, cols, hyper.beta2, w);
-    const bool by_row = rows >= cols;
-    const float lr = hyper.lr * std::sqrt(std::max(1.0f, static_cast<float>(rows) / static_cast<float>(cols)));
-    const float decay = lr * hyper.weight_decay;
+// Which lines of x have a factor in w.sums.
+enum class Factors { none, rows, columns };
+
+// p -= lr u + what decays; u is x times the factor of its line, in w.sums.
+template <Factors FACTORS, MuonDecay DECAY>
+static void move(const MuonTensor& t, int rows, int cols, float lr, float decay, const MuonWorkspace& w) {
 #pragma omp parallel for
     for (int64_t r = 0; r < rows; r++) {
         float* p = t.master + r * cols;
         const floatX* x = w.x + r * cols;
 #pragma omp simd
         for (int c = 0; c < cols; c++) {
-            float u = to_float(x[c]) * w.sums[by_row ? r : c];
-            p[c] -= lr * u + (u * p[c] >= 0 ? decay * p[c] : 0);    // cautious: decay only where the update shrinks too
+            float u = to_float(x[c]);
+            if constexpr (FACTORS != Factors::none) u *= w.sums[FACTORS == Factors::rows ? r : c];
+            if constexpr (DECAY == MuonDecay::none) p[c] -= lr * u;
+            else if constexpr (DECAY == MuonDecay::all) p[c] -= lr * u + decay * p[c];
+            else p[c] -= lr * u + (u * p[c] >= 0 ? decay * p[c] : 0);
         }
     }
 }
 
-void muon_update(const MuonTensor* tensors, void* scratch, const MuonHyper* hyper, int count, int rows, int cols, MuonKind kind, Stream stream) {
+template <Factors FACTORS>
+static auto mover(MuonDecay decay) {
+    return decay == MuonDecay::none ? move<FACTORS, MuonDecay::none> : decay == MuonDecay::all ? move<FACTORS, MuonDecay::all> : move<FACTORS, MuonDecay::cautious>;
+}
+
+static void update(const MuonTensor& t, int rows, int cols, const MuonHyper& hyper, const MuonRule& rule, MuonWorkspace& w) {
+    momentum(t, rows, cols, hyper.momentum, rule.averaged_momentum ? 1 - hyper.momentum : 1, rule.safety, rule.eps, w);
+    orthogonalize(w, rows, cols, rule.steps);
+    if (rule.beta2 > 0) second_moment(t.second, rows, cols, rule.beta2, w);
+    const float lr = hyper.lr * muon_scale(rule.scale, rows, cols);
+    auto move = rule.beta2 == 0 ? mover<Factors::none>(rule.decay) : rows >= cols ? mover<Factors::rows>(rule.decay) : mover<Factors::columns>(rule.decay);
+    move(t, rows, cols, lr, lr * hyper.weight_decay, w);
+}
+
+void muon_update(const MuonTensor* tensors, void* scratch, const MuonHyper* hyper, int count, int rows, int cols, const MuonRule& rule, Stream stream) {
     Range range("muon_update");
     require_matrices("muon_update", count, rows, cols);
-    for (int i = 0; i < count; i++)
-        require(kind == MuonKind::speedrun || tensors[i].second, "muon_update: nanochat needs a second moment, and tensor ", i, " has none");
+    require_second_moments("muon_update", tensors, count, rule);
     const int threads = workers(count, rows, cols);
-    auto update = [&](const MuonTensor& t, int worker) {
+    auto update_one = [&](const MuonTensor& t, int worker) {
         MuonWorkspace w;
         const size_t size = cut(rows, cols, nullptr, &w);
         cut(rows, cols, static_cast<char*>(scratch) + worker * size, &w);
-        if (kind == MuonKind::speedrun) update_speedrun(t, rows, cols, *hyper, w);
-        else update_nanochat(t, rows, cols, *hyper, w);
+        update(t, rows, cols, *hyper, rule, w);
         if (t.weight) cast(t.weight, t.master, static_cast<int64_t>(rows) * cols, stream);
     };
     const int allowed = omp_get_max_threads();
     if (threads == 1 && small(rows, cols)) omp_set_num_threads(1);   // the same sums alone as among others
     ParallelErrors errors;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-    for (int i = 0; i < count; i++) errors.run([&] { update(tensors[i], threads > 1 ? omp_get_thread_num() : 0); });
+    for (int i = 0; i < count; i++) errors.run([&] { update_one(tensors[i], threads > 1 ? omp_get_thread_num() : 0); });
     omp_set_num_threads(allowed);
     errors.rethrow();
 }

@@ -1,6 +1,6 @@
 // Muon on CUDA: all matrices of a shape at once. One pass before the products (momentum), one after them (the update), both bound by
-// memory; five times three batched products between, bound by operations. The nanochat kind reads the product once more before its
-// update, which needs the sums of whole rows or columns.
+// memory; five times three batched products between, bound by operations. A second moment
+// reads the product once more before the update, which then needs the sums of whole rows or columns.
 //
 // The matrix is never divided by its norm: the iteration is linear in x but for s, so x stays as long as it was, s alone is scaled
 // (by scale^2, in the product that makes it), and the update multiplies by scale = 1 / (|x| * safety + eps) at the end.
@@ -78,23 +78,6 @@ __device__ inline void store_weights(const MuonTensor& t, int64_t i, const float
     if (t.weight) store(t.weight + i, w);
 }
 
-/// w -= lr x, lr = hyper's * shape_scale * scales[matrix]
-template <int WIDTH>
-__global__ void __launch_bounds__(THREADS)
-muon_speedrun_kernel(const floatX* x, const float* scales, const __grid_constant__ MuonMatrices matrices, const MuonHyper* hyper, int64_t n,
-                     float shape_scale) {
-    const float lr = hyper->lr * shape_scale * scales[blockIdx.y];
-    const MuonTensor& t = matrices.tensor[blockIdx.y];
-    const int64_t i = (int64_t{blockIdx.x} * THREADS + threadIdx.x) * WIDTH;
-    if (i >= n) return;
-    float w[WIDTH], u[WIDTH];
-    load(w, t.master + i);
-    load(u, x + blockIdx.y * n + i);
-#pragma unroll
-    for (int k = 0; k < WIDTH; k++) w[k] -= lr * u[k];
-    store_weights(t, i, w);
-}
-
 /// sums (matrices, rows)  =  of x^2 over each row. A warp takes a row.
 template <int WIDTH>
 __global__ void __launch_bounds__(THREADS) muon_row_squares_kernel(float* sums, const floatX* x, int64_t all_rows, int cols) {
@@ -135,9 +118,8 @@ static constexpr int MOMENT_THREADS = 1024;
 /// NorMuon: each row (column of a wide matrix) is divided by the root of its second moment, and the whole keeps its norm.
 /// sums (matrices, lines): the squares of each line of x on entry, the factor of x's line on return. A block takes a matrix.
 __global__ void __launch_bounds__(MOMENT_THREADS)
-muon_second_moment_kernel(float* sums, const float* scales, const __grid_constant__ MuonMatrices matrices, const MuonHyper* hyper, int lines,
-                          int length) {
-    const float beta2 = hyper->beta2, scale = scales[blockIdx.x], scale_squared = scales[gridDim.x + blockIdx.x];
+muon_second_moment_kernel(float* sums, const float* scales, const __grid_constant__ MuonMatrices matrices, float beta2, int lines, int length) {
+    const float scale = scales[blockIdx.x], scale_squared = scales[gridDim.x + blockIdx.x];
     float* scratch = shared_memory<float>();
     float *second = matrices.tensor[blockIdx.x].second, *mine = sums + int64_t{blockIdx.x} * lines;
     float before = 0, after = 0;
@@ -156,28 +138,36 @@ muon_second_moment_kernel(float* sums, const float* scales, const __grid_constan
     for (int i = static_cast<int>(threadIdx.x); i < lines; i += MOMENT_THREADS) mine[i] *= keep;
 }
 
-/// u = x * factor of its line; w -= lr u + decay w where u and w have one sign: decay only where the update shrinks w too. lr = hyper's * shape_scale.
-template <int WIDTH, bool BY_ROW>
+/// What x is multiplied by: one factor a matrix, or one a line, in which that of the matrix is.
+enum class Factors { matrix, rows, columns };
+
+/// u = x * its factor; w -= lr u + what decays, lr = hyper's * shape_scale.
+template <int WIDTH, Factors FACTORS, MuonDecay DECAY>
 __global__ void __launch_bounds__(THREADS)
-muon_nanochat_kernel(const floatX* x, const float* factors, const __grid_constant__ MuonMatrices matrices, const MuonHyper* hyper, int64_t n, int rows,
-                     int cols, float shape_scale) {
-    const float lr = hyper->lr * shape_scale, decay = lr * hyper->weight_decay;
+muon_move_kernel(const floatX* x, const float* factors, const __grid_constant__ MuonMatrices matrices, const MuonHyper* hyper, int64_t n, int rows, int cols,
+                 float shape_scale) {
+    float lr = hyper->lr * shape_scale;
+    const float decay = lr * hyper->weight_decay;
     const MuonTensor& t = matrices.tensor[blockIdx.y];
     const int64_t i = (int64_t{blockIdx.x} * THREADS + threadIdx.x) * WIDTH;
     if (i >= n) return;
-    const int64_t r = i / cols, c = i % cols;   // WIDTH elements lie in one row
     float w[WIDTH], u[WIDTH], factor[WIDTH];
     load(w, t.master + i);
     load(u, x + blockIdx.y * n + i);
-    if constexpr (BY_ROW) {
-        for (float& f : factor) f = factors[int64_t{blockIdx.y} * rows + r];
+    if constexpr (FACTORS == Factors::matrix) {
+        lr *= factors[blockIdx.y];
+    } else if constexpr (FACTORS == Factors::rows) {
+        for (float& f : factor) f = factors[int64_t{blockIdx.y} * rows + i / cols];   // WIDTH elements lie in one row
     } else {
-        load(factor, factors + int64_t{blockIdx.y} * cols + c);
+        load(factor, factors + int64_t{blockIdx.y} * cols + i % cols);
     }
 #pragma unroll
     for (int k = 0; k < WIDTH; k++) {
-        const float step = u[k] * factor[k];
-        w[k] -= lr * step + (step * w[k] >= 0 ? decay * w[k] : 0.0f);
+        float step = u[k];
+        if constexpr (FACTORS != Factors::matrix) step *= factor[k];
+        if constexpr (DECAY == MuonDecay::none) w[k] -= lr * step;
+        else if constexpr (DECAY == MuonDecay::all) w[k] -= lr * step + decay * w[k];
+        else w[k] -= lr * step + (step * w[k] >= 0 ? decay * w[k] : 0.0f);
     }
     store_weights(t, i, w);
 }
@@ -219,11 +209,10 @@ size_t muon_scratch(int count, int rows, int cols) {
 }
 
 // x = a x + (b s + c s s) x with s = x x^T; for a tall x the same from the other side, with s = x^T x.
-static void orthogonalize(MuonWorkspace& w, int count, int rows, int cols, const MuonStep* steps, Stream stream) {
+static void orthogonalize(MuonWorkspace& w, int count, int rows, int cols, const MuonSteps& steps, Stream stream) {
     const bool tall = rows > cols;
     const int64_t m = std::min(rows, cols);
-    for (int i = 0; i < MUON_STEPS; i++) {
-        const MuonStep& step = steps[i];
+    for (const MuonStep& step : steps) {
         matmul_symmetric(w.gram, w.x, nullptr, w.scales + count, count, m, tall ? rows : cols, tall, 1, 0, stream);
         matmul_symmetric(w.polynomial, w.gram, w.gram, nullptr, count, m, m, false, step.c, step.b, stream);
         matmul(w.next, tall ? w.x : w.polynomial, tall ? w.polynomial : w.x, w.x, count, rows, cols, m, false, false, 1, step.a, stream);
@@ -236,22 +225,30 @@ static Grid grid_for(int64_t n, int width, int count) {
     return {dim3(static_cast<unsigned>(ceil_div(n, width * THREADS)), static_cast<unsigned>(count)), dim3(THREADS)};
 }
 
+template <int WIDTH, Factors FACTORS>
+static auto mover(MuonDecay decay) {
+    return decay == MuonDecay::none  ? muon_move_kernel<WIDTH, FACTORS, MuonDecay::none>
+           : decay == MuonDecay::all ? muon_move_kernel<WIDTH, FACTORS, MuonDecay::all>
+                                     : muon_move_kernel<WIDTH, FACTORS, MuonDecay::cautious>;
+}
+
 template <int WIDTH>
-static void update(const MuonMatrices& matrices, void* scratch, const MuonHyper* hyper, int count, int rows, int cols, MuonKind kind, Stream stream) {
+static void update(const MuonMatrices& matrices, void* scratch, const MuonHyper* hyper, int count, int rows, int cols, const MuonRule& rule,
+                   Stream stream) {
     const char* op = "muon_update";
-    const bool speedrun = kind == MuonKind::speedrun, by_row = rows >= cols;
+    const bool by_row = rows >= cols;
     const int64_t n = int64_t{rows} * cols, piece = ceil_div(ceil_div(n, PARTS), WIDTH) * WIDTH;
     MuonWorkspace w;
     cut(count, rows, cols, scratch, &w);
 
     const Grid pieces{dim3(PARTS, static_cast<unsigned>(count)), dim3(THREADS), WARP * sizeof(float)}, vectors = grid_for(n, WIDTH, count);
-    launch(op, muon_momentum_kernel<WIDTH>, pieces, stream, w.x, w.squares, matrices, hyper, n, piece, !speedrun);
-    launch(op, muon_scale_kernel, {dim3(static_cast<unsigned>(count)), dim3(WARP)}, stream, w.scales, w.squares, speedrun ? 1.0f : 1.02f,
-           speedrun ? 1e-7f : 1e-6f);
-    orthogonalize(w, count, rows, cols, speedrun ? NEWTON_SCHULZ : POLAR_EXPRESS, stream);
-    if (speedrun) {
-        launch(op, muon_speedrun_kernel<WIDTH>, vectors, stream, w.x, w.scales, matrices, hyper, n,
-               std::sqrt(static_cast<float>(std::max(rows, cols))));
+    launch(op, muon_momentum_kernel<WIDTH>, pieces, stream, w.x, w.squares, matrices, hyper, n, piece,
+           rule.averaged_momentum);
+    launch(op, muon_scale_kernel, {dim3(static_cast<unsigned>(count)), dim3(WARP)}, stream, w.scales, w.squares, rule.safety, rule.eps);
+    orthogonalize(w, count, rows, cols, rule.steps, stream);
+    const float scale = muon_scale(rule.scale, rows, cols);
+    if (rule.beta2 == 0) {
+        launch(op, mover<WIDTH, Factors::matrix>(rule.decay), vectors, stream, w.x, w.scales, matrices, hyper, n, rows, cols, scale);
         return;
     }
 
@@ -263,23 +260,23 @@ static void update(const MuonMatrices& matrices, void* scratch, const MuonHyper*
                {dim3(static_cast<unsigned>(ceil_div(cols, WARP)), static_cast<unsigned>(count)), dim3(THREADS), THREADS * sizeof(float)}, stream, w.lines,
                w.x, rows, cols);
     launch(op, muon_second_moment_kernel, {dim3(static_cast<unsigned>(count)), dim3(MOMENT_THREADS), WARP * sizeof(float)}, stream, w.lines, w.scales,
-           matrices, hyper, by_row ? rows : cols, by_row ? cols : rows);
-    launch(op, by_row ? muon_nanochat_kernel<WIDTH, true> : muon_nanochat_kernel<WIDTH, false>, vectors, stream, w.x, w.lines, matrices, hyper, n, rows,
-           cols, std::sqrt(std::max(1.0f, static_cast<float>(rows) / static_cast<float>(cols))));
+           matrices, rule.beta2, by_row ? rows : cols, by_row ? cols : rows);
+    launch(op, by_row ? mover<WIDTH, Factors::rows>(rule.decay) : mover<WIDTH, Factors::columns>(rule.decay), vectors, stream, w.x, w.lines, matrices,
+           hyper, n, rows, cols, scale);
 }
 
-void muon_update(const MuonTensor* tensors, void* scratch, const MuonHyper* hyper, int count, int rows, int cols, MuonKind kind, Stream stream) {
+void muon_update(const MuonTensor* tensors, void* scratch, const MuonHyper* hyper, int count, int rows, int cols, const MuonRule& rule, Stream stream) {
     require_matrices("muon_update", count, rows, cols);
+    require_second_moments("muon_update", tensors, count, rule);
     const int group = group_size(count, rows, cols);
     for (int begin = 0; begin < count; begin += group) {
         MuonMatrices matrices;
         const int these = std::min(group, count - begin);
         for (int i = 0; i < these; i++) {
             const MuonTensor& t = matrices.tensor[i] = tensors[begin + i];
-            require(kind == MuonKind::speedrun || t.second, "muon_update: nanochat needs a second moment, and tensor ", begin + i, " has none");
             require_aligned("muon_update", t.master, t.weight, t.grad, t.momentum);
         }
         auto run = cols % 8 == 0 ? update<8> : update<1>;
-        run(matrices, scratch, hyper, these, rows, cols, kind, stream);
+        run(matrices, scratch, hyper, these, rows, cols, rule, stream);
     }
 }

@@ -37,17 +37,17 @@ void train_a_step(const GPTConfig& config, int batch) {
     model.begin_step();
     model.train_micro_batch(tokens.data(), tokens.data(), 1);
     model.end_step();
-    optimizer.set_step(default_optimizer_options(config.recipe), {}, 1);
+    optimizer.set_step(config.recipe->rates, {}, 1);
     optimizer.update();
 }
 
 }  // namespace
 
 TEST_CASE("matmul_tile: no product of a step and its update runs in a reference loop" * needs_products()) {
-    GPTConfig grouped = nanochat_config(2, 4, 64, 72, 33, "SL");   // odd sequences, two key heads for four query heads
+    GPTConfig grouped = recipe_config(NANOCHAT, 2, 4, 64, 72, 33, "SL");   // odd sequences, two key heads for four query heads
     grouped.n_kv_head = 2;
-    train_a_step(nanochat_config(2, 2, 128, 264, 600, "SL"), 1);    // more keys than one tile of attention holds
-    train_a_step(speedrun_config(2, 2, 128, 328, 48), 2);
+    train_a_step(recipe_config(NANOCHAT, 2, 2, 128, 264, 600, "SL"), 1);    // more keys than one tile of attention holds
+    train_a_step(recipe_config(SPEEDRUN, 2, 2, 128, 328, 48), 2);
     train_a_step(grouped, 3);
     for (int M : {513, 768, 1280})   // tiles of Muon's symmetric products, ragged and strided ones
         for (bool transposed : {false, true}) {
@@ -65,8 +65,8 @@ TEST_CASE("matmul_tile: no product of a step and its update runs in a reference 
 }
 
 TEST_CASE("matmul_tile: nor does one of the sizes that the studies train" * needs_products()) {
-    for (const GPTConfig& config : {nanochat_config(4, 2, 256, 4096, 256, "SSSL"), nanochat_config(12, 6, 768, 32768, 2048, "SSSL"),
-                                    nanochat_config(20, 10, 1280, 65536, 2048, "SSSL"), speedrun_config(12, 12, 768, 50304, 1024)})
+    for (const GPTConfig& config : {recipe_config(NANOCHAT, 4, 2, 256, 4096, 256, "SSSL"), recipe_config(NANOCHAT, 12, 6, 768, 32768, 2048, "SSSL"),
+                                    recipe_config(NANOCHAT, 20, 10, 1280, 65536, 2048, "SSSL"), recipe_config(SPEEDRUN, 12, 12, 768, 50304, 1024)})
         for (const Tensor& tensor : tensor_table(config)) {
             if (tensor.layer > 1 || tensor.shape.size() != 2 || tensor.spec->group == Group::value_embedding) continue;
             check_products(2048, tensor.shape[1], tensor.shape[0]);

@@ -56,23 +56,25 @@ struct Reference {
     Reference(const Values& start, int rows_, int cols_)
         : w(start), m(start.size(), 0), second(std::max(rows_, cols_), 0), rows(rows_), cols(cols_) {}
 
-    void speedrun(const Values& g, const MuonHyper& h) {
+    void update(const Values& g, const MuonHyper& h, const MuonRule& rule) {
+        const double k = rule.averaged_momentum ? 1.0 - h.momentum : 1;
         Matrix u{rows, cols, g};
         for (size_t i = 0; i < m.size(); i++) {
-            m[i] = h.momentum * m[i] + g[i];
-            u.at[i] = g[i] + h.momentum * m[i];
+            m[i] = h.momentum * m[i] + k * g[i];
+            u.at[i] = k * g[i] + h.momentum * m[i];
         }
-        u = orthogonalize(u, STUDY_NEWTON_SCHULZ, 1, 1e-7);
-        for (size_t i = 0; i < w.size(); i++) w[i] -= h.lr * std::sqrt(std::max(rows, cols)) * u.at[i];
+        u = orthogonalize(u, rule.steps == POLAR_EXPRESS ? STUDY_POLAR_EXPRESS : STUDY_NEWTON_SCHULZ, rule.safety, rule.eps);
+        if (rule.beta2 > 0) second_moment(u, rule.beta2);
+        const double ratio = static_cast<double>(rows) / cols;
+        const double lr = h.lr * std::sqrt(rule.scale == MuonScale::root_of_larger ? std::max(rows, cols) : std::max(1.0, ratio));
+        for (size_t i = 0; i < w.size(); i++) {
+            const bool decays = rule.decay == MuonDecay::all || (rule.decay == MuonDecay::cautious && u.at[i] * w[i] >= 0);
+            w[i] -= lr * u.at[i] + (decays ? lr * h.weight_decay * w[i] : 0);
+        }
     }
 
-    void nanochat(const Values& g, const MuonHyper& h) {
-        Matrix u{rows, cols, g};
-        for (size_t i = 0; i < m.size(); i++) {
-            m[i] = h.momentum * m[i] + (1.0 - h.momentum) * g[i];
-            u.at[i] = (1.0 - h.momentum) * g[i] + h.momentum * m[i];
-        }
-        u = orthogonalize(u, STUDY_POLAR_EXPRESS, 1.02, 1e-6);
+private:
+    void second_moment(Matrix& u, double beta2) {
         const bool by_row = rows >= cols;
         const int lines = by_row ? rows : cols, n = by_row ? cols : rows;
         Values mean(lines, 0), step(lines);
@@ -80,17 +82,13 @@ struct Reference {
         for (size_t i = 0; i < w.size(); i++) mean[line(i)] += u.at[i] * u.at[i] / n;
         double before = 0, after = 0;
         for (int i = 0; i < lines; i++) {
-            second[i] = h.beta2 * second[i] + (1.0 - h.beta2) * mean[i];
+            second[i] = beta2 * second[i] + (1.0 - beta2) * mean[i];
             step[i] = 1 / std::sqrt(std::max(second[i], 1e-10));
             before += mean[i] * n;
             after += mean[i] * n * step[i] * step[i];
         }
         const double keep = std::sqrt(before) / std::max(std::sqrt(after), 1e-10);
-        const double lr = h.lr * std::sqrt(std::max(1.0, static_cast<double>(rows) / cols));
-        for (size_t i = 0; i < w.size(); i++) {
-            double x = u.at[i] * step[line(i)] * keep;
-            w[i] -= lr * x + (x * w[i] >= 0 ? lr * h.weight_decay * w[i] : 0);
-        }
+        for (size_t i = 0; i < w.size(); i++) u.at[i] *= step[line(i)] * keep;
     }
 };
 
@@ -99,8 +97,8 @@ struct Device {
     FloatXs weight;
     Device(const Values& start, int rows, int cols)
         : master(start), grad(start.size()), momentum(Values(start.size(), 0)), second(Values(std::max(rows, cols), 0)), weight(start.size()) {}
-    MuonTensor tensor(MuonKind kind, bool with_weight) {
-        return {master, with_weight ? weight.data() : nullptr, grad, momentum, kind == MuonKind::nanochat ? second.data() : nullptr};
+    MuonTensor tensor(const MuonRule& rule, bool with_weight) {
+        return {master, with_weight ? weight.data() : nullptr, grad, momentum, rule.beta2 > 0 ? second.data() : nullptr};
     }
 };
 
@@ -118,10 +116,48 @@ Values difference(Values a, const Values& b) {
     return a;
 }
 
-MuonHyper hyper(MuonKind kind) { return kind == MuonKind::speedrun ? MuonHyper{0.00036f, 0.95f, 0, 0} : MuonHyper{0.02f, 0.85f, 0.95f, 0.2f}; }
+struct Variant {
+    const char* name;
+    MuonRule rule;
+    MuonHyper hyper;
+};
 
-void update(const MuonTensor* tensors, void* scratch, int count, int rows, int cols, MuonKind kind) {
-    muon_update(tensors, scratch, OnDevice<MuonHyper>({hyper(kind)}), count, rows, cols, kind, nullptr);
+/// Those of the two studies' recipes, and two mixtures of them, so that each part of a rule meets both values of the others.
+const std::vector<Variant> VARIANTS{
+    {"summed, Newton-Schulz",
+     {.averaged_momentum = false, .steps = NEWTON_SCHULZ, .safety = 1, .eps = 1e-7f, .scale = MuonScale::root_of_larger},
+     {0.00036f, 0.95f, 0.2f}},
+    {"averaged, Polar Express, second moment, cautious decay",
+     {.averaged_momentum = true,
+      .steps = POLAR_EXPRESS,
+      .safety = 1.02f,
+      .eps = 1e-6f,
+      .beta2 = 0.95f,
+      .scale = MuonScale::root_of_ratio,
+      .decay = MuonDecay::cautious},
+     {0.02f, 0.85f, 0.2f}},
+    {"summed, Newton-Schulz, second moment, decay of all",
+     {.averaged_momentum = false,
+      .steps = NEWTON_SCHULZ,
+      .safety = 1,
+      .eps = 1e-7f,
+      .beta2 = 0.9f,
+      .scale = MuonScale::root_of_ratio,
+      .decay = MuonDecay::all},
+     {0.01f, 0.9f, 0.1f}},
+    {"averaged, Newton-Schulz, cautious decay",
+     {.averaged_momentum = true,
+      .steps = NEWTON_SCHULZ,
+      .safety = 1.02f,
+      .eps = 1e-6f,
+      .scale = MuonScale::root_of_larger,
+      .decay = MuonDecay::cautious},
+     {0.001f, 0.9f, 0.1f}},
+};
+const Variant &SUMMED = VARIANTS[0], &SCALED = VARIANTS[1];
+
+void update(const MuonTensor* tensors, void* scratch, int count, int rows, int cols, const Variant& variant) {
+    muon_update(tensors, scratch, OnDevice<MuonHyper>({variant.hyper}), count, rows, cols, variant.rule, nullptr);
 }
 
 struct Sizes { int count, rows, cols; };
@@ -130,9 +166,10 @@ const std::vector<Sizes> SIZES = {{1, 1, 1}, {3, 8, 8}, {2, 64, 16}, {2, 24, 96}
 }  // namespace
 
 TEST_CASE("muon_update moves as the reference does" * needs_products()) {
-    for (MuonKind kind : {MuonKind::speedrun, MuonKind::nanochat})
+    for (const Variant& variant : VARIANTS)
         for (Sizes s : SIZES) {
-            CAPTURE(static_cast<int>(kind));
+            const MuonRule& rule = variant.rule;
+            CAPTURE(variant.name);
             CAPTURE(s.rows);
             CAPTURE(s.cols);
             Random random(s.rows + s.cols);
@@ -144,17 +181,16 @@ TEST_CASE("muon_update moves as the reference does" * needs_products()) {
                 Values start = random.floats(n, 0.05);
                 want.emplace_back(start, s.rows, s.cols);
                 device.push_back(std::make_unique<Device>(start, s.rows, s.cols));
-                tensors.push_back(device[i]->tensor(kind, i != 1));             // the second matrix has no rounded copy
+                tensors.push_back(device[i]->tensor(rule, i != 1));             // the second matrix has no rounded copy
             }
             Scratch scratch(s.count, s.rows, s.cols);
             for (int step = 0; step < 3; step++) {
                 for (int i = 0; i < s.count; i++) {
                     Values g = random.floats(n, 0.01);
                     device[i]->grad.write(g);
-                    if (kind == MuonKind::speedrun) want[i].speedrun(g, hyper(kind));
-                    else want[i].nanochat(g, hyper(kind));
+                    want[i].update(g, variant.hyper, rule);
                 }
-                update(tensors.data(), scratch, s.count, s.rows, s.cols, kind);
+                update(tensors.data(), scratch, s.count, s.rows, s.cols, variant);
             }
             for (int i = 0; i < s.count; i++) {
                 check_close("momentum", device[i]->momentum.values(), want[i].m, 20 * FP32_ROUND, FP32_ROUND);
@@ -164,21 +200,20 @@ TEST_CASE("muon_update moves as the reference does" * needs_products()) {
                 // element has one singular value, 1 / 1.02, which nothing is averaged with. Polar Express makes 1.19 of it out of terms of
                 // 8, 21 and 14, so that an error in it grows 14 times, then 2.7, 3.9, 0.8 and 1.5 times. With every product and sum
                 // rounded once, all to the same side, 2.5 roundings of the scaled matrix become 72, 208, 834, 680, 1024 (Newton-Schulz: 91).
-                const double lr = hyper(kind).lr * (kind == MuonKind::speedrun ? std::sqrt(std::max(s.rows, s.cols))
-                                                                              : std::sqrt(std::max(1.0, static_cast<double>(s.rows) / s.cols)));
+                const double lr = variant.hyper.lr * muon_scale(rule.scale, s.rows, s.cols);
                 const double steps_norm = 3 * lr * std::sqrt(std::min(s.rows, s.cols));     // three orthogonal matrices
                 const double error = norm(difference(device[i]->master.values(), want[i].w));
-                const double share = !FP32 ? 0.06 : kind == MuonKind::nanochat && n == 1 ? 1024 * FP32_ROUND : 1e-5;
+                const double share = !FP32 ? 0.06 : rule.steps == POLAR_EXPRESS && n == 1 ? 1024 * FP32_ROUND : 1e-5;
                 CHECK(error <= share * steps_norm + FP32_ROUND * norm(want[i].w));
                 if (i != 1) CHECK(device[i]->weight.same_bytes(FloatXs(device[i]->master.values())));
                 else CHECK(device[i]->weight.same_bytes(FloatXs(n)));                        // not written
-                if (kind == MuonKind::speedrun) CHECK(device[i]->second.values() == Values(std::max(s.rows, s.cols), 0));
+                if (rule.beta2 == 0) CHECK(device[i]->second.values() == Values(std::max(s.rows, s.cols), 0));
             }
         }
 }
 
 TEST_CASE("muon_update does the same to a matrix alone as among others" * needs_products()) {
-    for (MuonKind kind : {MuonKind::speedrun, MuonKind::nanochat}) {
+    for (const Variant& kind : {SUMMED, SCALED}) {
         Random random(3);
         const int rows = 24, cols = 40, n = rows * cols;
         Values start = random.floats(n), g = random.floats(n);
@@ -186,7 +221,7 @@ TEST_CASE("muon_update does the same to a matrix alone as among others" * needs_
         alone.grad.write(g);
         first.grad.write(random.floats(n));
         second.grad.write(g);
-        MuonTensor one = alone.tensor(kind, true), two[] = {first.tensor(kind, true), second.tensor(kind, true)};
+        MuonTensor one = alone.tensor(kind.rule, true), two[] = {first.tensor(kind.rule, true), second.tensor(kind.rule, true)};
         Scratch scratch(2, rows, cols);
         update(two, scratch, 2, rows, cols, kind);
         update(&one, scratch, 1, rows, cols, kind);
@@ -199,10 +234,10 @@ TEST_CASE("muon_update of a zero gradient only decays" * needs_products()) {
     Device device({1, -2, 3, 4, -5, 6, 7, 8}, 2, 4);
     Scratch scratch(1, 2, 4);
     device.grad.write(Values(8, 0));
-    MuonTensor speedrun = device.tensor(MuonKind::speedrun, true), nanochat = device.tensor(MuonKind::nanochat, true);
-    update(&speedrun, scratch, 1, 2, 4, MuonKind::speedrun);
+    MuonTensor summed = device.tensor(SUMMED.rule, true), scaled = device.tensor(SCALED.rule, true);
+    update(&summed, scratch, 1, 2, 4, SUMMED);
     CHECK(device.master.values() == Values{1, -2, 3, 4, -5, 6, 7, 8});
-    update(&nanochat, scratch, 1, 2, 4, MuonKind::nanochat);
+    update(&scaled, scratch, 1, 2, 4, SCALED);
     Values want{1, -2, 3, 4, -5, 6, 7, 8};
     for (double& w : want) w *= 1 - 0.02 * 0.2;
     check_close("master", device.master.values(), want, 4 * FP32_ROUND, 0);
@@ -212,10 +247,10 @@ TEST_CASE("muon refuses wrong sizes") {
     Device device(Values(16, 1), 4, 4);
     device.grad.write(Values(16, 1));
     Scratch scratch(1, 4, 4);
-    MuonTensor tensor = device.tensor(MuonKind::speedrun, true);
+    MuonTensor tensor = device.tensor(SUMMED.rule, true);
     for (auto [count, rows, cols] : {std::tuple{0, 4, 4}, {1, 0, 4}, {1, 4, 0}, {1, -4, 4}}) {
-        CHECK_REFUSED("muon_update", update(&tensor, scratch, count, rows, cols, MuonKind::speedrun));
+        CHECK_REFUSED("muon_update", update(&tensor, scratch, count, rows, cols, SUMMED));
         CHECK_REFUSED("muon_scratch", muon_scratch(count, rows, cols));
     }
-    CHECK_REFUSED("muon_update", update(&tensor, scratch, 1, 4, 4, MuonKind::nanochat));
+    CHECK_REFUSED("muon_update", update(&tensor, scratch, 1, 4, 4, SCALED));
 }

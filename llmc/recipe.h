@@ -1,0 +1,147 @@
+// Recipes: everything in which the models and trainings of two studies differ, as data, one constant each. A new recipe is a new constant in
+// recipe.cpp, named in recipes(). No other code asks which recipe it has.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+#include "llmc/ops/activation.h"
+#include "llmc/ops/muon.h"
+#include "llmc/ops/norm.h"
+
+// ------------------------------------------------------------------------------------------------------ the model
+
+/// The scale of every layer's attention branch, by the model's depth.
+enum class BranchScale {
+    one,
+    by_depth               ///< 1/sqrt(2 depth)
+};
+
+/// What a model gets where flags leave it open.
+struct ModelLaws {
+    int head_size;                      ///< heads = width / head_size
+    int width_per_layer;                ///< width = width_per_layer x depth, rounded up to whole heads
+    int vocab_size, seq_len;
+    const char* window_pattern;         ///< as GPTConfig has it
+    Activation activation;
+    bool tied, qk_norm;
+    bool value_embeds;                  ///< in every second layer, the last included
+    bool lambdas;
+    double softcap;                     ///< 0: none
+    Norm norm_wte, norm_lm_head;
+    double norm_eps;
+    BranchScale attn_scale;
+};
+
+/// The law of a tensor's initial values.
+struct InitialLaw {
+    enum Kind {
+        constant,          ///< value
+        normal,            ///< N(0, value^2)
+        uniform_fan_in,    ///< U(-1/sqrt(in), 1/sqrt(in)), in = columns
+        uniform_width      ///< U(-sqrt(3/C), sqrt(3/C)), C = width
+    } kind;
+    double value = 0;
+};
+
+/// Tensors that start by one law: their names in the table (llmc/tensors.h), with spaces between them.
+struct InitialRow {
+    const char* tensors;
+    InitialLaw law;
+};
+
+// --------------------------------------------------------------------------------------------------- the optimizers
+
+/// Learning rates and weight decay of a run, before the schedule; flags set them.
+struct Rates {
+    double embedding_lr, unembedding_lr, matrix_lr, scalar_lr, weight_decay;
+};
+
+/// AdamW's numbers for a group of tensors.
+struct AdamWRule {
+    double beta1, beta2, eps;
+    bool decays = false;                ///< by the run's weight decay
+};
+
+/// Muon's, with its momentum: from `momentum`, by `rise` more over the first `rise_steps` steps, linearly.
+struct MuonGroup {
+    MuonRule rule;
+    double momentum, rise = 0;
+    int64_t rise_steps = 0;
+};
+
+/// How a group's weight decay changes over the run.
+enum class DecayRamp {
+    constant,
+    linear,                ///< times 1 - step / steps
+    with_rate              ///< times the multiplier of the learning rates
+};
+
+/// How the tensors of a group are trained.
+struct GroupRule {
+    double Rates::*rate;
+    std::variant<AdamWRule, MuonGroup> optimizer;
+    double factor = 1;                  ///< on that rate
+    double tuned_width = 0;             ///< the rate is for this width, at others times sqrt(tuned_width / width); 0: for every width
+    DecayRamp decay = DecayRamp::constant;
+};
+
+/// Groups of the tensors in the table.
+enum class Group { embedding, unembedding, value_embedding, matrix, resid_scalar, x0_scalar };
+struct GroupRules {
+    GroupRule embedding, unembedding, value_embedding, matrix, resid_scalar, x0_scalar;
+};
+
+// ------------------------------------------------------------------------------------------------------ the training
+
+/// The horizon where flags give none: one of the two.
+struct HorizonLaw {
+    int64_t steps = 0;
+    double param_data_ratio = 0;        ///< tokens a matmul parameter
+};
+
+/// How a rate falls from 1 to 0: by `left`, the part of the warmdown that is left.
+enum class Fall {
+    linear,                ///< left
+    cosine                 ///< (1 - cos(pi left)) / 2
+};
+
+struct ScheduleLaws {
+    int64_t warmup_steps;
+    double warmdown_ratio;              ///< part of the steps
+    Fall fall;
+};
+
+/// Rules that fit a run to the size of its model (nanochat's; llmc/plan.h has the formulas). The model of `depth` layers, with the
+/// recipe's own laws, is the one that the recipe's batch and rates were tuned for.
+struct ScalingRules {
+    int depth;
+    double batch_exponent;
+};
+
+// -------------------------------------------------------------------------------------------------------- the recipe
+
+struct Recipe {
+    const char* name;                   ///< as flags and checkpoints spell it
+    const char* source;                 ///< paper, commit
+    ModelLaws model;
+    InitialRow initial[8];              ///< each tensor of the table is in one of them
+    GroupRules groups;
+    Rates rates;
+    ScheduleLaws schedule;
+    HorizonLaw horizon;
+    int64_t batch_tokens;               ///< of a step; the rates are for it
+    std::optional<ScalingRules> scaling;
+};
+
+extern const Recipe NANOCHAT, SPEEDRUN;
+
+/// All that flags and files can name; the first is what --recipe means where it is left out.
+const std::vector<const Recipe*>& recipes();
+/// Throws std::invalid_argument with the names that exist.
+const Recipe& recipe_named(const std::string& name);
+
+const GroupRule& rule_of(const Recipe& recipe, Group group);
+/// The law of a tensor of the table, by its name there. Throws std::logic_error for a name that no row has.
+const InitialLaw& initial_law(const Recipe& recipe, const std::string& tensor);
