@@ -87,9 +87,9 @@ OP_SUITES := $(basename $(wildcard $(OPS:llmc/%=test/%.cpp))) test/golden
 IN_FLOATX := $(OPS) llmc/gpt llmc/optimizer $(OP_SUITES) test/gpt test/ops/matmul_tile test/emulator/step train_gpt dev/bench dev/bench_ops dev/report
 object = $(foreach source,$(1),$(if $(filter $(IN_FLOATX),$(source)),$(HOST),$(PLAIN))/$(source).o)
 LIBRARY := $(if $(filter cuda,$(TARGET)),$(call object,$(filter-out $(OPS),$(SOURCES))) $(OPS:%=$(BUILD)/%.cu.o),$(call object,$(SOURCES)))
-# llmc/ops/matmul_tile.h is the CPU's alone.
-TESTS := $(call object,$(filter-out $(if $(filter cuda,$(TARGET)),test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp))))
-TESTS := $(filter-out $(call object,test/emulator/%),$(TESTS))
+# Suites. test/emulator has programs of its own; llmc/ops/matmul_tile.h is the CPU's alone.
+SUITES := $(filter-out test/emulator/% $(if $(filter cuda,$(TARGET)),test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp)))
+TESTS := $(call object,$(SUITES))
 # Suites that run the programs, or work with files alone: once, whichever precision the programs are built for.
 SUITES_OF_PROGRAMS := test/checkpoint test/downloads test/gpu_check test/includes test/io/error test/layers test/rewrite test/run test/run_tests test/safetensors \
                       test/setup test/text/dataloader test/text/shard test/text/tokenizer test/tokenize test/train_gpt
