@@ -231,7 +231,7 @@ TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 
             *) echo '[doctest] test cases:  7 |  7 passed | 0 failed | 2 skipped' ;; esac)");
         failed(machine, "golden cases and model, bf16 | 13 passed, 1 failed; **not fine** |");
         CHECK(contains(machine.report(), "| muon, bf16 | **failed** (exit code 1; build/gpu-check/tests-bf16-muon.log) | |\n| op suites, golden cases and model, fp32 | 14 passed, 0 failed; fine |"));
-        CHECK(contains(machine.report(), "\nmuon, bf16:\n```\nTEST CASE:  muon moves\ntest/muon.cpp:7: ERROR: CHECK( 1 == 2 ) is NOT correct!\n```\n"));
+        CHECK(contains(machine.report(), "\nmuon, bf16:\n```\nTEST CASE:  muon moves\ntest/ops/muon.cpp:7: ERROR: CHECK( 1 == 2 ) is NOT correct!\n```\n"));
         CHECK(contains(machine.report(), "| ops of nanochat-d12 |"));
         CHECK(!contains(machine.report(), "in place of Hopper's own"));
     }
