@@ -1,8 +1,11 @@
-# deepen: every command. `make help` lists them.
+# deepen: every command. `make help` lists them. In this order: what can be set; what is compiled, and how; the commands; what make test
+# builds; the rules.
+
+# ------------------------------------------------------------------------------------------------------------------ what can be set
 
 # The processor's instructions: those of this machine, or avx2: code for x86-64-v3, and oneDNN held to AVX2, which is what a processor gets
 # that has no more.
-ifeq ($(if $(word 2,$(ISA)),,$(filter $(or $(ISA),native),native avx2)),)
+ifeq ($(if $(word 2,$(ISA)),,$(filter $(or $(ISA),native),native avx2)),)   # of two words, or another one
   $(error ISA must be native or avx2, not '$(ISA)')
 endif
 AVX2 := $(filter avx2,$(ISA))
@@ -27,19 +30,22 @@ else
   WHY := asked for
 endif
 
+# Numbers: bf16 where the device multiplies matrices in it, else fp32.
 HAS_BF16 := $(if $(AVX2),,$(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo yes))
 PRECISION ?= $(if $(or $(HAS_BF16),$(filter cuda,$(TARGET))),bf16,fp32)
 ifeq ($(filter $(PRECISION),bf16 fp32),)
   $(error PRECISION must be bf16 or fp32, not '$(PRECISION)')
 endif
 
-# build/plain: what is the same for every device and precision. build/host-*: for every device. build/cpu-*, build/cuda-*: the ops of one,
-# and the programs. build/emulator-*: the CUDA files, for the CPU. Those of ISA=avx2 are named so: build/cpu-avx2-fp32.
+# The folders. build/plain: what is the same for every device and precision. build/host-*: for every device. build/cpu-*, build/cuda-*: the
+# ops of one, and the programs. build/emulator-*: the CUDA files, for the CPU. Those of ISA=avx2 are named so: build/cpu-avx2-fp32.
 KIND := $(AVX2:%=%-)$(PRECISION)
 PLAIN := build/plain$(AVX2:%=-%)
 HOST := build/host-$(KIND)
 EMULATOR := build/emulator-$(KIND)
 BUILD := build/$(TARGET)-$(KIND)
+
+# -------------------------------------------------------------------------------------------------------- what is compiled, and how
 
 CXX ?= g++
 # g++ 12 warns of its own vector headers (GCC bug 105593).
@@ -49,12 +55,12 @@ FLOATX := $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32)
 MARCH := $(if $(AVX2),-march=x86-64-v3 -DISA_AVX2,-march=native)
 CXXFLAGS := -std=c++20 -O3 $(MARCH) -fopenmp -fno-math-errno -Wall -Wextra -Wshadow $(GCC12) -MMD -MP -iquote . $(HEADERS)
 # Without PCRE2 the tokenizer's encoder is left out.
-ifeq ($(origin PCRE2),undefined)   # ?= would ask anew at each use
+ifeq ($(origin PCRE2),undefined)   # not PCRE2 ?=, which would compile this line at each use
 PCRE2 := $(if $(shell echo 'int main(){return pcre2_jit_compile_8(0,0);}' | $(CXX) -include pcre2.h -DPCRE2_CODE_UNIT_WIDTH=8 \
            $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY)) -x c++ - -lpcre2-8 -o /dev/null 2>/dev/null && echo yes),yes,no)
 endif
 export THIRD_PARTY
-ifeq ($(PCRE2),yes)   # where it is not here, the makes that this one starts look again: packages may have installed it by then
+ifeq ($(PCRE2),yes)   # only then: where it is missing, packages may have installed it before the makes that this one starts look again
 export PCRE2
 endif
 LDLIBS := $(if $(filter yes,$(PCRE2)),-lpcre2-8) -lpthread
@@ -85,19 +91,23 @@ SOURCES := $(basename $(wildcard llmc/*.cpp llmc/*/*.cpp))
 OP_SUITES := $(basename $(wildcard $(OPS:llmc/%=test/%.cpp))) test/golden test/recipe
 # What computes, and so is compiled in each precision. All else is compiled once (llmc/device/types.h holds it to that).
 IN_FLOATX := $(OPS) llmc/gpt llmc/optimizer $(OP_SUITES) test/gpt test/ops/matmul_tile test/emulator/step train_gpt dev/bench dev/bench_ops dev/report
+# $(call object,NAMES): the object files of sources, given without their endings.
 object = $(foreach source,$(1),$(if $(filter $(IN_FLOATX),$(source)),$(HOST),$(PLAIN))/$(source).o)
+# What every program is linked with.
 LIBRARY := $(if $(filter cuda,$(TARGET)),$(call object,$(filter-out $(OPS),$(SOURCES))) $(OPS:%=$(BUILD)/%.cu.o),$(call object,$(SOURCES)))
-# llmc/ops/matmul_tile.h is the CPU's alone.
-TESTS := $(call object,$(filter-out $(if $(filter cuda,$(TARGET)),test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp))))
-TESTS := $(filter-out $(call object,test/emulator/%),$(TESTS))
-# Suites that run the programs, or work with files alone: once, whichever precision the programs are built for.
+# Suites. test/emulator has programs of its own; llmc/ops/matmul_tile.h is the CPU's alone.
+SUITES := $(filter-out test/emulator/% $(if $(filter cuda,$(TARGET)),test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp)))
+TESTS := $(call object,$(SUITES))
+# Suites that run the programs, or work with files alone: once, in the precision that the programs are built for.
 SUITES_OF_PROGRAMS := test/checkpoint test/downloads test/gpu_check test/includes test/io/error test/layers test/rewrite test/run test/run_tests test/safetensors \
                       test/setup test/text/dataloader test/text/shard test/text/tokenizer test/tokenize test/train_gpt
-empty :=
-comma := ,
-ONCE := $(subst $(empty) ,$(comma),$(SUITES_OF_PROGRAMS:%=*%.cpp))
+# The same as doctest's --source-file takes them: *test/checkpoint.cpp,*test/downloads.cpp,...
+ONCE := $(shell echo $(SUITES_OF_PROGRAMS) | sed -E 's/([^ ]+)/*\1.cpp/g; s/ /,/g')
 
-.PHONY: all run test bench bench-ops profile kernels gpu-check emulator help parts packages plain tests emulator_tests cuda_binaries clean FORCE
+# --------------------------------------------------------------------------------------------------------------------- the commands
+
+.PHONY: all run test bench bench-ops profile kernels gpu-check emulator faults help clean deps
+.PHONY: parts packages check doctest plain tests emulator_tests planted_faults cuda_binaries FORCE
 
 all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert data/tokenize (DEVICE=auto|cpu|cuda, PRECISION=bf16|fp32, ISA=avx2, ARCH=sm_90a, THIRD_PARTY=dir of headers)
 
@@ -130,21 +140,26 @@ gpu-check:  ## on a machine with a GPU and CUDA's toolkit, in nine minutes: buil
 emulator: packages  ## op suite, golden cases, whole steps and planted faults with the CUDA kernels, on the emulator of test/emulator
 	@dev/run_tests.sh $(AVX2) emulator faults
 
+faults: packages  ## planted faults alone (FAULT='a load one element off': that one, and what the suite says of it)
+	@$(MAKE) --no-print-directory -j2 DEVICE=cpu PRECISION=bf16 planted_faults
+
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
 
 clean:  ## remove what was built
 	rm -rf build $(PROGRAMS)
 
-.PHONY: check deps
 deps: packages  ## install what building, testing and plotting need and is missing (through apt-get; elsewhere it names the packages)
 
+# What is missing is installed for these commands; the makes that they start need not look again. Others say what is missing: check,
+# before anything is compiled, and doctest, before a suite is.
 packages:
 	@CXX='$(CXX)' dev/setup.sh
-# Once a make: those that it starts after packages need not look again.
-run test bench bench-ops profile kernels emulator: export CHECKED := yes
+run test bench bench-ops profile kernels emulator faults: export CHECKED := yes
 check:
 	$(if $(CHECKED),,@CXX='$(CXX)' dev/setup.sh --check)
+doctest: check
+	$(if $(CHECKED),,@CXX='$(CXX)' dev/setup.sh --check doctest)
 
 # Which real parts the build found, a tick or a cross each, and what it is built for.
 tick = $(if $(2),✓,✗) $(1)
@@ -155,7 +170,25 @@ parts: check
 	      "  $(call tick,PCRE2,$(filter yes,$(PCRE2)))$(if $(filter yes,$(PCRE2)),, (text cannot be encoded; make deps installs it))" \
 	      "  $(call tick,bf16 products of the CPU,$(HAS_BF16))  built for: $(TARGET) ($(WHY)), $(PRECISION)"
 
-# A line a file; with V=1 whole commands.
+# ------------------------------------------------------------------------------------------------------------ what make test builds
+
+# bf16/GOAL and fp32/GOAL: GOAL in that precision, by a make of its own. Two of them work side by side, once plain has made what both need.
+bf16/%: FORCE
+	+@$(MAKE) --no-print-directory PRECISION=bf16 $*
+fp32/%: FORCE
+	+@$(MAKE) --no-print-directory PRECISION=fp32 $*
+plain: $(sort $(filter $(PLAIN)/%,$(LIBRARY) $(TESTS)))
+tests: $(BUILD)/tests $(BUILD)/step $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
+tests: $(BUILD)/bench $(BUILD)/bench_ops
+cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/ladder
+emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(BUILD)/step
+planted_faults: $(EMULATOR)/tests
+	@BUILD='$(EMULATOR)' LIBRARY='$(EMULATOR_LIBRARY)' SUITES='$(HOST)/test' MAIN='$(call object,test/main)' CXX='$(CXX)' FLAGS='$(EMULATOR_FLAGS) -O0' \
+	    FAULT="$(FAULT)" test/emulator/faults.sh
+
+# -------------------------------------------------------------------------------------------------------------- the rules: programs
+
+# A line a file, $(call says,compile); with V=1 the whole command instead.
 Q := $(if $(V),,@)
 says = $(if $(V),,@echo '  $(1) $@')
 
@@ -179,16 +212,7 @@ $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/report $(BUI
 	$(Q)$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
 all: $(BUILD)/report
 
-# What make test builds. bf16/GOAL and fp32/GOAL: two makes that work side by side, once plain has made what both need.
-bf16/%: FORCE
-	+@$(MAKE) --no-print-directory PRECISION=bf16 $*
-fp32/%: FORCE
-	+@$(MAKE) --no-print-directory PRECISION=fp32 $*
-plain: $(sort $(filter $(PLAIN)/%,$(LIBRARY) $(TESTS)))
-tests: $(BUILD)/tests $(BUILD)/step $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
-tests: $(BUILD)/bench $(BUILD)/bench_ops
-cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/ladder
-emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(if $(filter bf16,$(PRECISION)),$(EMULATOR)/faults.sh) $(BUILD)/step
+# ---------------------------------------------------------------------------------------------------------- the rules: the emulator
 
 # The CUDA files, unmodified, compiled by g++ for the emulator, under AddressSanitizer and UBSan, with what hands memory to them. The op suite,
 # and the whole model.
@@ -217,14 +241,14 @@ $(EMULATOR)/step: $(EMULATOR_LIBRARY) $(call object,test/emulator/step)
 $(EMULATOR)/tests $(EMULATOR)/step:
 	$(call says,link)
 	$(Q)$(CXX) $(EMULATOR_FLAGS) -o $@ $^
-# The faults, with the compiler that they are planted with.
-$(EMULATOR)/faults.sh: test/emulator/faults.sh $(EMULATOR)/tests
-	@printf '#!/bin/sh\nBUILD=%s LIBRARY="%s" SUITES=%s MAIN=%s CXX="%s" FLAGS="%s" exec test/emulator/faults.sh "$$@"\n' '$(EMULATOR)' \
-	    '$(EMULATOR_LIBRARY)' '$(HOST)/test' '$(call object,test/main)' '$(CXX)' '$(EMULATOR_FLAGS) -O0' >$@ && chmod +x $@
+
+# ---------------------------------------------------------------------------------------------------------- the rules: object files
 
 $(BUILD)/llmc.a: $(LIBRARY)
 	@mkdir -p $(@D)
 	$(Q)rm -f $@ && ar rcs $@ $^
+
+# $(call compile,FLAGS): the lines of a recipe that makes an object file of a source.
 define compile
 	@mkdir -p $(@D)
 	$(call says,compile)
@@ -250,7 +274,7 @@ $(BUILD)/%.cu.o: %.cu $(BUILD)/gencode
 $(PLAIN)/llmc/io/build.o: CXXFLAGS += -DDEEPEN_COMMIT='"$(COMMIT)"'
 $(PLAIN)/llmc/io/build.o: build/commit
 
-# Files that change when what they hold does, and so make anew what was built with it.
+# $(call holds,TEXT): a file that changes when its text does, and so what was built with it is made anew.
 holds = @mkdir -p $(@D) && echo '$(1)' | cmp -s - $@ || echo '$(1)' >$@
 build/commit: FORCE
 	$(call holds,$(COMMIT))
@@ -263,12 +287,14 @@ $(PLAIN)/llmc/text/split.o: $(PLAIN)/pcre2
 ifneq ($(PCRE2),yes)
 $(PLAIN)/llmc/text/split.o: CXXFLAGS += -DNO_PCRE2
 endif
-# What a build without PCRE2 does: the tests once more, with the splitter of such a build.
+# What a build without PCRE2 does: the suites linked once more, with the splitter of such a build.
 $(PLAIN)/without_pcre2.o: llmc/text/split.cpp
 	$(call compile,-DPRECISION_ANY -DNO_PCRE2)
 $(BUILD)/tests_without_pcre2: $(TESTS) $(PLAIN)/without_pcre2.o $(BUILD)/llmc.a
 	$(call says,link)
 	$(Q)$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
+
+# ----------------------------------------------------------------------------------------------------------- the rules: the ladders
 
 # The ladders of dev/kernels: on a GPU with times, otherwise on the emulator, where every step is checked.
 LADDER := $(patsubst %,dev/kernels/%.cu.o,norm cross_entropy attention check)
@@ -280,9 +306,13 @@ $(BUILD)/ladder: $(addprefix $(BUILD)/,$(LADDER) dev/kernels/ladder.cu.o) $(BUIL
 	$(call says,link)
 	$(Q)$(LINK) -o $@ $^ $(LDLIBS)
 
+# ------------------------------------------------------------------------------------- the rules: what comes before any compilation
+
 # Nothing is compiled before what it takes is known to be here.
 COMPILED := $(basename $(wildcard *.cu llmc/*.cpp llmc/*/*.cpp data/*.cpp dev/*.cpp dev/kernels/*.cpp test/*.cpp test/*/*.cpp)) without_pcre2
 KERNELS := $(wildcard llmc/*/*.cu dev/kernels/*.cu)
 $(foreach folder,$(PLAIN) $(HOST) $(EMULATOR),$(COMPILED:%=$(folder)/%.o)) $(foreach folder,$(EMULATOR) $(BUILD),$(KERNELS:%=$(folder)/%.o)): | check
+$(TESTS) $(EMULATOR_TESTS) $(EMULATOR)/dev/kernels/test.o: | doctest
 
+# What each object file was made of, as the compiler wrote it down.
 -include $(shell find $(PLAIN) $(HOST) $(BUILD) $(EMULATOR) -name '*.d' 2>/dev/null)

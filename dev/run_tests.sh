@@ -4,14 +4,17 @@
 #               precision of these, PROGRAMS_IN
 #   avx2        before others: those of a build with ISA=avx2
 #   isa         op suite, golden cases and the main job in small as a processor with AVX2 and no more has them
-#   emulator    op suite and golden cases with the CUDA files on the emulator, and whole steps against those of the CPU
+#   emulator    op suite and golden cases with the CUDA files on the emulator, and whole steps against those of the CPU; it is built while the
+#               suites of cpu or cuda run
 #   faults      faults planted in the CUDA files, which that suite must find
 #   nvcc        the CUDA files by CUDA's compiler: what it reported, and what a program for a GPU says where there is none
 # SMOKED=1: the main job in small has been run. make's variables, ISA=avx2 for one, reach the makes below by themselves.
 set -u
 make="make --no-print-directory"
+processors=$(nproc)
 status=0 passed=0 failed=0 skipped=0
-titles=() commands=()
+titles=() commands=()   # of the parts
+kinds=() logs=() jobs=()   # of what goes side by side in one part
 
 # part TITLE COMMAND...: one more part of what will be done.
 part() {
@@ -27,7 +30,7 @@ fail() {
 
 # build GOAL...: without it the rest means nothing.
 build() {
-    $make -j2 "$@" && return
+    $make -j$((processors > 2 ? processors : 2)) "$@" && return
     fail "$make $* failed"
     finish
 }
@@ -50,6 +53,41 @@ counted() {
 suite() {
     "${@:2}" 2>&1 | tee "$1"
     counted "$1" "${PIPESTATUS[0]}"
+}
+
+# job KIND LOG COMMAND...: one more of those that side_by_side runs. KIND is what its end means, a function of LOG and exit code: counted,
+# needed (a build: without it the rest means nothing), or other_order.
+job() {
+    kinds+=("$1")
+    logs+=("$2")
+    jobs+=("$(printf '%q ' "${@:3}")")
+}
+needed() { [ "$2" = 0 ] || { fail "building failed (above)" && broken=1; }; }
+other_order() { :; }   # that its bytes are there is the test
+
+# side_by_side: the jobs in the order in which they were given, as many at a time as there are processors. Each is shown whole, and counted,
+# when it ends. The longest come first, so that no processor waits long at the end.
+side_by_side() {
+    local at=0 ended=0 code process broken=
+    local -A job_of=()
+    while ((at < ${#jobs[@]} || ${#job_of[@]} > 0)); do
+        if [ -z "$broken" ] && ((at < ${#jobs[@]} && ${#job_of[@]} < processors)); then
+            eval "${jobs[at]}" >"${logs[at]}" 2>&1 </dev/null &
+            job_of[$!]=$at
+            at=$((at + 1))
+            continue
+        fi
+        [ ${#job_of[@]} != 0 ] || break
+        wait -n -p process
+        code=$? ended=$((ended + 1))
+        local which=${job_of[$process]}
+        unset "job_of[$process]"
+        printf -- '-- [%d/%d] %d:%02d %s\n' $ended ${#jobs[@]} $((SECONDS / 60)) $((SECONDS % 60)) "${jobs[which]}"
+        cat "${logs[which]}"
+        "${kinds[which]}" "${logs[which]}" $code
+    done
+    kinds=() logs=() jobs=()
+    [ -z "$broken" ] || finish
 }
 
 # check COMMAND...: one test, passed when the command is content.
@@ -77,48 +115,57 @@ smoke_avx2() {
     $make -s all && return $code
 }
 
-# Suites that each run on one core, side by side.
-emulator_suites() {
-    local parts=(bf16 '' fp32 --source-file=*golden.cpp fp32 --source-file-exclude=*golden.cpp) i log pids=()
-    for ((i = 0; i < ${#parts[@]}; i += 2)); do
-        "build/emulator$isa-${parts[i]}/tests" ${parts[i + 1]:+"${parts[i + 1]}"} >"build/emulator$isa-${parts[i]}/tests.$i" 2>&1 &
-        pids+=($!)
+# The suites of one device. Those that run the programs, or work with files alone, are named in ONCE.
+device_suites() {
+    local build=build/$1$isa precision programs=${PROGRAMS_IN:-fp32}
+    [ "$emulator_beside" = no ] || job needed build/emulator.log build_emulator
+    [ -z "${ONCE:-}" ] || job counted "$build-$programs/programs.log" "$build-$programs/tests" "--source-file=$ONCE"
+    for precision in fp32 bf16; do
+        job counted "$build-$precision/tests.log" "$build-$precision/tests" ${ONCE:+"--source-file-exclude=$ONCE"}
     done
-    for ((i = 0; i < ${#parts[@]}; i += 2)); do
-        wait "${pids[i / 2]}"
-        code=$?
-        log="build/emulator$isa-${parts[i]}/tests.$i"
-        echo "-- in ${parts[i]} ${parts[i + 1]}"
-        cat "$log"
-        counted "$log" $code
-    done
+    job counted "$build-fp32/tests_without_pcre2.log" "$build-fp32/tests_without_pcre2" '--test-case=split:*,tokenizer:*'
+    OMP_WAIT_POLICY=passive side_by_side   # threads that wait must not keep others from working
 }
 
-# Both precisions, and bf16 once more with blocks and threads in another order, side by side: each runs on one core. Without the CPU's steps
-# the emulator's are made all the same, to be compared with those of the other order.
-whole_steps() {
-    local precision emulator cpu pids=() again=build/emulator$isa-bf16/step.again
-    for precision in bf16 fp32; do
-        emulator=build/emulator$isa-$precision cpu=build/cpu$isa-$precision
-        rm -f "$cpu/step.out" "$emulator/step.out"
-        "$cpu/step" "$cpu/step.out" || fail "$cpu/step failed"
-        "$emulator/step" "$emulator/step.out" $(ls "$cpu/step.out" 2>/dev/null) >"$emulator/step.log" 2>&1 &
-        pids+=($!)
-    done
-    rm -f "$again"
-    EMULATOR_SEED=2 "build/emulator$isa-bf16/step" "$again" >"$again.log" 2>&1 &
-    for precision in bf16 fp32; do
-        wait "${pids[0]}"
-        code=$?
-        pids=("${pids[@]:1}")
-        echo "-- in $precision"
-        cat "build/emulator$isa-$precision/step.log"
-        counted "build/emulator$isa-$precision/step.log" $code
-    done
-    wait
-    echo "-- in another order: the same bytes"
-    check cmp "build/emulator$isa-bf16/step.out" "$again"
+# With half of the processors.
+build_emulator() {
+    local half=$(((processors + 1) / 2))
+    $make -j$half DEVICE=cpu plain && $make -j$half DEVICE=cpu bf16/emulator_tests fp32/emulator_tests
 }
+
+# whole_step PRECISION: steps of the emulator against those of the CPU. Where the CPU has none in this precision, the emulator's are made all
+# the same, to be compared with those of the other order.
+whole_step() {
+    local emulator=build/emulator$isa-$1 cpu=build/cpu$isa-$1
+    rm -f "$cpu/step.out" "$emulator/step.out"
+    "$cpu/step" "$cpu/step.out" || { echo "$cpu/step failed" && return 1; }
+    "$emulator/step" "$emulator/step.out" $(ls "$cpu/step.out" 2>/dev/null)
+}
+
+# What runs on the emulator, each job on one core: its suites, in pieces, and whole steps in both precisions, and in bf16 once more with blocks and
+# threads in another order.
+on_the_emulator() {
+    local bf16=build/emulator$isa-bf16 precision folder
+    rm -f "$bf16/step.again"
+    job counted build/emulator$isa-fp32/golden.log build/emulator$isa-fp32/tests '--source-file=*golden.cpp'
+    for precision in bf16 fp32; do
+        folder=build/emulator$isa-$precision
+        job counted "$folder/tests.log" "$folder/tests" '--source-file-exclude=*golden.cpp,*ops/attention.cpp'
+        job counted "$folder/step.log" whole_step $precision
+    done
+    job other_order "$bf16/step.again.log" env EMULATOR_SEED=2 "$bf16/step" "$bf16/step.again"
+    for precision in bf16 fp32; do
+        folder=build/emulator$isa-$precision
+        job counted "$folder/attention.log" "$folder/tests" '--source-file=*ops/attention.cpp'
+    done
+    job counted "$bf16/golden.log" "$bf16/tests" '--source-file=*golden.cpp'
+    side_by_side
+    echo "-- in another order: the same bytes"
+    check cmp "$bf16/step.out" "$bf16/step.again"
+}
+
+# What make says of a failure would come after the count.
+planted_faults() { $make DEVICE=cpu PRECISION=bf16 planted_faults 2> >(grep -v '^make.*\*\*\*' >&2); }
 
 # The logs are there once the files are compiled.
 spills() { dev/check_spills.sh build/cuda-{bf16,fp32}/{llmc/*,dev/kernels}/*.cu.o.log; }
@@ -128,20 +175,15 @@ finish() {
     exit $status
 }
 
-isa=""
+isa="" emulator_beside=no
 for what in "$@"; do
     case $what in
         avx2) isa=-avx2 ;;
         cpu | cuda)
             part "building the programs, and what both precisions share" build all plain
             part "building the suites" build bf16/tests fp32/tests
-            for precision in bf16 fp32; do
-                once=()
-                [ $precision = "${PROGRAMS_IN:-$precision}" ] || [ -z "${ONCE:-}" ] || once=("--source-file-exclude=$ONCE")
-                part "tests on the $what in $precision" suite build/$what$isa-$precision/tests.log build/$what$isa-$precision/tests "${once[@]}"
-            done
-            part "what is left of the tokenizer without PCRE2" suite build/$what$isa-fp32/tests_without_pcre2.log build/$what$isa-fp32/tests_without_pcre2 \
-                '--test-case=split:*,tokenizer:*'
+            [[ " $* " != *" emulator "* ]] || emulator_beside=yes
+            part "tests on the $what$([ $emulator_beside = no ] || echo "; the emulator is built beside them")" device_suites "$what"
             ;;
         isa)
             if grep -qs avx512f /proc/cpuinfo; then
@@ -154,12 +196,13 @@ for what in "$@"; do
             fi
             ;;
         emulator)
-            part "building the CUDA files for the emulator" build DEVICE=cpu plain
-            part "building the CUDA files for the emulator, and their suites" build DEVICE=cpu bf16/emulator_tests fp32/emulator_tests
-            part "the CUDA files on the emulator" emulator_suites
-            part "whole steps on the emulator and on the CPU" whole_steps
+            if [ $emulator_beside = no ]; then
+                part "building what the emulator shares with the CPU" build DEVICE=cpu plain
+                part "building the CUDA files for the emulator, and their suites" build DEVICE=cpu bf16/emulator_tests fp32/emulator_tests
+            fi
+            part "the CUDA files on the emulator, and whole steps there and on the CPU" on_the_emulator
             ;;
-        faults) part "faults planted in the CUDA files" suite build/emulator$isa-bf16/faults.log build/emulator$isa-bf16/faults.sh ;;
+        faults) part "faults planted in the CUDA files" suite build/emulator$isa-bf16/faults.log planted_faults ;;
         nvcc)
             part "building with CUDA's compiler" build ISA= DEVICE=cuda bf16/cuda_binaries fp32/cuda_binaries
             part "registers and local memory of the CUDA files" check spills

@@ -1,7 +1,8 @@
 #!/bin/sh
 # dev/setup.sh          installs what building, testing and plotting need and is not here, through apt-get; elsewhere names the packages
 # dev/setup.sh --check  installs nothing: refuses a machine or a compiler that will not do, and says what building lacks
-# Both say nothing when all is there, and exit with 2 when something that is needed is not. A part is there when a line that includes
+# dev/setup.sh --check doctest  the same, of what building tests takes besides
+# All say nothing when all is there, and exit with 2 when something that is needed is not. A part is there when a line that includes
 # it compiles, or links, wherever it came from. CXX: the compiler; THIRD_PARTY: a folder of headers, beside which nothing is installed;
 # TARGET=cuda: a build for GPUs, which takes any processor, and neither oneDNN nor PCRE2.
 set -eu
@@ -31,7 +32,7 @@ curl           curl,ca-certificates  curl                curl               curl
 needed="compiler make CLI11 nlohmann-json xxHash"
 [ "${TARGET:-cpu}" = cuda ] || needed="$needed oneDNN"
 wanted="$needed oneDNN PCRE2 doctest matplotlib curl"
-[ "${1:-}" != --check ] || wanted=$needed
+[ "${1:-}" != --check ] || wanted=${2:-$needed}
 
 # packages_for MANAGER PARTS: their names there, in one line.
 packages_for() {

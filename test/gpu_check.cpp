@@ -17,13 +17,13 @@ struct GpuMachine {
     GpuMachine() {
         fs::create_directories(dir / "dev");
         fs::create_directories(dir / "bin");
-        fs::create_directories(dir / "llmc");
-        fs::create_directories(dir / "test");
+        fs::create_directories(dir / "llmc/ops");
+        fs::create_directories(dir / "test/ops");
         fs::copy_file("dev/gpu_check.sh", dir / "dev/gpu_check.sh");
         // Text for the tokens, some of it not ASCII; two ops.
         for (std::string op : {"norm", "muon"}) {
-            write_file(dir / ("llmc/" + op + ".cu"), "a kernel \u00b2 of " + op + std::string(3001, '~'));
-            write_file(dir / ("test/" + op + ".cpp"), "its tests");
+            write_file(dir / ("llmc/ops/" + op + ".cu"), "a kernel \u00b2 of " + op + std::string(3001, '~'));
+            write_file(dir / ("test/ops/" + op + ".cpp"), "its tests");
         }
         stand_in("nvidia-smi", R"(case "$*" in
             *-lms*) while echo "1755, 650.1, 60"; do sleep 1; done ;;
@@ -231,7 +231,7 @@ TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 
             *) echo '[doctest] test cases:  7 |  7 passed | 0 failed | 2 skipped' ;; esac)");
         failed(machine, "golden cases and model, bf16 | 13 passed, 1 failed; **not fine** |");
         CHECK(contains(machine.report(), "| muon, bf16 | **failed** (exit code 1; build/gpu-check/tests-bf16-muon.log) | |\n| op suites, golden cases and model, fp32 | 14 passed, 0 failed; fine |"));
-        CHECK(contains(machine.report(), "\nmuon, bf16:\n```\nTEST CASE:  muon moves\ntest/muon.cpp:7: ERROR: CHECK( 1 == 2 ) is NOT correct!\n```\n"));
+        CHECK(contains(machine.report(), "\nmuon, bf16:\n```\nTEST CASE:  muon moves\ntest/ops/muon.cpp:7: ERROR: CHECK( 1 == 2 ) is NOT correct!\n```\n"));
         CHECK(contains(machine.report(), "| ops of nanochat-d12 |"));
         CHECK(!contains(machine.report(), "in place of Hopper's own"));
     }
@@ -245,7 +245,7 @@ TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 
     SUBCASE("tests without an end, of attention: the benchmarks do without Hopper's kernels") {
         GpuMachine machine;
         write_file(machine.dir / "test/ops/attention.cpp", "its tests");
-        machine.stand_in("timeout", "shift 3; case $* in *bf16*test/attention*) exit 124;; esac; exec \"$@\"");
+        machine.stand_in("timeout", "shift 3; case $* in *bf16*/attention*) exit 124;; esac; exec \"$@\"");
         machine.program("bench", "while [ ! -s build/gpu-check/clocks.log ]; do sleep 0.01; done; echo bench $*");
         failed(machine, "| attention, bf16 | not done in time | |");
         CHECK(contains(machine.report(), "golden cases and model, bf16 | 14 passed, 0 failed; **not fine** |"));

@@ -41,8 +41,8 @@ TEST_CASE("run_tests.sh: the last line adds up, and every part says where it is"
     tree.script("build/cpu-bf16/tests", "echo skipped: something; echo 5 passed, 0 failed, 2 skipped");
     Result result = tree.run_tests("cpu");
     ends(result, 0, "7 passed, 0 failed, 2 skipped");
-    CHECK(contains(result.out, "== [1/5] 0:0"));
-    CHECK(contains(result.out, "== [5/5] 0:0"));
+    CHECK(contains(result.out, "== [1/3] 0:0"));
+    CHECK(contains(result.out, "== [3/3] 0:0"));
 }
 
 TEST_CASE("run_tests.sh: what fails, crashes, does not build or runs no test is a failure") {
@@ -65,10 +65,30 @@ TEST_CASE("run_tests.sh: suites that run the programs run once, in the precision
     Tree tree;
     for (std::string precision : {"bf16", "fp32"}) tree.script("build/cpu-" + precision + "/tests", "echo " + precision + " \"$@\"; " + Tree::one());
     for (std::string programs : {"bf16", "fp32"}) {
-        std::string out = tree.run_tests("cpu", "ONCE='*test/a.cpp' PROGRAMS_IN=" + programs).out;
-        CHECK(contains(out, "\n" + programs + "\n"));
-        CHECK(contains(out, std::string("\n") + (programs == "bf16" ? "fp32" : "bf16") + " --source-file-exclude=*test/a.cpp\n"));
+        Result result = tree.run_tests("cpu", "ONCE='*test/a.cpp' PROGRAMS_IN=" + programs);
+        for (std::string precision : {"bf16", "fp32"}) {
+            CHECK(contains(result.out, "\n" + precision + " --source-file-exclude=*test/a.cpp\n"));
+            CHECK(contains(result.out, "\n" + precision + " --source-file=*test/a.cpp\n") == (precision == programs));
+        }
+        ends(result, 0, "4 passed, 0 failed, 0 skipped");
     }
+}
+
+TEST_CASE("run_tests.sh: as many jobs side by side as there are processors, no more") {
+    Tree tree;
+    // Each waits for the other to begin: alone it fails.
+    auto meets = [](const std::string& own, const std::string& other) {
+        return "touch " + own + "\nfor i in $(seq 400); do [ -e " + other + " ] && break; sleep 0.05; done\n[ -e " + other + " ] && " + Tree::one();
+    };
+    tree.script("nproc", "echo 2");
+    tree.script("build/cpu-fp32/tests", meets("fp32", "bf16"));
+    tree.script("build/cpu-bf16/tests", meets("bf16", "fp32"));
+    ends(tree.run_tests("cpu"), 0, "3 passed, 0 failed, 0 skipped");
+    // Each refuses to be beside another.
+    const std::string alone = "mkdir busy && sleep 0.1 && rmdir busy && " + Tree::one();
+    tree.script("nproc", "echo 1");
+    for (std::string suite : {"build/cpu-fp32/tests", "build/cpu-bf16/tests", "build/cpu-fp32/tests_without_pcre2"}) tree.script(suite, alone);
+    ends(tree.run_tests("cpu"), 0, "3 passed, 0 failed, 0 skipped");
 }
 
 TEST_CASE("run_tests.sh: ISA=avx2 has folders of its own") {
@@ -88,4 +108,86 @@ TEST_CASE("run_tests.sh: what a processor with AVX2 has is tested once on any pr
     CHECK(contains(result.out, "this processor has no AVX-512") == !more);
     tree.script("make", "case $* in *SMOKE*) exit 1; esac");
     ends(tree.run_tests("isa"), 1, more ? "4 passed, 1 failed, 0 skipped" : "0 passed, 1 failed, 0 skipped");
+}
+
+namespace {
+
+/// The emulator's programs too. Suites say which of the two they are and with what arguments; steps leave a file.
+struct EmulatorTree : Tree {
+    EmulatorTree() {
+        for (std::string precision : {"bf16", "fp32"}) {
+            script("build/emulator-" + precision + "/tests", "echo " + precision + " \"$@\"; " + one());
+            for (std::string device : {"cpu-", "emulator-"}) script("build/" + device + precision + "/step", "echo weights >$1; " + one());
+        }
+    }
+};
+
+}  // namespace
+
+TEST_CASE("run_tests.sh: each suite of the emulator runs once in each precision, in pieces, and whole steps beside them") {
+    EmulatorTree tree;
+    tree.script("build/emulator-fp32/step", "echo weights >$1; echo compared with $2; " + Tree::one());
+    Result result = tree.run_tests("emulator");
+    // Three pieces and a step in each precision, and the step in another order.
+    ends(result, 0, "9 passed, 0 failed, 0 skipped");
+    for (std::string precision : {"bf16", "fp32"})
+        for (std::string piece : {"--source-file=*golden.cpp", "--source-file=*ops/attention.cpp", "--source-file-exclude=*golden.cpp,*ops/attention.cpp"})
+            CHECK_MESSAGE(contains(result.out, "\n" + precision + " " + piece + "\n"), piece);
+    CHECK(contains(result.out, "\ncompared with build/cpu-fp32/step.out\n"));
+    CHECK(contains(result.out, "-- [1/9] 0:0"));
+    CHECK(contains(result.out, "-- [9/9] 0:0"));
+
+    // A piece that crashes, or has no cases, is a failure, and its words are shown.
+    for (std::string end : {"kill -ABRT $$", "echo 0 passed, 0 failed, 0 skipped"}) {
+        tree.script("build/emulator-bf16/tests", "case $* in --source-file=*golden*) echo words of golden; " + end + ";; *) " + Tree::one() + ";; esac");
+        result = tree.run_tests("emulator");
+        ends(result, 1, "8 passed, 1 failed, 0 skipped");
+        CHECK(contains(result.out, "\nwords of golden\n"));
+    }
+}
+
+TEST_CASE("run_tests.sh: whole steps that fail, or differ in another order, are failures") {
+    EmulatorTree tree;
+    tree.script("build/emulator-bf16/step", "echo weights $EMULATOR_SEED >$1; " + Tree::one());
+    ends(tree.run_tests("emulator"), 1, "8 passed, 1 failed, 0 skipped");
+    tree.script("build/emulator-bf16/step", "[ -n \"$EMULATOR_SEED\" ] || echo weights >$1; " + Tree::one());   // the other order leaves nothing
+    ends(tree.run_tests("emulator"), 1, "8 passed, 1 failed, 0 skipped");
+    tree.script("build/emulator-bf16/step", "echo weights >$1; " + Tree::one());
+    tree.script("build/cpu-fp32/step", "exit 1");
+    ends(tree.run_tests("emulator"), 1, "8 passed, 1 failed, 0 skipped");
+    // Without matrix products the CPU leaves no step: the emulator's is made all the same.
+    tree.script("build/cpu-fp32/step", "true");
+    tree.script("build/emulator-fp32/step", "echo compared with ${2:-nothing}; " + Tree::one());
+    Result result = tree.run_tests("emulator");
+    ends(result, 0, "9 passed, 0 failed, 0 skipped");
+    CHECK(contains(result.out, "\ncompared with nothing\n"));
+}
+
+TEST_CASE("run_tests.sh: the emulator is built beside the suites of the CPU, and nothing goes on without it") {
+    EmulatorTree tree;
+    ends(tree.run_tests("cpu emulator"), 0, "12 passed, 0 failed, 0 skipped");
+    // One build, and the suites run while it does.
+    tree.script("make", "case $* in *emulator_tests*) for i in $(seq 400); do [ -e fp32 ] && exit; sleep 0.05; done; exit 1;; esac");
+    tree.script("build/cpu-fp32/tests", "touch fp32; " + Tree::one());
+    tree.script("nproc", "echo 2");
+    ends(tree.run_tests("cpu emulator"), 0, "12 passed, 0 failed, 0 skipped");
+    // What was running when it failed is counted; with four processors, all suites.
+    tree.script("nproc", "echo 4");
+    tree.script("make", "case $* in *emulator_tests*) echo no such header; exit 2;; esac");
+    for (std::string suite : {"build/cpu-fp32/tests", "build/cpu-bf16/tests", "build/cpu-fp32/tests_without_pcre2"}) tree.script(suite, "sleep 0.3; " + Tree::one());
+    Result result = tree.run_tests("cpu emulator");
+    ends(result, 1, "3 passed, 1 failed, 0 skipped");
+    CHECK(contains(result.out, "\nno such header\n"));
+    CHECK(!contains(result.out, "--source-file=*golden.cpp"));
+}
+
+TEST_CASE("run_tests.sh: planted faults are counted from what make faults says, also where some are not found") {
+    Tree tree;
+    tree.script("make", "case $* in *planted_faults*) echo ok: a fault; echo 3 passed, 0 failed, 0 skipped;; esac");
+    std::filesystem::create_directories(tree.dir / "build/emulator-bf16");
+    ends(tree.run_tests("faults"), 0, "3 passed, 0 failed, 0 skipped");
+    tree.script("make", "case $* in *planted_faults*) echo 2 passed, 1 failed, 0 skipped; echo 'make: *** [Makefile:1: planted_faults] Error 1' >&2; exit 2;; esac");
+    ends(tree.run_tests("faults"), 1, "2 passed, 1 failed, 0 skipped");
+    tree.script("make", "echo 'make: *** no compiler' >&2; exit 2");
+    ends(tree.run_tests("faults"), 1, "0 passed, 1 failed, 0 skipped");
 }

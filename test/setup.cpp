@@ -113,6 +113,10 @@ TEST_CASE("setup.sh --check names what building lacks, and the way to it, and in
     machine.lose("curl");
     check_silent(machine.setup("--check"));
     check_silent(machine.setup("--check", "TARGET=cuda LACKS=oneapi/dnnl/dnnl.h"));
+    // A suite takes doctest.
+    check_silent(machine.setup("--check doctest", "LACKS=CLI/CLI.hpp"));
+    check_refused(machine.setup("--check doctest", "LACKS=doctest/doctest.h"),
+                  "setup: not here: doctest; make deps installs what building and testing need, or: apt-get install doctest-dev\n");
     check_refused(machine.setup("--check", "LACKS='" + ALL_HEADERS + "'"), "not here: CLI11, nlohmann-json, xxHash, oneDNN; make deps");
     CHECK(machine.calls() == "");
 }
@@ -254,6 +258,14 @@ TEST_CASE("make looks for the parts before it compiles, once, and installs only 
         CHECK(make(goal).code == 2);
         CHECK(read_file(dir / "calls") == "called \n");
     }
+    // A suite needs doctest besides.
+    write_file(dir / "dev/setup.sh", "#!/bin/sh\necho \"called $*\" >>calls\n[ $# != 2 ] || { echo 'setup: not here' >&2; exit 2; }\n");
+    for (std::string object : {"build/plain/test/main.o", "build/host-fp32/test/gpt.o", "build/emulator-fp32/dev/kernels/test.o"}) {
+        CAPTURE(object);
+        CHECK(make("PRECISION=fp32 " + object).code == 2);
+        CHECK(read_file(dir / "calls") == "called --check\ncalled --check doctest\n");
+    }
+    CHECK(run("find " + dir / "build -name '*.o'").out == "");
     std::istringstream plan(make("-n run").out);   // the makes that it starts too
     int looks = 0;
     for (std::string line; std::getline(plan, line);) looks += contains(line, "dev/setup.sh");
