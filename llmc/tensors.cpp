@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
-#include <random>
+#include <tuple>
+#include <utility>
 #include "llmc/io/error.h"
 #include "llmc/ops/value_embedding.h"
 
@@ -68,33 +69,57 @@ int64_t block_size(const std::vector<Tensor>& tensors) {
 // The standard fixes what mt19937_64 gives, but not what its distributions make of it; these do.
 static double uniform(std::mt19937_64& generator) { return static_cast<double>(generator() >> 11) * 0x1p-53; }
 
-static void fill_uniform(float* values, int64_t n, double bound, std::mt19937_64& generator) {
-    for (int64_t i = 0; i < n; i++) values[i] = static_cast<float>((2 * uniform(generator) - 1) * bound);
+static std::mt19937_64 generator_of(const std::string& name, uint64_t seed) {
+    std::vector<uint32_t> words{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+    words.insert(words.end(), name.begin(), name.end());
+    std::seed_seq sequence(words.begin(), words.end());
+    return std::mt19937_64(sequence);
 }
 
-/// Box & Muller (1958).
-static void fill_normal(float* values, int64_t n, double deviation, std::mt19937_64& generator) {
-    for (int64_t i = 0; i < n; i += 2) {
-        double radius = deviation * std::sqrt(-2 * std::log(1 - uniform(generator)));
+InitialValues::InitialValues(const Tensor& tensor, const GPTConfig& config, uint64_t seed) : generator(generator_of(tensor.name, seed)) {
+    std::tie(draw, size) = [&]() -> std::pair<Draw, double> {
+        switch (config.recipe == Recipe::speedrun ? tensor.spec->speedrun : tensor.spec->nanochat) {
+            case Init::uniform_fan_in: return {Draw::uniform, 1 / std::sqrt(static_cast<double>(tensor.shape.back()))};
+            case Init::uniform_width: return {Draw::uniform, std::sqrt(3.0 / config.n_embd)};
+            case Init::normal_1: return {Draw::normal, 1};
+            case Init::normal_0_001: return {Draw::normal, 0.001};
+            case Init::zero: return {Draw::constant, 0};
+            case Init::one: return {Draw::constant, 1};
+            case Init::tenth: return {Draw::constant, 0.1};
+        }
+        fail("tensors: unknown law of initial values");
+    }();
+}
+
+void InitialValues::next(float* values, int64_t n) {
+    switch (draw) {
+        case Draw::uniform:
+            for (int64_t i = 0; i < n; i++) values[i] = static_cast<float>((2 * uniform(generator) - 1) * size);
+            return;
+        case Draw::normal: return next_normal(values, n);
+        case Draw::constant: std::fill_n(values, n, static_cast<float>(size)); return;
+    }
+}
+
+/// Box & Muller (1958): numbers come in pairs, and the second of a pair may be the first of the next piece.
+void InitialValues::next_normal(float* values, int64_t n) {
+    int64_t i = 0;
+    if (second && n > 0) {
+        values[i++] = *second;
+        second.reset();
+    }
+    for (; i < n; i += 2) {
+        double radius = size * std::sqrt(-2 * std::log(1 - uniform(generator)));
         double angle = 2 * std::numbers::pi * uniform(generator);
         values[i] = static_cast<float>(radius * std::cos(angle));
-        if (i + 1 < n) values[i + 1] = static_cast<float>(radius * std::sin(angle));
+        const float sine = static_cast<float>(radius * std::sin(angle));
+        if (i + 1 < n)
+            values[i + 1] = sine;
+        else
+            second = sine;
     }
 }
 
 void initialize(float* values, const Tensor& tensor, const GPTConfig& config, uint64_t seed) {
-    std::vector<uint32_t> words{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-    words.insert(words.end(), tensor.name.begin(), tensor.name.end());
-    std::seed_seq sequence(words.begin(), words.end());
-    std::mt19937_64 generator(sequence);
-    int64_t n = tensor.numel;
-    switch (config.recipe == Recipe::speedrun ? tensor.spec->speedrun : tensor.spec->nanochat) {
-        case Init::uniform_fan_in: return fill_uniform(values, n, 1 / std::sqrt(static_cast<double>(tensor.shape.back())), generator);
-        case Init::uniform_width: return fill_uniform(values, n, std::sqrt(3.0 / config.n_embd), generator);
-        case Init::normal_1: return fill_normal(values, n, 1, generator);
-        case Init::normal_0_001: return fill_normal(values, n, 0.001, generator);
-        case Init::zero: std::fill_n(values, n, 0.0f); return;
-        case Init::one: std::fill_n(values, n, 1.0f); return;
-        case Init::tenth: std::fill_n(values, n, 0.1f); return;
-    }
+    InitialValues(tensor, config, seed).next(values, tensor.numel);
 }

@@ -2,6 +2,8 @@
 // derive from it: adding a tensor is adding a row.
 #pragma once
 #include <cstdint>
+#include <optional>
+#include <random>
 #include <string>
 #include <vector>
 #include "llmc/config.h"
@@ -76,6 +78,22 @@ int64_t total_params(const GPTConfig& config);
 /// Elements of a block that holds all tensors.
 int64_t block_size(const std::vector<Tensor>& tensors);
 
-/// Fills a tensor with its recipe's initial values. Each tensor has a generator of its own, seeded by the seed and its
-/// name, so that a layer starts the same whatever else the model holds.
+/// A tensor's initial values by its recipe, piece by piece: the same numbers however they are divided. Each tensor has a generator of
+/// its own, seeded by the seed and its name, so that a layer starts the same whatever else the model holds.
+class InitialValues {
+public:
+    InitialValues(const Tensor& tensor, const GPTConfig& config, uint64_t seed);
+    /// The n values that follow those given so far.
+    void next(float* values, int64_t n);
+
+private:
+    void next_normal(float* values, int64_t n);
+
+    std::mt19937_64 generator;
+    enum class Draw { uniform, normal, constant } draw = Draw::constant;
+    double size = 0;                 // bound, deviation, or the value itself
+    std::optional<float> second;     // of a pair of normal numbers whose first one ended the piece before
+};
+
+/// The same, all of them.
 void initialize(float* values, const Tensor& tensor, const GPTConfig& config, uint64_t seed);
