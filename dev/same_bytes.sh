@@ -1,7 +1,7 @@
 #!/bin/bash
 # dev/same_bytes.sh COMMIT: does this tree do what COMMIT did, byte for byte? Builds both for the CPU, in fp32, and in bf16 where the
 # processor has it, goes through the same calls with both, and compares all that they leave: checkpoints, safetensors, tokens, logs and
-# what they print. Left out are the commit, times and rates, and the memory that the program itself takes. Exit code 0 when nothing
+# what they print. Left out are the commit, times and rates, the memory that the program itself takes, and the orders that grow lists. Exit code 0 when nothing
 # differs. For a change that must not change what is computed: before it, and at every step of it.
 #   ONLY=PATTERN   the calls whose names match; those that make what others start from run always
 set -u
@@ -101,6 +101,7 @@ clean() {
         -e 's/ ms [0-9.]+ tok\/s [0-9]+ mfu [0-9.]+% eta [0-9:]+//' -e 's/^peak of matrix products: .*//' -e 's/^[0-9.]+ tok\/s$//' \
         -e 's/^(memory: (program|peak measurement|all|peak of the process)|memory_bytes:).*/\1/' -e 's/^(deepen train_gpt) [^,]*/\1/' \
         -e 's/ in [0-9.]+ s \(.*peak memory.*//' -e 's/^(tokenizer|tokens|trained|shards): .* s.*//' \
+        -e "s/(--order is '[^']*', but must be ).*/\1/" \
         -e 's/"commit":"[^"]*"//; s/"(ms|tok_s|mfu)":[0-9.e+-]+//g' -e 's/[0-9.]+ (s|MB\/s)\b//g'
 }
 

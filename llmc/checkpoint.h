@@ -1,5 +1,8 @@
 // A model in a file: configuration, weights, state of the training, and where it all came from.
 //
+// Every version that was ever written opens for ever, unchanged (test/golden holds a file of each). A file has the lowest version that
+// can say what is in it: a key of the header or of config that version 1 lacks makes a version 2, and only of the files that need it.
+//
 // One file, little-endian:
 //
 //     byte 0    magic        8 bytes     "DEEPEN\r\n" (a transfer that rewrites line ends shows)

@@ -1,4 +1,4 @@
-// Models by the laws of their recipes, the rules that every model obeys, and its accounting.
+// Models by the laws of their recipes, and the rules that every model obeys.
 #include "llmc/config.h"
 #include <algorithm>
 #include <cmath>
@@ -62,6 +62,10 @@ int64_t default_width(const Recipe& recipe, int n_layer) {
 
 int default_heads(const Recipe& recipe, int n_embd) { return std::max(1, n_embd / recipe.model.head_size); }
 
+double default_attn_scale(const Recipe& recipe, int n_layer) {
+    return recipe.model.attn_scale == BranchScale::by_depth ? 1 / std::sqrt(2.0 * n_layer) : 1;
+}
+
 GPTConfig recipe_config(const Recipe& recipe, int n_layer, int n_head, int n_embd, int vocab_size, int seq_len, const std::string& window_pattern) {
     require(n_layer >= 1 && n_layer <= MAX_LAYERS, "depth is ", n_layer, ", but must be 1 to ", MAX_LAYERS, " layers");
     const ModelLaws& laws = recipe.model;
@@ -81,7 +85,7 @@ GPTConfig recipe_config(const Recipe& recipe, int n_layer, int n_head, int n_emb
     c.norm_eps = laws.norm_eps;
     c.window_pattern = window_pattern.empty() ? laws.window_pattern : window_pattern;
     c.lambdas = laws.lambdas;
-    c.attn_scale.assign(n_layer, laws.attn_scale == BranchScale::by_depth ? 1 / std::sqrt(2.0 * n_layer) : 1);
+    c.attn_scale.assign(n_layer, default_attn_scale(recipe, n_layer));
     c.windows = window_sizes(n_layer, seq_len, c.window_pattern);
     for (int l = 0; l < n_layer; l++) c.value_embeds.push_back(laws.value_embeds && has_value_embed(l, n_layer));
     c.norm_before.assign(n_layer, Norm::none);
@@ -176,16 +180,4 @@ GPTConfig config_from_json(const json& j, const std::string& where) try {
     return c;
 } catch (const std::invalid_argument& error) {
     fail(where, ": config: ", error.what());
-}
-
-int64_t matmul_params(const GPTConfig& c) {
-    int64_t C = c.n_embd, CK = c.kv_width();
-    int64_t gates = std::count(c.value_embeds.begin(), c.value_embeds.end(), true);
-    return c.n_layer * (2 * C * C + 2 * C * CK + 8 * C * C) + gates * VE_GATE_CHANNELS * c.n_kv_head + int64_t{c.vocab_size} * C;
-}
-
-int64_t flops_per_token(const GPTConfig& c) {
-    int64_t flops = 6 * matmul_params(c);
-    for (int window : c.windows) flops += int64_t{12} * c.n_embd * std::min(window, c.seq_len);
-    return flops;
 }

@@ -1,4 +1,4 @@
-// What a model is: its sizes and switches, every property that a layer has of its own, and the accounting of both studies.
+// What a model is: its sizes and switches, and every property that a layer has of its own.
 #pragma once
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
@@ -50,6 +50,8 @@ float norm_eps(const GPTConfig& config, Norm kind);
 /// Channels of a model of that depth, and heads of that width, by the recipe's laws.
 int64_t default_width(const Recipe& recipe, int n_layer);
 int default_heads(const Recipe& recipe, int n_embd);
+/// Scale of the attention branch of each layer of so many.
+double default_attn_scale(const Recipe& recipe, int n_layer);
 
 /// A model by the recipe's laws. window_pattern: the recipe's own where it is empty.
 GPTConfig recipe_config(const Recipe& recipe, int n_layer, int n_head, int n_embd, int vocab_size, int seq_len, const std::string& window_pattern = "");
@@ -65,8 +67,3 @@ void validate(const GPTConfig& config);
 nlohmann::json to_json(const GPTConfig& config);
 /// Throws std::invalid_argument when a key is missing, unknown or of another type, or validate() does. `where` names the file.
 GPTConfig config_from_json(const nlohmann::json& json, const std::string& where);
-
-/// Parameters that multiply a token: block matrices, gates and head. Also the growth study's "scaling parameters".
-int64_t matmul_params(const GPTConfig& config);
-/// Forward and backward: 6 a matmul parameter, and 12 C min(window, T) a layer for attention.
-int64_t flops_per_token(const GPTConfig& config);

@@ -1,16 +1,11 @@
-// Which layers of which models make a deeper one.
+// Which layers a deeper model is made of.
 #include "llmc/layers.h"
+#include <algorithm>
 #include <charconv>
 #include <nlohmann/json.hpp>
 #include "llmc/io/error.h"
 
-const std::vector<GrowthOrder>& growth_orders() {
-    static const std::vector<GrowthOrder> orders{
-        {"stack", "the whole model again and again: 0 1 2 0 1 2", [](int n, int n_layer, int) { return n % n_layer; }},
-        {"interleave", "every layer again and again: 0 0 1 1 2 2", [](int n, int, int factor) { return n / factor; }},
-    };
-    return orders;
-}
+// ------------------------------------------------------------------------------------------------- ways to make a model deeper
 
 /// "0,1,2" as numbers; empty when it is no such list.
 static std::vector<int> parse_list(const std::string& text) {
@@ -28,22 +23,99 @@ static std::vector<int> parse_list(const std::string& text) {
     }
 }
 
-std::vector<int> growth_order(const std::string& order, int factor, int n_layer) {
+/// Layers that --factor asks for.
+static int deeper(const GrowthOptions& options, int n_layer) {
+    require(options.factor && *options.factor >= 1, "--order ", options.order, " needs --factor: how many times deeper the model gets");
+    require(*options.factor <= MAX_LAYERS / n_layer, "--factor ", *options.factor, " makes ", int64_t{*options.factor} * n_layer,
+            " layers of ", n_layer, ", but a model has at most ", MAX_LAYERS);
+    return *options.factor * n_layer;
+}
+
+static std::vector<int> stack_order(const GrowthOptions& options, int n_layer) {
+    std::vector<int> layers(deeper(options, n_layer));
+    for (size_t n = 0; n < layers.size(); n++) layers[n] = static_cast<int>(n) % n_layer;
+    return layers;
+}
+
+static std::vector<int> interleave_order(const GrowthOptions& options, int n_layer) {
+    std::vector<int> layers(deeper(options, n_layer));
+    for (size_t n = 0; n < layers.size(); n++) layers[n] = static_cast<int>(n) / *options.factor;
+    return layers;
+}
+
+static std::vector<int> new_layers_on_top(const GrowthOptions& options, int n_layer) {
+    std::vector<int> layers(deeper(options, n_layer), NEW_LAYER);
+    for (int n = 0; n < n_layer; n++) layers[n] = n;
+    return layers;
+}
+
+static std::vector<int> listed_order(const GrowthOptions& options, int) { return parse_list(options.order); }
+
+static const char* const LIST = "LIST";   // stands in --help for any list
+
+const std::vector<GrowthOperator>& growth_operators() {
+    using Op = GrowthOperator;
+    static const Rule ZERO{Rule::constant, 0}, ONE{Rule::constant, 1};
+    static const std::vector<Op> operators{
+        {"stack", "the whole model again and again: 0 1 2 0 1 2", {"--factor", "--value-embeds"}, stack_order, Op::follow_pattern, {}},
+        {"interleave", "every layer again and again: 0 0 1 1 2 2", {"--factor", "--value-embeds"}, interleave_order, Op::follow_pattern, {}},
+        // The residual stream passes a new layer unchanged: both of its branches add 0, and x = 1 x + 0 x0 before them.
+        {"zero", "new layers on top that change nothing at first: proj and fc_proj are 0, other matrices start as the recipe's,\n"
+         "resid_lambda 1, x0_lambda 0, no value embedding, the recipe's attention scale, a window that sees all; old layers\n"
+         "keep what is theirs, windows too", {"--factor", "--seed"}, new_layers_on_top, Op::keep,
+         {{"proj", ZERO}, {"fc_proj", ZERO}, {"resid_lambdas", ONE}, {"x0_lambdas", ZERO}}},
+        {LIST, "the layers themselves, like 0,1,2,0,1,2, without --factor", {"--value-embeds"}, listed_order, Op::follow_pattern, {}},
+    };
+    return operators;
+}
+
+static const GrowthOperator& operator_of(const std::string& order) {
+    const bool list = !parse_list(order).empty();
     std::string names;
-    for (const GrowthOrder& known : growth_orders()) {
-        names += concat(known.name, ", ");
-        if (order != known.name) continue;
-        require(factor >= 1, "--order ", order, " needs --factor: how many times deeper the model gets");
-        require(factor <= MAX_LAYERS / n_layer, "--factor ", factor, " makes ", int64_t{factor} * n_layer, " layers of ", n_layer,
-                ", but a model has at most ", MAX_LAYERS);
-        std::vector<int> layers;
-        for (int n = 0; n < n_layer * factor; n++) layers.push_back(known.source(n, n_layer, factor));
-        return layers;
+    for (const GrowthOperator& known : growth_operators()) {
+        if (known.name == LIST ? list : order == known.name) return known;
+        if (known.name != LIST) names += concat(known.name, ", ");
     }
-    std::vector<int> list = parse_list(order);
-    require(!list.empty(), "--order is '", order.substr(0, 60), "', but must be ", names, "or a list of layers like 0,1,2,0,1,2");
-    require(factor == 0, "--order names every layer; leave --factor out, or use --order stack or interleave");
-    return list;
+    fail("--order is '", order.substr(0, 60), "', but must be ", names, "or a list of layers like 0,1,2,0,1,2");
+}
+
+static bool takes(const GrowthOperator& op, const std::string& flag) { return std::find(op.flags.begin(), op.flags.end(), flag) != op.flags.end(); }
+
+std::string operators_that_take(const std::string& flag) {
+    std::string names;
+    for (const GrowthOperator& known : growth_operators())
+        if (takes(known, flag)) names += concat(names.empty() ? "" : ", ", known.name);
+    return names;
+}
+
+static constexpr uint64_t SEED = 42;
+
+/// The optional flags of growth: whether one was given, and its value or what it is otherwise.
+struct GrowthFlag {
+    const char* flag;
+    bool (*given)(const GrowthOptions&);
+    std::string (*value)(const GrowthOptions&);
+};
+static const GrowthFlag GROWTH_FLAGS[] = {
+    {"--factor", [](const GrowthOptions& o) { return o.factor.has_value(); }, [](const GrowthOptions& o) { return std::to_string(o.factor.value()); }},
+    {"--value-embeds", [](const GrowthOptions& o) { return o.value_embeds.has_value(); },
+     [](const GrowthOptions& o) { return std::string(o.value_embeds == ValueEmbeds::pattern ? "pattern" : "layer"); }},
+    {"--seed", [](const GrowthOptions& o) { return o.seed.has_value(); }, [](const GrowthOptions& o) { return std::to_string(o.seed.value_or(SEED)); }},
+};
+
+std::string growth_detail(const GrowthOptions& options) {
+    std::string detail = "--order " + options.order;
+    for (const GrowthFlag& known : GROWTH_FLAGS)
+        if (takes(operator_of(options.order), known.flag)) detail += concat(" ", known.flag, " ", known.value(options));
+    return detail;
+}
+
+// ----------------------------------------------------------------------------------------------------------------- layer maps
+
+Rule LayerFrom::rule(const std::string& tensor) const {
+    for (const TensorRule& own : rules)
+        if (own.tensor == tensor) return own.rule;
+    return {is_new() ? Rule::initial : Rule::copy};
 }
 
 /// Appends layer l of `from`, with everything that is its own. (Lambdas are tensors and go with it too.)
@@ -53,7 +125,16 @@ static void add_layer(LayerMap& map, const GPTConfig& from, int model, int l) {
     map.config.windows.push_back(from.windows[l]);
     map.config.value_embeds.push_back(from.value_embeds[l]);
     map.config.norm_before.push_back(from.norm_before[l]);
-    map.layers.push_back({model, l});
+    map.layers.push_back({model, l, {}});
+}
+
+static void add_new_layer(LayerMap& map, const std::vector<TensorRule>& rules, double attn_scale) {
+    map.config.n_layer++;
+    map.config.attn_scale.push_back(attn_scale);
+    map.config.windows.push_back(map.config.seq_len);
+    map.config.value_embeds.push_back(false);
+    map.config.norm_before.push_back(Norm::none);
+    map.layers.push_back({-1, -1, rules});
 }
 
 static LayerMap without_layers(const GPTConfig& config) {
@@ -66,15 +147,26 @@ static LayerMap without_layers(const GPTConfig& config) {
     return map;
 }
 
-LayerMap grow_map(const GPTConfig& config, const std::vector<int>& order, ValueEmbeds value_embeds) {
+LayerMap grow_map(const GPTConfig& config, const GrowthOptions& options) {
+    const GrowthOperator& op = operator_of(options.order);
+    for (const GrowthFlag& known : GROWTH_FLAGS)
+        require(!known.given(options) || takes(op, known.flag), "--order ", options.order.substr(0, 60), " does not take ", known.flag, "; leave ",
+                known.flag, " out, or use --order ", operators_that_take(known.flag));
+
     LayerMap map = without_layers(config);
-    int depth = static_cast<int>(order.size());
-    for (int layer : order) {
-        require(layer >= 0 && layer < config.n_layer, "--order names layer ", layer, ", but the model has layers 0 to ", config.n_layer - 1);
+    map.seed = options.seed.value_or(SEED);
+    const std::vector<int> layers = op.layers(options, config.n_layer);
+    const int depth = static_cast<int>(layers.size());
+    for (int layer : layers) {
+        if (layer == NEW_LAYER) {
+            add_new_layer(map, op.new_layer, default_attn_scale(*config.recipe, depth));
+            continue;
+        }
+        require(layer < config.n_layer, "--order names layer ", layer, ", but the model has layers 0 to ", config.n_layer - 1);
         add_layer(map, config, 0, layer);
     }
-    map.config.windows = window_sizes(depth, config.seq_len, config.window_pattern);
-    if (value_embeds == ValueEmbeds::pattern)
+    if (op.windows == GrowthOperator::follow_pattern) map.config.windows = window_sizes(depth, config.seq_len, config.window_pattern);
+    if (options.value_embeds == ValueEmbeds::pattern)
         for (int n = 0; n < depth; n++) map.config.value_embeds[n] = map.config.value_embeds[n] && has_value_embed(n, depth);
     validate(map.config);
     return map;

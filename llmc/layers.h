@@ -1,12 +1,36 @@
-// Which layers of which models make a deeper one: the pure part of grow and stack, configurations in, configuration and map out.
+// Which layers a deeper model is made of: the pure part of grow and stack, configurations in, configuration and map out.
 #pragma once
+#include <optional>
 #include <string>
 #include <vector>
 #include "llmc/config.h"
 
-/// A layer of a new model: a copy of layer `layer` of model `model`.
+/// How one tensor of a layer gets its values.
+struct Rule {
+    enum Kind {
+        copy,       ///< the bytes of the tensor that the layer comes from
+        scaled,     ///< those numbers times `number`, rounded once to fp32
+        constant,   ///< each is `number`
+        initial     ///< the recipe's initial values of a tensor of its new name (llmc/tensors.h), by the map's seed
+    } kind;
+    double number = 0;
+    bool operator==(const Rule&) const = default;
+};
+
+/// A rule for the tensor that the table calls so: fc_proj, ve; resid_lambdas for the layer's own number in it.
+struct TensorRule {
+    std::string tensor;
+    Rule rule;
+    bool operator==(const TensorRule&) const = default;
+};
+
+/// A layer of a new model: where it comes from, and what is otherwise with some of its tensors.
 struct LayerFrom {
-    int model, layer;
+    int model = -1, layer = -1;        ///< layer `layer` of model `model`; -1: it is new, of none
+    std::vector<TensorRule> rules{};   ///< without one a tensor of a new layer is initial, any other is a copy
+
+    bool is_new() const { return model < 0; }
+    Rule rule(const std::string& tensor) const;
     bool operator==(const LayerFrom&) const = default;
 };
 
@@ -14,20 +38,8 @@ struct LayerFrom {
 struct LayerMap {
     GPTConfig config;
     std::vector<LayerFrom> layers;
+    uint64_t seed = 0;                 ///< of initial values
 };
-
-/// A way to make a model deeper: layer n of the deeper one, factor times as deep, is a copy of layer source(n, n_layer, factor).
-/// A new way is a new row in layers.cpp.
-struct GrowthOrder {
-    const char* name;
-    const char* help;
-    int (*source)(int n, int n_layer, int factor);
-};
-const std::vector<GrowthOrder>& growth_orders();
-
-/// The layers in the order that --order and --factor ask for: the name of a growth order with a factor of 1 or more, or a list
-/// like 0,1,2,0,1,2 with factor 0 (none given). Throws std::invalid_argument for anything else.
-std::vector<int> growth_order(const std::string& order, int factor, int n_layer);
 
 /// Which layers keep value embeddings when a model grows.
 enum class ValueEmbeds {
@@ -35,9 +47,39 @@ enum class ValueEmbeds {
     pattern    ///< of these, the layers where a model of the new depth has them
 };
 
-/// The model whose layer n is a copy of layer order[n]; windows are those of the deeper model's own pattern (the depth growth study).
-/// Throws std::invalid_argument when order is empty or names a layer that is not there.
-LayerMap grow_map(const GPTConfig& config, const std::vector<int>& order, ValueEmbeds value_embeds);
+/// What grow's flags ask for. An operator takes some of the optional ones, and none of the others.
+struct GrowthOptions {
+    std::string order;                          ///< an operator's name, or a list of layers like 0,1,2,0,1,2
+    std::optional<int> factor;                  ///< how many times deeper; no default
+    std::optional<ValueEmbeds> value_embeds;    ///< layer
+    std::optional<uint64_t> seed;               ///< of initial values: 42
+};
+
+/// A way to make a model deeper: a row in layers.cpp.
+struct GrowthOperator {
+    const char* name;                           ///< --order
+    const char* help;
+    std::vector<std::string> flags;             ///< those of GrowthOptions that it takes, beside --order
+    /// The deeper model, layer by layer: the layer that it is a copy of, or NEW_LAYER.
+    std::vector<int> (*layers)(const GrowthOptions& options, int n_layer);
+    /// follow_pattern: all windows are those of the deeper model's own pattern, as the depth growth study has it. keep: old layers
+    /// keep theirs, and new ones see all.
+    enum Windows { follow_pattern, keep } windows;
+    /// Of new layers. What is a new layer's own besides: no value embedding and no norm before it, and the scale that the attention
+    /// branch has by the recipe in a model of the new depth.
+    std::vector<TensorRule> new_layer;
+};
+inline constexpr int NEW_LAYER = -1;
+const std::vector<GrowthOperator>& growth_operators();
+/// Names of those that take a flag: stack, interleave.
+std::string operators_that_take(const std::string& flag);
+
+/// The deeper model. Throws std::invalid_argument for an order that is none, an option that the operator needs or does not take, and
+/// a layer that is not there.
+LayerMap grow_map(const GPTConfig& config, const GrowthOptions& options);
+
+/// --order and all that the operator takes, defaults too, as `detail` of a lineage keeps it.
+std::string growth_detail(const GrowthOptions& options);
 
 struct StackOptions {
     bool use_first_layer = false;          ///< of every model but the first

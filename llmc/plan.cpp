@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include "llmc/io/error.h"
+#include "llmc/tensors.h"
 
 static int64_t scaled_batch(const PlanInput& in) {
     double size = double(in.matmul_params) / double(in.reference_params);

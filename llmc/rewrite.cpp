@@ -1,22 +1,46 @@
 // What grow and stack share.
 #include "llmc/rewrite.h"
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <functional>
 #include <iomanip>
 #include <iostream>
 #include <map>
+#include <memory>
+#include <optional>
 #include <set>
 #include "llmc/io/error.h"
 #include "llmc/io/process.h"
 #include "llmc/tensors.h"
 
+static bool a_number_a_layer(const TensorSpec& spec) { return spec.rows == Dim::L; }
+
+/// What layer n does with tensors that have a rule of their own: " (proj 0, fc_proj x 0.5)"; empty when there are none.
+static std::string rules_text(const LayerMap& map, int n, const std::set<std::string>& tensors) {
+    const char* const text[] = {" copied", " x ", " ", " initial"};   // by Rule::Kind
+    std::string all;
+    for (const TensorRule& own : map.layers[n].rules) {
+        if (!tensors.contains(own.tensor) && !tensors.contains(concat("h.", n, ".", own.tensor))) continue;   // this model has none
+        all += concat(all.empty() ? " (" : ", ", own.tensor, text[own.rule.kind]);
+        if (own.rule.kind == Rule::scaled || own.rule.kind == Rule::constant) all += concat(own.rule.number);
+    }
+    return all.empty() ? all : all + ")";
+}
+
 void print_map(const LayerMap& map, const std::vector<const Checkpoint*>& models) {
     const GPTConfig& c = map.config;
-    size_t digits = std::to_string(c.n_layer - 1).size();
+    int digits = static_cast<int>(std::to_string(c.n_layer - 1).size());
+    std::set<std::string> tensors;
+    for (const Tensor& tensor : tensor_table(c)) tensors.insert(tensor.name);
     for (int n = 0; n < c.n_layer; n++) {
-        LayerFrom from = map.layers[n];
-        std::cout << "layer " << std::setw(static_cast<int>(digits)) << n << " <- layer " << std::left << std::setw(static_cast<int>(digits))
-                  << from.layer << std::right << " of " << models[from.model]->path << "   window " << c.windows[n] << ", scale " << c.attn_scale[n]
+        const LayerFrom& from = map.layers[n];
+        std::cout << "layer " << std::setw(digits) << n << " <- ";
+        if (from.is_new())
+            std::cout << "new, initial values of seed " << map.seed;
+        else
+            std::cout << "layer " << std::left << std::setw(digits) << from.layer << std::right << " of " << models[from.model]->path;
+        std::cout << rules_text(map, n, tensors) << "   window " << c.windows[n] << ", scale " << c.attn_scale[n]
                   << ", value embedding " << (c.value_embeds[n] ? "yes" : "no") << ", norm before " << name_of(c.norm_before[n]) << "\n";
     }
     std::cout << "norm_wte " << name_of(c.norm_wte) << ", norm_lm_head " << name_of(c.norm_lm_head) << "\n";
@@ -31,20 +55,65 @@ static Entries entries_of(const Checkpoint& model) {
     return entries;
 }
 
-/// A tensor with a number a layer: each number goes with its layer.
-static TensorSource gather_layers(const LayerMap& map, const std::vector<const Checkpoint*>& models, const std::vector<Entries>& entries,
-                                  const std::string& name) {
+/// A source whose numbers [first, first + n) of the tensor `next` puts at values; called in order, from the first on.
+static TensorSource source_of_numbers(const Tensor& tensor, std::function<void(float* values, int64_t first, int64_t n)> next) {
+    auto fill = [next = std::move(next)](void* dst, int64_t offset, int64_t bytes) { next(static_cast<float*>(dst), offset / 4, bytes / 4); };
+    return {tensor.name, "F32", tensor.shape, fill, nullptr, 0, 0};
+}
+
+static float scaled(float value, double number) { return static_cast<float>(value * number); }
+
+static TensorSource scaled_source(const Tensor& tensor, const Checkpoint& checkpoint, const TensorEntry& entry, double number) {
+    return source_of_numbers(tensor, [file = checkpoint.file, from = entry.offset, number](float* values, int64_t first, int64_t n) {
+        file->read(values, n * 4, from + first * 4);
+        for (int64_t i = 0; i < n; i++) values[i] = scaled(values[i], number);
+    });
+}
+
+static TensorSource constant_source(const Tensor& tensor, double number) {
+    return source_of_numbers(tensor, [number](float* values, int64_t, int64_t n) { std::fill_n(values, n, static_cast<float>(number)); });
+}
+
+static TensorSource initial_source(const Tensor& tensor, const LayerMap& map) {
+    auto values_left = std::make_shared<std::optional<InitialValues>>();   // only while it is written: a generator has 2.5 kB
+    return source_of_numbers(tensor, [tensor, &map, values_left](float* values, int64_t first, int64_t n) {
+        if (first == 0) values_left->emplace(tensor, map.config, map.seed);
+        values_left->value().next(values, n);
+        if (first + n == tensor.numel) values_left->reset();
+    });
+}
+
+/// A tensor of layer tensor.layer.
+static TensorSource layer_source(const LayerMap& map, const std::vector<const Checkpoint*>& models, const std::vector<Entries>& entries,
+                                 const Tensor& tensor) {
+    const LayerFrom& from = map.layers[tensor.layer];
+    const Rule rule = from.rule(tensor.spec->name);
+    if (rule.kind == Rule::constant) return constant_source(tensor, rule.number);
+    if (rule.kind == Rule::initial) return initial_source(tensor, map);
+    const TensorEntry& entry = *entries.at(from.model).at(concat("h.", from.layer, ".", tensor.spec->name));
+    if (rule.kind == Rule::scaled) return scaled_source(tensor, *models[from.model], entry, rule.number);
+    return source_from_checkpoint(tensor.name, *models[from.model], entry);
+}
+
+/// A tensor with a number a layer: each goes with its layer, and by its layer's rule.
+static TensorSource numbers_source(const LayerMap& map, const std::vector<const Checkpoint*>& models, const std::vector<Entries>& entries,
+                                   const Tensor& tensor) {
     std::vector<std::vector<float>> values;
     for (size_t m = 0; m < models.size(); m++) {
-        const TensorEntry& entry = *entries[m].at(name);
+        const TensorEntry& entry = *entries[m].at(tensor.name);
         values.emplace_back(static_cast<size_t>(entry.numel()));
         read_tensor(*models[m], entry, values.back().data());
     }
-    auto gathered = std::make_shared<std::vector<float>>();
-    for (LayerFrom from : map.layers) gathered->push_back(values[from.model][from.layer]);
-    TensorSource source = source_from_memory(name, {map.config.n_layer}, gathered->data());
-    source.fill = [gathered, fill = source.fill](void* dst, int64_t offset, int64_t bytes) { fill(dst, offset, bytes); };
-    return source;
+    std::vector<float> numbers(static_cast<size_t>(tensor.numel));
+    initialize(numbers.data(), tensor, map.config, map.seed);
+    for (size_t n = 0; n < numbers.size(); n++) {
+        const LayerFrom& from = map.layers[n];
+        const Rule rule = from.rule(tensor.name);
+        if (rule.kind == Rule::constant) numbers[n] = static_cast<float>(rule.number);
+        if (rule.kind == Rule::copy) numbers[n] = values.at(from.model)[from.layer];
+        if (rule.kind == Rule::scaled) numbers[n] = scaled(values.at(from.model)[from.layer], rule.number);
+    }
+    return source_of_numbers(tensor, [numbers](float* dst, int64_t first, int64_t n) { std::copy_n(&numbers[first], n, dst); });
 }
 
 static void add_tokenizer(std::vector<TensorSource>& sources, const std::vector<const Checkpoint*>& models, const std::vector<Entries>& entries) {
@@ -62,17 +131,26 @@ static void add_tokenizer(std::vector<TensorSource>& sources, const std::vector<
     if (first) sources.push_back(source_from_checkpoint("tokenizer", *models[owner], *first));
 }
 
+/// A rule for a tensor that no layer has would do nothing, and nobody would see it.
+static void check_rules(const LayerMap& map) {
+    auto of_a_layer = [](const TensorRule& own) {
+        return std::any_of(std::begin(TENSORS), std::end(TENSORS),
+                           [&](const TensorSpec& spec) { return own.tensor == spec.name && (spec.per_layer || a_number_a_layer(spec)); });
+    };
+    for (const LayerFrom& layer : map.layers)
+        for (const TensorRule& own : layer.rules) require(of_a_layer(own), "a layer has no tensor '", own.tensor, "' that a rule could be for");
+}
+
 std::vector<TensorSource> mapped_tensors(const LayerMap& map, const std::vector<const Checkpoint*>& models, const Checkpoint& head) {
     std::vector<Entries> entries;
     for (const Checkpoint* model : models) entries.push_back(entries_of(*model));
+    check_rules(map);
     std::vector<TensorSource> sources;
     for (const Tensor& tensor : tensor_table(map.config)) {
         if (tensor.layer >= 0) {
-            LayerFrom from = map.layers[tensor.layer];
-            std::string name = concat("h.", from.layer, ".", tensor.spec->name);
-            sources.push_back(source_from_checkpoint(tensor.name, *models[from.model], *entries[from.model].at(name)));
-        } else if (tensor.spec->rows == Dim::L) {
-            sources.push_back(gather_layers(map, models, entries, tensor.name));
+            sources.push_back(layer_source(map, models, entries, tensor));
+        } else if (a_number_a_layer(*tensor.spec)) {
+            sources.push_back(numbers_source(map, models, entries, tensor));
         } else if (tensor.spec->has == Has::untied) {
             sources.push_back(source_from_checkpoint(tensor.name, head, head.at(head.config.tied ? "wte" : "lm_head")));
         } else {

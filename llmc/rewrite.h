@@ -1,4 +1,4 @@
-// What grow and stack share: a new checkpoint whose layers are bytes of others. No model is built.
+// What grow and stack share: a new checkpoint whose layers come from others, as bytes, or are made by rules. No model is built.
 #pragma once
 #include <string>
 #include <vector>
@@ -9,8 +9,8 @@
 void print_map(const LayerMap& map, const std::vector<const Checkpoint*>& models);
 
 /// The weights of a mapped model: layers and lambdas as the map says, the embedding of the first model, the head of `head`
-/// (its embedding where that is tied), and the first tokenizer that a model has.
-/// Throws std::invalid_argument when two tokenizers differ.
+/// (its embedding where that is tied), and the first tokenizer that a model has. What is no copy is made a piece at a time while it
+/// is written; the map must live until then. Throws std::invalid_argument when two tokenizers differ, or a rule is for a tensor that no layer has.
 std::vector<TensorSource> mapped_tensors(const LayerMap& map, const std::vector<const Checkpoint*>& models, const Checkpoint& head);
 
 /// Verifies every tensor of every model, then writes, and prints bytes, time and memory.

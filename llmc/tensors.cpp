@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
-#include <random>
+#include <utility>
 #include "llmc/io/error.h"
 #include "llmc/ops/value_embedding.h"
 
@@ -59,6 +59,19 @@ int64_t total_params(const GPTConfig& config) {
     return total;
 }
 
+int64_t matmul_params(const GPTConfig& config) {
+    int64_t total = int64_t{config.vocab_size} * config.n_embd;   // the head, which may be the embedding
+    for (const Tensor& tensor : tensor_table(config))
+        if (tensor.spec->group == Group::matrix) total += tensor.numel;
+    return total;
+}
+
+int64_t flops_per_token(const GPTConfig& config) {
+    int64_t flops = 6 * matmul_params(config);
+    for (int window : config.windows) flops += int64_t{12} * config.n_embd * std::min(window, config.seq_len);
+    return flops;
+}
+
 int64_t block_size(const std::vector<Tensor>& tensors) {
     if (tensors.empty()) return 0;
     const Tensor& last = tensors.back();
@@ -68,31 +81,53 @@ int64_t block_size(const std::vector<Tensor>& tensors) {
 // The standard fixes what mt19937_64 gives, but not what its distributions make of it; these do.
 static double uniform(std::mt19937_64& generator) { return static_cast<double>(generator() >> 11) * 0x1p-53; }
 
-static void fill_uniform(float* values, int64_t n, double bound, std::mt19937_64& generator) {
-    for (int64_t i = 0; i < n; i++) values[i] = static_cast<float>((2 * uniform(generator) - 1) * bound);
+static std::mt19937_64 generator_of(const std::string& name, uint64_t seed) {
+    std::vector<uint32_t> words{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+    words.insert(words.end(), name.begin(), name.end());
+    std::seed_seq sequence(words.begin(), words.end());
+    return std::mt19937_64(sequence);
 }
 
-/// Box & Muller (1958).
-static void fill_normal(float* values, int64_t n, double deviation, std::mt19937_64& generator) {
-    for (int64_t i = 0; i < n; i += 2) {
-        double radius = deviation * std::sqrt(-2 * std::log(1 - uniform(generator)));
+InitialValues::InitialValues(const Tensor& tensor, const GPTConfig& config, uint64_t seed) : generator(generator_of(tensor.name, seed)) {
+    const InitialLaw& law = initial_law(*config.recipe, tensor.spec->name);
+    size = law.value;
+    switch (law.kind) {
+        case InitialLaw::constant: return;
+        case InitialLaw::normal: draw = Draw::normal; return;
+        case InitialLaw::uniform_fan_in: draw = Draw::uniform, size = 1 / std::sqrt(static_cast<double>(tensor.shape.back())); return;
+        case InitialLaw::uniform_width: draw = Draw::uniform, size = std::sqrt(3.0 / config.n_embd); return;
+    }
+}
+
+void InitialValues::next(float* values, int64_t n) {
+    switch (draw) {
+        case Draw::uniform:
+            for (int64_t i = 0; i < n; i++) values[i] = static_cast<float>((2 * uniform(generator) - 1) * size);
+            return;
+        case Draw::normal: return next_normal(values, n);
+        case Draw::constant: std::fill_n(values, n, static_cast<float>(size)); return;
+    }
+}
+
+/// Box & Muller (1958): numbers come in pairs, and the second of a pair may be the first of the next piece.
+void InitialValues::next_normal(float* values, int64_t n) {
+    int64_t i = 0;
+    if (second && n > 0) {
+        values[i++] = *second;
+        second.reset();
+    }
+    for (; i < n; i += 2) {
+        double radius = size * std::sqrt(-2 * std::log(1 - uniform(generator)));
         double angle = 2 * std::numbers::pi * uniform(generator);
         values[i] = static_cast<float>(radius * std::cos(angle));
-        if (i + 1 < n) values[i + 1] = static_cast<float>(radius * std::sin(angle));
+        const float sine = static_cast<float>(radius * std::sin(angle));
+        if (i + 1 < n)
+            values[i + 1] = sine;
+        else
+            second = sine;
     }
 }
 
 void initialize(float* values, const Tensor& tensor, const GPTConfig& config, uint64_t seed) {
-    std::vector<uint32_t> words{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-    words.insert(words.end(), tensor.name.begin(), tensor.name.end());
-    std::seed_seq sequence(words.begin(), words.end());
-    std::mt19937_64 generator(sequence);
-    int64_t n = tensor.numel;
-    const InitialLaw& law = initial_law(*config.recipe, tensor.spec->name);
-    switch (law.kind) {
-        case InitialLaw::constant: std::fill_n(values, n, static_cast<float>(law.value)); return;
-        case InitialLaw::normal: return fill_normal(values, n, law.value, generator);
-        case InitialLaw::uniform_fan_in: return fill_uniform(values, n, 1 / std::sqrt(static_cast<double>(tensor.shape.back())), generator);
-        case InitialLaw::uniform_width: return fill_uniform(values, n, std::sqrt(3.0 / config.n_embd), generator);
-    }
+    InitialValues(tensor, config, seed).next(values, tensor.numel);
 }

@@ -2,6 +2,8 @@
 // derive from it: adding a tensor is adding a row here, and its initial law to the recipes.
 #pragma once
 #include <cstdint>
+#include <optional>
+#include <random>
 #include <string>
 #include <vector>
 #include "llmc/config.h"
@@ -55,12 +57,34 @@ inline constexpr int64_t TENSOR_ALIGNMENT = 64;
 /// All tensors of a model, in checkpoint order.
 std::vector<Tensor> tensor_table(const GPTConfig& config);
 
+// The accounting of both studies.
+
 /// Every parameter of a model.
 int64_t total_params(const GPTConfig& config);
+/// Parameters that multiply a token: the matrices of the layers, gates too, and the head. The growth study's "scaling parameters".
+int64_t matmul_params(const GPTConfig& config);
+/// Forward and backward: 6 a matmul parameter, and 12 C min(window, T) a layer for attention.
+int64_t flops_per_token(const GPTConfig& config);
 
 /// Elements of a block that holds all tensors.
 int64_t block_size(const std::vector<Tensor>& tensors);
 
-/// Fills a tensor by its law in the configuration's recipe. Each tensor has a generator of its own, seeded by the seed and its
-/// name, so that a layer starts the same whatever else the model holds.
+/// A tensor's initial values by its recipe, piece by piece: the same numbers however they are divided. Each tensor has a generator of
+/// its own, seeded by the seed and its name, so that a layer starts the same whatever else the model holds.
+class InitialValues {
+public:
+    InitialValues(const Tensor& tensor, const GPTConfig& config, uint64_t seed);
+    /// The n values that follow those given so far.
+    void next(float* values, int64_t n);
+
+private:
+    void next_normal(float* values, int64_t n);
+
+    std::mt19937_64 generator;
+    enum class Draw { uniform, normal, constant } draw = Draw::constant;
+    double size = 0;                 // bound, deviation, or the value itself
+    std::optional<float> second;     // of a pair of normal numbers whose first one ended the piece before
+};
+
+/// The same, all of them.
 void initialize(float* values, const Tensor& tensor, const GPTConfig& config, uint64_t seed);

@@ -16,10 +16,12 @@
 #include "llmc/io/error.h"
 #include "llmc/layers.h"
 #include "llmc/optimizer.h"
+#include "llmc/rewrite.h"
 #include "llmc/tensors.h"
 #include "test/golden.h"
 #include "test/gpt_reference.h"
 #include "test/needs.h"
+#include "test/small_model.h"
 
 namespace {
 
@@ -323,7 +325,9 @@ TEST_CASE("gpt: golden growth" * needs_products()) {
     Golden parent("nanochat"), grown("grow");
     for (auto& [name, order] : grown.meta["orders"].items()) {
         CAPTURE(name);
-        LayerMap map = grow_map(parent.config(), order.get<std::vector<int>>(), ValueEmbeds::layer);
+        std::string list;
+        for (const auto& layer : order) list += concat(list.empty() ? "" : ",", layer);
+        LayerMap map = grow_map(parent.config(), {list, {}, {}, {}});
         CHECK(to_json(map.config) == grown.meta["configs"][name]);
         const double expected = grown.at("loss/" + name)[0];
         CHECK(std::abs(mapped_loss(map, {&parent}, grown) - expected) <= STACK_TOLERANCE * expected);
@@ -369,6 +373,57 @@ TEST_CASE("gpt: the stack of a model with itself is that model run in a loop, bi
                 CHECK(looped.gradient(looped.tensor(name)) == stacked.gradient(stacked.tensor(upper)));
             }
         }
+}
+
+/// Of a micro-batch of BATCH rows, by the model of a checkpoint.
+std::vector<float> logits_of(const Checkpoint& checkpoint, const std::vector<int>& idx, const std::vector<int>& targets) {
+    GPT model(checkpoint.config, BATCH, Mode::evaluate);
+    model.allocate();
+    for (const Tensor& tensor : model.tensors) model.set_tensor(tensor, values_of(checkpoint, tensor.name).data());
+    mean_loss(model, idx, targets);
+    return all_logits(model);
+}
+
+Checkpoint write_model(const std::string& path, const SmallModel& small) {
+    Values values;
+    for (const Tensor& tensor : small.model.tensors) values[tensor.name] = small.weights(tensor);
+    write_checkpoint(path, small_header(small.model.config), small_sources(small.model.config, values));
+    return open_checkpoint(path);
+}
+
+Checkpoint write_mapped(const std::string& path, const LayerMap& map, const std::vector<const Checkpoint*>& models) {
+    nlohmann::json header{{"config", to_json(map.config)}, {"progress", no_progress()}, {"lineage", make_lineage("grow", "", models)}};
+    write_checkpoint(path, header, mapped_tensors(map, models, *models[0]));
+    return open_checkpoint(path);
+}
+
+// Every branch that a new layer adds to the residual stream is 0, and 1 x + 0 x0 is x: nothing is rounded anew, in either precision.
+TEST_CASE("gpt: layers that zero adds change no logit by a bit, whatever the model has" * needs_products()) {
+    TempDir dir;
+    auto check_grown = [&](const Checkpoint& model, const SmallModel& data) {
+        const std::vector<float> before = logits_of(model, data.idx, data.targets);
+        CHECK(std::all_of(before.begin(), before.end(), [](float logit) { return std::isfinite(logit); }));
+        CHECK(*std::max_element(before.begin(), before.end()) > *std::min_element(before.begin(), before.end()));
+        Checkpoint grown = write_mapped(dir / "grown.bin", grow_map(model.config, {"zero", 2, {}, {}}), {&model});
+        REQUIRE(grown.config.n_layer == 2 * model.config.n_layer);
+        CHECK(logits_of(grown, data.idx, data.targets) == before);
+        Checkpoint again = write_mapped(dir / "again.bin", grow_map(grown.config, {"zero", 3, {}, 7}), {&grown});
+        REQUIRE(again.config.n_layer == 6 * model.config.n_layer);
+        CHECK(logits_of(again, data.idx, data.targets) == before);
+    };
+    for (const NamedConfig& named : every_switch()) {
+        CAPTURE(named.name);
+        SmallModel small(named.config);
+        check_grown(write_model(dir / "model.bin", small), small);
+    }
+    for (const GPTConfig& config : {small_speedrun(), small_nanochat()}) {
+        SmallModel small(config);
+        Checkpoint model = write_model(dir / "model.bin", small);
+        Checkpoint copied = write_mapped(dir / "copied.bin", grow_map(config, {"interleave", 2, {}, {}}), {&model});
+        check_grown(copied, small);
+        StackOptions options{true, false, Norm::layer_norm, config.norm_wte, config.norm_lm_head};
+        check_grown(write_mapped(dir / "stack.bin", stack_map({config, copied.config}, {"a", "b"}, options), {&model, &copied}), small);
+    }
 }
 
 // ------------------------------------------------------------------------------------------------ the key/value cache

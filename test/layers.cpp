@@ -7,38 +7,92 @@ using Ints = std::vector<int>;
 using Bools = std::vector<bool>;
 using Layers = std::vector<LayerFrom>;
 
-TEST_CASE("layers: orders of growth") {
-    CHECK(growth_order("stack", 2, 3) == Ints{0, 1, 2, 0, 1, 2});
-    CHECK(growth_order("interleave", 2, 3) == Ints{0, 0, 1, 1, 2, 2});
-    CHECK(growth_order("stack", 4, 1) == Ints{0, 0, 0, 0});
-    CHECK(growth_order("interleave", 3, 2) == Ints{0, 0, 0, 1, 1, 1});
-    CHECK(growth_order("stack", 1, 3) == Ints{0, 1, 2});
-    CHECK(growth_order("2,0,2", 0, 3) == Ints{2, 0, 2});
-    CHECK(growth_order("7", 0, 3) == Ints{7});   // grow_map() knows the layers
+static GrowthOptions by(const std::string& order, std::optional<int> factor = {}, std::optional<ValueEmbeds> value_embeds = {}) {
+    return {order, factor, value_embeds, {}};
 }
 
-TEST_CASE("layers: an order that is none is refused") {
-    for (const char* order : {"", "stacked", ",", "1,", ",1", "1,,2", "1 2", "-1", "1.5", "0x1", "99999999999", "1;2", "Stack", "0,1,2 "})
-        CHECK(contains(refusal([&] { growth_order(order, 0, 3); }), "must be stack, interleave, or a list of layers like 0,1,2,0,1,2"));
-    CHECK(contains(refusal([&] { growth_order("stack", 0, 3); }), "needs --factor"));
-    CHECK(contains(refusal([&] { growth_order("stack", -2, 3); }), "needs --factor"));
-    CHECK(contains(refusal([&] { growth_order("stack", 2147483647, 3); }), "a model has at most 10000"));
-    CHECK(contains(refusal([&] { growth_order("0,1", 2, 3); }), "leave --factor out"));
+/// Layers that a nanochat model of n_layer layers grows to, by the numbers of those they copy; -1: new.
+static Ints grown(const GrowthOptions& options, int n_layer) {
+    Ints layers;
+    for (const LayerFrom& from : grow_map(recipe_config(NANOCHAT, n_layer, 2, 64, 128, 32, "SSSL"), options).layers) {
+        CHECK(from.model == (from.is_new() ? -1 : 0));
+        layers.push_back(from.layer);
+    }
+    return layers;
+}
+
+TEST_CASE("layers: orders of growth") {
+    CHECK(grown(by("stack", 2), 3) == Ints{0, 1, 2, 0, 1, 2});
+    CHECK(grown(by("interleave", 2), 3) == Ints{0, 0, 1, 1, 2, 2});
+    CHECK(grown(by("stack", 4), 1) == Ints{0, 0, 0, 0});
+    CHECK(grown(by("interleave", 3), 2) == Ints{0, 0, 0, 1, 1, 1});
+    CHECK(grown(by("stack", 1), 3) == Ints{0, 1, 2});
+    CHECK(grown(by("2,0,2"), 3) == Ints{2, 0, 2});
+    CHECK(grown(by("0"), 3) == Ints{0});
+    CHECK(grown(by("zero", 2), 3) == Ints{0, 1, 2, -1, -1, -1});
+    CHECK(grown(by("zero", 1), 3) == Ints{0, 1, 2});
+}
+
+TEST_CASE("layers: an order that is none is refused, and so is a flag that an order needs or does not take") {
+    for (const char* order : {"", "stacked", ",", "1,", ",1", "1,,2", "1 2", "-1", "1.5", "0x1", "99999999999", "1;2", "Stack", "0,1,2 ", "LIST"})
+        CHECK(contains(refusal([&] { grown(by(order), 3); }), "must be stack, interleave, zero, or a list of layers like 0,1,2,0,1,2"));
+    CHECK(contains(refusal([] { grown(by("stack"), 3); }), "--order stack needs --factor"));
+    CHECK(contains(refusal([] { grown(by("zero"), 3); }), "--order zero needs --factor"));
+    CHECK(contains(refusal([] { grown(by("stack", -2), 3); }), "needs --factor"));
+    CHECK(contains(refusal([] { grown(by("zero", 2147483647), 3); }), "a model has at most 10000"));
+    CHECK(refusal([] { grown(by("0,1", 2), 3); }) ==
+          "--order 0,1 does not take --factor; leave --factor out, or use --order stack, interleave, zero");
+    CHECK(contains(refusal([] { grown(by("zero", 2, ValueEmbeds::layer), 3); }), "--order zero does not take --value-embeds"));
+    CHECK(contains(refusal([] { grown({"stack", 2, {}, 1}, 3); }), "--order stack does not take --seed; leave --seed out, or use --order zero"));
+}
+
+TEST_CASE("layers: a lineage keeps what an order takes, defaults too") {
+    CHECK(growth_detail(by("stack", 2)) == "--order stack --factor 2 --value-embeds layer");
+    CHECK(growth_detail(by("0,1", {}, ValueEmbeds::pattern)) == "--order 0,1 --value-embeds pattern");
+    CHECK(growth_detail(by("zero", 3)) == "--order zero --factor 3 --seed 42");
+    CHECK(growth_detail({"zero", 3, {}, 7}) == "--order zero --factor 3 --seed 7");
+}
+
+TEST_CASE("layers: zero: old layers keep what is theirs, new ones see all and start as the recipe's, but for what would change the function") {
+    GPTConfig config = recipe_config(NANOCHAT, 3, 2, 64, 128, 32, "SL");
+    config.attn_scale = {0.5, 1, 2};
+    config.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
+    config.windows = {5, 6, 7};
+    config.value_embeds = {true, true, false};
+    LayerMap map = grow_map(config, {"zero", 2, {}, 7});
+    GPTConfig expected = config;
+    expected.n_layer = 6;
+    for (int n = 3; n < 6; n++) {
+        expected.attn_scale.push_back(1);
+        expected.norm_before.push_back(Norm::none);
+        expected.windows.push_back(32);
+        expected.value_embeds.push_back(false);
+    }
+    CHECK(map.config == expected);
+    CHECK(map.seed == 7);
+    CHECK(grow_map(config, by("zero", 2)).seed == 42);
+    for (const char* tensor : {"q", "fc_proj", "resid_lambdas"}) CHECK(map.layers[2].rule(tensor) == Rule{Rule::copy});
+    for (const char* tensor : {"q", "k", "v", "fc", "ve", "ve_gate"}) CHECK(map.layers[3].rule(tensor) == Rule{Rule::initial});
+    for (const char* tensor : {"proj", "fc_proj", "x0_lambdas"}) CHECK(map.layers[5].rule(tensor) == Rule{Rule::constant, 0});
+    CHECK(map.layers[4].rule("resid_lambdas") == Rule{Rule::constant, 1});
+    // The speedrun's attention scale depends on the depth: that of the deeper model.
+    CHECK(grow_map(recipe_config(SPEEDRUN, 2, 2, 32, 96, 24), by("zero", 4)).config.attn_scale ==
+          std::vector<double>{0.5, 0.5, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25});
 }
 
 TEST_CASE("layers: growth of the reference's golden model") {
     GPTConfig config = recipe_config(NANOCHAT, 4, 2, 64, 128, 32, "SSSL");
-    LayerMap stacked = grow_map(config, growth_order("stack", 2, 4), ValueEmbeds::layer);
+    LayerMap stacked = grow_map(config, by("stack", 2));
     CHECK(stacked.config == recipe_config(NANOCHAT, 8, 2, 64, 128, 32, "SSSL"));
     CHECK(stacked.layers == Layers{{0, 0}, {0, 1}, {0, 2}, {0, 3}, {0, 0}, {0, 1}, {0, 2}, {0, 3}});
 
-    LayerMap interleaved = grow_map(config, growth_order("interleave", 2, 4), ValueEmbeds::layer);
+    LayerMap interleaved = grow_map(config, by("interleave", 2, ValueEmbeds::layer));
     GPTConfig expected = recipe_config(NANOCHAT, 8, 2, 64, 128, 32, "SSSL");
     expected.value_embeds = {false, false, true, true, false, false, true, true};
     CHECK(interleaved.config == expected);
     CHECK(interleaved.config.windows == Ints{16, 16, 16, 32, 16, 16, 16, 32});
 
-    LayerMap pattern = grow_map(config, growth_order("interleave", 2, 4), ValueEmbeds::pattern);
+    LayerMap pattern = grow_map(config, by("interleave", 2, ValueEmbeds::pattern));
     expected.value_embeds = {false, false, false, true, false, false, false, true};
     CHECK(pattern.config == expected);
 }
@@ -48,32 +102,29 @@ TEST_CASE("layers: what a layer owns goes with it when a model grows, but for wi
     config.attn_scale = {0.5, 1, 2};
     config.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
     config.windows = {5, 6, 7};
-    LayerMap map = grow_map(config, {2, 2, 0}, ValueEmbeds::layer);
+    LayerMap map = grow_map(config, by("2,2,0"));
     CHECK(map.config.n_layer == 3);
     CHECK(map.config.attn_scale == std::vector<double>{2, 2, 0.5});
     CHECK(map.config.norm_before == std::vector<Norm>{Norm::layer_norm, Norm::layer_norm, Norm::none});
     CHECK(map.config.value_embeds == Bools{true, true, true});   // layers 0 and 2 of three have one
     CHECK(map.config.windows == Ints{16, 32, 32});
-    CHECK(grow_map(config, {2, 2, 0}, ValueEmbeds::pattern).config.value_embeds == Bools{true, false, true});
-    CHECK(contains(refusal([&] { grow_map(config, {0, 3}, ValueEmbeds::layer); }), "--order names layer 3, but the model has layers 0 to 2"));
-    CHECK(contains(refusal([&] { grow_map(config, {}, ValueEmbeds::layer); }), "depth is 0"));
+    CHECK(grow_map(config, by("2,2,0", {}, ValueEmbeds::pattern)).config.value_embeds == Bools{true, false, true});
+    CHECK(contains(refusal([&] { grow_map(config, by("0,3")); }), "--order names layer 3, but the model has layers 0 to 2"));
 }
-
-static Layers layers_of(const LayerMap& map) { return map.layers; }
 
 TEST_CASE("layers: a stack keeps and loses the layers of the reference") {
     GPTConfig three = recipe_config(SPEEDRUN, 3, 2, 32, 96, 24);
     std::vector<GPTConfig> pair{three, three}, triple{three, three, three};
     std::vector<std::string> names{"a", "b", "c"};
     StackOptions options;
-    CHECK(layers_of(stack_map(pair, names, options)) == Layers{{0, 0}, {0, 1}, {1, 1}, {1, 2}});
-    CHECK(layers_of(stack_map(triple, names, options)) == Layers{{0, 0}, {0, 1}, {1, 1}, {2, 1}, {2, 2}});
+    CHECK(stack_map(pair, names, options).layers == Layers{{0, 0}, {0, 1}, {1, 1}, {1, 2}});
+    CHECK(stack_map(triple, names, options).layers == Layers{{0, 0}, {0, 1}, {1, 1}, {2, 1}, {2, 2}});
     options.use_first_layer = true;
-    CHECK(layers_of(stack_map(pair, names, options)) == Layers{{0, 0}, {0, 1}, {1, 0}, {1, 1}, {1, 2}});
+    CHECK(stack_map(pair, names, options).layers == Layers{{0, 0}, {0, 1}, {1, 0}, {1, 1}, {1, 2}});
     options.use_last_layer = true;
-    CHECK(layers_of(stack_map(pair, names, options)) == Layers{{0, 0}, {0, 1}, {0, 2}, {1, 0}, {1, 1}, {1, 2}});
+    CHECK(stack_map(pair, names, options).layers == Layers{{0, 0}, {0, 1}, {0, 2}, {1, 0}, {1, 1}, {1, 2}});
     options.use_first_layer = false;
-    CHECK(layers_of(stack_map(pair, names, options)) == Layers{{0, 0}, {0, 1}, {0, 2}, {1, 1}, {1, 2}});
+    CHECK(stack_map(pair, names, options).layers == Layers{{0, 0}, {0, 1}, {0, 2}, {1, 1}, {1, 2}});
 }
 
 TEST_CASE("layers: what a layer owns goes with it in a stack, and norms stand at the seams") {
@@ -99,7 +150,7 @@ TEST_CASE("layers: a model of one layer in the middle gives none, and a stack of
     StackOptions options;
     options.norm_inter_model = Norm::rms_norm;
     LayerMap map = stack_map({three, one, three}, {"a", "b", "c"}, options);
-    CHECK(layers_of(map) == Layers{{0, 0}, {0, 1}, {2, 1}, {2, 2}});
+    CHECK(map.layers == Layers{{0, 0}, {0, 1}, {2, 1}, {2, 2}});
     CHECK(map.config.norm_before == std::vector<Norm>{Norm::none, Norm::none, Norm::rms_norm, Norm::none});
     CHECK(contains(refusal([&] { stack_map({one, one}, {"a", "b"}, options); }), "no layer is left"));
     CHECK(contains(refusal([&] { stack_map({one}, {"a"}, options); }), "two models or more"));

@@ -5,6 +5,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include "llmc/tensors.h"
 
 static PlanInput input_of(const GPTConfig& config, bool scaling) {
     PlanInput in;

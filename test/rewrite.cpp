@@ -53,7 +53,7 @@ TEST_CASE("grow: layers, lambdas, embedding, head, tokenizer and data position g
     CHECK(contains(out, "parameters: "));
     Checkpoint in = open_checkpoint(dir / "in.bin"), grown = open_checkpoint(dir / "out.bin");
     verify_tensors(grown);
-    CHECK(grown.config == grow_map(in.config, {2, 0, 0, 1}, ValueEmbeds::layer).config);
+    CHECK(grown.config == grow_map(in.config, {"2,0,0,1", {}, {}, {}}).config);
     check_layer(grown, 0, in, 2);
     check_layer(grown, 1, in, 0);
     check_layer(grown, 2, in, 0);
@@ -90,6 +90,120 @@ TEST_CASE("grow: stack, interleave and value embeddings by pattern") {
     CHECK(pattern.find("h.3.ve"));
     done("./grow " + dir / "s.bin" + " " + dir / "again.bin" + " --factor 2 --order stack");   // growth of what was grown
     CHECK(open_checkpoint(dir / "again.bin").header["lineage"]["parents"][0]["parents"][0]["hash"] == in.content_hash());
+}
+
+TEST_CASE("rewrite: initial values in pieces are those of the whole tensor") {
+    for (const GPTConfig& config : {nano(3), speed(3)})
+        for (const Tensor& tensor : tensor_table(config)) {
+            std::vector<float> whole(static_cast<size_t>(tensor.numel)), pieces = whole;
+            initialize(whole.data(), tensor, config, 5);
+            InitialValues values(tensor, config, 5);
+            int64_t sizes[] = {1, 2, 0, 3, 7, 64, 1}, at = 0;
+            for (size_t i = 0; at < tensor.numel; i++) {
+                int64_t n = std::min(sizes[i % std::size(sizes)], tensor.numel - at);
+                values.next(&pieces[static_cast<size_t>(at)], n);
+                at += n;
+            }
+            CHECK(pieces == whole);
+        }
+}
+
+/// Numbers times x, in float64, rounded once.
+static std::vector<float> times(double x, std::vector<float> values) {
+    for (float& value : values) value = static_cast<float>(double{value} * x);
+    return values;
+}
+
+TEST_CASE("rewrite: every rule, for matrices, value embeddings and lambdas") {
+    TempDir dir;
+    write_small_model(dir / "in.bin", nano(3), 1);
+    Checkpoint in = open_checkpoint(dir / "in.bin");
+    LayerMap map = grow_map(in.config, {"2,0,2,1", {}, {}, {}});
+    map.seed = 5;
+    map.layers[1].rules = {{"fc_proj", {Rule::scaled, 0.3}}, {"ve", {Rule::scaled, -1e-3}}, {"v", {Rule::initial}}, {"q", {Rule::copy}},
+                           {"resid_lambdas", {Rule::scaled, 0.7}}, {"x0_lambdas", {Rule::constant, 0.25}}};
+    map.layers[2] = {-1, -1, {{"proj", {Rule::constant, 0}}, {"fc", {Rule::constant, 0.1}}, {"resid_lambdas", {Rule::constant, 1}}}};
+    std::vector<const Checkpoint*> models{&in};
+    print_map(map, models);
+    json header{{"config", to_json(map.config)}, {"progress", no_progress()}, {"lineage", make_lineage("grow", "", models)}};
+    std::vector<TensorSource> sources = mapped_tensors(map, models, in);
+    write_checkpoint(dir / "out.bin", header, sources);
+    write_checkpoint(dir / "again.bin", header, sources);   // sources can be written again
+    CHECK(read_file(dir / "out.bin") == read_file(dir / "again.bin"));
+    Checkpoint out = open_checkpoint(dir / "out.bin");
+    verify_tensors(out);
+
+    for (const char* tensor : {"q", "k", "fc", "proj"}) CHECK(bytes_of(out, concat("h.1.", tensor)) == bytes_of(in, concat("h.0.", tensor)));
+    CHECK(values_of(out, "h.1.fc_proj") == times(0.3, values_of(in, "h.0.fc_proj")));
+    CHECK(values_of(out, "h.1.ve") == times(-1e-3, values_of(in, "h.0.ve")));
+    CHECK(bytes_of(out, "h.1.ve_gate") == bytes_of(in, "h.0.ve_gate"));
+    for (const Tensor& tensor : tensor_table(map.config)) {
+        std::vector<float> initial(static_cast<size_t>(tensor.numel)), written = values_of(out, tensor.name);
+        initialize(initial.data(), tensor, map.config, 5);
+        const std::string name = tensor.layer < 0 ? "" : tensor.spec->name;
+        if (tensor.layer == 2 && name == "proj") CHECK(written == std::vector<float>(written.size(), 0));
+        else if (tensor.layer == 2 && name == "fc") CHECK(written == std::vector<float>(written.size(), 0.1f));
+        else if (tensor.layer == 2 || tensor.name == "h.1.v") CHECK(written == initial);
+        if (tensor.layer == 0) CHECK(written == values_of(in, "h.2." + name));
+        if (tensor.layer == 3) CHECK(written == values_of(in, "h.1." + name));
+    }
+    auto r = values_of(in, "resid_lambdas"), x0 = values_of(in, "x0_lambdas");
+    CHECK(values_of(out, "resid_lambdas") == std::vector<float>{r[2], times(0.7, {r[0]})[0], 1, r[1]});
+    CHECK(values_of(out, "x0_lambdas") == std::vector<float>{x0[2], 0.25f, 0.1f, x0[1]});
+
+    map.layers[0].rules = {{"fc_prj", {Rule::constant, 0}}};
+    CHECK(contains(refusal([&] { mapped_tensors(map, models, in); }), "a layer has no tensor 'fc_prj'"));
+    map.layers[0].rules = {{"wte", {Rule::constant, 0}}};
+    CHECK(contains(refusal([&] { mapped_tensors(map, models, in); }), "a layer has no tensor 'wte'"));
+}
+
+TEST_CASE("grow: every operator's rules are for tensors that layers have, and help names it") {
+    TempDir dir;
+    write_small_model(dir / "in.bin", nano(2), 1);
+    Checkpoint in = open_checkpoint(dir / "in.bin");
+    const std::string help = done("./grow --help");
+    for (const GrowthOperator& op : growth_operators()) {
+        CHECK(contains(help, concat(op.name, ": ", std::string(op.help).substr(0, 20))));
+        LayerMap map = grow_map(in.config, {"0,1", {}, {}, {}});
+        map.layers[1] = {-1, -1, op.new_layer};
+        CHECK(mapped_tensors(map, {&in}, in).size() == tensor_table(map.config).size() + 1);   // and the tokenizer
+    }
+}
+
+// test/gpt.cpp holds logits together bit for bit; here the programs as they are used.
+TEST_CASE("grow: zero: the file says what it is, loses the same, and new matrices are those that training would begin with") {
+    TempDir dir;
+    const std::string shards = "test/golden/checkpoint_v1/", val = " --val-data " + shards + "val_000000.bin";
+    auto loss_of = [&](const std::string& file) {
+        std::string out = run("./train_gpt --eval --init " + dir / file + val).out;
+        size_t at = out.find("val_loss: ");
+        REQUIRE(at != std::string::npos);
+        return out.substr(at, out.find('\n', at) - at);
+    };
+    for (const GPTConfig& config : {recipe_config(NANOCHAT, 2, 2, 32, 264, 16, "SL"), recipe_config(SPEEDRUN, 2, 2, 16, 264, 16)}) {
+        write_small_model(dir / "in.bin", config, small_weights(config, 1), "");
+        std::string out = done("./grow " + dir / "in.bin " + dir / "out.bin --overwrite --order zero --factor 2 --seed 5");
+        CHECK(contains(out, config.lambdas ? "layer 2 <- new, initial values of seed 5 (proj 0, fc_proj 0, resid_lambdas 1, x0_lambdas 0)   window 16,"
+                                           : "layer 3 <- new, initial values of seed 5 (proj 0, fc_proj 0)   window 16, scale 0.353553,"));
+        Checkpoint in = open_checkpoint(dir / "in.bin"), grown = open_checkpoint(dir / "out.bin");
+        CHECK(grown.config == grow_map(config, {"zero", 2, {}, 5}).config);
+        CHECK(grown.header["lineage"]["detail"] == "--order zero --factor 2 --seed 5");
+        CHECK(grown.header["data"] == in.header["data"]);
+        for (int n = 0; n < 2; n++) check_layer(grown, n, in, n);
+        CHECK(bytes_of(grown, "wte") == bytes_of(in, "wte"));
+        CHECK(loss_of("out.bin") == loss_of("in.bin"));
+
+        // A run of one step at rates of 0 leaves the values that it began with.
+        GPTConfig fresh = grown.config;
+        Result trained = run(concat("./train_gpt --recipe ", fresh.recipe->name, " --depth 4 --width ", fresh.n_embd, " --heads 2 --seq-len 16 --vocab-size 264 ",
+                                    "--seed 5 --data ", shards, "train_000000.bin --steps 1 --batch-tokens 16 --device-batch 1 --no-scaling --embedding-lr 0 ",
+                                    "--unembedding-lr 0 --matrix-lr 0 --scalar-lr 0 --weight-decay 0 --overwrite --out ", dir / "run"));
+        REQUIRE(trained.code == 0);
+        Checkpoint begun = open_checkpoint(dir / "run/step_0000001.bin");
+        for (const char* tensor : {"q", "k", "v", "fc"})
+            for (int n : {2, 3}) CHECK(bytes_of(grown, concat("h.", n, ".", tensor)) == bytes_of(begun, concat("h.", n, ".", tensor)));
+        CHECK(bytes_of(grown, "h.0.q") != bytes_of(begun, "h.0.q"));
+    }
 }
 
 TEST_CASE("stack: every layer and property of three models, tied and untied") {
@@ -324,7 +438,16 @@ TEST_CASE("programs: wrong command lines and files get one line, help gets exit 
     refused(grow + "--order stack --factor 2.5", "--factor");
     refused(grow + "--order stack --factor 99999999999", "--factor");
     refused(grow + "--order stack --factor 10000", "a model has at most 10000");
-    refused(grow + "--order 0,1 --factor 2", "leave --factor out");
+    refused(grow + "--order 0,1 --factor 2", "leave --factor out, or use --order stack, interleave, zero");
+    refused(grow + "--order zero", "--order zero needs --factor");
+    refused(grow + "--order zero --factor 0", "--factor");
+    refused(grow + "--order zero --factor 10000", "a model has at most 10000");
+    refused(grow + "--order zero --factor 2 --value-embeds pattern", "--order zero does not take --value-embeds; leave --value-embeds out");
+    refused(grow + "--order zero --factor 2 --seed -1", "--seed");
+    refused(grow + "--order zero --factor 2 --seed x", "--seed");
+    refused(grow + "--order zero --factor 2 --seed 1.5", "--seed");
+    refused(grow + "--order zero --factor 2 --seed 99999999999999999999", "--seed");
+    refused(grow + "--order stack --factor 2 --seed 1", "--order stack does not take --seed; leave --seed out, or use --order zero");
     refused(grow + "--order 0,2", "--order names layer 2, but the model has layers 0 to 1");
     refused(grow + "--order sideways --factor 2", "--order is 'sideways'");
     refused(grow + "--order ''", "--order");
@@ -366,6 +489,15 @@ TEST_CASE("programs: under 64 MiB of memory, whatever the size") {
     REQUIRE(std::sscanf(out.c_str() + at, "peak memory %lf %7s", &peak, unit) == 2);
     CHECK(std::string(unit) == "MB");
     CHECK(peak < 67.1);
+    std::filesystem::remove(dir / "out.bin");
+    done(limit + "./grow " + dir / "in.bin " + dir / "out.bin --factor 2 --order zero");
+    Checkpoint grown = open_checkpoint(dir / "out.bin");
+    for (const Tensor& tensor : tensor_table(grown.config)) {   // tensors of many pieces, too
+        if (tensor.name != "h.4.fc" && tensor.name != "h.5.proj") continue;
+        std::vector<float> expected(static_cast<size_t>(tensor.numel));
+        if (tensor.name == "h.4.fc") initialize(expected.data(), tensor, grown.config, 42);
+        CHECK(values_of(grown, tensor.name) == expected);
+    }
     std::filesystem::remove(dir / "out.bin");
     done(limit + "./stack " + dir / "in.bin " + dir / "in.bin --out " + dir / "out.bin");
     std::filesystem::remove(dir / "out.bin");
