@@ -84,7 +84,7 @@ OPS := $(basename $(wildcard llmc/*/*.cu))
 SOURCES := $(basename $(wildcard llmc/*.cpp llmc/*/*.cpp))
 OP_SUITES := $(basename $(wildcard $(OPS:llmc/%=test/%.cpp))) test/golden
 # What computes, and so is compiled in each precision. All else is compiled once (llmc/device/types.h holds it to that).
-IN_FLOATX := $(OPS) llmc/gpt llmc/optimizer llmc/generate llmc/memory_plan llmc/settings $(OP_SUITES) test/gpt test/ops/matmul_tile test/emulator/step train_gpt dev/bench dev/bench_ops dev/report
+IN_FLOATX := $(OPS) llmc/gpt llmc/optimizer llmc/generate llmc/memory_plan llmc/settings llmc/training_data $(OP_SUITES) test/gpt test/ops/matmul_tile test/emulator/step train_gpt dev/bench dev/bench_ops dev/report
 object = $(foreach source,$(1),$(if $(filter $(IN_FLOATX),$(source)),$(HOST),$(PLAIN))/$(source).o)
 LIBRARY := $(if $(filter cuda,$(TARGET)),$(call object,$(filter-out $(OPS),$(SOURCES))) $(OPS:%=$(BUILD)/%.cu.o),$(call object,$(SOURCES)))
 # llmc/ops/matmul_tile.h is the CPU's alone.

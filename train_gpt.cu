@@ -10,7 +10,6 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
-#include <set>
 #include "llmc/checkpoint.h"
 #include "llmc/device/device.h"
 #include "llmc/device/profile.h"
@@ -32,6 +31,7 @@
 #include "llmc/text/dataloader.h"
 #include "llmc/text/sampler.h"
 #include "llmc/text/tokenizer.h"
+#include "llmc/training_data.h"
 
 namespace fs = std::filesystem;
 using nlohmann::json;
@@ -73,12 +73,6 @@ struct Planned {
     bool samples;
 };
 
-/// Tokens to train on, and what they mean.
-struct Data {
-    std::unique_ptr<DataLoader> train, val;   ///< val: null without --val-data
-    std::optional<Tokenizer> tokenizer;
-};
-
 struct Evaluation {
     double loss = 0;
     std::optional<double> bpb;   ///< nothing when bytes per token are not known
@@ -87,16 +81,15 @@ struct Evaluation {
 /// Mean loss over the first --eval-tokens of the validation data, and bits per byte of their text.
 class Evaluator {
 public:
-    /// tokenizer: null when it is not known
-    Evaluator(GPT& evaluated, DataLoader& val, const Tokenizer* tokenizer_, int64_t eval_tokens_)
-        : model(evaluated), loader(val), tokenizer(tokenizer_), eval_tokens(eval_tokens_) {}
+    Evaluator(GPT& evaluated, DataLoader& val, const std::optional<Tokenizer>& of_val, int64_t most_tokens)
+        : model(evaluated), loader(val), tokenizer(of_val), eval_tokens(most_tokens) {}
     Evaluation evaluate();
 
 private:
     int64_t batches();
     GPT& model;
     DataLoader& loader;
-    const Tokenizer* tokenizer;
+    const std::optional<Tokenizer>& tokenizer;
     const int64_t eval_tokens;
     int64_t one_pass = 0;   // micro-batches of the validation data, once they are counted
 };
@@ -111,7 +104,8 @@ struct Metric {
 /// A training run: all of it is there once it is made, and run() goes from its first step, or where it was stopped, to its last.
 class Training {
 public:
-    Training(const Settings& settings, const Opened& opened, const Planned& planned, Data& with, const Arguments& arguments);
+    Training(const Settings& settings, const Opened& opened, const Planned& planned, TrainingData& with,
+             const Arguments& arguments);
     int run();
 
 private:
@@ -140,16 +134,16 @@ private:
     const Settings& s;
     const Planned& planned;
     const Plan& plan;
-    Data& data;
+    TrainingData& data;
     const RunFolder folder;
-    const double peak_flops;                // measured before the model takes its memory
+    const double peak_flops;   // measured before the model takes its memory
     Sampler sampler;
     std::unique_ptr<GPT> model;
     Optimizer optimizer;
-    std::optional<KVCache> cache;           // of a run that samples
-    std::optional<Evaluator> evaluator;     // of a run with --val-data
-    json origin;                            // lineage of this run's checkpoints
-    double origin_flops;                    // spent on all that it names
+    std::optional<KVCache> cache;         // of a run that samples
+    std::optional<Evaluator> evaluator;   // of a run with --val-data
+    json origin;                          // lineage of this run's checkpoints
+    double origin_flops;                  // spent on all that it names
     std::optional<Log> log;
     ProgressBar bar;
 
@@ -163,13 +157,10 @@ private:
 
 static Opened open_model(Settings& s);
 static Planned plan_run(Settings& s, const Opened& opened);
-static Data open_data(Settings& s, const Opened& opened, const Planned& planned);
-static std::unique_ptr<DataLoader> open_validation(const Settings& s, const GPTConfig& config);
-static std::optional<Tokenizer> find_tokenizer(const Settings& s, const Opened& opened, const std::vector<const DataLoader*>& loaders);
 static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened, Mode mode, const Planned* planned);
 static MemoryNeed memory_need(const Settings& s, const Opened& opened, const Planned& planned);
 static void print_plan(const GPTConfig& config, const Plan& plan, const MemoryPlan& memory);
-static void print_start(const Settings& s, const Opened& opened, const Planned& planned, const Data& data);
+static void print_start(const Settings& s, const Opened& opened, const Planned& planned, const TrainingData& data);
 static std::string bpb_text(const std::optional<double>& bpb);
 
 static volatile std::sig_atomic_t stop_asked = 0;
@@ -181,9 +172,9 @@ static int evaluate_only(Settings& s, const Opened& opened) {
     require(s.init && !s.val_data.empty(), "--eval needs --init (the checkpoint) and --val-data (the shards)");
     if (!s.device_batch) s.device_batch = 1;
     std::unique_ptr<DataLoader> val = open_validation(s, opened.config);
-    std::optional<Tokenizer> tokenizer = find_tokenizer(s, opened, {val.get()});
+    std::optional<Tokenizer> tokenizer = find_tokenizer(s, opened.parent, opened.config, {val.get()});
     std::unique_ptr<GPT> model = build_model(s, opened, Mode::evaluate, nullptr);
-    Evaluation result = Evaluator(*model, *val, tokenizer ? &*tokenizer : nullptr, s.eval_tokens).evaluate();
+    Evaluation result = Evaluator(*model, *val, tokenizer, s.eval_tokens).evaluate();
     std::printf("val_loss: %.7f\nval_bpb: %s\n", result.loss, bpb_text(result.bpb).c_str());
     return 0;
 }
@@ -191,7 +182,7 @@ static int evaluate_only(Settings& s, const Opened& opened) {
 static int sample_only(Settings& s, const Opened& opened) {
     require(opened.parent.has_value(), "--sample without --data needs --init: the checkpoint to sample from");
     s.device_batch = 1;
-    std::optional<Tokenizer> tokenizer = find_tokenizer(s, opened, {});
+    std::optional<Tokenizer> tokenizer = find_tokenizer(s, opened.parent, opened.config, {});
     require(tokenizer.has_value(), opened.parent->path, ": no tokenizer in it: give --tokenizer");
     std::unique_ptr<GPT> model = build_model(s, opened, Mode::evaluate, nullptr);
     KVCache cache(opened.config);
@@ -214,12 +205,12 @@ static int run(Settings& s, const Arguments& arguments) {
         return 0;
     }
     const int64_t steps = planned.plan.steps;
-    require(!s.resume || planned.done < steps, s.resume.value_or(""), ": the run is done: it is at step ", planned.done, " of ", steps,
-            "; give more --steps to go on");
+    require(!s.resume || planned.done < steps, s.resume.value_or(""), ": the run is done: it is at step ", planned.done, " of ",
+            steps, "; give more --steps to go on");
     require(!s.data.empty(), "--data is missing: the shards to train on (or --plan, --eval, --sample)");
     if (!s.out && s.resume) s.out = fs::canonical(*s.resume).parent_path().string();
 
-    Data data = open_data(s, opened, planned);
+    TrainingData data = open_data(s, opened.parent, opened.config, planned.samples);
     require(s.out.has_value(), "--out is missing: the folder for checkpoints and log");
     std::vector<std::string> sources;
     for (const auto& source : {s.init, s.embeddings_from})
@@ -231,19 +222,21 @@ static int run(Settings& s, const Arguments& arguments) {
 
 // ------------------------------------------------------------------------------------------------------- the loop
 
-Training::Training(const Settings& settings, const Opened& opened, const Planned& plans, Data& with, const Arguments& arguments)
+Training::Training(const Settings& settings, const Opened& opened, const Planned& plans, TrainingData& with,
+                   const Arguments& arguments)
     : s(settings), planned(plans), plan(plans.plan), data(with), folder{*s.out}, peak_flops(device_peak_flops()),
       sampler(s.temperature, s.top_k, s.seed), model(build_model(s, opened, Mode::train, &planned)), optimizer(*model) {
     optimizer.allocate();
     if (planned.samples) cache.emplace(opened.config).allocate();
-    if (data.val) evaluator.emplace(*model, *data.val, data.tokenizer ? &*data.tokenizer : nullptr, s.eval_tokens);
+    if (data.val) evaluator.emplace(*model, *data.val, data.tokenizer, s.eval_tokens);
     if (s.resume) {
         resume(*opened.parent);
         origin = opened.parent->header["lineage"];
     } else {
         std::vector<const Checkpoint*> parents;
         if (opened.parent) parents.push_back(&*opened.parent);
-        origin = make_lineage("train", planned.embedding ? concat("frozen wte of ", planned.embedding->content_hash()) : "", parents);
+        origin =
+            make_lineage("train", planned.embedding ? concat("frozen wte of ", planned.embedding->content_hash()) : "", parents);
     }
     origin_flops = lineage_flops(origin);
     inputs.resize(static_cast<size_t>(model->B) * model->T);
@@ -491,8 +484,9 @@ void Training::saved_if_it_fails(const json& place, Work work) {
 /// A checkpoint with NaN or Inf in it would take the place of a good one.
 void Training::require_finite_weights() {
     for (const Tensor& tensor : model->tensors)
-        require(first_nonfinite(model->master(tensor), tensor.numel, nullptr) < 0, "step ", step, ": its update made NaN or Inf of the weights ",
-                tensor.name, tensor.layer < 0 ? "" : concat(" (layer ", tensor.layer, ")"),
+        require(first_nonfinite(model->master(tensor), tensor.numel, nullptr) < 0, "step ", step,
+                ": its update made NaN or Inf of the weights ", tensor.name,
+                tensor.layer < 0 ? "" : concat(" (layer ", tensor.layer, ")"),
                 "; lower the learning rates; last good checkpoint: ", last_checkpoint());
 }
 
@@ -518,12 +512,6 @@ std::string Training::last_checkpoint() const {
 
 // -------------------------------------------------------------------------------- details: opening files and model
 
-template <class... Pieces>
-static void warn(const Pieces&... pieces) {
-    std::cout.flush();
-    std::cerr << readable(concat("train_gpt: warning: ", pieces...)) << std::endl;
-}
-
 /// A checkpoint of which every tensor is what it was when it was written, those that are not used too.
 static Checkpoint open_whole(const std::string& path) {
     Checkpoint checkpoint = open_checkpoint(path);
@@ -531,26 +519,28 @@ static Checkpoint open_whole(const std::string& path) {
     return checkpoint;
 }
 
-/// What the run that is resumed kept of itself; it warns where this call goes on in another way. Returns whether its embedding is frozen.
+/// What the run that is resumed kept of itself; it warns where this call goes on in another way. True when its embedding is frozen.
 static bool take_training(Settings& s, const Checkpoint& parent) {
     require(parent.can_resume(), parent.path,
             ": holds no state of a training (it was grown, stacked or converted): start from its weights with --init");
     const std::string where = parent.path + ": training";
     const json& training = json_object(parent.header["training"], where);
     for (const std::string& change : resume_flags(s, json_member(training, "flags", where)))
-        warn("--resume goes on with another setting: ", change);
+        warn("train_gpt", "--resume goes on with another setting: ", change);
     const bool frozen_embedding = json_bool(json_member(training, "frozen_embedding", where), where + ": frozen_embedding");
     const std::string& precision = json_string(json_member(training, "precision", where), where + ": precision");
     const std::string& device = json_string(json_member(training, "device", where), where + ": device");
     if (precision != PRECISION_NAME)
-        warn("the run was trained in ", precision, ", this program is built for ", PRECISION_NAME, ": not bit for bit the same");
+        warn("train_gpt", "the run was trained in ", precision, ", this program is built for ", PRECISION_NAME,
+             ": not bit for bit the same");
     if (device != device_name())
-        warn("the run was trained on ", device, ", this is ", device_name(), ": it may not be bit for bit the same");
+        warn("train_gpt", "the run was trained on ", device, ", this is ", device_name(), ": it may not be bit for bit the same");
     return frozen_embedding;
 }
 
 static Opened open_model(Settings& s) {
-    require(!s.init || !s.resume, "--init and --resume both name a checkpoint: --resume goes on exactly, --init takes the weights alone");
+    require(!s.init || !s.resume,
+            "--init and --resume both name a checkpoint: --resume goes on exactly, --init takes the weights alone");
     Opened opened;
     if (s.init || s.resume) opened.parent = open_whole(s.resume ? *s.resume : *s.init);
     if (s.resume) opened.frozen_embedding = take_training(s, *opened.parent);
@@ -562,8 +552,9 @@ static Opened open_model(Settings& s) {
 static Checkpoint open_embedding(const Settings& s, const Opened& opened) {
     Checkpoint embedding = open_whole(*s.embeddings_from);
     const GPTConfig &config = opened.config, &other = embedding.config;
-    require(other.vocab_size == config.vocab_size && other.n_embd == config.n_embd, embedding.path, ": its embedding is ", other.vocab_size, " x ",
-            other.n_embd, ", but the model's is ", config.vocab_size, " x ", config.n_embd, " (vocabulary x width)");
+    require(other.vocab_size == config.vocab_size && other.n_embd == config.n_embd, embedding.path, ": its embedding is ",
+            other.vocab_size, " x ", other.n_embd, ", but the model's is ", config.vocab_size, " x ", config.n_embd,
+            " (vocabulary x width)");
     bool again = opened.frozen_embedding && embedding.at("wte").xxh3 == opened.parent->at("wte").xxh3;
     require(!s.resume || again, *s.embeddings_from, ": --resume goes on with the embedding of the run, which is ",
             opened.frozen_embedding ? "another one" : "not frozen", "; leave --embeddings-from out");
@@ -592,7 +583,8 @@ static void read_to_device(const Checkpoint& checkpoint, const std::string& name
 
 /// With the weights of the file, or those of a beginning. planned: null for a model that is not trained.
 static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened, Mode mode, const Planned* planned) {
-    auto model = std::make_unique<GPT>(opened.config, *s.device_batch, mode, planned ? planned->frozen_embedding : opened.frozen_embedding);
+    auto model =
+        std::make_unique<GPT>(opened.config, *s.device_batch, mode, planned ? planned->frozen_embedding : opened.frozen_embedding);
     model->allocate();
     auto load = [&](const Tensor& tensor, const Checkpoint& from) {
         read_to_device(from, tensor.name, model->master(tensor));
@@ -608,8 +600,9 @@ static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened,
 
 void Training::resume(const Checkpoint& parent) {
     for (const Optimizer::State& state : optimizer.states()) {
-        require(parent.at(state.name).shape == state.shape, parent.path, ": ", state.name, " has another shape than its optimizer's ",
-                json(state.shape), ": it is the state of another training; start from the weights with --init");
+        require(parent.at(state.name).shape == state.shape, parent.path, ": ", state.name,
+                " has another shape than its optimizer's ", json(state.shape),
+                ": it is the state of another training; start from the weights with --init");
         read_to_device(parent, state.name, state.values);
     }
     const json& progress = parent.header["progress"];
@@ -622,95 +615,6 @@ void Training::resume(const Checkpoint& parent) {
     const json& drawn = json_member(training, "sampler", where);
     require(drawn.is_number_unsigned(), where, ": sampler is ", drawn, ", but must be a whole number");
     sampler.restore(drawn);
-}
-
-// ------------------------------------------------------------------------------------------------- details: data
-
-/// The one that was named, else the one beside the shards, else the checkpoint's.
-static std::optional<Tokenizer> find_tokenizer(const Settings& s, const Opened& opened, const std::vector<const DataLoader*>& loaders) {
-    std::optional<Tokenizer> tokenizer;
-    if (s.tokenizer) tokenizer = Tokenizer::load(*s.tokenizer);
-    for (const DataLoader* loader : loaders) {
-        const std::string beside = loader ? tokenizer_beside(loader->first_shard()).string() : "";
-        if (!tokenizer && !beside.empty() && fs::exists(beside)) tokenizer = Tokenizer::load(beside);
-    }
-    const TensorEntry* kept = opened.parent ? opened.parent->find("tokenizer") : nullptr;
-    if (kept) {
-        std::string bytes(kept->bytes, '\0');
-        read_tensor(*opened.parent, *kept, bytes.data());
-        if (!tokenizer)
-            tokenizer = Tokenizer::parse(bytes, opened.parent->path + ": tokenizer");
-        else if (tokenizer->serialize() != bytes)
-            warn("the tokenizer of the data is not the one that ", opened.parent->path, " was trained with");
-    }
-    if (tokenizer)
-        require(tokenizer->vocab_size() <= opened.config.vocab_size, "the tokenizer has ", tokenizer->vocab_size(), " tokens, but --vocab-size is ",
-                opened.config.vocab_size, ": give one that is at least as large, or another --tokenizer");
-    return tokenizer;
-}
-
-static LoaderOptions loader_options(const Settings& s, const GPTConfig& config, const std::vector<std::string>& patterns) {
-    LoaderOptions options;
-    options.B = *s.device_batch;
-    options.T = config.seq_len;
-    options.vocab_size = config.vocab_size;
-    options.patterns = patterns;
-    return options;
-}
-
-static std::unique_ptr<DataLoader> open_validation(const Settings& s, const GPTConfig& config) {
-    return s.val_data.empty() ? nullptr : std::make_unique<DataLoader>(loader_options(s, config, s.val_data));
-}
-
-/// --init on the shards of before goes on in their order, unless flags ask for another. True when it is another than until now.
-static bool takes_data_order(Settings& s, const Opened& opened, const DataLoader& data) {
-    if (!s.init || !opened.parent->header.contains("data")) return false;
-    const json& place = json_object(opened.parent->header["data"], *s.init + ": position in the data");
-    if (!place.contains("fingerprint") || place["fingerprint"] != data.fingerprint()) return false;
-    const json before = s.flags.values(FlagKind::training);
-    s.flags.restore(FlagKind::training, {{"packing", place.value("packing", json())}, {"data-seed", place.value("shuffle_seed", json())}});
-    return s.flags.values(FlagKind::training) != before;
-}
-
-/// Training and evaluating on the same file is allowed.
-static void warn_of_shared_shards(const Data& data) {
-    if (!data.val) return;
-    std::set<fs::path> trained;
-    for (const std::string& path : data.train->paths()) trained.insert(fs::canonical(path));
-    for (const std::string& path : data.val->paths())
-        if (trained.contains(fs::canonical(path)))
-            return warn("--val-data shares ", path, " with --data: its loss will not tell of new text");
-}
-
-static Data open_data(Settings& s, const Opened& opened, const Planned& planned) {
-    Data data;
-    data.val = open_validation(s, opened.config);
-    LoaderOptions options = loader_options(s, opened.config, s.data);
-    auto open = [&] {
-        options.packing = packing_named(s.packing);
-        if (s.data_seed) options.shuffle_seed = static_cast<uint64_t>(*s.data_seed);
-        data.train = std::make_unique<DataLoader>(options);
-    };
-    open();
-    if (takes_data_order(s, opened, *data.train)) open();
-    data.tokenizer = find_tokenizer(s, opened, {data.train.get(), data.val.get()});
-    if (options.packing == Packing::bos_bestfit && data.tokenizer) {
-        options.bos = data.tokenizer->bos();
-        data.train = std::make_unique<DataLoader>(options);
-    }
-    warn_of_shared_shards(data);
-    if (opened.parent && opened.parent->header.contains("data")) {
-        try {
-            data.train->restore(opened.parent->header["data"]);
-        } catch (const std::invalid_argument& error) {
-            if (s.resume) throw;
-            warn("the data starts at its first token: ", error.what());
-        }
-    }
-    require(!planned.samples || data.tokenizer,
-            "samples need a tokenizer: none lies beside the shards or in the checkpoint; give --tokenizer, or --sample-every 0");
-    if (planned.samples) data.tokenizer->encode(s.sample.value_or(""));   // a build without the encoder refuses it now, not in the middle of the run
-    return data;
 }
 
 // ----------------------------------------------------------------------------------- details: what a start tells
@@ -736,7 +640,7 @@ static std::string table_text(const json& value) {
     return readable(value.is_string() ? value.get<std::string>() : value.dump());
 }
 
-static void print_start(const Settings& s, const Opened& opened, const Planned& planned, const Data& data) {
+static void print_start(const Settings& s, const Opened& opened, const Planned& planned, const TrainingData& data) {
     std::cout << "deepen train_gpt " << build_commit() << ", " << PRECISION_NAME << ", " << device_name() << "\n";
     for (FlagKind kind : {FlagKind::model, FlagKind::training, FlagKind::run}) {
         const json values = s.flags.values(kind);
@@ -744,8 +648,8 @@ static void print_start(const Settings& s, const Opened& opened, const Planned& 
             if (const std::string text = table_text(value); !text.empty()) std::printf("  %-18s %s\n", name.c_str(), text.c_str());
     }
     if (opened.parent)
-        std::cout << "from " << opened.parent->path << ", " << opened.parent->header["lineage"]["operation"].get<std::string>() << ", step "
-                  << opened.parent->header["progress"]["step"] << "\n";
+        std::cout << "from " << opened.parent->path << ", " << opened.parent->header["lineage"]["operation"].get<std::string>()
+                  << ", step " << opened.parent->header["progress"]["step"] << "\n";
     std::printf("data: %ld tokens in %d shards%s%s; tokenizer: %s\n", data.train->total_tokens(), data.train->shards(),
                 data.val ? "; validation: " : "", data.val ? concat(data.val->total_tokens(), " tokens").c_str() : "",
                 data.tokenizer ? concat(data.tokenizer->vocab_size(), " tokens").c_str() : "unknown");

@@ -3,8 +3,8 @@
 #include <chrono>
 #include <ostream>
 
-double generate(GPT& model, KVCache& cache, Sampler& sampler, Tokenizer& tokenizer, const std::string& prompt, int count, std::ostream& out,
-                const volatile std::sig_atomic_t& stop) {
+double generate(GPT& model, KVCache& cache, Sampler& sampler, Tokenizer& tokenizer, const std::string& prompt, int count,
+                std::ostream& out, const volatile std::sig_atomic_t& stop) {
     const int seq_len = model.config.seq_len;
     std::vector<int> sequence{tokenizer.bos()};
     for (uint16_t token : tokenizer.encode(prompt)) sequence.push_back(token);

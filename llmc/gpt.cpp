@@ -206,7 +206,8 @@ void GPT::begin_layer(int l, const floatX* from_before, int64_t n) {
         copy_on_device(x, a.seam, n * C * sizeof(floatX), stream);
     }
     if (config.lambdas)
-        mix_norm_forward(a.h1, a.rstd1, a.prev, x, from_before, x0, w32.resid_lambdas + l, w32.x0_lambdas + l, n, C, rms_eps, stream);
+        mix_norm_forward(a.h1, a.rstd1, a.prev, x, from_before, x0, w32.resid_lambdas + l, w32.x0_lambdas + l, n, C, rms_eps,
+                         stream);
     else
         add_norm_forward(a.h1, a.rstd1, x, from_before, n, C, 1, rms_eps, stream);
 }
@@ -222,7 +223,8 @@ void GPT::mlp(int l, int64_t n) {
     matmul_forward(branch, a.activated, w.layers[l].fc_proj, n, 4 * C, C, stream);
 }
 
-/// cache: null, and the tokens are `rows` rows of `length`; or one row that goes on from the tokens that the cache holds, and joins them.
+/// cache: null, and the tokens are `rows` rows of `length`; or one row, which goes on from the tokens whose keys and values the
+/// cache holds, and joins them.
 void GPT::forward(Input input, int rows, int length, KVCache* cache) {
     const int C = config.n_embd, H = config.n_head, HK = config.n_kv_head, D = config.head_size();
     const int64_t n = int64_t{rows} * length;
@@ -238,7 +240,8 @@ void GPT::forward(Input input, int rows, int length, KVCache* cache) {
         if (weights.ve) value_embedding_forward(a.qkv, a.gate, a.h1, inputs, weights.ve, weights.ve_gate, n, C, H, HK, D, stream);
         rotary_forward(a.qkv, a.qk_rstd, rotary, rows, length, H, HK, D, before, config.qk_norm, rms_eps, stream);
         if (cache)
-            attention_cached(a.y, cache->layers[l].k, cache->layers[l].v, a.qkv, length, T, H, HK, D, before, config.windows[l], stream);
+            attention_cached(a.y, cache->layers[l].k, cache->layers[l].v, a.qkv, length, T, H, HK, D, before, config.windows[l],
+                             stream);
         else
             attention_forward(a.y, a.lse, attention, a.qkv, rows, length, H, HK, D, config.windows[l], stream);
         mlp(l, n);

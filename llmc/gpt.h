@@ -65,8 +65,8 @@ struct KVCache {
     int length = 0;              ///< tokens seen
 };
 
-/// What a step's micro-batches added up to; it lies on the device, where the ops write to it, and end_step() copies it. A number more is a
-/// member here and the op that writes it. Means are in nats over the targets that are not -1.
+/// What a step's micro-batches added up to; it lies on the device, where the ops write to it, and end_step() copies it. A number
+/// more is a member here and the op that writes it. Means are in nats over the targets that are not -1.
 struct StepSums {
     double loss = 0;            ///< weighted by the micro-batches' shares
     double last = 0;            ///< of the last micro-batch alone

@@ -9,9 +9,9 @@
 /// A training run as its memory is concerned.
 struct MemoryNeed {
     const GPTConfig& config;
-    int device_batch;          ///< rows of a micro-batch
+    int device_batch;   ///< rows of a micro-batch
     bool frozen_embedding;
-    bool samples;              ///< it keeps a key/value cache
+    bool samples;   ///< it keeps a key/value cache
 };
 
 /// Bytes by lifetime, named, and all of them.

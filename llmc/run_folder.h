@@ -13,8 +13,8 @@ struct RunFolder {
     /// Oldest step first.
     std::vector<std::filesystem::path> checkpoints() const;
 
-    /// Makes the folder if it is not there. A run that it holds stays. Throws std::invalid_argument where this run may not write to it
-    /// (it holds another run, and overwrite is false) or cannot.
+    /// Makes the folder if it is not there. A run that it holds stays. Throws std::invalid_argument where this run may not write to
+    /// it (it holds another run, and overwrite is false) or cannot.
     ///
     /// resumed: the checkpoint that the run goes on from, or ""; in this folder, the run that it holds is this one
     /// sources: further checkpoints that the run starts from; overwrite must not remove them

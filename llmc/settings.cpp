@@ -21,7 +21,7 @@ Settings::Settings() {
 struct ModelSwitch {
     const char* flag;
     void (*set)(GPTConfig& config, const Settings& s);   // where it was given
-    json (*get)(const GPTConfig& config);                // null where no single value does (a stack of models with scales of their own, say)
+    json (*get)(const GPTConfig& config);   // null where no single value does (a stack of models with scales of their own, say)
 };
 
 static void set_switch(bool& on, const std::optional<std::string>& given) {
@@ -44,17 +44,34 @@ static json attn_scale_flag(const GPTConfig& c) {
 }
 
 static const ModelSwitch MODEL_SWITCHES[] = {
-    {"activation", [](GPTConfig& c, const Settings& s) { if (s.activation) c.activation = activation_named(*s.activation); },
+    {"activation",
+     [](GPTConfig& c, const Settings& s) {
+         if (s.activation) c.activation = activation_named(*s.activation);
+     },
      [](const GPTConfig& c) { return json(name_of(c.activation)); }},
-    {"norm-wte", [](GPTConfig& c, const Settings& s) { if (s.norm_wte) c.norm_wte = norm_named(*s.norm_wte); },
+    {"norm-wte",
+     [](GPTConfig& c, const Settings& s) {
+         if (s.norm_wte) c.norm_wte = norm_named(*s.norm_wte);
+     },
      [](const GPTConfig& c) { return json(name_of(c.norm_wte)); }},
-    {"norm-lm-head", [](GPTConfig& c, const Settings& s) { if (s.norm_lm_head) c.norm_lm_head = norm_named(*s.norm_lm_head); },
+    {"norm-lm-head",
+     [](GPTConfig& c, const Settings& s) {
+         if (s.norm_lm_head) c.norm_lm_head = norm_named(*s.norm_lm_head);
+     },
      [](const GPTConfig& c) { return json(name_of(c.norm_lm_head)); }},
-    {"tied", [](GPTConfig& c, const Settings& s) { set_switch(c.tied, s.tied); }, [](const GPTConfig& c) { return yes_or_no(c.tied); }},
-    {"qk-norm", [](GPTConfig& c, const Settings& s) { set_switch(c.qk_norm, s.qk_norm); }, [](const GPTConfig& c) { return yes_or_no(c.qk_norm); }},
-    {"lambdas", [](GPTConfig& c, const Settings& s) { set_switch(c.lambdas, s.lambdas); }, [](const GPTConfig& c) { return yes_or_no(c.lambdas); }},
-    {"softcap", [](GPTConfig& c, const Settings& s) { c.softcap = s.softcap.value_or(c.softcap); }, [](const GPTConfig& c) { return json(c.softcap); }},
-    {"attn-scale", [](GPTConfig& c, const Settings& s) { if (s.attn_scale) c.attn_scale.assign(s.depth, *s.attn_scale); }, attn_scale_flag},
+    {"tied", [](GPTConfig& c, const Settings& s) { set_switch(c.tied, s.tied); },
+     [](const GPTConfig& c) { return yes_or_no(c.tied); }},
+    {"qk-norm", [](GPTConfig& c, const Settings& s) { set_switch(c.qk_norm, s.qk_norm); },
+     [](const GPTConfig& c) { return yes_or_no(c.qk_norm); }},
+    {"lambdas", [](GPTConfig& c, const Settings& s) { set_switch(c.lambdas, s.lambdas); },
+     [](const GPTConfig& c) { return yes_or_no(c.lambdas); }},
+    {"softcap", [](GPTConfig& c, const Settings& s) { c.softcap = s.softcap.value_or(c.softcap); },
+     [](const GPTConfig& c) { return json(c.softcap); }},
+    {"attn-scale",
+     [](GPTConfig& c, const Settings& s) {
+         if (s.attn_scale) c.attn_scale.assign(s.depth, *s.attn_scale);
+     },
+     attn_scale_flag},
     {"value-embeds",
      [](GPTConfig& c, const Settings& s) {
          if (!s.value_embeds) return;
@@ -181,9 +198,9 @@ StepRange profiled_steps(const Settings& s, int64_t done, int64_t steps) {
     StepRange range;
     char rest = 0;
     bool digits = text.find_first_not_of("0123456789:") == std::string::npos && text.size() < 38;
-    require(digits && std::sscanf(text.c_str(), "%ld:%ld%c", &range.first, &range.last, &rest) == 2,
-            "--profile-steps is '", text, "', but must be first:last, as in 3:5");
-    require(range.first > done && range.first <= range.last && range.last <= steps, "--profile-steps is ", text, ", but first and last must lie within ",
-            done + 1, " and ", steps, ", the steps of this call, in order");
+    require(digits && std::sscanf(text.c_str(), "%ld:%ld%c", &range.first, &range.last, &rest) == 2, "--profile-steps is '", text,
+            "', but must be first:last, as in 3:5");
+    require(range.first > done && range.first <= range.last && range.last <= steps, "--profile-steps is ", text,
+            ", but first and last must lie within ", done + 1, " and ", steps, ", the steps of this call, in order");
     return range;
 }

@@ -1,4 +1,5 @@
-// What a run of train_gpt is told: every flag, and what the recipe, the file it starts from and other flags make of those left open.
+// What a run of train_gpt is told: every flag, and what the recipe, the file it starts from and other flags make of those left
+// open.
 //
 // A flag is one line here, its name, value, limits and help together, and one place that uses it. One of the model is one row of
 // MODEL_SWITCHES in settings.cpp besides.
@@ -13,8 +14,8 @@
 #include "llmc/plan.h"
 #include "llmc/schedule.h"
 
-/// Values of the flags. One that holds nothing was not given, and is for the recipe, the file or another flag to decide; Nothing<T>{x}: in
-/// checkpoints and log.jsonl nothing is written as x.
+/// Values of the flags. One that holds nothing was not given, and is for the recipe, the file or another flag to decide;
+/// Nothing<T>{x}: in checkpoints and log.jsonl nothing is written as x.
 struct Settings {
     Settings();
     /// False when help was asked for, and printed.
@@ -26,79 +27,102 @@ struct Settings {
     Flags flags{"train_gpt", "Trains a GPT of one of two recipes, evaluates it, samples from it."};
 
     const FlagGroup model{K::model, "Model (left out: the recipe's own; with --init and --resume the file's)"};
-    std::string& recipe = flags.choice("--recipe", "nanochat", {"nanochat", "speedrun"}, "which of the two studies' models and optimizers (nanochat)", model);
+    std::string& recipe = flags.choice("--recipe", "nanochat", {"nanochat", "speedrun"},
+                                       "which of the two studies' models and optimizers (nanochat)", model);
     int& depth = flags.number("--depth", 12, 1, MAX_LAYERS, "layers (12)", model);
-    std::optional<int>& width =
-        flags.number("--width", Nothing<int>{0}, 8, 1 << 20, "channels (64 x depth; nanochat: rounded up to whole heads of 128)", model);
-    std::optional<int>& heads = flags.number("--heads", Nothing<int>{0}, 1, 1 << 17, "heads (of size 128 in nanochat, 64 in speedrun)", model);
-    std::optional<int>& kv_heads = flags.number("--kv-heads", Nothing<int>{0}, 1, 1 << 17, "key/value heads, a divisor of heads (heads)", model);
-    std::optional<int>& seq_len = flags.number("--seq-len", Nothing<int>{0}, 1, 1 << 24, "tokens of a row (nanochat 2048, speedrun 1024)", model);
+    std::optional<int>& width = flags.number("--width", Nothing<int>{0}, 8, 1 << 20,
+                                             "channels (64 x depth; nanochat: rounded up to whole heads of 128)", model);
+    std::optional<int>& heads =
+        flags.number("--heads", Nothing<int>{0}, 1, 1 << 17, "heads (of size 128 in nanochat, 64 in speedrun)", model);
+    std::optional<int>& kv_heads =
+        flags.number("--kv-heads", Nothing<int>{0}, 1, 1 << 17, "key/value heads, a divisor of heads (heads)", model);
+    std::optional<int>& seq_len =
+        flags.number("--seq-len", Nothing<int>{0}, 1, 1 << 24, "tokens of a row (nanochat 2048, speedrun 1024)", model);
     std::optional<int>& vocab_size =
         flags.number("--vocab-size", Nothing<int>{0}, 8, 65536, "a multiple of 8 (nanochat 32768, speedrun 50304)", model);
-    std::optional<std::string>& window_pattern = flags.text(
-        "--window-pattern", Text{""}, "S (half of seq-len) and L (all), repeated; the last layer sees all (nanochat SSSL, speedrun L)", model);
+    std::optional<std::string>& window_pattern =
+        flags.text("--window-pattern", Text{""},
+                   "S (half of seq-len) and L (all), repeated; the last layer sees all (nanochat SSSL, speedrun L)", model);
     std::optional<std::string>& activation =
         flags.choice("--activation", Text{""}, {"gelu", "relu2"}, "of the MLP (nanochat relu2, speedrun gelu)", model);
-    std::optional<std::string>& tied = flags.choice("--tied", Text{""}, {"yes", "no"}, "the head is the embedding (nanochat no, speedrun yes)", model);
+    std::optional<std::string>& tied =
+        flags.choice("--tied", Text{""}, {"yes", "no"}, "the head is the embedding (nanochat no, speedrun yes)", model);
     std::optional<std::string>& qk_norm =
         flags.choice("--qk-norm", Text{""}, {"yes", "no"}, "RMSNorm of queries and keys (nanochat yes, speedrun no)", model);
-    std::optional<std::string>& value_embeds = flags.choice(
-        "--value-embeds", Text{""}, {"pattern", "none"}, "value embeddings in every second layer, the last included (nanochat pattern, speedrun none)", model);
+    std::optional<std::string>& value_embeds =
+        flags.choice("--value-embeds", Text{""}, {"pattern", "none"},
+                     "value embeddings in every second layer, the last included (nanochat pattern, speedrun none)", model);
     std::optional<std::string>& lambdas =
         flags.choice("--lambdas", Text{""}, {"yes", "no"}, "resid_lambdas and x0_lambdas (nanochat yes, speedrun no)", model);
-    std::optional<std::string>& norm_wte =
-        flags.choice("--norm-wte", Text{""}, {"none", "rms_norm", "layer_norm"}, "after the embedding (nanochat rms_norm, speedrun none)", model);
+    std::optional<std::string>& norm_wte = flags.choice("--norm-wte", Text{""}, {"none", "rms_norm", "layer_norm"},
+                                                        "after the embedding (nanochat rms_norm, speedrun none)", model);
     std::optional<std::string>& norm_lm_head =
         flags.choice("--norm-lm-head", Text{""}, {"none", "rms_norm", "layer_norm"}, "before the head (rms_norm)", model);
-    std::optional<double>& softcap = flags.number("--softcap", Nothing<double>{0}, 0.0, 1e6, "of the logits, 0: none (nanochat 15, speedrun none)", model);
+    std::optional<double>& softcap =
+        flags.number("--softcap", Nothing<double>{0}, 0.0, 1e6, "of the logits, 0: none (nanochat 15, speedrun none)", model);
     std::optional<double>& attn_scale = flags.number("--attn-scale", Nothing<double>{0}, -1e6, 1e6,
-                                                     "of every layer's attention branch (nanochat 1, speedrun 1/sqrt(2 depth))", model);
+                                                     "of every layer's attention branch (nanochat 1, speedrun 1/sqrt(2 depth))",
+                                                     model);
 
     const FlagGroup of_data{K::run, "Data"}, of_data_kept{K::training, of_data.title};
     Texts& data = flags.texts("--data", "shards to train on: paths and patterns, as in corpus/train_*.bin", of_data);
     Texts& val_data = flags.texts("--val-data", "shards to evaluate on, likewise", of_data);
-    std::optional<std::string>& tokenizer = flags.text(
-        "--tokenizer", Text{""}, "tokenizer file, or GPT-2's vocab.bpe (the one beside the shards, else the checkpoint's)", of_data);
-    std::string& packing = flags.choice("--packing", "stream", {"stream", "bos-bestfit"},
-                                        "how rows are cut out of the shards of --data (stream; with --init the file's, on the same shards)", of_data_kept);
-    std::optional<int64_t>& data_seed = flags.at_least("--data-seed", Nothing<int64_t>{-1}, int64_t{0},
-                                                       "shuffles the order of the shards (read sorted; with --init the file's, on the same shards)", of_data_kept);
+    std::optional<std::string>& tokenizer =
+        flags.text("--tokenizer", Text{""},
+                   "tokenizer file, or GPT-2's vocab.bpe (the one beside the shards, else the checkpoint's)", of_data);
+    std::string& packing = flags.choice(
+        "--packing", "stream", {"stream", "bos-bestfit"},
+        "how rows are cut out of the shards of --data (stream; with --init the file's, on the same shards)", of_data_kept);
+    std::optional<int64_t>& data_seed =
+        flags.at_least("--data-seed", Nothing<int64_t>{-1}, int64_t{0},
+                       "shuffles the order of the shards (read sorted; with --init the file's, on the same shards)", of_data_kept);
 
     const FlagGroup horizon{K::training, "Horizon: one of the first three (nanochat: ratio 10.5, speedrun: 6200 steps)"};
     std::optional<int64_t>& steps = flags.at_least("--steps", Nothing<int64_t>{0}, int64_t{1}, "updates", horizon);
-    std::optional<double>& total_flops = flags.number("--total-flops", Nothing<double>{0}, 1.0, 1e30, "train for this many FLOPs", horizon);
+    std::optional<double>& total_flops =
+        flags.number("--total-flops", Nothing<double>{0}, 1.0, 1e30, "train for this many FLOPs", horizon);
     std::optional<double>& param_data_ratio = flags.number("--param-data-ratio", Nothing<double>{0}, 1e-9, 1e9,
-                                                           "tokens per scaling parameter (block matrices, gates and head)", horizon);
+                                                           "tokens per scaling parameter (block matrices, gates and head)",
+                                                           horizon);
     std::optional<int64_t>& batch_tokens = flags.at_least("--batch-tokens", Nothing<int64_t>{0}, int64_t{1},
-                                                          "tokens of a step (nanochat: by its scaling rule, speedrun 524288)", horizon);
-    std::optional<int>& device_batch =
-        flags.at_least("--device-batch", Nothing<int>{0}, 1, "rows of a micro-batch (the largest up to 8 that divides the batch)", horizon);
+                                                          "tokens of a step (nanochat: by its scaling rule, speedrun 524288)",
+                                                          horizon);
+    std::optional<int>& device_batch = flags.at_least(
+        "--device-batch", Nothing<int>{0}, 1, "rows of a micro-batch (the largest up to 8 that divides the batch)", horizon);
 
     const FlagGroup rates{K::training, "Learning rates and schedule"};
     std::optional<double>& embedding_lr = flags.number("--embedding-lr", Nothing<double>{-1}, 0.0, 1e30,
-                                                       "AdamW, embedding and value embeddings (nanochat 0.3, speedrun 0.0036)", rates);
+                                                       "AdamW, embedding and value embeddings (nanochat 0.3, speedrun 0.0036)",
+                                                       rates);
     std::optional<double>& unembedding_lr = flags.number("--unembedding-lr", Nothing<double>{-1}, 0.0, 1e30,
-                                                         "AdamW, head where it is not tied (nanochat 0.004, speedrun 0.0036)", rates);
-    std::optional<double>& matrix_lr =
-        flags.number("--matrix-lr", Nothing<double>{-1}, 0.0, 1e30, "Muon, matrices of the blocks (nanochat 0.02, speedrun 0.00036)", rates);
-    std::optional<double>& scalar_lr = flags.number("--scalar-lr", Nothing<double>{-1}, 0.0, 1e30,
-                                                    "AdamW, lambdas; nanochat's resid_lambdas get 0.01 of it (nanochat 0.5, speedrun 0.0036)", rates);
-    std::optional<double>& weight_decay =
-        flags.number("--weight-decay", Nothing<double>{-1}, 0.0, 1e6, "nanochat: Muon, falling to 0 (0.2); speedrun: AdamW (0)", rates);
+                                                         "AdamW, head where it is not tied (nanochat 0.004, speedrun 0.0036)",
+                                                         rates);
+    std::optional<double>& matrix_lr = flags.number("--matrix-lr", Nothing<double>{-1}, 0.0, 1e30,
+                                                    "Muon, matrices of the blocks (nanochat 0.02, speedrun 0.00036)", rates);
+    std::optional<double>& scalar_lr =
+        flags.number("--scalar-lr", Nothing<double>{-1}, 0.0, 1e30,
+                     "AdamW, lambdas; nanochat's resid_lambdas get 0.01 of it (nanochat 0.5, speedrun 0.0036)", rates);
+    std::optional<double>& weight_decay = flags.number("--weight-decay", Nothing<double>{-1}, 0.0, 1e6,
+                                                       "nanochat: Muon, falling to 0 (0.2); speedrun: AdamW (0)", rates);
     int64_t& warmup_steps = flags.at_least("--warmup-steps", int64_t{0}, int64_t{0}, "steps of linear warmup (0)", rates);
-    std::optional<double>& warmdown_ratio =
-        flags.number("--warmdown-ratio", Nothing<double>{-1}, 0.0, 10.0,
-                     "part of the steps over which the rate falls to 0; above 1 it starts at 1/ratio, 0: never decays (nanochat 0.5, "
-                     "speedrun 9/31)", rates);
-    std::optional<int64_t>& warmdown_steps = flags.at_least("--warmdown-steps", Nothing<int64_t>{-1}, int64_t{0}, "the same in steps", rates);
-    bool& no_scaling =
-        flags.toggle("--no-scaling", "turns nanochat's scaling rules for batch, learning rates and decay off (speedrun has none)", rates);
+    std::optional<double>& warmdown_ratio = flags.number(
+        "--warmdown-ratio", Nothing<double>{-1}, 0.0, 10.0,
+        "part of the steps over which the rate falls to 0; above 1 it starts at 1/ratio, 0: never decays (nanochat 0.5, "
+        "speedrun 9/31)",
+        rates);
+    std::optional<int64_t>& warmdown_steps =
+        flags.at_least("--warmdown-steps", Nothing<int64_t>{-1}, int64_t{0}, "the same in steps", rates);
+    bool& no_scaling = flags.toggle(
+        "--no-scaling", "turns nanochat's scaling rules for batch, learning rates and decay off (speedrun has none)", rates);
 
-    const FlagGroup stacking{K::run, "Looping and shared embeddings (the stacking study)"}, stacking_kept{K::training, stacking.title};
+    const FlagGroup stacking{K::run, "Looping and shared embeddings (the stacking study)"},
+        stacking_kept{K::training, stacking.title};
     int64_t& coconut_every = flags.at_least("--coconut-every", int64_t{0}, int64_t{0},
-                                            "every n-th step, the first too, adds a pass on the latents; 0: never (0)", stacking_kept);
+                                            "every n-th step, the first too, adds a pass on the latents; 0: never (0)",
+                                            stacking_kept);
     std::string& coconut_targets = flags.choice("--coconut-targets", "same", {"same", "next"},
-                                                "whose targets that pass gets, this micro-batch's or the next one's (same)", stacking_kept);
+                                                "whose targets that pass gets, this micro-batch's or the next one's (same)",
+                                                stacking_kept);
     std::optional<std::string>& embeddings_from =
         flags.text("--embeddings-from", Text{""}, "takes wte from this checkpoint and freezes it", stacking);
 
@@ -108,37 +132,39 @@ struct Settings {
     bool& overwrite = flags.toggle("--overwrite", "removes the run that --out already holds", run);
     std::optional<std::string>& resume =
         flags.text("--resume", Text{""}, "goes on exactly where this checkpoint's run stopped, with its settings", run);
-    std::optional<std::string>& init =
-        flags.text("--init", Text{""}, "starts from this checkpoint's weights: data goes on, optimizer and schedules start again", run);
+    std::optional<std::string>& init = flags.text(
+        "--init", Text{""}, "starts from this checkpoint's weights: data goes on, optimizer and schedules start again", run);
     uint64_t& seed = flags.at_least("--seed", uint64_t{42}, uint64_t{0}, "of initial weights and samples (42)", run_kept);
-    int64_t& save_every =
-        flags.at_least("--save-every", int64_t{0}, int64_t{0}, "steps between checkpoints; there is always one at the end (0)", run);
+    int64_t& save_every = flags.at_least("--save-every", int64_t{0}, int64_t{0},
+                                         "steps between checkpoints; there is always one at the end (0)", run);
     int64_t& keep = flags.at_least("--keep", int64_t{0}, int64_t{0}, "keeps only the last n checkpoints; 0: all (0)", run);
     int64_t& eval_every =
         flags.at_least("--eval-every", int64_t{250}, int64_t{0}, "steps between evaluations; also at start and end (250)", run);
     int64_t& eval_tokens =
         flags.at_least("--eval-tokens", int64_t{10485760}, int64_t{1}, "tokens of an evaluation, at most one pass (10485760)", run);
-    std::optional<int64_t>& sample_every = flags.at_least("--sample-every", Nothing<int64_t>{0}, int64_t{0},
-                                                          "steps between samples of text; also at the end (0; with --sample: only at the end)", run);
+    std::optional<int64_t>& sample_every =
+        flags.at_least("--sample-every", Nothing<int64_t>{0}, int64_t{0},
+                       "steps between samples of text; also at the end (0; with --sample: only at the end)", run);
     std::optional<std::string>& sample =
         flags.text("--sample", Text{""}, "beginning of the samples; without --data: print one and exit", run, true);
     int& sample_tokens = flags.number("--sample-tokens", 128, 1, 1 << 24, "length of a sample (128)", run);
     double& temperature = flags.number("--temperature", 0.8, 0.0, 1e6, "of sampling; 0 takes the likeliest token (0.8)", run);
     int& top_k = flags.number("--top-k", 50, 0, 65536, "sample among the k likeliest tokens; 0: among all (50)", run);
-    std::optional<std::string>& profile_steps =
-        flags.text("--profile-steps", Text{""},
-                   "first:last, steps to profile: on the CPU a table of where their time went; on a GPU the profiler that waits for it starts "
-                   "and stops there (make profile)", run);
+    std::optional<std::string>& profile_steps = flags.text(
+        "--profile-steps", Text{""},
+        "first:last, steps to profile: on the CPU a table of where their time went; on a GPU the profiler that waits for it starts "
+        "and stops there (make profile)",
+        run);
     bool& plan = flags.toggle("--plan", "prints sizes, FLOPs, steps and memory, and does nothing else", run);
     bool& eval = flags.toggle("--eval", "prints loss and bits per byte of --init on --val-data, and does nothing else", run);
 };
 
-/// The model of this call: the file's, or else the flags'. Flags that were left open get its values. Throws std::invalid_argument when a
-/// flag contradicts the file, or the flags describe no model.
+/// The model of this call: the file's, or else the flags'. Flags that were left open get its values. Throws std::invalid_argument
+/// when a flag contradicts the file, or the flags describe no model.
 GPTConfig resolve_model(Settings& s, const std::optional<Checkpoint>& from);
 
-/// --resume: flags that were not given become those that the run was started with. Returns a line for each that was given and differs.
-/// `training`: what the checkpoint kept of them.
+/// --resume: flags that were not given become those that the run was started with. Returns a line for each that was given and
+/// differs. `training`: what the checkpoint kept of them.
 std::vector<std::string> resume_flags(Settings& s, const nlohmann::json& training);
 
 /// Fills what the flags left to the recipe, and gives the horizon. Throws std::invalid_argument for what cannot be planned.

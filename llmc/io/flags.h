@@ -1,5 +1,5 @@
-// One table of flags: it holds their values, and drives the parser, the help, the start-up table, the log's header and what a checkpoint
-// keeps. A flag is declared where its value is named:
+// One table of flags: it holds their values, and drives the parser, the help, the start-up table, the log's header and what a
+// checkpoint keeps. A flag is declared where its value is named:
 //     const int& batch = flags.number("--batch", 8, 1, 64, "rows of a batch (8)");
 #pragma once
 #include <algorithm>
@@ -26,8 +26,8 @@ struct FlagGroup {
     std::string title = "Options";
 };
 
-/// In place of a first value: the flag holds nothing until it is given, or set. `written` stands for nothing in JSON; without it the flag
-/// is then left out there, which is how a flag is added that older files do not know.
+/// In place of a first value: the flag holds nothing until it is given, or set. `written` stands for nothing in JSON; without it
+/// the flag is then left out there, which is how a flag is added that older files do not know.
 template <class Value>
 struct Nothing {
     std::optional<Value> written = std::nullopt;
@@ -42,22 +42,24 @@ public:
     Flags(const Flags&) = delete;
     Flags& operator=(const Flags&) = delete;
 
-    // Each of these declares a flag and returns its value, which lives as long as the table. `first`: until it is given; or Nothing, and the
-    // value is a std::optional.
+    // Each of these declares a flag and returns its value, which lives as long as the table. `first`: until it is given; or
+    // Nothing, and the value is a std::optional.
 
     /// A number within [low, high].
     template <class Number>
-    Number& number(const std::string& flag, Number first, std::type_identity_t<Number> low, std::type_identity_t<Number> high, const std::string& help,
-                   const FlagGroup& group = {}) {
+    Number& number(const std::string& flag, Number first, std::type_identity_t<Number> low, std::type_identity_t<Number> high,
+                   const std::string& help, const FlagGroup& group = {}) {
         Number& value = add(flag, first, help, group);
-        check_range(flag, [&value] { return value; }, low, high);
+        check_range(
+            flag, [&value] { return value; }, low, high);
         return value;
     }
     template <class Number>
-    std::optional<Number>& number(const std::string& flag, Nothing<Number> first, std::type_identity_t<Number> low, std::type_identity_t<Number> high,
-                                  const std::string& help, const FlagGroup& group = {}) {
+    std::optional<Number>& number(const std::string& flag, Nothing<Number> first, std::type_identity_t<Number> low,
+                                  std::type_identity_t<Number> high, const std::string& help, const FlagGroup& group = {}) {
         std::optional<Number>& value = add(flag, first, help, group);
-        check_range(flag, [&value] { return *value; }, low, high);
+        check_range(
+            flag, [&value] { return *value; }, low, high);
         return value;
     }
     /// First: a number or Nothing of one.
@@ -71,15 +73,15 @@ public:
         check_not_empty(flag, [&value] { return value.empty(); });
         return value;
     }
-    std::optional<std::string>& text(const std::string& flag, Nothing<std::string> first, const std::string& help, const FlagGroup& group = {},
-                                     bool may_be_empty = false) {
+    std::optional<std::string>& text(const std::string& flag, Nothing<std::string> first, const std::string& help,
+                                     const FlagGroup& group = {}, bool may_be_empty = false) {
         std::optional<std::string>& value = add(flag, first, help, group);
         if (!may_be_empty) check_not_empty(flag, [&value] { return value->empty(); });
         return value;
     }
 
-    /// As many values as follow the flag, until the next one; given again, it adds to them. In JSON one is a text, as text() has it,
-    /// several are an array.
+    /// As many values as follow the flag, until the next one; given again, it adds to them. In JSON one is a text, as text() has
+    /// it, several are an array.
     std::vector<std::string>& texts(const std::string& flag, const std::string& help, const FlagGroup& group = {}) {
         return several(flag, 1 << 24, help, group);
     }
@@ -88,16 +90,18 @@ public:
         return several(flag, CLI::detail::expected_max_vector_size, help, group);   // which CLI11 takes one at a time
     }
 
-    std::string& choice(const std::string& flag, const std::string& first, const std::vector<std::string>& choices, const std::string& help,
-                        const FlagGroup& group = {}) {
+    std::string& choice(const std::string& flag, const std::string& first, const std::vector<std::string>& choices,
+                        const std::string& help, const FlagGroup& group = {}) {
         std::string& value = add(flag, first, help + ": " + CLI::detail::join(choices, "|"), group);
-        check_choice(flag, [&value] { return value; }, choices);
+        check_choice(
+            flag, [&value] { return value; }, choices);
         return value;
     }
-    std::optional<std::string>& choice(const std::string& flag, Nothing<std::string> first, const std::vector<std::string>& choices, const std::string& help,
-                                       const FlagGroup& group = {}) {
+    std::optional<std::string>& choice(const std::string& flag, Nothing<std::string> first, const std::vector<std::string>& choices,
+                                       const std::string& help, const FlagGroup& group = {}) {
         std::optional<std::string>& value = add(flag, first, help + ": " + CLI::detail::join(choices, "|"), group);
-        check_choice(flag, [&value] { return *value; }, choices);
+        check_choice(
+            flag, [&value] { return *value; }, choices);
         return value;
     }
 
@@ -105,7 +109,8 @@ public:
     bool& toggle(const std::string& flag, const std::string& help, const FlagGroup& group = {}) {
         bool& value = hold(false);
         CLI::Option* option = app.add_flag(flag, value, help)->group(group.title);
-        table.push_back({flag, group.kind, option, [&value] { return nlohmann::json(value); }, [&value](const nlohmann::json& j) { value = j; }});
+        table.push_back({flag, group.kind, option, [&value] { return nlohmann::json(value); },
+                         [&value](const nlohmann::json& j) { value = j; }});
         return value;
     }
 
@@ -188,14 +193,18 @@ private:
     template <class Value>
     Value& add(const std::string& flag, const Value& first, const std::string& help, const FlagGroup& group) {
         Value& value = hold(first);
-        CLI::Option* option = add_option<Value>(flag, [&value](Value given) { value = std::move(given); }, help, group);
-        table.push_back({flag, group.kind, option, [&value] { return nlohmann::json(value); }, [&value](const nlohmann::json& j) { value = j.get<Value>(); }});
+        CLI::Option* option = add_option<Value>(
+            flag, [&value](Value given) { value = std::move(given); }, help, group);
+        table.push_back({flag, group.kind, option, [&value] { return nlohmann::json(value); },
+                         [&value](const nlohmann::json& j) { value = j.get<Value>(); }});
         return value;
     }
     template <class Value>
-    std::optional<Value>& add(const std::string& flag, const Nothing<Value>& first, const std::string& help, const FlagGroup& group) {
+    std::optional<Value>& add(const std::string& flag, const Nothing<Value>& first, const std::string& help,
+                              const FlagGroup& group) {
         std::optional<Value>& value = hold(std::optional<Value>());
-        CLI::Option* option = add_option<Value>(flag, [&value](Value given) { value = std::move(given); }, help, group);
+        CLI::Option* option = add_option<Value>(
+            flag, [&value](Value given) { value = std::move(given); }, help, group);
         std::optional<nlohmann::json> nothing;
         if (first.written) nothing = *first.written;
         auto get = [&value, nothing]() -> std::optional<nlohmann::json> {
@@ -203,8 +212,10 @@ private:
             return nlohmann::json(*value);
         };
         auto set = [&value, nothing](const nlohmann::json& j) {
-            if (nothing && j == *nothing) value.reset();
-            else value = j.get<Value>();
+            if (nothing && j == *nothing)
+                value.reset();
+            else
+                value = j.get<Value>();
         };
         table.push_back({flag, group.kind, option, get, set, !nothing});
         return value;
@@ -222,9 +233,17 @@ private:
             return true;
         };
         // Not as CLI11's vectors, which take [a,b] apart: it may be a pattern of file names.
-        CLI::Option* option = app.add_option(flag, take, help)->expected(1, most_at_once)->allow_extra_args(false)->group(group.title)->type_name("TEXT");
-        auto get = [&values] { return values.empty() ? nlohmann::json("") : values.size() == 1 ? nlohmann::json(values[0]) : nlohmann::json(values); };
-        auto set = [&values](const nlohmann::json& j) { values = j.is_string() ? std::vector{j.get<std::string>()} : j.get<std::vector<std::string>>(); };
+        CLI::Option* option = app.add_option(flag, take, help)
+                                  ->expected(1, most_at_once)
+                                  ->allow_extra_args(false)
+                                  ->group(group.title)
+                                  ->type_name("TEXT");
+        auto get = [&values] {
+            return values.empty() ? nlohmann::json("") : values.size() == 1 ? nlohmann::json(values[0]) : nlohmann::json(values);
+        };
+        auto set = [&values](const nlohmann::json& j) {
+            values = j.is_string() ? std::vector{j.get<std::string>()} : j.get<std::vector<std::string>>();
+        };
         table.push_back({flag, group.kind, option, get, set});
         check_not_empty(flag, [&values] { return std::find(values.begin(), values.end(), "") != values.end(); });
         return values;
