@@ -90,7 +90,8 @@ OPS := $(basename $(wildcard llmc/*/*.cu))
 SOURCES := $(basename $(wildcard llmc/*.cpp llmc/*/*.cpp))
 OP_SUITES := $(basename $(wildcard $(OPS:llmc/%=test/%.cpp))) test/golden test/recipe
 # What computes, and so is compiled in each precision. All else is compiled once (llmc/device/types.h holds it to that).
-IN_FLOATX := $(OPS) llmc/gpt llmc/optimizer $(OP_SUITES) test/gpt test/ops/matmul_tile test/emulator/step train_gpt dev/bench dev/bench_ops dev/report
+IN_FLOATX := $(OPS) llmc/gpt llmc/optimizer llmc/generate llmc/memory_plan llmc/settings llmc/training_data \
+             $(OP_SUITES) test/gpt test/ops/matmul_tile test/emulator/step train_gpt dev/bench dev/bench_ops dev/report
 # $(call object,NAMES): the object files of sources, given without their endings.
 object = $(foreach source,$(1),$(if $(filter $(IN_FLOATX),$(source)),$(HOST),$(PLAIN))/$(source).o)
 # What every program is linked with.

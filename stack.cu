@@ -1,35 +1,34 @@
 // Blocks of several checkpoints on each other -> one checkpoint (the cross-model stacking study; README.md).
 #include <algorithm>
 #include <deque>
-#include "llmc/io/command_line.h"
+#include "llmc/io/flags.h"
 #include "llmc/rewrite.h"
 
 struct Arguments {
-    std::vector<std::string> inputs;
-    std::string out, norm_inter_model = "none", norm_wte, norm_lm_head, head;
-    bool use_first_layer = false, use_last_layer = false, dry_run = false, overwrite = false;
-};
+    Flags flags{"stack", "The layers of several models, in the order given, as one model. Without more flags every model but the last loses its last\n"
+                         "layer, and every model but the first its first. The embedding is the first model's. What is a layer's own (windows, scale,\n"
+                         "value embedding, lambdas) goes with it. The same file may be given twice. The files are verified whole before anything\n"
+                         "is written. Exit code 0, or 2 when something given was wrong."};
+    using Text = Nothing<std::string>;
+    const std::vector<std::string> norms{"none", "rms_norm", "layer_norm"};
+    std::vector<std::string>& inputs = flags.arguments("MODELS", "two checkpoints or more");
+    std::string& out = flags.text("--out", "", "the checkpoint to write");
+    bool& use_first_layer = flags.toggle("--use-first-layer", "keep the first layer of every model but the first too");
+    bool& use_last_layer = flags.toggle("--use-last-layer", "keep the last layer of every model but the last too");
+    std::string& norm_inter_model = flags.choice("--norm-inter-model", "none", norms, "norm at each seam (none)");
+    std::optional<std::string>& norm_wte = flags.choice("--norm-wte", Text{}, norms, "norm after the embedding (the first model's)");
+    std::optional<std::string>& norm_lm_head = flags.choice("--norm-lm-head", Text{}, norms, "norm before the head (the first model's)");
+    std::optional<std::string>& head = flags.choice("--head", Text{}, {"first", "last"},
+                                                    "whose head it is (first where heads are equal, else last). The head of a tied model\n"
+                                                    "is its embedding: where the last's is another than the first's, the stack with it is no longer tied");
+    bool& dry_run = flags.toggle("--dry-run", "print the layer map, check all but the tensors' bytes, write nothing");
+    bool& overwrite = flags.toggle("--overwrite", "replace the file to write if it is there");
 
-static bool parse(Arguments& a, int argc, char** argv) {
-    CLI::App app("The layers of several models, in the order given, as one model. Without more flags every model but the last loses its last\n"
-                 "layer, and every model but the first its first. The embedding is the first model's. What is a layer's own (windows, scale,\n"
-                 "value embedding, lambdas) goes with it. The same file may be given twice. The files are verified whole before anything\n"
-                 "is written. Exit code 0, or 2 when something given was wrong.", "stack");
-    auto kind = CLI::IsMember({"none", "rms_norm", "layer_norm"});
-    app.add_option("MODELS", a.inputs, "two checkpoints or more")->required();
-    app.add_option("--out", a.out, "the checkpoint to write")->required();
-    app.add_flag("--use-first-layer", a.use_first_layer, "keep the first layer of every model but the first too");
-    app.add_flag("--use-last-layer", a.use_last_layer, "keep the last layer of every model but the last too");
-    app.add_option("--norm-inter-model", a.norm_inter_model, "norm at each seam: none (default), rms_norm or layer_norm")->check(kind);
-    app.add_option("--norm-wte", a.norm_wte, "norm after the embedding (default: the first model's)")->check(kind);
-    app.add_option("--norm-lm-head", a.norm_lm_head, "norm before the head (default: the first model's)")->check(kind);
-    app.add_option("--head", a.head, "whose head it is (default: first where heads are equal, else last). The head of a tied model\n"
-                   "is its embedding: where the last's is another than the first's, the stack with it is no longer tied")
-        ->check(CLI::IsMember({"first", "last"}));
-    app.add_flag("--dry-run", a.dry_run, "print the layer map, check all but the tensors' bytes, write nothing");
-    app.add_flag("--overwrite", a.overwrite, "replace the file to write if it is there");
-    return parse_command_line(app, argc, argv);
-}
+    bool parse(int argc, char** argv) {
+        flags.require_given("--out");
+        return flags.parse(argc, argv);
+    }
+};
 
 static const TensorEntry& head_of(const Checkpoint& model) { return model.at(model.config.tied ? "wte" : "lm_head"); }
 
@@ -41,7 +40,7 @@ static std::string detail_of(const Arguments& a, const LayerMap& map, const std:
 
 static int stack(int argc, char** argv) {
     Arguments a;
-    if (!parse(a, argc, argv)) return 0;
+    if (!a.parse(argc, argv)) return 0;
     check_output(a.out, a.inputs, a.overwrite);
 
     std::deque<Checkpoint> files;   // each opened, and later verified, once
@@ -53,14 +52,14 @@ static int stack(int argc, char** argv) {
     const Checkpoint &first = *models.front(), &last = *models.back();
 
     StackOptions options{a.use_first_layer, a.use_last_layer, norm_named(a.norm_inter_model),
-                         a.norm_wte.empty() ? first.config.norm_wte : norm_named(a.norm_wte),
-                         a.norm_lm_head.empty() ? first.config.norm_lm_head : norm_named(a.norm_lm_head)};
+                         a.norm_wte ? norm_named(*a.norm_wte) : first.config.norm_wte,
+                         a.norm_lm_head ? norm_named(*a.norm_lm_head) : first.config.norm_lm_head};
     std::vector<GPTConfig> configs;
     for (const Checkpoint* model : models) configs.push_back(model->config);
     LayerMap map = stack_map(configs, a.inputs, options);
 
     bool equal_heads = head_of(first).xxh3 == head_of(last).xxh3;
-    std::string head = !a.head.empty() ? a.head : equal_heads ? "first" : "last";
+    std::string head = a.head ? *a.head : equal_heads ? "first" : "last";
     bool untie = map.config.tied && head == "last" && !equal_heads;
     if (untie) map.config.tied = false;
 

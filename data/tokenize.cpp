@@ -1,5 +1,4 @@
 // Text to shards of tokens: data/tokenize FILE_OR_FOLDER... --out DIR --train-tokenizer 4096
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <csignal>
@@ -13,6 +12,7 @@
 #include <vector>
 #include "llmc/io/error.h"
 #include "llmc/io/file.h"
+#include "llmc/io/flags.h"
 #include "llmc/io/json.h"
 #include "llmc/text/shard.h"
 #include "llmc/text/shuffle.h"
@@ -28,13 +28,35 @@ static constexpr int64_t SAMPLE_BYTES = int64_t{32} << 20;
 static constexpr size_t SAMPLE_DOCUMENTS = 8192;
 
 struct Options {
-    std::vector<std::string> inputs, val_inputs;
-    std::string out, tokenizer, separator;
-    bool no_shuffle = false;
-    int train_tokenizer = 0;
-    int val_every = 20;
-    int64_t shard_tokens = 100'000'000, shuffle_seed = 1;
-    bool overwrite = false;
+    Flags flags{"data/tokenize", "Text files and folders to shards of tokens, each document begun by bos. A document is a file; with --separator a piece\n"
+                                 "of one; of a file whose name ends in .jsonl a line, which is a JSON object with its text under the key \"text\".\n"
+                                 "Writes DIR/train_000000.bin, ..., DIR/val_000000.bin and DIR/tokenizer.txt, all of them or none."};
+    std::vector<std::string>& inputs = flags.arguments("inputs", "files of text and folders of them; in folders, binary files are left out");
+    std::string& out = flags.text("--out", "", "folder for the shards; made if it is not there");
+    std::optional<int>& train_tokenizer = flags.number("--train-tokenizer", Nothing<int>{}, 257, 65536,
+                                                       "train a tokenizer of this many tokens, 257 to 65536, on the training documents (on at most "
+                                                       "32 MiB: of more, on the start of each)");
+    std::optional<std::string>& tokenizer =
+        flags.text("--tokenizer", Nothing<std::string>{}, "or take this tokenizer's file, or GPT-2's vocab.bpe");
+    std::vector<std::string>& val_inputs = flags.repeated("--val", "a file or folder of validation text; may be given again");
+    int& val_every = flags.at_least("--val-every", 20, 0, "without --val, every n-th document is validation; 0: none (20)");
+    std::string& separator =
+        flags.text("--separator", "", "a text that stands between two documents of one file, like '<|endoftext|>'; it is in neither");
+    int64_t& shuffle_seed = flags.at_least("--shuffle-seed", int64_t{1}, int64_t{0},
+                                           "documents are shuffled before they are cut into shards; another seed, another order (1)");
+    bool& no_shuffle = flags.toggle("--no-shuffle", "leave them in the order of the inputs, in a folder in that of the paths");
+    int64_t& shard_tokens = flags.number("--shard-tokens", int64_t{100'000'000}, 1, INT32_MAX, "tokens in a shard, 1 to 2147483647 (100000000)");
+    bool& overwrite = flags.toggle("--overwrite", "replace the shards and the tokenizer that --out holds");
+
+    bool parse(int argc, char** argv) {
+        flags.require_given("--out");
+        flags.exclude("--val-every", "--val");
+        flags.exclude("--no-shuffle", "--shuffle-seed");
+        if (!flags.parse(argc, argv)) return false;
+        require(train_tokenizer.has_value() != tokenizer.has_value(), "give one of --train-tokenizer and --tokenizer");
+        require(val_every != 1, "--val-every is 1, but must be 0, or 2 or more");
+        return true;
+    }
 };
 
 static double seconds() {
@@ -413,7 +435,7 @@ static int tokenize(const Options& options) {
     else
         require(!corpus.val.empty(), "no text in '", options.val_inputs[0], "', which --val names");
 
-    Tokenizer tokenizer = options.tokenizer.empty() ? train_tokenizer(corpus, options.train_tokenizer) : Tokenizer::load(options.tokenizer);
+    Tokenizer tokenizer = options.tokenizer ? Tokenizer::load(*options.tokenizer) : train_tokenizer(corpus, *options.train_tokenizer);
     if (!options.no_shuffle)
         for (std::vector<Document>* documents : {&corpus.train, &corpus.val}) shuffle(*documents, static_cast<uint64_t>(options.shuffle_seed));
 
@@ -432,43 +454,7 @@ static int tokenize(const Options& options) {
 int main(int argc, char** argv) {
     return run_program("tokenize", [&] {
         Options o;
-        CLI::App app("Text files and folders to shards of tokens, each document begun by bos. A document is a file; with --separator a piece\n"
-                     "of one; of a file whose name ends in .jsonl a line, which is a JSON object with its text under the key \"text\".\n"
-                     "Writes DIR/train_000000.bin, ..., DIR/val_000000.bin and DIR/tokenizer.txt, all of them or none.", "tokenize");
-        app.get_formatter()->column_width(28);
-        app.add_option("inputs", o.inputs, "files of text and folders of them; in folders, binary files are left out")->required();
-        app.add_option("--out", o.out, "folder for the shards; made if it is not there")->required();
-        CLI::Option* train = app.add_option("--train-tokenizer", o.train_tokenizer,
-                                            "train a tokenizer of this many tokens, 257 to 65536, on the training documents (on at most "
-                                            "32 MiB: of more, on the start of each)");
-        CLI::Option* given = app.add_option("--tokenizer", o.tokenizer, "or take this tokenizer's file, or GPT-2's vocab.bpe");
-        CLI::Option* val = app.add_option("--val", o.val_inputs, "a file or folder of validation text; may be given again");
-        val->allow_extra_args(false);
-        app.add_option("--val-every", o.val_every, "without --val, every n-th document is validation; 0: none")
-            ->excludes(val)
-            ->capture_default_str();
-        CLI::Option* separator = app.add_option("--separator", o.separator, "a text that stands between two documents of one file, like '<|endoftext|>'; it is in neither");
-        CLI::Option* seed = app.add_option("--shuffle-seed", o.shuffle_seed, "documents are shuffled before they are cut into shards; another seed, another order")
-            ->capture_default_str();
-        app.add_flag("--no-shuffle", o.no_shuffle, "leave them in the order of the inputs, in a folder in that of the paths")->excludes(seed);
-        app.add_option("--shard-tokens", o.shard_tokens, "tokens in a shard, 1 to 2147483647")->capture_default_str();
-        app.add_flag("--overwrite", o.overwrite, "replace the shards and the tokenizer that --out holds");
-        try {
-            app.parse(argc, argv);
-        } catch (const CLI::CallForHelp&) {
-            std::cout << app.help();
-            return 0;
-        } catch (const CLI::ParseError& error) {
-            fail(error.what(), "; see data/tokenize --help");
-        }
-        require((train->count() > 0) != (given->count() > 0), "give one of --train-tokenizer and --tokenizer");
-        require(!o.out.empty(), "--out is empty");
-        require(separator->count() == 0 || !o.separator.empty(), "--separator is empty; give the text between two documents, or leave it out");
-        require(given->count() > 0 || (o.train_tokenizer >= 257 && o.train_tokenizer <= 65536), "--train-tokenizer ", o.train_tokenizer,
-                " is not in 257 to 65536");
-        require(o.val_every == 0 || o.val_every >= 2, "--val-every ", o.val_every, " is neither 0 nor 2 or more");
-        require(o.shard_tokens >= 1 && o.shard_tokens <= INT32_MAX, "--shard-tokens ", o.shard_tokens, " is not in 1 to ", INT32_MAX);
-        require(o.shuffle_seed >= 0 && o.shuffle_seed < INT64_MAX, "--shuffle-seed ", o.shuffle_seed, " is not in 0 to ", INT64_MAX - 1);   // above: cut to it
+        if (!o.parse(argc, argv)) return 0;
         std::signal(SIGINT, [](int) { stop_asked = 1; });
         std::signal(SIGTERM, [](int) { stop_asked = 1; });
         return tokenize(o);

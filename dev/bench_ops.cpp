@@ -9,7 +9,6 @@
 // Bytes are the algorithm's: every input read once and every output written once, whatever the kernel really moves. FLOPs are the
 // products' alone; in attention only pairs of tokens that see each other count (forward 2 products, backward 5), and the rate by the
 // studies' accounting, which counts the whole window for every token, stands beside it.
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -21,6 +20,7 @@
 #include "dev/bench.h"
 #include "llmc/device/device.h"
 #include "llmc/gpt.h"
+#include "llmc/io/flags.h"
 #include "llmc/ops/adamw.h"
 #include "llmc/ops/attention.h"
 #include "llmc/ops/cross_entropy.h"
@@ -455,27 +455,17 @@ struct Step {
 int main(int argc, char** argv) {
     device_begin(argv);
     return run_program("bench_ops", [&] {
-        CLI::App app("Time of every op at a model's shapes, beside the ceilings of the device.", "bench_ops");
-        std::string name;
-        int batch = 0;
-        Report report{};
-        app.add_option("MODEL", name, "speedrun124M or nanochat-d12 (or trial-speedrun, trial-nanochat: in a moment, on any device)")->required();
-        app.add_option("--batch", batch, "sequences of a micro-batch (0: what the model trains with on one GPU)")->capture_default_str();
-        app.add_option("--only", report.only, "ops whose name has this in it");
-        app.add_flag("--mma-sync", report.mma_sync, "on Hopper, attention by the kernels for every GPU alone");
-        app.add_flag("--markdown", report.markdown, "print a table in Markdown");
-        try {
-            app.parse(argc, argv);
-        } catch (const CLI::CallForHelp&) {
-            std::printf("%s", app.help().c_str());
-            return 0;
-        } catch (const CLI::ParseError& error) {
-            fail(error.what(), "; see bench_ops --help");
-        }
-        require(batch >= 0, "--batch is ", batch, ", but must be 0 or more");
+        Flags flags("bench_ops", "Time of every op at a model's shapes, beside the ceilings of the device.");
+        const std::string& name = flags.argument("MODEL", "speedrun124M or nanochat-d12 (or trial-speedrun, trial-nanochat: in a moment, on any device)");
+        const int& asked = flags.at_least("--batch", 0, 0, "sequences of a micro-batch (0: what the model trains with on one GPU)");
+        const std::string& only = flags.text("--only", "", "ops whose name has this in it");
+        const bool& mma_sync = flags.toggle("--mma-sync", "on Hopper, attention by the kernels for every GPU alone");
+        const bool& markdown = flags.toggle("--markdown", "print a table in Markdown");
+        if (!flags.parse(argc, argv)) return 0;
         const BenchModel model = bench_model(name);
+        Report report{.markdown = markdown, .mma_sync = mma_sync, .only = only, .clock = {}, .ceilings = {}};
         if (model.trial) report.clock = {.cache = 0, .large_tensor = 8 << 20, .round_seconds = 1e-4};
-        if (batch == 0) batch = model.batch;
+        const int batch = asked == 0 ? model.batch : asked;
         std::printf("%s%s, %s: %s, %d x %d tokens\n", report.markdown ? "- " : "", device_name().c_str(), PRECISION_NAME, name.c_str(), batch, model.config.seq_len);
         report.ceilings = measure_ceilings(report.clock, report.markdown);
         report.head();

@@ -3,7 +3,7 @@
 #include <map>
 #include <set>
 #include "llmc/checkpoint.h"
-#include "llmc/io/command_line.h"
+#include "llmc/io/flags.h"
 #include "llmc/io/hash.h"
 #include "llmc/io/json.h"
 #include "llmc/safetensors.h"
@@ -139,15 +139,13 @@ static void to_checkpoint(const std::string& in, const std::string& out) {
 }
 
 static int convert(int argc, char** argv) {
-    std::string in, out;
-    bool overwrite = false;
-    CLI::App app("Safetensors to a checkpoint, or a checkpoint to safetensors: what IN holds decides. Of safetensors, F64 (rounded), F32 and BF16\n"
-                 "are read, named as in a checkpoint (wte, h.0.q), with the configuration as JSON in `config` of __metadata__. A checkpoint\n"
-                 "keeps all it holds: the way there and back gives the same bytes. Exit code 0, or 2 when something given was wrong.", "convert");
-    app.add_option("IN", in, "a safetensors file or a checkpoint")->required();
-    app.add_option("OUT", out, "the file to write, of the other kind")->required();
-    app.add_flag("--overwrite", overwrite, "replace OUT if it is there");
-    if (!parse_command_line(app, argc, argv)) return 0;
+    Flags flags("convert", "Safetensors to a checkpoint, or a checkpoint to safetensors: what IN holds decides. Of safetensors, F64 (rounded), F32 and BF16\n"
+                           "are read, named as in a checkpoint (wte, h.0.q), with the configuration as JSON in `config` of __metadata__. A checkpoint\n"
+                           "keeps all it holds: the way there and back gives the same bytes. Exit code 0, or 2 when something given was wrong.");
+    const std::string& in = flags.argument("IN", "a safetensors file or a checkpoint");
+    const std::string& out = flags.argument("OUT", "the file to write, of the other kind");
+    const bool& overwrite = flags.toggle("--overwrite", "replace OUT if it is there");
+    if (!flags.parse(argc, argv)) return 0;
 
     check_output(out, {in}, overwrite);
     bool checkpoint = is_checkpoint(in);

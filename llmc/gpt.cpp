@@ -29,7 +29,6 @@ KVCache::KVCache(const GPTConfig& config) : layers(config.n_layer) {
         arena.add(layer.k, int64_t{config.seq_len} * config.kv_width());
         arena.add(layer.v, int64_t{config.seq_len} * config.kv_width());
     }
-    arena.allocate();
 }
 
 /// What a model whose arena pieces are added needs to be sound.
@@ -43,7 +42,7 @@ static const GPTConfig& checked(const GPTConfig& config, int B) {
 
 GPT::GPT(const GPTConfig& c, int batch, Mode mode_, bool frozen_embedding_)
     : config(checked(c, batch)), B(batch), T(c.seq_len), tensors(tensor_table(c)), mode(mode_), frozen_embedding(frozen_embedding_),
-      N(int64_t{batch} * c.seq_len), chunk(logits_rows(N, c.vocab_size)), layers(c.n_layer) {
+      N(int64_t{batch} * c.seq_len), chunk(logits_rows(N, c.vocab_size)), rms_eps(norm_eps(c, Norm::rms_norm)), layers(c.n_layer) {
     const int64_t C = c.n_embd, V = c.vocab_size, H = c.n_head, HK = c.n_kv_head, D = c.head_size(), QKV = c.qkv_width();
 
     parameters.add(masters, block_size(tensors));
@@ -82,7 +81,7 @@ GPT::GPT(const GPTConfig& c, int batch, Mode mode_, bool frozen_embedding_)
         activations.add(a.h2, N * C);
         activations.add(a.rstd2, N);
         activations.add(a.f, N * 4 * C);
-        activations.add(a.a, N * 4 * C);
+        activations.add(a.activated, N * 4 * C);
     }
 
     scratch.add(branch, N * C);
@@ -98,8 +97,8 @@ GPT::GPT(const GPTConfig& c, int batch, Mode mode_, bool frozen_embedding_)
         scratch.add(dqkv, N * QKV);
         scratch.add(df, N * 4 * C);
         scratch.add(sums, N * std::max<int64_t>(2, HK));
-        scratch.add(squares, 1 + REDUCE_PARTS);
-        scratch.add(mean_losses, 4);
+        scratch.add(squares, REDUCE_PARTS);
+        scratch.add(step_sums, 1);
     }
 }
 
@@ -135,7 +134,7 @@ void GPT::allocate() {
 
     floatX* read = sizeof(floatX) < sizeof(float) ? rounded : reinterpret_cast<floatX*>(masters);
     bind(w, config, tensors, [&](size_t i) { return read + tensors[i].offset; });
-    bind(lambdas, config, tensors, [&](size_t i) { return masters + tensors[i].offset; });
+    bind(w32, config, tensors, [&](size_t i) { return masters + tensors[i].offset; });
     bind(g, config, tensors, [&](size_t i) { return gradient_offset[i] < 0 ? nullptr : gradient_values + gradient_offset[i]; });
 
     uploads.emplace(static_cast<size_t>(N) * sizeof(int), UPLOADS);
@@ -199,7 +198,6 @@ void GPT::embed(Input input, int64_t n) {
 /// What the layer before gave joins the residual stream, and the layer's first norm reads it.
 void GPT::begin_layer(int l, const floatX* from_before, int64_t n) {
     const int C = config.n_embd;
-    const float eps = norm_eps(config, Norm::rms_norm);
     LayerActivations& a = layers[l];
     if (a.seam) {
         if (from_before) residual_add(x, from_before, n * C, stream);
@@ -208,9 +206,10 @@ void GPT::begin_layer(int l, const floatX* from_before, int64_t n) {
         copy_on_device(x, a.seam, n * C * sizeof(floatX), stream);
     }
     if (config.lambdas)
-        mix_norm_forward(a.h1, a.rstd1, a.prev, x, from_before, x0, lambdas.resid_lambdas + l, lambdas.x0_lambdas + l, n, C, eps, stream);
+        mix_norm_forward(a.h1, a.rstd1, a.prev, x, from_before, x0, w32.resid_lambdas + l, w32.x0_lambdas + l, n, C, rms_eps,
+                         stream);
     else
-        add_norm_forward(a.h1, a.rstd1, x, from_before, n, C, 1, eps, stream);
+        add_norm_forward(a.h1, a.rstd1, x, from_before, n, C, 1, rms_eps, stream);
 }
 
 /// From the attention's output a.y to what the layer gives the next one, in `branch`.
@@ -218,33 +217,42 @@ void GPT::mlp(int l, int64_t n) {
     const int C = config.n_embd;
     LayerActivations& a = layers[l];
     matmul_forward(branch, a.y, w.layers[l].proj, n, C, C, stream);
-    add_norm_forward(a.h2, a.rstd2, x, branch, n, C, static_cast<float>(config.attn_scale[l]), norm_eps(config, Norm::rms_norm), stream);
+    add_norm_forward(a.h2, a.rstd2, x, branch, n, C, static_cast<float>(config.attn_scale[l]), rms_eps, stream);
     matmul_forward(a.f, a.h2, w.layers[l].fc, n, C, 4 * C, stream);
-    activation_forward(a.a, a.f, n * 4 * C, config.activation, stream);
-    matmul_forward(branch, a.a, w.layers[l].fc_proj, n, 4 * C, C, stream);
+    activation_forward(a.activated, a.f, n * 4 * C, config.activation, stream);
+    matmul_forward(branch, a.activated, w.layers[l].fc_proj, n, 4 * C, C, stream);
 }
 
-void GPT::forward(Input input) {
+/// cache: null, and the tokens are `rows` rows of `length`; or one row, which goes on from the tokens whose keys and values the
+/// cache holds, and joins them.
+void GPT::forward(Input input, int rows, int length, KVCache* cache) {
     const int C = config.n_embd, H = config.n_head, HK = config.n_kv_head, D = config.head_size();
-    const float eps = norm_eps(config, Norm::rms_norm);
+    const int64_t n = int64_t{rows} * length;
+    const int before = cache ? cache->length : 0;
     Range phase("forward");
-    embed(input, N);
+    embed(input, n);
     for (int l = 0; l < config.n_layer; l++) {
         Range layer("forward of layer", l);
         LayerActivations& a = layers[l];
         auto& weights = w.layers[l];
-        begin_layer(l, l == 0 ? nullptr : branch, N);
-        matmul_forward(a.qkv, a.h1, weights.qkv, N, C, config.qkv_width(), stream);
-        if (weights.ve) value_embedding_forward(a.qkv, a.gate, a.h1, inputs, weights.ve, weights.ve_gate, N, C, H, HK, D, stream);
-        rotary_forward(a.qkv, a.qk_rstd, rotary, B, T, H, HK, D, 0, config.qk_norm, eps, stream);
-        attention_forward(a.y, a.lse, attention, a.qkv, B, T, H, HK, D, config.windows[l], stream);
-        mlp(l, N);
+        begin_layer(l, l == 0 ? nullptr : branch, n);
+        matmul_forward(a.qkv, a.h1, weights.qkv, n, C, config.qkv_width(), stream);
+        if (weights.ve) value_embedding_forward(a.qkv, a.gate, a.h1, inputs, weights.ve, weights.ve_gate, n, C, H, HK, D, stream);
+        rotary_forward(a.qkv, a.qk_rstd, rotary, rows, length, H, HK, D, before, config.qk_norm, rms_eps, stream);
+        if (cache)
+            attention_cached(a.y, cache->layers[l].k, cache->layers[l].v, a.qkv, length, T, H, HK, D, before, config.windows[l],
+                             stream);
+        else
+            attention_forward(a.y, a.lse, attention, a.qkv, rows, length, H, HK, D, config.windows[l], stream);
+        mlp(l, n);
     }
-    residual_add(x, branch, N * C, stream);
-    norm_forward(latents, latents_rstd, x, N, C, config.norm_lm_head, norm_eps(config, config.norm_lm_head), stream);
+    residual_add(x, branch, n * C, stream);
+    norm_forward(latents, latents_rstd, x, n, C, config.norm_lm_head, norm_eps(config, config.norm_lm_head), stream);
 }
 
-/// Losses of all rows, a piece of the logits at a time; when dloss is not 0, also the gradient of the latents in dx, and of
+static constexpr float LOSSES_ONLY = 0;   // for head(): no gradients
+
+/// Losses of all rows, a piece of the logits at a time; unless dloss is LOSSES_ONLY, also the gradient of the latents in dx, and of
 /// the head.
 void GPT::head(float dloss) {
     const int C = config.n_embd, V = config.vocab_size;
@@ -253,7 +261,7 @@ void GPT::head(float dloss) {
         int64_t n = std::min(chunk, N - row);
         matmul_forward(logits, latents + row * C, w.head, n, C, V, stream);
         cross_entropy(losses + row, logits, targets + row, n, V, dloss, static_cast<float>(config.softcap), stream);
-        if (dloss == 0) continue;
+        if (dloss == LOSSES_ONLY) continue;
         matmul_backward_input(dx + row * C, logits, w.head, n, C, V, stream);
         if (g.head) matmul_backward_weight(g.head, logits, latents + row * C, n, C, V, stream);
     }
@@ -273,7 +281,7 @@ void GPT::backward(Input input) {
         auto& weights = w.layers[l];
         auto& grads = g.layers[l];
         // MLP: dx is the gradient of the residual stream after it, and so of what it gave.
-        matmul_backward_weight(grads.fc_proj, dx, a.a, N, 4 * C, C, stream);
+        matmul_backward_weight(grads.fc_proj, dx, a.activated, N, 4 * C, C, stream);
         matmul_backward_input(df, dx, weights.fc_proj, N, 4 * C, C, stream);
         activation_backward(df, df, a.f, N * 4 * C, config.activation, stream);
         matmul_backward_weight(grads.fc, df, a.h2, N, C, 4 * C, stream);
@@ -294,7 +302,7 @@ void GPT::backward(Input input) {
         // The beginning of the layer.
         if (config.lambdas)
             mix_norm_backward(dx, dx0, g.resid_lambdas + l, g.x0_lambdas + l, sums, dh, a.h1, a.rstd1, a.prev, x0,
-                              lambdas.resid_lambdas + l, lambdas.x0_lambdas + l, N, C, stream);
+                              w32.resid_lambdas + l, w32.x0_lambdas + l, N, C, stream);
         else
             add_norm_backward(dx, nullptr, dh, a.h1, a.rstd1, N, C, 1, stream);
         if (a.seam) norm_backward(dx, dx, a.seam, a.seam_rstd, N, C, config.norm_before[l], stream);
@@ -310,7 +318,7 @@ void GPT::backward(Input input) {
 void GPT::begin_step() {
     require_training();
     device_zero(gradient_values, gradients_size * sizeof(float), stream);
-    device_zero(mean_losses, 4 * sizeof(double), stream);
+    device_zero(step_sums, sizeof(StepSums), stream);
 }
 
 void GPT::train_micro_batch(const int* host_inputs, const int* host_targets, double share, bool loop) {
@@ -325,29 +333,27 @@ void GPT::train_micro_batch(const int* host_inputs, const int* host_targets, dou
     kept.recording.run(stream, [&] {
         const Input input = loop ? Input::latents : Input::tokens;
         if (!loop) token_order(order, order_scratch, inputs, N, config.vocab_size, stream);
-        forward(input);
+        forward(input, B, T, nullptr);
         head(static_cast<float>(share / static_cast<double>(valid)));
         backward(input);
-        double* mean = mean_losses + 2 * loop;
-        mean_loss(mean, mean + 1, losses, N, static_cast<double>(valid), share, stream);
+        double *total = loop ? &step_sums->loop_loss : &step_sums->loss, *last = loop ? &step_sums->loop_last : &step_sums->last;
+        mean_loss(total, last, losses, N, static_cast<double>(valid), share, stream);
     });
 }
 
 StepSums GPT::end_step() {
     require_training();
     Range phase("sums");
-    sum_of_squares(squares, squares + 1, gradient_values, gradients_size, stream);
-    double means[4];
-    float sum = 0;
-    copy_to_host(means, mean_losses, sizeof means, stream);
-    copy_to_host(&sum, squares, sizeof sum, stream);
-    return {.loss = means[0], .loop_loss = means[2], .last = means[1], .norm = std::sqrt(double{sum})};
+    sum_of_squares(&step_sums->squares, squares, gradient_values, gradients_size, stream);
+    StepSums copied;
+    copy_to_host(&copied, step_sums, sizeof copied, stream);
+    return copied;
 }
 
 void GPT::evaluate_micro_batch(float* host_out, const int* host_inputs, const int* host_targets) {
     upload(host_inputs, host_targets);
-    forward(Input::tokens);
-    head(0);
+    forward(Input::tokens, B, T, nullptr);
+    head(LOSSES_ONLY);
     copy_to_host(host_out, losses, N * sizeof(float), stream);
 }
 
@@ -357,30 +363,11 @@ void GPT::extend(KVCache& cache, const int* tokens, int count) {
     for (int done = 0; done < count;) {
         int n = static_cast<int>(std::min<int64_t>(count - done, N));
         copy_to_device(inputs, tokens + done, n * sizeof(int), stream);
-        extend_chunk(cache, n);
+        forward(Input::tokens, 1, n, &cache);
+        cache.length += n;
+        last_row = n - 1;
         done += n;
     }
-}
-
-/// forward() for one sequence whose beginning is in the cache.
-void GPT::extend_chunk(KVCache& cache, int n) {
-    const int C = config.n_embd, H = config.n_head, HK = config.n_kv_head, D = config.head_size();
-    const float eps = norm_eps(config, Norm::rms_norm);
-    embed(Input::tokens, n);
-    for (int l = 0; l < config.n_layer; l++) {
-        LayerActivations& a = layers[l];
-        auto& weights = w.layers[l];
-        begin_layer(l, l == 0 ? nullptr : branch, n);
-        matmul_forward(a.qkv, a.h1, weights.qkv, n, C, config.qkv_width(), stream);
-        if (weights.ve) value_embedding_forward(a.qkv, a.gate, a.h1, inputs, weights.ve, weights.ve_gate, n, C, H, HK, D, stream);
-        rotary_forward(a.qkv, a.qk_rstd, rotary, 1, n, H, HK, D, cache.length, config.qk_norm, eps, stream);
-        attention_cached(a.y, cache.layers[l].k, cache.layers[l].v, a.qkv, n, T, H, HK, D, cache.length, config.windows[l], stream);
-        mlp(l, n);
-    }
-    residual_add(x, branch, int64_t{n} * C, stream);
-    norm_forward(latents, latents_rstd, x, n, C, config.norm_lm_head, norm_eps(config, config.norm_lm_head), stream);
-    cache.length += n;
-    last_row = n - 1;
 }
 
 void GPT::row_logits(float* out, int64_t row) {
@@ -401,14 +388,14 @@ void GPT::next_logits(float* out) { row_logits(out, last_row); }
 
 std::string GPT::find_nonfinite(const int* host_inputs, const int* host_targets, bool loop) {
     upload(host_inputs, host_targets);
-    forward(Input::tokens);
+    forward(Input::tokens, B, T, nullptr);
     std::string found = nonfinite_weight_or_activation();
     if (found.empty() && loop) {
-        forward(Input::latents);
+        forward(Input::latents, B, T, nullptr);
         found = nonfinite_weight_or_activation();
     }
     if (!found.empty()) return found;
-    head(0);
+    head(LOSSES_ONLY);
     if (first_nonfinite(losses, N, stream) >= 0) return "the logits, after the last layer";
     for (auto tensor = tensors.rbegin(); tensor != tensors.rend(); ++tensor)
         if (gradient(*tensor) && first_nonfinite(gradient(*tensor), tensor->numel, stream) >= 0)
@@ -439,7 +426,7 @@ std::string GPT::nonfinite_weight_or_activation() const {
             {"y (the attention's output)", a.y, N * C},
             {"h2 (the MLP's input)", a.h2, N * C},
             {"f (the MLP before its activation)", a.f, N * 4 * C},
-            {"a (the MLP after its activation)", a.a, N * 4 * C}};
+            {"a (the MLP after its activation)", a.activated, N * 4 * C}};
         for (auto& [name, values, n] : kept)
             if (values && first_nonfinite(values, n, stream) >= 0) return concat("the activations ", name, " of layer ", l);
     }

@@ -1,5 +1,6 @@
 // The model: its memory, its forward and backward pass. Written only in terms of the ops' contracts.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -43,7 +44,7 @@ struct LayerActivations {
     floatX* h2 = nullptr;        ///< (N, C) input of the MLP
     float* rstd2 = nullptr;      ///< (N)
     floatX* f = nullptr;         ///< (N, 4C) before the activation
-    floatX* a = nullptr;         ///< (N, 4C) after it
+    floatX* activated = nullptr; ///< (N, 4C) after it
 };
 
 /// Rows of logits (N, V) held at once: never a whole batch's, and pieces of one size.
@@ -51,7 +52,9 @@ int64_t logits_rows(int64_t N, int64_t V);
 
 /// Keys and values of one growing sequence, for sampling.
 struct KVCache {
+    /// Lays out the memory, and allocates nothing: arena.bytes() is what it will take.
     explicit KVCache(const GPTConfig& config);
+    void allocate() { arena.allocate(); }
 
     Arena arena{"key/value cache"};
     struct Layer {
@@ -62,12 +65,15 @@ struct KVCache {
     int length = 0;              ///< tokens seen
 };
 
-/// What a step's micro-batches added up to. Means are in nats over the targets that are not -1.
+/// What a step's micro-batches added up to; it lies on the device, where the ops write to it, and end_step() copies it. A number
+/// more is a member here and the op that writes it. Means are in nats over the targets that are not -1.
 struct StepSums {
-    double loss;        ///< weighted by the micro-batches' shares
-    double loop_loss;   ///< the same of the passes on latents
-    double last;        ///< of the last micro-batch alone
-    double norm;        ///< |g| over all tensors that have a gradient
+    double loss = 0;            ///< weighted by the micro-batches' shares
+    double last = 0;            ///< of the last micro-batch alone
+    double loop_loss = 0;       ///< the same of the passes on latents
+    double loop_last = 0;
+    float squares = 0;          ///< sum over all tensors that have a gradient of g^2
+    double norm() const { return std::sqrt(double{squares}); }   ///< |g|
 };
 
 /// Forward only, or forward and backward.
@@ -131,8 +137,7 @@ public:
 private:
     enum class Input { tokens, latents };
     void embed(Input input, int64_t n);
-    void forward(Input input);
-    void extend_chunk(KVCache& cache, int count);
+    void forward(Input input, int rows, int length, KVCache* cache);
     void begin_layer(int l, const floatX* branch, int64_t n);
     void mlp(int l, int64_t n);
     void head(float dloss);
@@ -145,6 +150,7 @@ private:
     const bool frozen_embedding;
     const int64_t N;                         // tokens of a micro-batch
     const int64_t chunk;                     // rows of logits held at once
+    const float rms_eps;                     // of every RMSNorm that the model cannot be without
     const Stream stream = nullptr;
     int64_t gradients_size = 0;
     std::vector<int64_t> gradient_offset;    // by tensor; -1: none
@@ -154,9 +160,9 @@ private:
     float* masters = nullptr;
     floatX* rounded = nullptr;               // the weights in floatX; null in the fp32 build
     float* gradient_values = nullptr;
-    Weights<floatX> w;
-    Weights<float> lambdas;                  // read in fp32
-    Weights<float> g;
+    Weights<floatX> w;                       // what the passes read
+    Weights<float> w32;                      // the masters of all of them; the passes read the lambdas there
+    Weights<float> g;                        // gradients
 
     // Activations.
     int* inputs = nullptr;                   // (N)
@@ -183,8 +189,8 @@ private:
     floatX* dqkv = nullptr;                  // (N, QKV)
     floatX* df = nullptr;                    // (N, 4C)
     float* sums = nullptr;                   // (2, N), (N, HK)
-    float* squares = nullptr;                // (1 + REDUCE_PARTS) of the gradients
-    double* mean_losses = nullptr;           // (2, 2): total and last, of ordinary passes and of those on latents
+    float* squares = nullptr;                // (REDUCE_PARTS) of the gradients
+    StepSums* step_sums = nullptr;           // (1)
 
     // A micro-batch as it was recorded; it is recorded anew when a number changes that it holds.
     struct MicroBatch {

@@ -99,6 +99,12 @@ const std::vector<const Recipe*>& recipes() {
     return all;
 }
 
+std::vector<std::string> recipe_names() {
+    std::vector<std::string> names;
+    for (const Recipe* recipe : recipes()) names.push_back(recipe->name);
+    return names;
+}
+
 const Recipe& recipe_named(const std::string& name) {
     std::string names;
     for (const Recipe* recipe : recipes()) {

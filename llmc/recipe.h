@@ -6,6 +6,7 @@
 #include <string>
 #include <variant>
 #include <vector>
+#include "llmc/io/error.h"
 #include "llmc/ops/activation.h"
 #include "llmc/ops/muon.h"
 #include "llmc/ops/norm.h"
@@ -139,9 +140,23 @@ extern const Recipe NANOCHAT, SPEEDRUN;
 
 /// All that flags and files can name; the first is what --recipe means where it is left out.
 const std::vector<const Recipe*>& recipes();
+std::vector<std::string> recipe_names();
 /// Throws std::invalid_argument with the names that exist.
 const Recipe& recipe_named(const std::string& name);
 
 const GroupRule& rule_of(const Recipe& recipe, Group group);
 /// The law of a tensor of the table, by its name there. Throws std::logic_error for a name that no row has.
 const InitialLaw& initial_law(const Recipe& recipe, const std::string& tensor);
+
+/// What each recipe has, for people: "nanochat 2048, speedrun 1024", or one text where all have the same.
+template <class Value>
+std::string by_recipe(Value value) {
+    std::string each, first = concat(value(*recipes().front()));
+    bool same = true;
+    for (const Recipe* recipe : recipes()) {
+        const std::string own = concat(value(*recipe));
+        each += concat(each.empty() ? "" : ", ", recipe->name, " ", own);
+        same = same && own == first;
+    }
+    return same ? first : each;
+}

@@ -172,7 +172,7 @@ void check_gradient(SmallModel& small, const Tensor& tensor, const Doubles* late
     // fp32: some hundred roundings of 6e-8. bf16: some ten of 2^-9 that add up, not all of them independent.
     const double relative = FP32 ? 1e-5 : 3e-2;
     // What cancels in a tensor (the gradient of q and k where a token sees only itself) leaves roundings of the larger parts.
-    const double floor = small.sums.norm * (FP32 ? 2e-7 : 3e-3);
+    const double floor = small.sums.norm() * (FP32 ? 2e-7 : 3e-3);
     const double norm = norm_of(gradient);
     Doubles direction(gradient.begin(), gradient.end());
     for (double& d : direction) d /= std::max(norm, 1e-30);
@@ -463,6 +463,7 @@ TEST_CASE("gpt: with the cache, every position has the logits of the full forwar
         auto expected = [&](int position) { return std::vector<float>(&full[position * VOCAB], &full[position * VOCAB] + VOCAB); };
 
         KVCache cache(named.config);
+        cache.allocate();
         for (int chunk = 1; chunk <= SEQ; chunk++) {
             cache.length = 0;   // what a sequence before left in the cache does not matter
             for (int at = 0; at < SEQ; at += chunk) {
@@ -488,6 +489,7 @@ TEST_CASE("gpt: with the cache, every position has the logits of the full forwar
 TEST_CASE("gpt: a reset cache gives the same bytes again, whatever was in it" * needs_products()) {
     SmallModel small(sampled_models()[2].config, 1, Mode::evaluate);
     KVCache cache(small.model.config);
+    cache.allocate();
     auto sequence = [&](int shift) {
         std::vector<float> all, logits(VOCAB);
         cache.length = 0;
@@ -521,7 +523,7 @@ TEST_CASE("gpt: micro-batches run again give the same bytes" * needs_products())
                 }
                 std::rotate(s.idx.begin(), s.idx.end() - 3, s.idx.end());
                 const StepSums sums = s.model.end_step();
-                return std::vector<double>{sums.loss, sums.loop_loss, sums.last, sums.norm};
+                return std::vector<double>{sums.loss, sums.loop_loss, sums.last, sums.norm()};
             };
             std::vector<double> losses = run(small);
             std::vector<std::vector<float>> gradients = small.gradients();
@@ -600,7 +602,7 @@ TEST_CASE("gpt: a micro-batch without targets has no loss and no gradient") {
     SmallModel small(small_nanochat());
     std::fill(small.targets.begin(), small.targets.end(), -1);
     CHECK(small.train() == 0);
-    CHECK(small.sums.norm == 0);
+    CHECK(small.sums.norm() == 0);
 }
 
 TEST_CASE("gpt: a model that only evaluates has no gradients, and loses the same" * needs_products()) {

@@ -1,4 +1,6 @@
-// One table of flags: it drives the parser, the help, the start-up table, the log's header and what a checkpoint keeps.
+// One table of flags: it holds their values, and drives the parser, the help, the start-up table, the log's header and what a
+// checkpoint keeps. A flag is declared where its value is named:
+//     const int& batch = flags.number("--batch", 8, 1, 64, "rows of a batch (8)");
 #pragma once
 #include <algorithm>
 #include <charconv>
@@ -6,8 +8,11 @@
 #include <functional>
 #include <iostream>
 #include <limits>
+#include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 #include "llmc/io/error.h"
 
@@ -15,63 +20,117 @@
 /// run: of this call alone.
 enum class FlagKind { model, training, run };
 
+/// Where a flag stands, and under which heading of the help.
+struct FlagGroup {
+    FlagKind kind = FlagKind::run;
+    std::string title = "Options";
+};
+
+/// In place of a first value: the flag holds nothing until it is given, or set. `written` stands for nothing in JSON; without it
+/// the flag is then left out there, which is how a flag is added that older files do not know.
+template <class Value>
+struct Nothing {
+    std::optional<Value> written = std::nullopt;
+};
+
 class Flags {
 public:
     Flags(const std::string& program, const std::string& description) : name(program), app(description, program) {
         app.option_defaults()->always_capture_default(false);
         app.get_formatter()->column_width(34);
     }
+    Flags(const Flags&) = delete;
+    Flags& operator=(const Flags&) = delete;
+
+    // Each of these declares a flag and returns its value, which lives as long as the table. `first`: until it is given; or
+    // Nothing, and the value is a std::optional.
 
     /// A number within [low, high].
     template <class Number>
-    void number(const std::string& flag, Number& value, Number low, Number high, FlagKind kind, const std::string& group, const std::string& help) {
-        add(flag, value, kind, group, help);
-        checks.push_back([this, flag, &value, low, high] {
-            const std::string limit = high == std::numeric_limits<Number>::max() ? " or more" : concat(" to ", high);
-            require(!given(flag) || (value >= low && value <= high), flag, " is ", value, ", but must be ", low, limit);
-        });
+    Number& number(const std::string& flag, Number first, std::type_identity_t<Number> low, std::type_identity_t<Number> high,
+                   const std::string& help, const FlagGroup& group = {}) {
+        Number& value = add(flag, first, help, group);
+        check_range(
+            flag, [&value] { return value; }, low, high);
+        return value;
     }
     template <class Number>
-    void at_least(const std::string& flag, Number& value, Number low, FlagKind kind, const std::string& group, const std::string& help) {
-        number(flag, value, low, std::numeric_limits<Number>::max(), kind, group, help);
+    std::optional<Number>& number(const std::string& flag, Nothing<Number> first, std::type_identity_t<Number> low,
+                                  std::type_identity_t<Number> high, const std::string& help, const FlagGroup& group = {}) {
+        std::optional<Number>& value = add(flag, first, help, group);
+        check_range(
+            flag, [&value] { return *value; }, low, high);
+        return value;
     }
-    void text(const std::string& flag, std::string& value, FlagKind kind, const std::string& group, const std::string& help,
-              bool may_be_empty = false) {
-        add(flag, value, kind, group, help);
-        checks.push_back([this, flag, &value, may_be_empty] {
-            require(!given(flag) || !value.empty() || may_be_empty, flag, " is empty; give a value, or leave it out");
-        });
+    /// First: a number or Nothing of one.
+    template <class First, class Number>
+    auto& at_least(const std::string& flag, First first, Number low, const std::string& help, const FlagGroup& group = {}) {
+        return number(flag, first, low, std::numeric_limits<Number>::max(), help, group);
     }
-    /// As many values as follow the flag, until the next one; given again, it adds to them. In JSON one is a text, as text() has it,
-    /// several are an array.
-    void texts(const std::string& flag, std::vector<std::string>& values, FlagKind kind, const std::string& group, const std::string& help) {
-        const CLI::callback_t take = [&values](const CLI::results_t& given) {
-            values = given;
-            return true;
-        };
-        // Not as CLI11's vectors, which take [a,b] apart: it may be a pattern of file names.
-        CLI::Option* option = app.add_option(flag, take, help)->expected(1, 1 << 24)->allow_extra_args(false)->group(group)->type_name("TEXT");
-        auto get = [&values] { return values.empty() ? nlohmann::json("") : values.size() == 1 ? nlohmann::json(values[0]) : nlohmann::json(values); };
-        auto set = [&values](const nlohmann::json& j) { values = j.is_string() ? std::vector{j.get<std::string>()} : j.get<std::vector<std::string>>(); };
-        table.push_back({flag, kind, option, get, set});
-        checks.push_back([flag, &values] {
-            bool empty = std::any_of(values.begin(), values.end(), [](const std::string& value) { return value.empty(); });
-            require(!empty, flag, " is empty; give a value, or leave it out");
-        });
+
+    std::string& text(const std::string& flag, const std::string& first, const std::string& help, const FlagGroup& group = {}) {
+        std::string& value = add(flag, first, help, group);
+        check_not_empty(flag, [&value] { return value.empty(); });
+        return value;
     }
-    void choice(const std::string& flag, std::string& value, const std::vector<std::string>& choices, FlagKind kind, const std::string& group,
-                const std::string& help) {
-        add(flag, value, kind, group, help + ": " + CLI::detail::join(choices, "|"));
-        checks.push_back([this, flag, &value, choices] {
-            bool known = std::find(choices.begin(), choices.end(), value) != choices.end();
-            require(!given(flag) || known, flag, " is '", value, "', but must be one of: ", CLI::detail::join(choices, ", "));
-        });
+    std::optional<std::string>& text(const std::string& flag, Nothing<std::string> first, const std::string& help,
+                                     const FlagGroup& group = {}, bool may_be_empty = false) {
+        std::optional<std::string>& value = add(flag, first, help, group);
+        if (!may_be_empty) check_not_empty(flag, [&value] { return value->empty(); });
+        return value;
     }
+
+    /// As many values as follow the flag, until the next one; given again, it adds to them. In JSON one is a text, as text() has
+    /// it, several are an array.
+    std::vector<std::string>& texts(const std::string& flag, const std::string& help, const FlagGroup& group = {}) {
+        return several(flag, 1 << 24, help, group);
+    }
+    /// One value each time that the flag is given.
+    std::vector<std::string>& repeated(const std::string& flag, const std::string& help, const FlagGroup& group = {}) {
+        return several(flag, CLI::detail::expected_max_vector_size, help, group);   // which CLI11 takes one at a time
+    }
+
+    std::string& choice(const std::string& flag, const std::string& first, const std::vector<std::string>& choices,
+                        const std::string& help, const FlagGroup& group = {}) {
+        std::string& value = add(flag, first, help + ": " + CLI::detail::join(choices, "|"), group);
+        check_choice(
+            flag, [&value] { return value; }, choices);
+        return value;
+    }
+    std::optional<std::string>& choice(const std::string& flag, Nothing<std::string> first, const std::vector<std::string>& choices,
+                                       const std::string& help, const FlagGroup& group = {}) {
+        std::optional<std::string>& value = add(flag, first, help + ": " + CLI::detail::join(choices, "|"), group);
+        check_choice(
+            flag, [&value] { return *value; }, choices);
+        return value;
+    }
+
     /// Present or not.
-    void toggle(const std::string& flag, bool& value, FlagKind kind, const std::string& group, const std::string& help) {
-        CLI::Option* option = app.add_flag(flag, value, help)->group(group);
-        table.push_back({flag, kind, option, [&value] { return nlohmann::json(value); }, [&value](const nlohmann::json& j) { value = j; }});
+    bool& toggle(const std::string& flag, const std::string& help, const FlagGroup& group = {}) {
+        bool& value = hold(false);
+        CLI::Option* option = app.add_flag(flag, value, help)->group(group.title);
+        table.push_back({flag, group.kind, option, [&value] { return nlohmann::json(value); },
+                         [&value](const nlohmann::json& j) { value = j; }});
+        return value;
     }
+
+    /// What is given by its place, not by a flag; it must be.
+    std::string& argument(const std::string& what, const std::string& help) {
+        std::string& value = hold(std::string());
+        app.add_option(what, value, help)->required();
+        return value;
+    }
+    /// One or more of them.
+    std::vector<std::string>& arguments(const std::string& what, const std::string& help) {
+        std::vector<std::string>& values = hold(std::vector<std::string>());
+        app.add_option(what, values, help)->required();
+        return values;
+    }
+
+    /// Rules between flags that are declared: this one must be given; these two must not both be.
+    void require_given(const std::string& flag) { find(flag).option->required(); }
+    void exclude(const std::string& flag, const std::string& other) { find(flag).option->excludes(find(other).option); }
+    void footer(const std::string& text) { app.footer(text); }
 
     /// False when help was asked for, and printed. Throws std::invalid_argument for anything that cannot be.
     bool parse(int argc, char** argv) {
@@ -87,16 +146,11 @@ public:
         return true;
     }
 
-    bool given(const std::string& flag) const { return find(flag).option->count() > 0; }
-    bool any_given(const std::vector<std::string>& flags) const {
-        return std::any_of(flags.begin(), flags.end(), [this](const std::string& flag) { return given(flag); });
-    }
-
     /// Values of all flags of a kind, by name without the dashes.
     nlohmann::json values(FlagKind kind) const {
         nlohmann::json json = nlohmann::json::object();
         for (const Entry& entry : table)
-            if (entry.kind == kind) json[entry.flag.substr(2)] = entry.get();
+            if (std::optional<nlohmann::json> value = entry.get(); entry.kind == kind && value) json[entry.flag.substr(2)] = *value;
         return json;
     }
     /// Sets the flags of a kind that were not given, and are not in `except`, to what values() once gave; null leaves them.
@@ -104,35 +158,122 @@ public:
     std::vector<std::string> restore(FlagKind kind, const nlohmann::json& json, const std::vector<std::string>& except = {}) {
         std::vector<std::string> differing;
         for (Entry& entry : table) {
-            std::string key = entry.flag.substr(2);
-            if (entry.kind != kind || !json.contains(key)) continue;
+            const std::string key = entry.flag.substr(2);
+            if (entry.kind != kind || !(json.contains(key) || entry.may_be_left_out)) continue;
             if (entry.option->count() == 0) {
                 bool wanted = std::find(except.begin(), except.end(), entry.flag) == except.end();
-                if (wanted && !json[key].is_null()) set(entry, json[key]);
-            } else if (entry.get() != json[key]) {
-                differing.push_back(concat(entry.flag, " ", json[key].dump(), " -> ", entry.get().dump()));
+                if (wanted && json.contains(key) && !json[key].is_null()) set(entry, json[key]);
+            } else if (!json.contains(key)) {
+                differing.push_back(concat(entry.flag, " not given -> ", entry.get()->dump()));
+            } else if (*entry.get() != json[key]) {
+                differing.push_back(concat(entry.flag, " ", json[key].dump(), " -> ", entry.get()->dump()));
             }
         }
         return differing;
     }
-    void footer(const std::string& text) { app.footer(text); }
 
 private:
     struct Entry {
         std::string flag;
         FlagKind kind;
         CLI::Option* option;
-        std::function<nlohmann::json()> get;
+        std::function<std::optional<nlohmann::json>()> get;   // nothing: left out of the JSON
         std::function<void(const nlohmann::json&)> set;
+        bool may_be_left_out = false;
     };
 
+    /// A value that stays where it is.
     template <class Value>
-    void add(const std::string& flag, Value& value, FlagKind kind, const std::string& group, const std::string& help) {
-        auto parse = [flag, &value](const std::string& text) { value = parsed<Value>(flag, text); };
-        CLI::Option* option = app.add_option_function<std::string>(flag, parse, help)->group(group);
-        option->type_name(std::is_integral_v<Value> ? "INT" : std::is_floating_point_v<Value> ? "FLOAT" : "TEXT");
-        table.push_back({flag, kind, option, [&value] { return nlohmann::json(value); }, [&value](const nlohmann::json& j) { value = j.get<Value>(); }});
+    Value& hold(Value first) {
+        auto held = std::make_shared<Value>(std::move(first));
+        values_held.push_back(held);
+        return *held;
     }
+
+    template <class Value>
+    Value& add(const std::string& flag, const Value& first, const std::string& help, const FlagGroup& group) {
+        Value& value = hold(first);
+        CLI::Option* option = add_option<Value>(
+            flag, [&value](Value given) { value = std::move(given); }, help, group);
+        table.push_back({flag, group.kind, option, [&value] { return nlohmann::json(value); },
+                         [&value](const nlohmann::json& j) { value = j.get<Value>(); }});
+        return value;
+    }
+    template <class Value>
+    std::optional<Value>& add(const std::string& flag, const Nothing<Value>& first, const std::string& help,
+                              const FlagGroup& group) {
+        std::optional<Value>& value = hold(std::optional<Value>());
+        CLI::Option* option = add_option<Value>(
+            flag, [&value](Value given) { value = std::move(given); }, help, group);
+        std::optional<nlohmann::json> nothing;
+        if (first.written) nothing = *first.written;
+        auto get = [&value, nothing]() -> std::optional<nlohmann::json> {
+            if (!value) return nothing;
+            return nlohmann::json(*value);
+        };
+        auto set = [&value, nothing](const nlohmann::json& j) {
+            if (nothing && j == *nothing)
+                value.reset();
+            else
+                value = j.get<Value>();
+        };
+        table.push_back({flag, group.kind, option, get, set, !nothing});
+        return value;
+    }
+    template <class Value, class Take>
+    CLI::Option* add_option(const std::string& flag, Take take, const std::string& help, const FlagGroup& group) {
+        auto parse = [flag, take](const std::string& text) { take(parsed<Value>(flag, text)); };
+        CLI::Option* option = app.add_option_function<std::string>(flag, parse, help)->group(group.title);
+        return option->type_name(std::is_integral_v<Value> ? "INT" : std::is_floating_point_v<Value> ? "FLOAT" : "TEXT");
+    }
+    std::vector<std::string>& several(const std::string& flag, int most_at_once, const std::string& help, const FlagGroup& group) {
+        std::vector<std::string>& values = hold(std::vector<std::string>());
+        const CLI::callback_t take = [&values](const CLI::results_t& given) {
+            values = given;
+            return true;
+        };
+        // Not as CLI11's vectors, which take [a,b] apart: it may be a pattern of file names.
+        CLI::Option* option = app.add_option(flag, take, help)
+                                  ->expected(1, most_at_once)
+                                  ->allow_extra_args(false)
+                                  ->group(group.title)
+                                  ->type_name("TEXT");
+        auto get = [&values] {
+            return values.empty() ? nlohmann::json("") : values.size() == 1 ? nlohmann::json(values[0]) : nlohmann::json(values);
+        };
+        auto set = [&values](const nlohmann::json& j) {
+            values = j.is_string() ? std::vector{j.get<std::string>()} : j.get<std::vector<std::string>>();
+        };
+        table.push_back({flag, group.kind, option, get, set});
+        check_not_empty(flag, [&values] { return std::find(values.begin(), values.end(), "") != values.end(); });
+        return values;
+    }
+
+    /// What is not given is not checked.
+    void check(const std::string& flag, std::function<void()> rule) {
+        checks.push_back([option = find(flag).option, rule] {
+            if (option->count() > 0) rule();
+        });
+    }
+    template <class Get, class Number>
+    void check_range(const std::string& flag, Get value, Number low, Number high) {
+        check(flag, [flag, value, low, high] {
+            const std::string limit = high == std::numeric_limits<Number>::max() ? " or more" : concat(" to ", high);
+            require(value() >= low && value() <= high, flag, " is ", value(), ", but must be ", low, limit);
+        });
+    }
+    template <class Empty>
+    void check_not_empty(const std::string& flag, Empty empty) {
+        check(flag, [flag, empty] { require(!empty(), flag, " is empty; give a value, or leave it out"); });
+    }
+    template <class Get>
+    void check_choice(const std::string& flag, Get value, const std::vector<std::string>& choices) {
+        check(flag, [flag, value, choices] {
+            bool known = std::find(choices.begin(), choices.end(), value()) != choices.end();
+            require(known, flag, " is '", value(), "', but must be one of: ", CLI::detail::join(choices, ", "));
+        });
+    }
+
     /// The whole text, decimal: 010 is ten, and what does not fit is an error.
     template <class Value>
     static Value parsed(const std::string& flag, const std::string& text) {
@@ -163,6 +304,7 @@ private:
 
     std::string name;
     CLI::App app;
+    std::vector<std::shared_ptr<void>> values_held;
     std::vector<Entry> table;
     std::vector<std::function<void()>> checks;
 };

@@ -1,7 +1,9 @@
 // What a run tells while it goes: log.jsonl for programs, a progress bar for people.
 #pragma once
+#include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
+#include "llmc/io/error.h"
 
 /// A file of one JSON object a line, which grows.
 class Log {
@@ -23,6 +25,13 @@ private:
 
 /// x, or null: JSON has no NaN or Inf.
 nlohmann::json or_null(double x);
+
+/// `program: warning: pieces`, a line on stderr.
+template <class... Pieces>
+void warn(const char* program, const Pieces&... pieces) {
+    std::cout.flush();
+    std::cerr << readable(concat(program, ": warning: ", pieces...)) << std::endl;
+}
 
 /// h:mm:ss
 std::string clock_text(double seconds);

@@ -4,16 +4,7 @@
 #include <cstring>
 #include "llmc/device/profile.h"
 #include "llmc/ops/checks.h"
-
-static void rms_norm_row(floatX* out, float* rstd, const floatX* x, int C, float eps) {
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int c = 0; c < C; c++) squares += to_float(x[c]) * to_float(x[c]);
-    float r = 1 / std::sqrt(squares / C + eps);
-#pragma omp simd
-    for (int c = 0; c < C; c++) out[c] = to_floatX(to_float(x[c]) * r);
-    *rstd = r;
-}
+#include "llmc/ops/rms_norm.h"
 
 static void layer_norm_row(floatX* out, float* rstd, const floatX* x, int C, float eps) {
     float sum = 0, squares = 0;

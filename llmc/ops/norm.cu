@@ -4,6 +4,7 @@
 #include "llmc/device/cuda_common.h"
 #include "llmc/device/device.h"
 #include "llmc/ops/checks.h"
+#include "llmc/ops/rms_norm.cuh"
 
 template <int VECTORS, bool BLOCK>
 __global__ void __launch_bounds__(ROW_BLOCK<BLOCK>)
@@ -13,25 +14,7 @@ rms_norm_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, flo
     if (n >= N) return;
     Packed pieces[VECTORS];
     row.load(pieces, x + n * C);
-
-    float squares = 0;
-#pragma unroll
-    for (int i = 0; i < VECTORS; i++) {
-        float v[VECTOR];
-        unpack(v, pieces[i]);
-        for (float element : v) squares += element * element;
-    }
-    const float r = rsqrtf(row.sum(squares) / static_cast<float>(C) + eps);
-
-#pragma unroll
-    for (int i = 0; i < VECTORS; i++) {
-        float v[VECTOR];
-        unpack(v, pieces[i]);
-        for (float& element : v) element *= r;
-        pieces[i] = pack(v);
-    }
-    row.store(out + n * C, pieces);
-    if (row.thread == 0) rstd[n] = r;
+    rms_norm_row(out + n * C, rstd + n, pieces, row, eps);
 }
 
 template <int VECTORS, bool BLOCK>

@@ -4,25 +4,7 @@
 #include "llmc/device/profile.h"
 #include "llmc/io/error.h"
 #include "llmc/ops/checks.h"
-
-// h = rms_norm(x)
-static void rms_norm_row(floatX* h, float* rstd, const floatX* x, int C, float eps) {
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int c = 0; c < C; c++) squares += to_float(x[c]) * to_float(x[c]);
-    float r = 1 / std::sqrt(squares / C + eps);
-#pragma omp simd
-    for (int c = 0; c < C; c++) h[c] = to_floatX(to_float(x[c]) * r);
-    *rstd = r;
-}
-
-// mean_c(dh h): what the gradient of rms_norm, rstd * (dh - h * mean), needs of the whole row
-static float mean_product(const floatX* dh, const floatX* h, int C) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int c = 0; c < C; c++) sum += to_float(dh[c]) * to_float(h[c]);
-    return sum / C;
-}
+#include "llmc/ops/rms_norm.h"
 
 void residual_add(floatX* x, const floatX* branch, int64_t n, Stream) {
     Range range("residual_add");

@@ -3,6 +3,7 @@
 #include "llmc/ops/residual.h"
 #include "llmc/device/cuda_common.h"
 #include "llmc/ops/checks.h"
+#include "llmc/ops/rms_norm.cuh"
 
 // ------------------------------------------------------------------------------------------------------------- elementwise add
 
@@ -31,27 +32,6 @@ __global__ void __launch_bounds__(ADD_THREADS) residual_add_kernel(floatX* x, co
 
 // ------------------------------------------------------------------------------------------------------------------ rows
 
-/// The root mean square of the thread group's row, inverted; h = x * rstd.
-template <int VECTORS, bool BLOCK>
-__device__ void norm_row(floatX* h, float* rstd, const Packed (&x)[VECTORS], const Row<VECTORS, BLOCK>& row, float eps) {
-    float squares = 0;
-#pragma unroll
-    for (int i = 0; i < VECTORS; i++) {
-        float v[VECTOR];
-        unpack(v, x[i]);
-        for (float element : v) squares += element * element;
-    }
-    const float r = rsqrtf(row.sum(squares) / static_cast<float>(row.C) + eps);
-#pragma unroll
-    for (int i = 0; i < VECTORS; i++) {
-        float v[VECTOR];
-        unpack(v, x[i]);
-        for (float& element : v) element *= r;
-        if (row.at(i) < row.C) store(h + row.at(i), v);
-    }
-    if (row.thread == 0) *rstd = r;
-}
-
 template <int VECTORS, bool BLOCK>
 __global__ void __launch_bounds__(ROW_BLOCK<BLOCK>)
 add_norm_forward_kernel(floatX* h, float* rstd, floatX* x, const floatX* branch, int64_t N, int C, float scale, float eps) {
@@ -74,7 +54,7 @@ add_norm_forward_kernel(floatX* h, float* rstd, floatX* x, const floatX* branch,
         }
         row.store(x + n * C, x_pieces);
     }
-    norm_row(h + n * C, rstd + n, x_pieces, row, eps);
+    rms_norm_row(h + n * C, rstd + n, x_pieces, row, eps);
 }
 
 template <int VECTORS, bool BLOCK>
@@ -112,7 +92,7 @@ mix_norm_forward_kernel(floatX* h, float* rstd, floatX* prev, floatX* x, const f
         x_pieces[i] = pack(a);
     }
     row.store(x + n * C, x_pieces);
-    norm_row(h + n * C, rstd + n, x_pieces, row, eps);
+    rms_norm_row(h + n * C, rstd + n, x_pieces, row, eps);
 }
 
 /// mean_c(dh h): what the gradient of the norm, rstd * (dh - h * mean), needs of the whole row.

@@ -4,19 +4,14 @@
 #include "llmc/device/profile.h"
 #include "llmc/io/error.h"
 #include "llmc/ops/checks.h"
+#include "llmc/ops/rms_norm.h"
 
 // Turns one head and divides it by its root mean square, which no turn changes, so it is taken before. Returns rstd.
 static float forward_head(floatX* head, const float* table, int D, bool qk_norm, float eps) {
     const int half = D / 2;
     floatX *a = head, *b = head + half;
     const float *c = table, *s = table + half;
-    float rstd = 1;
-    if (qk_norm) {
-        float squares = 0;
-#pragma omp simd reduction(+ : squares)
-        for (int i = 0; i < D; i++) squares += to_float(head[i]) * to_float(head[i]);
-        rstd = 1 / std::sqrt(squares / D + eps);
-    }
+    const float rstd = qk_norm ? row_rstd(head, D, eps) : 1;
 #pragma omp simd
     for (int i = 0; i < half; i++) {
         float ai = to_float(a[i]), bi = to_float(b[i]);
@@ -57,10 +52,7 @@ static void backward_head(floatX* dhead, const floatX* y, float rstd, const floa
         }
         return;
     }
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int i = 0; i < D; i++) sum += to_float(dhead[i]) * to_float(y[i]);
-    const float mean = sum / D;
+    const float mean = mean_product(dhead, y, D);
 #pragma omp simd
     for (int i = 0; i < half; i++) {
         float a = rstd * (to_float(da[i]) - to_float(y[i]) * mean), b = rstd * (to_float(db[i]) - to_float(y[half + i]) * mean);
