@@ -8,7 +8,6 @@
 #include <iostream>
 #include <map>
 #include <memory>
-#include <optional>
 #include <set>
 #include "llmc/io/error.h"
 #include "llmc/io/process.h"
@@ -75,10 +74,10 @@ static TensorSource constant_source(const Tensor& tensor, double number) {
 }
 
 static TensorSource initial_source(const Tensor& tensor, const LayerMap& map) {
-    auto values_left = std::make_shared<std::optional<InitialValues>>();   // only while it is written: a generator has 2.5 kB
+    auto values_left = std::make_shared<std::unique_ptr<InitialValues>>();   // only while it is written: a generator has 2.5 kB
     return source_of_numbers(tensor, [tensor, &map, values_left](float* values, int64_t first, int64_t n) {
-        if (first == 0) values_left->emplace(tensor, map.config, map.seed);
-        values_left->value().next(values, n);
+        if (first == 0) *values_left = std::make_unique<InitialValues>(tensor, map.config, map.seed);
+        (*values_left)->next(values, n);
         if (first + n == tensor.numel) values_left->reset();
     });
 }
