@@ -312,7 +312,7 @@ TEST_CASE("tokenize: what cannot be is one line and code 2, and changes nothing"
         {in + out + " --train-tokenizer 257 --shard-tokens 2147483648", "--shard-tokens is 2147483648, but must be 1 to 2147483647"},
         {in + out + " --train-tokenizer 257 --val-every 1", "--val-every is 1, but must be 0, or 2 or more"},
         {in + out + " --train-tokenizer 257 --val-every -5", "--val-every is -5, but must be 0 or more"},
-        {in + out + " --train-tokenizer 257 --val-every 5 --val " + in, "--val-every excludes --val"},
+        {in + out + " --train-tokenizer 257 --val-every 5 --val " + in, "--val excludes --val-every"},
         {in + out + " --train-tokenizer 257 --shuffle-seed -1", "--shuffle-seed is -1, but must be 0 or more"},
         {in + out + " --train-tokenizer 257 --shuffle-seed 9223372036854775808", "--shuffle-seed is 9223372036854775808, which is out of range"},
         {in + out + " --train-tokenizer 257 --shuffle-seed x", "--shuffle-seed is 'x', but must be a whole number"},

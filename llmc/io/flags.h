@@ -264,7 +264,9 @@ private:
     }
     template <class Empty>
     void check_not_empty(const std::string& flag, Empty empty) {
-        check(flag, [flag, empty] { require(!empty(), flag, " is empty; give a value, or leave it out"); });
+        check(flag, [flag, empty, option = find(flag).option] {
+            require(!empty(), flag, " is empty; give a value", option->get_required() ? "" : ", or leave it out");
+        });
     }
     template <class Get>
     void check_choice(const std::string& flag, Get value, const std::vector<std::string>& choices) {

@@ -131,6 +131,7 @@ TEST_CASE("flags: what is given by its place, and rules between flags") {
         return concat(in, " ", more.size(), " ", more.back(), " ", out);
     };
     CHECK(parse({"a", "b", "c", "--out", "d"}) == "a 2 c d");
+    CHECK(parse({"a", "b", "--out", ""}) == "--out is empty; give a value");
     CHECK(parse({"a", "b"}) == "--out is required; see program --help");
     CHECK(parse({"--out", "d"}).find("IN is required") != std::string::npos);
     CHECK(parse({"a", "b", "--out", "d", "--quick", "--exact"}).find("excludes") != std::string::npos);
