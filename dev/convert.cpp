@@ -122,7 +122,7 @@ static json lineage_of(const Safetensors& file, const json& header, const std::s
 
 static void to_checkpoint(const std::string& in, const std::string& out) {
     Safetensors file = open_safetensors(in);
-    require(file.metadata.contains("config"), in, ": has no 'config' in __metadata__; save it there as JSON text (the keys: README.md), ",
+    require(file.metadata.contains("config"), in, ": has no 'config' in __metadata__; save it there as JSON text (the keys: convert --help), ",
             "or give a checkpoint");
     json header{{"progress", no_progress()}};
     header["config"] = parse_json(file.metadata.at("config"), in + ": __metadata__: config");
@@ -138,6 +138,14 @@ static void to_checkpoint(const std::string& in, const std::string& out) {
     std::cout << "wrote " << out << ": checkpoint, " << sources.size() << " tensors, " << total_params(config) << " parameters" << std::endl;
 }
 
+/// What `config` holds: all that a model's configuration has.
+static std::string config_keys() {
+    std::string text;
+    const json config = to_json(GPTConfig{});
+    for (auto& [key, value] : config.items()) text += concat(text.empty() ? "" : ", ", key);
+    return text;
+}
+
 static int convert(int argc, char** argv) {
     std::string in, out;
     bool overwrite = false;
@@ -147,6 +155,7 @@ static int convert(int argc, char** argv) {
     app.add_option("IN", in, "a safetensors file or a checkpoint")->required();
     app.add_option("OUT", out, "the file to write, of the other kind")->required();
     app.add_flag("--overwrite", overwrite, "replace OUT if it is there");
+    app.footer("Keys of `config`, each of them needed (llmc/config.h says what they mean):\n" + config_keys());
     if (!parse_command_line(app, argc, argv)) return 0;
 
     check_output(out, {in}, overwrite);

@@ -130,7 +130,7 @@ green() {
     fi
 }
 
-# Two at a time: each job's words come in one piece.
+# As many at a time as there are processors: each job's words come in one piece.
 results=$(mktemp)
 trap 'rm -f "$results"' EXIT
 job() {
@@ -138,16 +138,17 @@ job() {
     "$@" >>"$results" &
 }
 fault() {
-    [ "$1" = "${only:-$1}" ] && job plant "$@"
+    [ "$1" = "${only:-$1}" ] && planted=$((planted + 1)) && job plant "$@"
     case " $ops " in *" $2 "*) ;; *) ops+=" $2" ;; esac
 }
 
-only=${FAULT:-} ops=""
+only=${FAULT:-} ops="" planted=0
 mkdir -p "$work"
 rm -f "$work/ops.a" && ar rcs "$work/ops.a" $LIBRARY
 # The shadow headers, in which no fault is planted, are compiled once: half the time of a compilation is theirs.
 echo '#include "cuda_runtime.h"' >"$work/first.h" && $CXX $FLAGS -x c++-header -o "$work/first.h.gch" "$work/first.h" || exit 2
 faults
+if [ -n "$only" ] && [ $planted = 0 ]; then echo "faults.sh: no fault is named '$only'; their names are in test/emulator/faults.sh" >&2 && exit 2; fi
 if [ -z "$only" ]; then for op in $ops; do job green "$op"; done; fi
 wait
 sort "$results"
