@@ -251,7 +251,8 @@ TEST_CASE("convert: from Python's file, in any order; every tensor that is wrong
     write_safetensors(dir / "bad", {}, sources);
     refused("./convert " + dir / "bad" + " " + dir / "out.bin", "has no 'config' in __metadata__; save it there as JSON text (the keys: convert --help)");
     const std::string help = run("./convert --help").out;
-    for (auto& [key, value] : to_json(config).items()) CHECK_MESSAGE(std::regex_search(help, std::regex("[\n ]" + key + "[,\n]")), key);
+    const json keys = to_json(config);
+    for (auto& [key, value] : keys.items()) CHECK_MESSAGE(std::regex_search(help, std::regex("[\n ]" + key + "[,\n]")), key);
     write_safetensors(dir / "bad", {{"config", "{"}}, sources);
     refused("./convert " + dir / "bad" + " " + dir / "out.bin", "is not JSON");
     write_safetensors(dir / "bad", {{"config", to_json(config).dump()}, {"progress", "[]"}}, sources);
