@@ -139,7 +139,9 @@ job() {
 }
 fault() {
     [ "$1" = "${only:-$1}" ] && planted=$((planted + 1)) && job plant "$@"
-    case " $ops " in *" $2 "*) ;; *) ops+=" $2" ;; esac
+    case " $ops " in *" $2 "*) return ;; esac
+    ops+=" $2"
+    [ -n "$only" ] || job green "$2"   # not all of them at the end: they take longest
 }
 
 only=${FAULT:-} ops="" planted=0
@@ -149,7 +151,6 @@ rm -f "$work/ops.a" && ar rcs "$work/ops.a" $LIBRARY
 echo '#include "cuda_runtime.h"' >"$work/first.h" && $CXX $FLAGS -x c++-header -o "$work/first.h.gch" "$work/first.h" || exit 2
 faults
 if [ -n "$only" ] && [ $planted = 0 ]; then echo "faults.sh: no fault is named '$only'; their names are in test/emulator/faults.sh" >&2 && exit 2; fi
-if [ -z "$only" ]; then for op in $ops; do job green "$op"; done; fi
 wait
 sort "$results"
 bad=$(grep -c '^not ok' "$results")
