@@ -122,7 +122,7 @@ static json lineage_of(const Safetensors& file, const json& header, const std::s
 
 static void to_checkpoint(const std::string& in, const std::string& out) {
     Safetensors file = open_safetensors(in);
-    require(file.metadata.contains("config"), in, ": has no 'config' in __metadata__; save it there as JSON text (the keys: README.md), ",
+    require(file.metadata.contains("config"), in, ": has no 'config' in __metadata__; save it there as JSON text (the keys: convert --help), ",
             "or give a checkpoint");
     json header{{"progress", no_progress()}};
     header["config"] = parse_json(file.metadata.at("config"), in + ": __metadata__: config");
@@ -138,6 +138,14 @@ static void to_checkpoint(const std::string& in, const std::string& out) {
     std::cout << "wrote " << out << ": checkpoint, " << sources.size() << " tensors, " << total_params(config) << " parameters" << std::endl;
 }
 
+/// What `config` holds: all that a model's configuration has.
+static std::string config_keys() {
+    std::string text;
+    const json config = to_json(recipe_config(*recipes().front(), 1, 1, 8, 8, 1));
+    for (auto& [key, value] : config.items()) text += concat(text.empty() ? "" : ", ", key);
+    return text;
+}
+
 static int convert(int argc, char** argv) {
     Flags flags("convert", "Safetensors to a checkpoint, or a checkpoint to safetensors: what IN holds decides. Of safetensors, F64 (rounded), F32 and BF16\n"
                            "are read, named as in a checkpoint (wte, h.0.q), with the configuration as JSON in `config` of __metadata__. A checkpoint\n"
@@ -145,6 +153,7 @@ static int convert(int argc, char** argv) {
     const std::string& in = flags.argument("IN", "a safetensors file or a checkpoint");
     const std::string& out = flags.argument("OUT", "the file to write, of the other kind");
     const bool& overwrite = flags.toggle("--overwrite", "replace OUT if it is there");
+    flags.footer("Keys of `config`, each of them needed (llmc/config.h says what they mean):\n" + config_keys());
     if (!flags.parse(argc, argv)) return 0;
 
     check_output(out, {in}, overwrite);

@@ -2,6 +2,7 @@
 // and nothing is written then.
 #include "llmc/rewrite.h"
 #include <doctest/doctest.h>
+#include <regex>
 #include <sys/stat.h>
 #include "llmc/io/error.h"
 #include "llmc/safetensors.h"
@@ -362,7 +363,10 @@ TEST_CASE("convert: from Python's file, in any order; every tensor that is wrong
     c.erase("n_layer");
     refused_plain(c, sources, "'n_layer' is missing");
     write_safetensors(dir / "bad", {}, sources);
-    refused("./convert " + dir / "bad" + " " + dir / "out.bin", "has no 'config' in __metadata__");
+    refused("./convert " + dir / "bad" + " " + dir / "out.bin", "has no 'config' in __metadata__; save it there as JSON text (the keys: convert --help)");
+    const std::string help = run("./convert --help").out;
+    const json keys = to_json(config);
+    for (auto& [key, value] : keys.items()) CHECK_MESSAGE(std::regex_search(help, std::regex("[\n ]" + key + "[,\n]")), key);
     write_safetensors(dir / "bad", {{"config", "{"}}, sources);
     refused("./convert " + dir / "bad" + " " + dir / "out.bin", "is not JSON");
     write_safetensors(dir / "bad", {{"config", to_json(config).dump()}, {"progress", "[]"}}, sources);
