@@ -1,5 +1,5 @@
-// An optimizer is a Kind: which groups it trains, what it keeps of a tensor, what a step sets, and the ops of an update. Another one is
-// another Kind here, the struct of its numbers among the alternatives of GroupRule::optimizer, and its op.
+// An optimizer is a Kind: which groups it trains, what it keeps of a tensor, what a step sets, and the ops of an update. Another
+// one is another Kind here, the struct of its numbers among the alternatives of GroupRule::optimizer, and its op.
 #include "llmc/optimizer.h"
 #include <algorithm>
 #include <cmath>
@@ -14,7 +14,7 @@ struct Step {
     const GPTConfig& config;
     const Rates& rates;
     const StepSchedule& schedule;
-    int64_t number;              // 1 at the first
+    int64_t number;   // 1 at the first
 
     double rate(const GroupRule& rule) const {
         const double by_width = rule.tuned_width > 0 ? 1 / std::sqrt(config.n_embd / rule.tuned_width) : 1;
@@ -39,7 +39,8 @@ public:
 
     /// Its tensors, one after another; addresses are null until there is memory. state: as state_of() lists it.
     virtual void clear() = 0;
-    virtual void add(const Tensor& tensor, const GroupRule& rule, float* master, floatX* weight, const float* gradient, const std::vector<float*>& state) = 0;
+    virtual void add(const Tensor& tensor, const GroupRule& rule, float* master, floatX* weight, const float* gradient,
+                     const std::vector<float*>& state) = 0;
 
     /// Once all tensors are listed: what an update works in, and where a step's numbers go.
     virtual void add_scratch(Arena& scratch) = 0;
@@ -54,12 +55,15 @@ public:
 class Optimizer::AdamW : public Kind {
 public:
     bool trains(const GroupRule& rule) const override { return std::holds_alternative<AdamWRule>(rule.optimizer); }
-    std::vector<Piece> state_of(const Tensor& tensor, const GroupRule&) const override { return {{"m", tensor.shape}, {"v", tensor.shape}}; }
+    std::vector<Piece> state_of(const Tensor& tensor, const GroupRule&) const override {
+        return {{"m", tensor.shape}, {"v", tensor.shape}};
+    }
     void clear() override {
         tensors.clear();
         rules.clear();
     }
-    void add(const Tensor& tensor, const GroupRule& rule, float* master, floatX* weight, const float* gradient, const std::vector<float*>& state) override {
+    void add(const Tensor& tensor, const GroupRule& rule, float* master, floatX* weight, const float* gradient,
+             const std::vector<float*>& state) override {
         tensors.push_back({master, weight, gradient, state[0], state[1], tensor.numel});
         rules.push_back(&rule);
     }
@@ -72,8 +76,9 @@ public:
         for (size_t i = 0; i < tensors.size(); i++) {
             const AdamWRule& own = std::get<AdamWRule>(rules[i]->optimizer);
             const double decay = own.decays ? step.weight_decay(*rules[i]) : 0;
-            hypers[i] = adamw_hyper(static_cast<float>(step.rate(*rules[i])), static_cast<float>(own.beta1), static_cast<float>(own.beta2),
-                                    static_cast<float>(own.eps), static_cast<float>(decay), step.number);
+            hypers[i] =
+                adamw_hyper(static_cast<float>(step.rate(*rules[i])), static_cast<float>(own.beta1), static_cast<float>(own.beta2),
+                            static_cast<float>(own.eps), static_cast<float>(decay), step.number);
         }
         uploads.copy(device_hypers, hypers.data(), upload_bytes(), nullptr);
     }
@@ -81,7 +86,7 @@ public:
 
 private:
     std::vector<AdamWTensor> tensors;
-    std::vector<const GroupRule*> rules;     // of each of them
+    std::vector<const GroupRule*> rules;   // of each of them
     std::vector<AdamWHyper> hypers;
     AdamWHyper* device_hypers = nullptr;
 };
@@ -93,13 +98,15 @@ class Optimizer::Muon : public Kind {
 public:
     bool trains(const GroupRule& rule) const override { return std::holds_alternative<MuonGroup>(rule.optimizer); }
     std::vector<Piece> state_of(const Tensor& tensor, const GroupRule& rule) const override {
-        require(!tensor.spec->vector, "Muon is for matrices, and ", tensor.name, " is a vector; give its group AdamW in the recipe");
+        require(!tensor.spec->vector, "Muon is for matrices, and ", tensor.name,
+                " is a vector; give its group AdamW in the recipe");
         std::vector<Piece> pieces{{"momentum", tensor.shape}};
         if (muon(rule).beta2 > 0) pieces.push_back({"second", {std::max(tensor.shape[0], tensor.shape[1])}});
         return pieces;
     }
     void clear() override { batches.clear(); }
-    void add(const Tensor& tensor, const GroupRule& rule, float* master, floatX* weight, const float* gradient, const std::vector<float*>& state) override {
+    void add(const Tensor& tensor, const GroupRule& rule, float* master, floatX* weight, const float* gradient,
+             const std::vector<float*>& state) override {
         const int rows = static_cast<int>(tensor.shape[0]), cols = static_cast<int>(tensor.shape[1]);
         auto same = [&](const Batch& batch) { return batch.rule == &rule && batch.rows == rows && batch.cols == cols; };
         auto batch = std::find_if(batches.begin(), batches.end(), same);
@@ -125,7 +132,8 @@ public:
     }
     void update() override {
         for (size_t i = 0; i < batches.size(); i++)
-            muon_update(batches[i].matrices.data(), scratch, device_hypers + i, batches[i].count(), batches[i].rows, batches[i].cols, muon(*batches[i].rule), nullptr);
+            muon_update(batches[i].matrices.data(), scratch, device_hypers + i, batches[i].count(), batches[i].rows,
+                        batches[i].cols, muon(*batches[i].rule), nullptr);
     }
 
 private:
@@ -138,9 +146,9 @@ private:
     static const MuonRule& muon(const GroupRule& rule) { return std::get<MuonGroup>(rule.optimizer).rule; }
 
     std::vector<Batch> batches;
-    std::vector<MuonHyper> hypers;           // of each of them
+    std::vector<MuonHyper> hypers;   // of each of them
     MuonHyper* device_hypers = nullptr;
-    char* scratch = nullptr;                 // muon_scratch bytes of the largest batch
+    char* scratch = nullptr;   // muon_scratch bytes of the largest batch
 };
 
 // --------------------------------------------------------------------------------------------------------------- all

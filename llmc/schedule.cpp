@@ -11,7 +11,9 @@ double lr_multiplier(const Schedule& s, int64_t step) {
     if (step < s.warmup_steps) multiplier = double(step + 1) / double(s.warmup_steps);
     if (step >= s.steps - s.warmdown_steps && s.warmdown_steps > 0) {
         const double left = double(s.steps - step) / double(s.warmdown_steps);
-        multiplier = std::min(multiplier, s.fall == Fall::linear ? left : left >= 1 ? 1 : (1 - std::cos(std::numbers::pi * left)) / 2);
+        multiplier = std::min(multiplier, s.fall == Fall::linear ? left
+                                          : left >= 1            ? 1
+                                                                 : (1 - std::cos(std::numbers::pi * left)) / 2);
     }
     return std::max(multiplier, 0.0);
 }
@@ -28,9 +30,12 @@ double muon_momentum(const MuonGroup& group, int64_t step) {
 
 double weight_decay_multiplier(DecayRamp ramp, int64_t step, int64_t steps, double lr_multiplier) {
     switch (ramp) {
-        case DecayRamp::constant: return 1;
-        case DecayRamp::linear: return 1 - double(step) / double(steps);
-        case DecayRamp::with_rate: return lr_multiplier;
+        case DecayRamp::constant:
+            return 1;
+        case DecayRamp::linear:
+            return 1 - double(step) / double(steps);
+        case DecayRamp::with_rate:
+            return lr_multiplier;
     }
     throw std::logic_error("schedule: no such ramp of the weight decay");
 }
