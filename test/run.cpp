@@ -102,7 +102,7 @@ TEST_CASE("make run: killed and stopped at any point, it goes on to the results 
     write_file(place.smoke("grown-2/log.jsonl"), log);
 
     for (auto [settings, why] : {std::pair{"RESTART=1", "RESTART=1: beginning again"}, {"MINUTES=2", "is of MINUTES=3: beginning again"}}) {
-        Result stopped = run("cd " + place.path + " && SMOKE=1 " + settings + " timeout -s TERM 0.3 dev/run.sh");
+        Result stopped = run("cd " + place.path + " && SMOKE=1 " + settings + " timeout -s TERM 1 dev/run.sh");
         CHECK_MESSAGE(contains(stopped.out, why), stopped.out);
         CHECK(!fs::exists(place.smoke("grown-2")));
         fs::create_directories(place.smoke("grown-2"));
@@ -110,7 +110,7 @@ TEST_CASE("make run: killed and stopped at any point, it goes on to the results 
     }
     // A plan of another machine.
     write_file(place.smoke("plan"), std::regex_replace(read_file(place.smoke("plan")), std::regex("processor .*"), "processor another"));
-    CHECK(contains(run("cd " + place.path + " && SMOKE=1 timeout -s TERM 0.3 dev/run.sh").out, "(another, "));
+    CHECK(contains(run("cd " + place.path + " && SMOKE=1 timeout -s TERM 1 dev/run.sh").out, "(another, "));
 }
 
 TEST_CASE("make run: a trainer that stops early stops the script, and says so") {
