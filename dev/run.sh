@@ -189,9 +189,10 @@ if [ ! -e "$out/plan" ]; then
         wait "${chains[place - 1]}" || fail "the trainer stopped: $(tail -n 1 "$out/measure/$place.txt")" 1
     done
     chains=()
-    read -r peak speed < <(for file in "$out"/measure/*.txt; do measured "$file"; done | sort -g -k 2 | head -n 1)
+    # (The helpers of < <( ) do not hold the lock: bash has them ignore Ctrl-C.)
+    read -r peak speed < <(exec 9>&-; for file in "$out"/measure/*.txt; do measured "$file"; done | sort -g -k 2 | head -n 1)
     minutes=${MINUTES:-3}
-    read -r seeds flops < <(choose "$minutes" "$speed")
+    read -r seeds flops < <(exec 9>&-; choose "$minutes" "$speed")
     printf '%s\nminutes %s\nseeds %s\nflops %s\npeak %s\nspeed %s\nplaces %s\n' "$identity" "$minutes" "$seeds" "$flops" "$peak" "$speed" "$places" >"$out/plan.tmp"
     mv "$out/plan.tmp" "$out/plan"
     rm -rf "$out/measure"
