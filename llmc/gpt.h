@@ -150,7 +150,7 @@ private:
     const bool frozen_embedding;
     const int64_t N;                         // tokens of a micro-batch
     const int64_t chunk;                     // rows of logits held at once
-    const float rms_eps;                     // of every RMSNorm that the model cannot be without
+    const float rms_eps;                     // of the two norms that every layer has, and of QK norm
     const Stream stream = nullptr;
     int64_t gradients_size = 0;
     std::vector<int64_t> gradient_offset;    // by tensor; -1: none
