@@ -90,8 +90,8 @@ OPS := $(basename $(wildcard llmc/*/*.cu))
 SOURCES := $(basename $(wildcard llmc/*.cpp llmc/*/*.cpp))
 OP_SUITES := $(basename $(wildcard $(OPS:llmc/%=test/%.cpp))) test/golden test/recipe
 # What computes, and so is compiled in each precision. All else is compiled once (llmc/device/types.h holds it to that).
-IN_FLOATX := $(OPS) llmc/gpt llmc/optimizer llmc/generate llmc/memory_plan llmc/settings llmc/training_data \
-             $(OP_SUITES) test/gpt test/ops/matmul_tile test/emulator/step train_gpt dev/bench dev/bench_ops dev/report
+IN_FLOATX := $(OPS) llmc/gpt llmc/optimizer llmc/generate llmc/memory_plan $(OP_SUITES) \
+             test/gpt test/ops/matmul_tile test/emulator/step train_gpt dev/bench dev/bench_ops dev/report
 # $(call object,NAMES): the object files of sources, given without their endings.
 object = $(foreach source,$(1),$(if $(filter $(IN_FLOATX),$(source)),$(HOST),$(PLAIN))/$(source).o)
 # What every program is linked with.
@@ -100,7 +100,7 @@ LIBRARY := $(if $(filter cuda,$(TARGET)),$(call object,$(filter-out $(OPS),$(SOU
 SUITES := $(filter-out test/emulator/% $(if $(filter cuda,$(TARGET)),test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp)))
 TESTS := $(call object,$(SUITES))
 # Suites that run the programs, or work with files alone: once, in the precision that the programs are built for.
-SUITES_OF_PROGRAMS := test/checkpoint test/downloads test/gpu_check test/includes test/io/error test/layers test/rewrite test/run test/run_tests test/safetensors \
+SUITES_OF_PROGRAMS := test/checkpoint test/downloads test/gpu_check test/includes test/io/error test/io/flags test/layers test/rewrite test/run test/run_tests test/safetensors \
                       test/setup test/text/dataloader test/text/shard test/text/tokenizer test/tokenize test/train_gpt
 # The same as doctest's --source-file takes them: *test/checkpoint.cpp,*test/downloads.cpp,...
 ONCE := $(shell echo $(SUITES_OF_PROGRAMS) | sed -E 's/([^ ]+)/*\1.cpp/g; s/ /,/g')

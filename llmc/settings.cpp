@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include "llmc/io/error.h"
+#include "llmc/tensors.h"
 
 using nlohmann::json;
 

@@ -10,8 +10,8 @@
 #include "llmc/checkpoint.h"
 #include "llmc/config.h"
 #include "llmc/io/flags.h"
-#include "llmc/optimizer.h"
 #include "llmc/plan.h"
+#include "llmc/recipe.h"
 #include "llmc/schedule.h"
 
 // What the help says of a flag that is left out.

@@ -134,6 +134,6 @@ size_t device_free_bytes() {
 size_t device_overhead_bytes(int64_t tokens) {
     // Measured: pages of libraries that will be read, what oneDNN compiles, the buffer of a checkpoint. Then for each token of a
     // micro-batch what the loaders read ahead, the trainer's copies, the losses.
-    const size_t libraries = size_t{sizeof(floatX) == 4 ? 17 : 13} << 20;
+    const size_t libraries = size_t{sizeof(floatX) == 4 ? 16 : 13} << 20;
     return resident_bytes() + libraries + size_t{60} * static_cast<size_t>(tokens);
 }

@@ -8,7 +8,7 @@
 static constexpr int64_t ROWS = 2048, WIDTH = 768, HIDDEN = 3072;
 
 double device_peak_flops() {
-    static const double peak = std::max(matmul_flops(ROWS, WIDTH, HIDDEN, 2), matmul_flops(ROWS, HIDDEN, WIDTH, 2));
+    static const double peak = std::max(matmul_flops(ROWS, WIDTH, HIDDEN, 3), matmul_flops(ROWS, HIDDEN, WIDTH, 3));
     return peak;
 }
 
