@@ -221,7 +221,7 @@ EMULATOR_FLAGS := -std=c++20 -O1 -g1 $(MARCH) -fopenmp -fsanitize=address,undefi
                   -ftrivial-auto-var-init=pattern -Wall -Wextra -Wshadow $(GCC12) -Wno-unknown-pragmas -MMD -MP -iquote test/emulator -iquote . -Itest/emulator \
                   $(HEADERS) $(FLOATX)
 EMULATOR_LIBRARY := $(OPS:%=$(EMULATOR)/%.cu.o) $(patsubst %,$(EMULATOR)/%.o,llmc/gpt llmc/device/memory llmc/optimizer test/emulator/emulator) \
-                    $(call object,llmc/config llmc/io/json llmc/ops/rotary_table llmc/recipe llmc/schedule llmc/tensors)
+                    $(call object,llmc/config llmc/io/json llmc/ops/rotary_table llmc/plan llmc/recipe llmc/schedule llmc/tensors)
 EMULATOR_TESTS := $(EMULATOR)/test/emulator/stream.o $(call object,$(OP_SUITES) test/main)
 $(EMULATOR)/%.cu.o: %.cu
 	@mkdir -p $(@D)

@@ -130,7 +130,6 @@ TEST_CASE("recipe: a third one, in one constant, is planned, initialized and tra
     Optimizer optimizer(model);
     model.allocate();
     optimizer.allocate();
-    model.initialize_weights(5);
     Float64Training reference{{config, {}, {}, {}}, {}, {}};
     auto weights_of = [&](const Tensor& tensor) {
         std::vector<float> values(tensor.numel);
@@ -138,7 +137,8 @@ TEST_CASE("recipe: a third one, in one constant, is planned, initialized and tra
         return values;
     };
     for (const Tensor& tensor : model.tensors) {
-        std::vector<float> values = weights_of(tensor);
+        std::vector<float> values(tensor.numel);
+        initialize(values.data(), tensor, config, 5);
         for (float& value : values) value = to_float(to_floatX(value));   // both begin with what the storage type holds
         model.set_tensor(tensor, values.data());
         reference.gpt.p[tensor.name] = Doubles(values.begin(), values.end());
