@@ -118,61 +118,69 @@ void validate(const GPTConfig& c) {
     window_sizes(1, c.seq_len, c.window_pattern);
 }
 
+// ------------------------------------------------------------------------------------------------------- as JSON
+
+/// Every property, with the key that it has in files: what to_json() writes, and config_from_json() reads.
+template <class Config, class Each>
+static void for_each_property(Config& c, Each each) {
+    each("recipe", c.recipe);
+    each("n_layer", c.n_layer);
+    each("n_head", c.n_head);
+    each("n_kv_head", c.n_kv_head);
+    each("n_embd", c.n_embd);
+    each("vocab_size", c.vocab_size);
+    each("seq_len", c.seq_len);
+    each("activation", c.activation);
+    each("tied", c.tied);
+    each("qk_norm", c.qk_norm);
+    each("softcap", c.softcap);
+    each("norm_wte", c.norm_wte);
+    each("norm_lm_head", c.norm_lm_head);
+    each("norm_eps", c.norm_eps);
+    each("attn_scale", c.attn_scale);
+    each("window_pattern", c.window_pattern);
+    each("windows", c.windows);
+    each("value_embeds", c.value_embeds);
+    each("lambdas", c.lambdas);
+    each("norm_before", c.norm_before);
+}
+
+static json value_of(const Recipe* recipe) { return recipe->name; }
+static json value_of(Norm norm) { return name_of(norm); }
+static json value_of(Activation activation) { return name_of(activation); }
+template <class Plain>
+static json value_of(const Plain& value) { return value; }
+static json value_of(const std::vector<Norm>& norms) {
+    json names = json::array();
+    for (Norm norm : norms) names.push_back(name_of(norm));
+    return names;
+}
+
+static void read(int& to, const json& value, const char* key) { to = static_cast<int>(json_integer(value, 0, INT32_MAX, key)); }
+static void read(double& to, const json& value, const char* key) { to = json_number(value, key); }
+static void read(std::string& to, const json& value, const char* key) { to = json_string(value, key); }
+static void read(const Recipe*& to, const json& value, const char* key) { to = &recipe_named(json_string(value, key)); }
+static void read(Norm& to, const json& value, const char* key) { to = norm_named(json_string(value, key)); }
+static void read(Activation& to, const json& value, const char* key) { to = activation_named(json_string(value, key)); }
+static void read(bool& to, const json& value, const char* key) { to = json_bool(value, key); }
+template <class Element>
+static void read(std::vector<Element>& to, const json& values, const char* key) {
+    for (const json& value : json_array(values, key)) {
+        Element element{};
+        read(element, value, key);
+        to.push_back(element);
+    }
+}
+
 json to_json(const GPTConfig& c) {
-    json norm_before = json::array();
-    for (Norm norm : c.norm_before) norm_before.push_back(name_of(norm));
-    return {{"recipe", c.recipe->name},
-            {"n_layer", c.n_layer},
-            {"n_head", c.n_head},
-            {"n_kv_head", c.n_kv_head},
-            {"n_embd", c.n_embd},
-            {"vocab_size", c.vocab_size},
-            {"seq_len", c.seq_len},
-            {"activation", name_of(c.activation)},
-            {"tied", c.tied},
-            {"qk_norm", c.qk_norm},
-            {"softcap", c.softcap},
-            {"norm_wte", name_of(c.norm_wte)},
-            {"norm_lm_head", name_of(c.norm_lm_head)},
-            {"norm_eps", c.norm_eps},
-            {"attn_scale", c.attn_scale},
-            {"window_pattern", c.window_pattern},
-            {"windows", c.windows},
-            {"value_embeds", c.value_embeds},
-            {"lambdas", c.lambdas},
-            {"norm_before", norm_before}};
+    json properties = json::object();
+    for_each_property(c, [&](const char* key, const auto& value) { properties[key] = value_of(value); });
+    return properties;
 }
 
 GPTConfig config_from_json(const json& j, const std::string& where) try {
-    auto value = [&](const char* key) -> const json& { return json_member(j, key, "its JSON"); };
-    auto integer = [&](const char* key) { return static_cast<int>(json_integer(value(key), 0, INT32_MAX, key)); };
-    auto number = [&](const char* key) { return json_number(value(key), key); };
-    auto flag = [&](const char* key) { return json_bool(value(key), key); };
-    auto string = [&](const char* key) -> const std::string& { return json_string(value(key), key); };
-    auto list = [&](const char* key) -> const json& { return json_array(value(key), key); };
-
     GPTConfig c;
-    c.recipe = &recipe_named(string("recipe"));
-    c.n_layer = integer("n_layer");
-    c.n_head = integer("n_head");
-    c.n_kv_head = integer("n_kv_head");
-    c.n_embd = integer("n_embd");
-    c.vocab_size = integer("vocab_size");
-    c.seq_len = integer("seq_len");
-    c.activation = activation_named(string("activation"));
-    c.tied = flag("tied");
-    c.qk_norm = flag("qk_norm");
-    c.softcap = number("softcap");
-    c.norm_wte = norm_named(string("norm_wte"));
-    c.norm_lm_head = norm_named(string("norm_lm_head"));
-    c.norm_eps = number("norm_eps");
-    for (const json& scale : list("attn_scale")) c.attn_scale.push_back(json_number(scale, "attn_scale"));
-    c.window_pattern = string("window_pattern");
-    for (const json& window : list("windows")) c.windows.push_back(static_cast<int>(json_integer(window, 0, INT32_MAX, "windows")));
-    for (const json& has : list("value_embeds")) c.value_embeds.push_back(json_bool(has, "value_embeds"));
-    c.lambdas = flag("lambdas");
-    for (const json& norm : list("norm_before")) c.norm_before.push_back(norm_named(json_string(norm, "norm_before")));
-
+    for_each_property(c, [&](const char* key, auto& value) { read(value, json_member(j, key, "its JSON"), key); });
     json known = to_json(c);
     for (auto& [key, ignored] : j.items())
         require(known.contains(key), "'", key, "' is not a property this version knows; it was written by a newer one");
