@@ -127,10 +127,9 @@ device_suites() {
     OMP_WAIT_POLICY=passive side_by_side   # threads that wait must not keep others from working
 }
 
-# With half of the processors.
+# With as many processes as there are processors: the suites beside it leave some idle now and then, and end before it.
 build_emulator() {
-    local half=$(((processors + 1) / 2))
-    $make -j$half DEVICE=cpu plain && $make -j$half DEVICE=cpu bf16/emulator_tests fp32/emulator_tests
+    $make -j$processors DEVICE=cpu plain && $make -j$processors DEVICE=cpu bf16/emulator_tests fp32/emulator_tests
 }
 
 # whole_step PRECISION: steps of the emulator against those of the CPU. Where the CPU has none in this precision, the emulator's are made all

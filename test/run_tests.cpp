@@ -21,7 +21,7 @@ struct Tree {
         std::filesystem::permissions(dir / name, std::filesystem::perms::owner_all);
     }
     Result run_tests(const std::string& what, const std::string& variables = "") const {
-        return run("script=$PWD/dev/run_tests.sh; cd " + dir.path + " && PATH=.:$PATH SMOKED= " + variables + " bash $script " + what);
+        return run("script=$PWD/dev/run_tests.sh; cd " + dir.path + " && PATH=.:$PATH SMOKED= ONCE= PROGRAMS_IN= " + variables + " bash $script " + what);
     }
 };
 
