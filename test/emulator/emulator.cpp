@@ -270,11 +270,12 @@ static void start_fibre(unsigned number) {
         mprotect(memory, PAGE, PROT_NONE);
         fibre.stack = static_cast<char*>(memory) + PAGE;
     }
-    __asan_unpoison_memory_region(fibre.stack, STACK_BYTES);   // frames of a fibre that an error left behind
+    if (!fibre.done) __asan_unpoison_memory_region(fibre.stack, STACK_BYTES);   // frames that an error left behind
     fibre.number = number;
     fibre.index = EmulatedDim(number % blockDim.x, number / blockDim.x % blockDim.y, number / blockDim.x / blockDim.y);
     fibre.done = false;
-    fibre.copies.assign(1, {});
+    fibre.copies.resize(1);
+    fibre.copies.front().clear();
     fibre.hopper = {};
     // Tops at different places of a page: fibres whose stacks lie alike would fight for the same cache lines.
     make_context(fibre.context, fibre.stack, STACK_BYTES - number % 16 * 256, fibre_entry);

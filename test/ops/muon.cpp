@@ -168,6 +168,8 @@ const std::vector<Sizes> SIZES = {{1, 1, 1}, {3, 8, 8}, {2, 64, 16}, {2, 24, 96}
 TEST_CASE("muon_update moves as the reference does" * needs_products()) {
     for (Sizes s : SIZES)
         for (const Variant& variant : VARIANTS) {
+            const bool mixture = &variant != &SUMMED && &variant != &SCALED, large = s.rows * s.cols > 600;
+            if (mixture && large) continue;   // its parts meet the large sizes in the studies' rules; a square, a wide and a tall one are left
             const MuonRule& rule = variant.rule;
             CAPTURE(variant.name);
             CAPTURE(s.rows);
