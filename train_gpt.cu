@@ -137,6 +137,7 @@ private:
     TrainingData& data;
     const RunFolder folder;
     const double peak_flops;   // measured before the model takes its memory
+    const double token_flops;  // of a pass over one token, forward and backward
     Sampler sampler;
     std::unique_ptr<GPT> model;
     Optimizer optimizer;
@@ -225,7 +226,8 @@ static int run(Settings& s, const Arguments& arguments) {
 Training::Training(const Settings& settings, const Opened& opened, const Planned& plans, TrainingData& with,
                    const Arguments& arguments)
     : s(settings), planned(plans), plan(plans.plan), data(with), folder{*s.out}, peak_flops(device_peak_flops()),
-      sampler(s.temperature, s.top_k, s.seed), model(build_model(s, opened, Mode::train, &planned)), optimizer(*model) {
+      token_flops(static_cast<double>(flops_per_token(opened.config))), sampler(s.temperature, s.top_k, s.seed),
+      model(build_model(s, opened, Mode::train, &planned)), optimizer(*model) {
     optimizer.allocate();
     if (planned.samples) cache.emplace(opened.config).allocate();
     if (data.val) evaluator.emplace(*model, *data.val, data.tokenizer, s.eval_tokens);
@@ -301,7 +303,7 @@ bool Training::step_once() {
 
     step++;
     tokens += plan.batch_tokens;
-    flops += static_cast<double>(plan.batch_tokens) * static_cast<double>(flops_per_token(model->config)) * (loops ? 2 : 1);
+    flops += static_cast<double>(plan.batch_tokens) * token_flops * (loops ? 2 : 1);
     smooth = 0.9 * smooth + 0.1 * sums.last;
     const StepTime time = time_of_step(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), loops);
     report_step(step_metrics(sums, rates.matrix_lr * now.lr_multiplier, time, loops), time.left);
@@ -351,7 +353,7 @@ void Training::report_step(const std::vector<Metric>& metrics, double seconds_le
 Training::StepTime Training::time_of_step(double seconds, bool loops) {
     step_seconds = step_seconds == 0 ? seconds : 0.9 * step_seconds + 0.1 * seconds;
     const double rate = static_cast<double>(plan.batch_tokens) / seconds;
-    const double spent = rate * (loops ? 2 : 1) * static_cast<double>(flops_per_token(model->config));
+    const double spent = rate * (loops ? 2 : 1) * token_flops;
     return {.seconds = seconds,
             .tokens_per_second = rate,
             .mfu = peak_flops > 0 ? 100 * spent / peak_flops : 0,

@@ -1,7 +1,6 @@
 // The recipes.
 #include "llmc/recipe.h"
 #include <stdexcept>
-#include <string_view>
 #include "llmc/io/error.h"
 
 static constexpr AdamWRule SPEEDRUN_ADAMW{.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decays = true};
