@@ -1,5 +1,6 @@
 // One checkpoint -> a deeper one, by copies of its layers and by new ones (the depth growth study; README.md).
 #include "llmc/io/flags.h"
+#include "llmc/lineage.h"
 #include "llmc/rewrite.h"
 
 static std::string orders_help() {

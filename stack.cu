@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <deque>
 #include "llmc/io/flags.h"
+#include "llmc/lineage.h"
 #include "llmc/rewrite.h"
 
 struct Arguments {

@@ -19,6 +19,7 @@
 #include "llmc/io/json.h"
 #include "llmc/io/log.h"
 #include "llmc/io/process.h"
+#include "llmc/lineage.h"
 #include "llmc/memory_plan.h"
 #include "llmc/ops/peak.h"
 #include "llmc/ops/reduce.h"

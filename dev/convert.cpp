@@ -6,6 +6,7 @@
 #include "llmc/io/flags.h"
 #include "llmc/io/hash.h"
 #include "llmc/io/json.h"
+#include "llmc/lineage.h"
 #include "llmc/safetensors.h"
 #include "llmc/tensors.h"
 

@@ -115,12 +115,3 @@ void write_checkpoint(const std::string& path, nlohmann::json header, const std:
 
 /// Bytes that the file of write_checkpoint() has.
 int64_t checkpoint_bytes(const nlohmann::json& header, const std::vector<TensorSource>& sources);
-
-/// The `lineage` of a file made from these; for a training run from scratch there are none.
-nlohmann::json make_lineage(const std::string& operation, const std::string& detail, const std::vector<const Checkpoint*>& parents);
-
-/// FLOPs of all that a file came from; a file met twice was trained once.
-double lineage_flops(const nlohmann::json& lineage);
-
-/// progress of a file at its start.
-nlohmann::json no_progress();

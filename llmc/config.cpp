@@ -67,7 +67,7 @@ double default_attn_scale(const Recipe& recipe, int n_layer) {
 }
 
 GPTConfig recipe_config(const Recipe& recipe, int n_layer, int n_head, int n_embd, int vocab_size, int seq_len, const std::string& window_pattern) {
-    require(n_layer >= 1 && n_layer <= MAX_LAYERS, "depth is ", n_layer, ", but must be 1 to ", MAX_LAYERS, " layers");
+    require(n_layer >= 0 && n_layer <= MAX_LAYERS, "depth is ", n_layer, ", but must be 0 to ", MAX_LAYERS, " layers");
     const ModelLaws& laws = recipe.model;
     GPTConfig c;
     c.recipe = &recipe;
@@ -94,7 +94,7 @@ GPTConfig recipe_config(const Recipe& recipe, int n_layer, int n_head, int n_emb
 
 void validate(const GPTConfig& c) {
     require(c.recipe, "the model has no recipe");
-    require(c.n_layer >= 1 && c.n_layer <= MAX_LAYERS, "depth is ", c.n_layer, ", but must be 1 to ", MAX_LAYERS, " layers");
+    require(c.n_layer >= 0 && c.n_layer <= MAX_LAYERS, "depth is ", c.n_layer, ", but must be 0 to ", MAX_LAYERS, " layers");
     require(c.n_embd >= 8 && c.n_embd <= (1 << 20) && c.n_embd % 8 == 0, "width is ", c.n_embd, ", but must be a multiple of 8, 8 to 1048576");
     require(c.n_head >= 1 && c.n_embd % c.n_head == 0, "width (", c.n_embd, ") must be a multiple of heads (", c.n_head, ")");
     require(c.head_size() % 8 == 0, "head size, width / heads = ", c.n_embd, " / ", c.n_head, " = ", c.head_size(),

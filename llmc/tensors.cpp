@@ -25,7 +25,7 @@ static bool has(const TensorSpec& spec, const GPTConfig& config, int layer) {
         case Has::always: return true;
         case Has::untied: return !config.tied;
         case Has::value_embeds: return config.value_embeds[layer];
-        case Has::lambdas: return config.lambdas;
+        case Has::lambdas: return config.lambdas && config.n_layer > 0;
     }
     fail("tensors: unknown condition");
 }

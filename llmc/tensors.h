@@ -12,7 +12,7 @@
 enum class Dim { V, C, CK, C4, HK, GATE, L };
 
 /// Which models have the tensor.
-enum class Has { always, untied, value_embeds, lambdas };
+enum class Has { always, untied, value_embeds, lambdas };   // lambdas: a number a layer, so none without layers
 
 struct TensorSpec {
     const char* name;        ///< in layer l of a model: h.<l>.<name>

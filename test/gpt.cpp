@@ -15,6 +15,7 @@
 #include "llmc/device/device.h"
 #include "llmc/io/error.h"
 #include "llmc/layers.h"
+#include "llmc/lineage.h"
 #include "llmc/optimizer.h"
 #include "llmc/rewrite.h"
 #include "llmc/tensors.h"

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <map>
 #include "llmc/checkpoint.h"
+#include "llmc/lineage.h"
 #include "llmc/tensors.h"
 #include "test/program.h"
 
