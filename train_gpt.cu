@@ -581,10 +581,27 @@ static json lineage_of(const Settings& s, const Opened& opened, const std::optio
     return lineage;
 }
 
+/// Before anything is made: whether the checkpoint holds all of the optimizer's state that this run takes from it.
+static void require_optimizer_state(const Settings& s, const Opened& opened, const Trained& trained) {
+    if (!s.resume && s.optimizer != "keep") return;
+    const Checkpoint& parent = *opened.parent;
+    GPT model(opened.config, 1, Mode::train, trained);
+    const Optimizer optimizer(model);
+    for (const Optimizer::State& state : optimizer.states()) {
+        const TensorEntry* kept = parent.find(state.name);
+        require(kept, parent.path, ": holds no ", state.name, ", a state of the optimizer",
+                s.resume ? ": it is the state of another training; start from the weights with --init"
+                         : "; start it afresh with --optimizer reset, or grow with --optimizer copy");
+        require(kept->shape == state.shape, parent.path, ": ", state.name, " has another shape than its optimizer's ",
+                json(state.shape), ": it is the state of another training; start from the weights with --init");
+    }
+}
+
 static Planned plan_run(Settings& s, const Opened& opened) {
     Planned planned{};
     if (s.embeddings_from) planned.embedding = open_embedding(s, opened);
     planned.trained = resolve_trained(s, opened.config, opened.frozen_embedding || planned.embedding);
+    require_optimizer_state(s, opened, planned.trained);
     planned.lineage = lineage_of(s, opened, planned.embedding);
     planned.before = schedule_before(planned.lineage);
     planned.plan = resolve_plan(s, opened.config, planned.trained, planned.before);
@@ -638,15 +655,7 @@ json Training::new_identity(const json& of) const {
 
 /// The state that another run left of its optimizer.
 void Training::load_optimizer(const Checkpoint& parent) {
-    for (const Optimizer::State& state : optimizer.states()) {
-        const TensorEntry* kept = parent.find(state.name);
-        require(kept, parent.path, ": holds no ", state.name, ", a state of the optimizer",
-                s.resume ? ": it is the state of another training; start from the weights with --init"
-                         : "; start it afresh with --optimizer reset, or grow with --optimizer copy");
-        require(kept->shape == state.shape, parent.path, ": ", state.name, " has another shape than its optimizer's ",
-                json(state.shape), ": it is the state of another training; start from the weights with --init");
-        read_to_device(parent, state.name, state.values);
-    }
+    for (const Optimizer::State& state : optimizer.states()) read_to_device(parent, state.name, state.values);
 }
 
 void Training::resume(const Checkpoint& parent) {
