@@ -8,7 +8,7 @@ using Bools = std::vector<bool>;
 using Layers = std::vector<LayerFrom>;
 
 static GrowthOptions by(const std::string& order, std::optional<int> factor = {}, std::optional<ValueEmbeds> value_embeds = {}) {
-    return {order, factor, value_embeds, {}};
+    return {.order = order, .factor = factor, .value_embeds = value_embeds};
 }
 
 /// Layers that a nanochat model of n_layer layers grows to, by the numbers of those they copy; -1: new.
@@ -35,22 +35,26 @@ TEST_CASE("layers: orders of growth") {
 
 TEST_CASE("layers: an order that is none is refused, and so is a flag that an order needs or does not take") {
     for (const char* order : {"", "stacked", ",", "1,", ",1", "1,,2", "1 2", "-1", "1.5", "0x1", "99999999999", "1;2", "Stack", "0,1,2 ", "LIST"})
-        CHECK(contains(refusal([&] { grown(by(order), 3); }), "must be stack, interleave, zero, or a list of layers like 0,1,2,0,1,2"));
+        CHECK(contains(refusal([&] { grown(by(order), 3); }), "must be stack, interleave, first, last, middle, solar, random, zero, or a list of layers like 0,1,2,0,1,2"));
     CHECK(contains(refusal([] { grown(by("stack"), 3); }), "--order stack needs --factor"));
     CHECK(contains(refusal([] { grown(by("zero"), 3); }), "--order zero needs --factor"));
-    CHECK(contains(refusal([] { grown(by("stack", -2), 3); }), "needs --factor"));
+    CHECK(contains(refusal([] { grown(by("stack", -2), 3); }), "--factor is -2, but must be 1 or more"));
     CHECK(contains(refusal([] { grown(by("zero", 2147483647), 3); }), "a model has at most 10000"));
     CHECK(refusal([] { grown(by("0,1", 2), 3); }) ==
-          "--order 0,1 does not take --factor; leave --factor out, or use --order stack, interleave, zero");
+          "--order 0,1 does not take --factor; leave --factor out, or use --order stack, interleave, first, last, middle, random, zero");
     CHECK(contains(refusal([] { grown(by("zero", 2, ValueEmbeds::layer), 3); }), "--order zero does not take --value-embeds"));
-    CHECK(contains(refusal([] { grown({"stack", 2, {}, 1}, 3); }), "--order stack does not take --seed; leave --seed out, or use --order zero"));
+    CHECK(contains(refusal([] { grown({.order = "stack", .factor = 2, .seed = 1}, 3); }), "--order stack does not take --seed; leave --seed out, or use --order random, zero"));
 }
 
 TEST_CASE("layers: a lineage keeps what an order takes, defaults too") {
-    CHECK(growth_detail(by("stack", 2)) == "--order stack --factor 2 --value-embeds layer");
-    CHECK(growth_detail(by("0,1", {}, ValueEmbeds::pattern)) == "--order 0,1 --value-embeds pattern");
-    CHECK(growth_detail(by("zero", 3)) == "--order zero --factor 3 --seed 42");
-    CHECK(growth_detail({"zero", 3, {}, 7}) == "--order zero --factor 3 --seed 7");
+    CHECK(growth_detail(by("stack", 2)) == "--order stack --factor 2 --value-embeds layer --optimizer reset");
+    CHECK(growth_detail(by("0,1", {}, ValueEmbeds::pattern)) == "--order 0,1 --value-embeds pattern --optimizer reset");
+    CHECK(growth_detail(by("zero", 3)) == "--order zero --factor 3 --at top --seed 42 --optimizer reset");
+    CHECK(growth_detail({.order = "random", .depth = 8, .at = NewAt::bottom, .value_embeds = ValueEmbeds::layer, .seed = 7, .optimizer = GrownState::zero}) ==
+          "--order random --depth 8 --at bottom --value-embeds layer --seed 7 --optimizer zero");
+    CHECK(growth_detail({.order = "middle", .depth = 8, .middle = "1:2", .damp = "1/copies", .optimizer = GrownState::copy}) ==
+          "--order middle --depth 8 --middle 1:2 --value-embeds layer --damp 1/copies --optimizer copy");
+    CHECK(growth_detail({.order = "solar", .drop = 2}) == "--order solar --drop 2 --value-embeds layer --optimizer reset");
 }
 
 TEST_CASE("layers: a lineage keeps the map, rules too, with numbers that read back as they are") {
@@ -81,7 +85,7 @@ TEST_CASE("layers: zero: old layers keep what is theirs, new ones see all and st
     config.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
     config.windows = {5, 6, 7};
     config.value_embeds = {true, true, false};
-    LayerMap map = grow_map(config, {"zero", 2, {}, 7});
+    LayerMap map = grow_map(config, {.order = "zero", .factor = 2, .seed = 7});
     GPTConfig expected = config;
     expected.n_layer = 6;
     for (int n = 3; n < 6; n++) {

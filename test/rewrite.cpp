@@ -54,7 +54,7 @@ TEST_CASE("grow: layers, lambdas, embedding, head, tokenizer and data position g
     CHECK(contains(out, "parameters: "));
     Checkpoint in = open_checkpoint(dir / "in.bin"), grown = open_checkpoint(dir / "out.bin");
     verify_tensors(grown);
-    CHECK(grown.config == grow_map(in.config, {"2,0,0,1", {}, {}, {}}).config);
+    CHECK(grown.config == grow_map(in.config, {.order = "2,0,0,1"}).config);
     check_layer(grown, 0, in, 2);
     check_layer(grown, 1, in, 0);
     check_layer(grown, 2, in, 0);
@@ -66,7 +66,7 @@ TEST_CASE("grow: layers, lambdas, embedding, head, tokenizer and data position g
     CHECK(grown.header["data"] == in.header["data"]);
     json lineage = grown.header["lineage"];
     CHECK(lineage["operation"] == "grow");
-    CHECK(lineage["detail"] == "--order 2,0,0,1 --value-embeds layer");
+    CHECK(lineage["detail"] == "--order 2,0,0,1 --value-embeds layer --optimizer reset");
     CHECK(lineage["parents"][0]["hash"] == in.content_hash());
     CHECK(lineage["parents"][0]["tokens"] == 4096);
     CHECK(lineage["parents"][0]["operation"] == "train");
@@ -119,7 +119,7 @@ TEST_CASE("rewrite: every rule, for matrices, value embeddings and lambdas") {
     TempDir dir;
     write_small_model(dir / "in.bin", nano(3), 1);
     Checkpoint in = open_checkpoint(dir / "in.bin");
-    LayerMap map = grow_map(in.config, {"2,0,2,1", {}, {}, {}});
+    LayerMap map = grow_map(in.config, {.order = "2,0,2,1"});
     map.seed = 5;
     map.layers[1].rules = {{"fc_proj", {Rule::scaled, 0.3}}, {"ve", {Rule::scaled, -1e-3}}, {"v", {Rule::initial}}, {"q", {Rule::copy}},
                            {"resid_lambdas", {Rule::scaled, 0.7}}, {"x0_lambdas", {Rule::constant, 0.25}}};
@@ -165,8 +165,9 @@ TEST_CASE("grow: every operator's rules are for tensors that layers have, and he
     const std::string help = done("./grow --help");
     for (const GrowthOperator& op : growth_operators()) {
         CHECK(contains(help, concat(op.name, ": ", std::string(op.help).substr(0, 20))));
-        LayerMap map = grow_map(in.config, {"0,1", {}, {}, {}});
-        map.layers[1] = {-1, -1, op.new_layer};
+        if (!op.adds) continue;
+        LayerMap map = grow_map(in.config, {.order = "0,1"});
+        map.layers[1] = {-1, -1, op.adds->rules};
         CHECK(mapped_tensors(map, {&in}, in).size() == tensor_table(map.config).size() + 1);   // and the tokenizer
     }
 }
@@ -187,8 +188,8 @@ TEST_CASE("grow: zero: the file says what it is, loses the same, and new matrice
         CHECK(contains(out, config.lambdas ? "layer 2 <- new, initial values of seed 5 (proj 0, fc_proj 0, resid_lambdas 1, x0_lambdas 0)   window 16,"
                                            : "layer 3 <- new, initial values of seed 5 (proj 0, fc_proj 0)   window 16, scale 0.353553,"));
         Checkpoint in = open_checkpoint(dir / "in.bin"), grown = open_checkpoint(dir / "out.bin");
-        CHECK(grown.config == grow_map(config, {"zero", 2, {}, 5}).config);
-        CHECK(grown.header["lineage"]["detail"] == "--order zero --factor 2 --seed 5");
+        CHECK(grown.config == grow_map(config, {.order = "zero", .factor = 2, .seed = 5}).config);
+        CHECK(grown.header["lineage"]["detail"] == "--order zero --factor 2 --at top --seed 5 --optimizer reset");
         CHECK(grown.header["data"] == in.header["data"]);
         for (int n = 0; n < 2; n++) check_layer(grown, n, in, n);
         CHECK(bytes_of(grown, "wte") == bytes_of(in, "wte"));
@@ -442,7 +443,7 @@ TEST_CASE("programs: wrong command lines and files get one line, help gets exit 
     refused(grow + "--order stack --factor 2.5", "--factor");
     refused(grow + "--order stack --factor 99999999999", "--factor");
     refused(grow + "--order stack --factor 10000", "a model has at most 10000");
-    refused(grow + "--order 0,1 --factor 2", "leave --factor out, or use --order stack, interleave, zero");
+    refused(grow + "--order 0,1 --factor 2", "leave --factor out, or use --order stack, interleave, first, last, middle, random, zero");
     refused(grow + "--order zero", "--order zero needs --factor");
     refused(grow + "--order zero --factor 0", "--factor");
     refused(grow + "--order zero --factor 10000", "a model has at most 10000");
@@ -451,7 +452,7 @@ TEST_CASE("programs: wrong command lines and files get one line, help gets exit 
     refused(grow + "--order zero --factor 2 --seed x", "--seed");
     refused(grow + "--order zero --factor 2 --seed 1.5", "--seed");
     refused(grow + "--order zero --factor 2 --seed 99999999999999999999", "--seed");
-    refused(grow + "--order stack --factor 2 --seed 1", "--order stack does not take --seed; leave --seed out, or use --order zero");
+    refused(grow + "--order stack --factor 2 --seed 1", "--order stack does not take --seed; leave --seed out, or use --order random, zero");
     refused(grow + "--order 0,2", "--order names layer 2, but the model has layers 0 to 1");
     refused(grow + "--order sideways --factor 2", "--order is 'sideways'");
     refused(grow + "--order ''", "--order");
