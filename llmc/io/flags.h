@@ -150,10 +150,12 @@ public:
     /// Rules between flags that are declared: this one must be given; these two must not both be.
     void require_given(const std::string& flag) { find(flag).option->required(); }
     void exclude(const std::string& flag, const std::string& other) { find(flag).option->excludes(find(other).option); }
-    /// Where this one is given, none of those may be that are declared so far, arguments included.
+    /// Where this one is given, nothing else may be, arguments included.
     void alone(const std::string& flag) {
-        for (CLI::Option* other : app.get_options())
-            if (other != find(flag).option && other != app.get_help_ptr()) find(flag).option->excludes(other);
+        check(flag, [this, flag, option = find(flag).option] {
+            for (const CLI::Option* other : app.get_options())
+                require(other == option || other->count() == 0, flag, " is given alone; leave ", other->get_name(), " out");
+        });
     }
     void footer(const std::string& text) { app.footer(text); }
 
