@@ -1,4 +1,8 @@
 // One checkpoint -> a deeper one, by copies of its layers and by new ones (the depth growth study; README.md).
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <iostream>
 #include "llmc/io/flags.h"
 #include "llmc/lineage.h"
 #include "llmc/rewrite.h"
