@@ -128,6 +128,15 @@ int64_t frozen_params(const GPTConfig& config, const Trained& trained) {
     return frozen;
 }
 
+int64_t free_params(const GPTConfig& config) {
+    int64_t total = 0;
+    for (const Tensor& tensor : tensor_table(config)) {
+        const bool by_recipe = config.recipe->model.value_embeds && has_value_embed(tensor.layer, config.n_layer);
+        if (tensor.spec->group == Group::value_embedding && !by_recipe) total += tensor.numel;
+    }
+    return total;
+}
+
 int64_t matmul_params(const GPTConfig& config) {
     int64_t total = int64_t{config.vocab_size} * config.n_embd;   // the head, which may be the embedding
     for (const Tensor& tensor : tensor_table(config))

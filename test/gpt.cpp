@@ -330,7 +330,7 @@ TEST_CASE("gpt: golden growth" * needs_products()) {
         CAPTURE(name);
         std::string list;
         for (const auto& layer : order) list += concat(list.empty() ? "" : ",", layer);
-        LayerMap map = grow_map(parent.config(), {list, {}, {}, {}});
+        LayerMap map = grow_map(parent.config(), {.order = list});
         CHECK(to_json(map.config) == grown.meta["configs"][name]);
         const double expected = grown.at("loss/" + name)[0];
         CHECK(std::abs(mapped_loss(map, {&parent}, grown) - expected) <= STACK_TOLERANCE * expected);
@@ -407,10 +407,10 @@ TEST_CASE("gpt: layers that zero adds change no logit by a bit, whatever the mod
         const std::vector<float> before = logits_of(model, data.idx, data.targets);
         CHECK(std::all_of(before.begin(), before.end(), [](float logit) { return std::isfinite(logit); }));
         CHECK(*std::max_element(before.begin(), before.end()) > *std::min_element(before.begin(), before.end()));
-        Checkpoint grown = write_mapped(dir / "grown.bin", grow_map(model.config, {"zero", 2, {}, {}}), {&model});
+        Checkpoint grown = write_mapped(dir / "grown.bin", grow_map(model.config, {.order = "zero", .factor = 2}), {&model});
         REQUIRE(grown.config.n_layer == 2 * model.config.n_layer);
         CHECK(logits_of(grown, data.idx, data.targets) == before);
-        Checkpoint again = write_mapped(dir / "again.bin", grow_map(grown.config, {"zero", 3, {}, 7}), {&grown});
+        Checkpoint again = write_mapped(dir / "again.bin", grow_map(grown.config, {.order = "zero", .factor = 3, .seed = 7}), {&grown});
         REQUIRE(again.config.n_layer == 6 * model.config.n_layer);
         CHECK(logits_of(again, data.idx, data.targets) == before);
     };
@@ -423,7 +423,7 @@ TEST_CASE("gpt: layers that zero adds change no logit by a bit, whatever the mod
     for (const GPTConfig& config : {small_speedrun(), small_nanochat()}) {
         SmallModel small(config);
         Checkpoint model = write_model(dir / "model.bin", small);
-        Checkpoint copied = write_mapped(dir / "copied.bin", grow_map(config, {"interleave", 2, {}, {}}), {&model});
+        Checkpoint copied = write_mapped(dir / "copied.bin", grow_map(config, {.order = "interleave", .factor = 2}), {&model});
         check_grown(copied, small);
         StackOptions options{true, false, Norm::layer_norm, config.norm_wte, config.norm_lm_head};
         check_grown(write_mapped(dir / "stack.bin", stack_map({config, copied.config}, {"a", "b"}, options), {&model, &copied}), small);
