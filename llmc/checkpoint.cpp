@@ -80,6 +80,40 @@ static json to_json(const TensorEntry& entry) {
             {"offset", entry.offset}, {"bytes", entry.bytes}, {"xxh3", hex_digits(entry.xxh3)}};
 }
 
+/// The JSON text of a header and its tensors. As a json value the tensors of thousands of layers would take more memory than all else.
+static std::string header_text(const json& header, const std::vector<TensorEntry>& tensors) {
+    std::string text;
+    auto add = [&](const std::string& key, const std::string& value) { text += (text.empty() ? '{' : ',') + dump_json(key) + ':' + value; };
+    auto add_tensors = [&] {
+        add("tensors", "[");
+        for (size_t i = 0; i < tensors.size(); i++) text += (i == 0 ? "" : ",") + dump_json(to_json(tensors[i]));
+        text += ']';
+    };
+    bool done = false;
+    for (auto& [key, value] : header.items()) {   // in their order, which is the alphabet's
+        if (!done && key > "tensors") add_tensors(), done = true;
+        add(key, dump_json(value));
+    }
+    if (!done) add_tensors();
+    return text + '}';
+}
+
+/// Reads along with the parser: every entry of `tensors` at the header's top goes to `entries` as it comes, and not into what is
+/// returned. A value of `tensors` that is no array stays.
+static json header_from_text(const std::string& text, const std::string& path, std::vector<TensorEntry>& entries) {
+    bool its_value = false, inside = false;   // of the key `tensors` at the top; of its array
+    return parse_json(text, path + ": header", [&](int depth, json::parse_event_t event, json& parsed) {
+        using Event = json::parse_event_t;
+        if (depth == 1 && event == Event::key) its_value = parsed == "tensors";
+        if (depth == 1 && event == Event::array_start) inside = its_value;
+        if (depth == 1 && event == Event::array_end) inside = false;
+        const bool ends = event == Event::object_end || event == Event::array_end || event == Event::value;
+        if (!inside || depth != 2 || !ends) return true;
+        entries.push_back(entry_from_json(parsed, path + ": tensors"));
+        return false;
+    });
+}
+
 /// The weights are those of the configuration, in its order; what follows belongs to one of them, or is the tokenizer.
 static void check_names(const std::vector<TensorEntry>& tensors, const GPTConfig& config, const std::string& path) {
     std::vector<Tensor> weights = tensor_table(config);
@@ -124,20 +158,21 @@ static void check_parents(const json& lineage, const std::string& where) {
 }
 
 /// Everything that can be said of a header without its file. `header_end`: where the first tensor must start.
-static void take_header(Checkpoint& c, int64_t header_end) {
+static void take_header(Checkpoint& c, const std::string& text, int64_t header_end) {
+    c.header = header_from_text(text, c.path, c.tensors);
     json_object(c.header, c.path + ": header");
     c.config = config_from_json(json_member(c.header, "config", c.path), c.path);
     check_progress(json_member(c.header, "progress", c.path), c.path + ": progress");
     check_parents(json_member(c.header, "lineage", c.path), c.path + ": lineage");
     json_member(c.header["lineage"], "parents", c.path + ": lineage");
+    json_array(json_member(c.header, "tensors", c.path), c.path + ": tensors");
+    c.header.erase("tensors");
     int64_t end = header_end;
-    for (const json& j : json_array(json_member(c.header, "tensors", c.path), c.path + ": tensors")) {
-        TensorEntry entry = entry_from_json(j, c.path + ": tensors");
+    for (const TensorEntry& entry : c.tensors) {
         require(entry.offset == end, c.path, ": tensor ", entry.name.substr(0, 100), " starts at byte ", entry.offset,
                 ", but the one before leads to ", end);
         require(entry.bytes <= (int64_t{1} << 60) - end, c.path, ": tensors are bigger than any disk");
         end = round_up(entry.offset + entry.bytes);
-        c.tensors.push_back(std::move(entry));
     }
     check_names(c.tensors, c.config, c.path);
 }
@@ -185,8 +220,7 @@ Checkpoint open_checkpoint(const std::string& path) {
     std::string text(preamble.json_bytes, '\0');
     c.file->read(text.data(), static_cast<int64_t>(text.size()), sizeof preamble);
     require(xxh3_64(text) == preamble.json_xxh3, path, ": the header does not match its hash", DAMAGED);
-    c.header = parse_json(text, path + ": header");
-    take_header(c, round_up(json_end));
+    take_header(c, text, round_up(json_end));
 
     require(c.file->size() == end_of(c.tensors), path, ": has ", c.file->size(), " bytes, but its header says ", end_of(c.tensors), DAMAGED);
     require_zeros(*c.file, json_end, round_up(json_end));
@@ -260,29 +294,33 @@ TensorSource source_from_checkpoint(const std::string& name, const Checkpoint& c
     return {name, entry.dtype, entry.shape, nullptr, checkpoint.file, entry.offset, entry.xxh3};
 }
 
-/// Completes `header` with the tensors laid out one after another behind it. Offsets are part of the header and depend on its
-/// length: they move back until it fits before them.
-static Checkpoint lay_out(const std::string& path, json header, const std::vector<TensorSource>& sources) {
+/// A checkpoint of that header, its tensors laid out one after another behind it, as open_checkpoint() would give it. Offsets are
+/// part of the header and depend on its length: they move back until it fits before them.
+static Checkpoint lay_out(const std::string& path, const json& header, const std::vector<TensorSource>& sources) {
+    std::vector<TensorEntry> tensors;
+    for (const TensorSource& source : sources) {
+        int64_t bytes = tensor_bytes(source.dtype, source.shape, concat(path, ": ", source.name));
+        tensors.push_back({source.name, source.dtype, source.shape, 0, bytes, source.xxh3});
+    }
     for (int64_t header_end = PAGE;;) {
-        header["tensors"] = json::array();
         int64_t offset = header_end;
-        for (const TensorSource& source : sources) {
-            int64_t bytes = tensor_bytes(source.dtype, source.shape, concat(path, ": ", source.name));
-            header["tensors"].push_back(to_json(TensorEntry{source.name, source.dtype, source.shape, offset, bytes, source.xxh3}));
-            require(bytes < (int64_t{1} << 60) - offset, path, ": tensors are bigger than any disk");
-            offset = round_up(offset + bytes);
+        for (TensorEntry& tensor : tensors) {
+            tensor.offset = offset;
+            require(tensor.bytes < (int64_t{1} << 60) - offset, path, ": tensors are bigger than any disk");
+            offset = round_up(offset + tensor.bytes);
         }
-        std::string text = dump_json(header);
+        std::string text = header_text(header, tensors);
         int64_t needed = round_up(static_cast<int64_t>(sizeof(Preamble) + text.size()));
         if (needed > header_end) {
             header_end = needed;
             continue;
         }
         require(needed <= MAX_JSON_BYTES, path, ": its header would have ", needed, " bytes, but may have ", MAX_JSON_BYTES);
+        tensors.clear();
+        tensors.shrink_to_fit();
         Checkpoint c;
         c.path = path;
-        c.header = parse_json(text, path + ": header");
-        take_header(c, header_end);
+        take_header(c, text, header_end);
         return c;
     }
 }
@@ -307,15 +345,12 @@ static uint64_t write_tensor(NewFile& file, const TensorEntry& entry, const Tens
     return hasher.value();
 }
 
-void write_checkpoint(const std::string& path, json header, const std::vector<TensorSource>& sources) {
-    Checkpoint c = lay_out(path, std::move(header), sources);
+void write_checkpoint(const std::string& path, const json& header, const std::vector<TensorSource>& sources) {
+    Checkpoint c = lay_out(path, header, sources);
     NewFile file(path, end_of(c.tensors));
     std::vector<char> buffer(static_cast<size_t>(FILE_CHUNK));
-    for (size_t i = 0; i < sources.size(); i++) {
-        c.tensors[i].xxh3 = write_tensor(file, c.tensors[i], sources[i], buffer);
-        c.header["tensors"][i]["xxh3"] = hex_digits(c.tensors[i].xxh3);   // as many digits as before: the header keeps its length
-    }
-    std::string text = dump_json(c.header);
+    for (size_t i = 0; i < sources.size(); i++) c.tensors[i].xxh3 = write_tensor(file, c.tensors[i], sources[i], buffer);
+    const std::string text = header_text(c.header, c.tensors);   // as long as before: a hash always has as many digits
     Preamble preamble{{}, VERSION, 0, text.size(), xxh3_64(text)};
     std::memcpy(preamble.magic, MAGIC, sizeof MAGIC);
     file.write(&preamble, sizeof preamble, 0);

@@ -51,7 +51,7 @@ struct TensorEntry {
 /// A checkpoint that is open for reading. It stays the file it was, whatever is renamed to its path meanwhile.
 struct Checkpoint {
     std::string path;
-    nlohmann::json header;
+    nlohmann::json header;               ///< all of it but `tensors`
     GPTConfig config;
     std::vector<TensorEntry> tensors;
     std::shared_ptr<const File> file;
@@ -108,10 +108,10 @@ TensorSource source_from_bytes(const std::string& name, std::string bytes);
 TensorSource source_from_checkpoint(const std::string& name, const Checkpoint& checkpoint, const TensorEntry& entry);
 
 /// Writes a checkpoint: all of it appears under `path` at once, synced, or nothing changes there (llmc/io/file.h).
-/// header: config, progress, lineage, and training and data if any; `tensors` is added. sources: in the file's order.
+/// header: config, progress, lineage, and training and data if any, but not `tensors`. sources: in the file's order.
 /// Throws std::invalid_argument when open_checkpoint() would refuse the result, or it cannot be written.
 /// Needs about FILE_CHUNK bytes of memory.
-void write_checkpoint(const std::string& path, nlohmann::json header, const std::vector<TensorSource>& sources);
+void write_checkpoint(const std::string& path, const nlohmann::json& header, const std::vector<TensorSource>& sources);
 
 /// Bytes that the file of write_checkpoint() has.
 int64_t checkpoint_bytes(const nlohmann::json& header, const std::vector<TensorSource>& sources);
