@@ -16,6 +16,7 @@
 #include "llmc/generate.h"
 #include "llmc/gpt.h"
 #include "llmc/io/build.h"
+#include "llmc/io/hash.h"
 #include "llmc/io/json.h"
 #include "llmc/io/log.h"
 #include "llmc/io/process.h"
@@ -60,14 +61,18 @@ int main(int argc, char** argv) {
 struct Opened {
     std::optional<Checkpoint> parent;    ///< --init or --resume
     bool frozen_embedding = false;       ///< in the run that is resumed
+    bool changed = false;                ///< settings of that run
     GPTConfig config;
 };
 
 /// What training will be, before anything is made for it.
 struct Planned {
     std::optional<Checkpoint> embedding;   ///< --embeddings-from
-    bool frozen_embedding;
+    Trained trained;
+    json lineage;                          ///< of this run's checkpoints
+    Position before;                       ///< of the schedule that it continues
     int64_t done;                          ///< steps before this call
+    int64_t last;                          ///< step where this call ends
     Plan plan;
     Schedule schedule;
     StepRange profiled;                    ///< --profile-steps
@@ -113,7 +118,9 @@ private:
     struct StepTime {
         double seconds, tokens_per_second, mfu, left;   // left: seconds of the steps to come
     };
-    void resume(const Checkpoint& parent);
+    json new_identity(const json& of) const;
+    void load_optimizer(const Checkpoint& parent);
+    void resume(const Checkpoint& parent, bool changed);
     void log_start(const Arguments& arguments);
     bool step_once();
     StepTime time_of_step(double seconds, bool loops);
@@ -138,14 +145,15 @@ private:
     TrainingData& data;
     const RunFolder folder;
     const double peak_flops;   // measured before the model takes its memory
-    const double token_flops;  // of a pass over one token, forward and backward
+    const double token_flops;  // of a pass over one token, forward and backward, by what trains
     Sampler sampler;
     std::unique_ptr<GPT> model;
     Optimizer optimizer;
     std::optional<KVCache> cache;         // of a run that samples
     std::optional<Evaluator> evaluator;   // of a run with --val-data
-    json origin;                          // lineage of this run's checkpoints
-    double origin_flops;                  // spent on all that it names
+    double origin_flops;                  // spent on all that its lineage names
+    int64_t updates;                      // behind the optimizer's state when this run began
+    json identities;                      // of this run: training.runs of its checkpoints
     std::optional<Log> log;
     ProgressBar bar;
 
@@ -161,7 +169,7 @@ static Opened open_model(Settings& s);
 static Planned plan_run(Settings& s, const Opened& opened);
 static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened, Mode mode, const Planned* planned);
 static MemoryNeed memory_need(const Settings& s, const Opened& opened, const Planned& planned);
-static void print_plan(const GPTConfig& config, const Plan& plan, const MemoryPlan& memory);
+static void print_plan(const GPTConfig& config, const Planned& planned, const MemoryPlan& memory);
 static void print_start(const Settings& s, const Opened& opened, const Planned& planned, const TrainingData& data);
 static std::string bpb_text(const std::optional<double>& bpb);
 
@@ -203,7 +211,7 @@ static int run(Settings& s, const Arguments& arguments) {
 
     const Planned planned = plan_run(s, opened);
     if (s.plan) {
-        print_plan(opened.config, planned.plan, plan_memory(memory_need(s, opened, planned)));
+        print_plan(opened.config, planned, plan_memory(memory_need(s, opened, planned)));
         return 0;
     }
     const int64_t steps = planned.plan.steps;
@@ -227,21 +235,16 @@ static int run(Settings& s, const Arguments& arguments) {
 Training::Training(const Settings& settings, const Opened& opened, const Planned& plans, TrainingData& with,
                    const Arguments& arguments)
     : s(settings), planned(plans), plan(plans.plan), data(with), folder{*s.out}, peak_flops(device_peak_flops()),
-      token_flops(static_cast<double>(flops_per_token(opened.config))), sampler(s.temperature, s.top_k, s.seed),
+      token_flops(static_cast<double>(flops_per_token(opened.config, plans.trained))), sampler(s.temperature, s.top_k, s.seed),
       model(build_model(s, opened, Mode::train, &planned)), optimizer(*model) {
     optimizer.allocate();
     if (planned.samples) cache.emplace(opened.config).allocate();
     if (data.val) evaluator.emplace(*model, *data.val, data.tokenizer, s.eval_tokens);
-    if (s.resume) {
-        resume(*opened.parent);
-        origin = opened.parent->header["lineage"];
-    } else {
-        std::vector<const Checkpoint*> parents;
-        if (opened.parent) parents.push_back(&*opened.parent);
-        origin =
-            make_lineage("train", planned.embedding ? concat("frozen wte of ", planned.embedding->content_hash()) : "", parents);
-    }
-    origin_flops = lineage_flops(origin);
+    identities = json::array({new_identity(planned.lineage)});
+    if (s.resume) resume(*opened.parent, opened.changed);
+    if (s.optimizer == "keep") load_optimizer(*opened.parent);
+    updates = updates_before(planned.lineage);
+    origin_flops = lineage_flops(planned.lineage);
     inputs.resize(static_cast<size_t>(model->B) * model->T);
     targets.resize(inputs.size());
     if (s.overwrite) folder.clear();   // once all else is known to be well
@@ -253,7 +256,7 @@ int Training::run() {
     for (int signal : {SIGINT, SIGTERM, SIGPIPE}) std::signal(signal, ask_to_stop);   // SIGPIPE: nobody reads stdout any more
     std::printf("peak of matrix products: %.1f GFLOP/s\n", peak_flops * 1e-9);
     if (!s.resume && s.eval_every > 0 && evaluator) report_evaluation();
-    while (step < plan.steps && !stop_asked) {
+    while (step < planned.last && !stop_asked) {
         if (step + 1 == planned.profiled.first) profile_start();
         if (!step_once()) break;
         if (step == planned.profiled.last) report_profile();
@@ -297,9 +300,10 @@ bool Training::step_once() {
     const StepSums sums = model->end_step();
     if (!std::isfinite(sums.loss + sums.loop_loss + sums.norm())) diagnose(sums, place);
 
-    const StepSchedule now{.lr_multiplier = lr_multiplier(planned.schedule, step), .step = step, .steps = plan.steps};
+    const int64_t at = planned.before.steps + step;
+    const StepSchedule now{.lr_multiplier = lr_multiplier(planned.schedule, at), .step = at, .steps = plan.schedule_steps};
     const Rates rates = scaled_rates(s, plan);
-    optimizer.set_step(rates, now, step + 1);
+    optimizer.set_step(rates, now, updates + step + 1);
     optimizer.update();   // the device goes on with it while the next tokens are read
 
     step++;
@@ -435,13 +439,14 @@ void Training::save() {
                 {"progress", {{"step", step}, {"tokens", tokens}, {"flops", flops}}},
                 {"training",
                  {{"flags", s.flags.values(FlagKind::training)},
-                  {"frozen_embedding", planned.frozen_embedding},
+                  {"frozen_embedding", !planned.trained.embedding},
+                  {"runs", identities},
                   {"smooth", smooth},
                   {"sampler", sampler.state()},
                   {"precision", PRECISION_NAME},
                   {"device", device_name()}}},
                 {"data", data.train->position()},
-                {"lineage", origin}};
+                {"lineage", planned.lineage}};
     std::vector<TensorSource> sources;
     auto from_device = [](const float* values) {
         return [values](void* dst, int64_t offset, int64_t bytes) {
@@ -520,15 +525,17 @@ static Checkpoint open_whole(const std::string& path) {
     return checkpoint;
 }
 
-/// What the run that is resumed kept of itself; it warns where this call goes on in another way. True when its embedding is frozen.
-static bool take_training(Settings& s, const Checkpoint& parent) {
+/// What the run that is resumed kept of itself; it warns where this call goes on in another way.
+static void take_training(Settings& s, Opened& opened) {
+    const Checkpoint& parent = *opened.parent;
     require(parent.can_resume(), parent.path,
             ": holds no state of a training (it was grown, stacked or converted): start from its weights with --init");
     const std::string where = parent.path + ": training";
     const json& training = json_object(parent.header["training"], where);
-    for (const std::string& change : resume_flags(s, json_member(training, "flags", where)))
-        warn("train_gpt", "--resume goes on with another setting: ", change);
-    const bool frozen_embedding = json_bool(json_member(training, "frozen_embedding", where), where + ": frozen_embedding");
+    const std::vector<std::string> changes = resume_flags(s, json_member(training, "flags", where));
+    for (const std::string& change : changes) warn("train_gpt", "--resume goes on with another setting: ", change);
+    opened.changed = !changes.empty();
+    opened.frozen_embedding = json_bool(json_member(training, "frozen_embedding", where), where + ": frozen_embedding");
     const std::string& precision = json_string(json_member(training, "precision", where), where + ": precision");
     const std::string& device = json_string(json_member(training, "device", where), where + ": device");
     if (precision != PRECISION_NAME)
@@ -536,15 +543,17 @@ static bool take_training(Settings& s, const Checkpoint& parent) {
              ": not bit for bit the same");
     if (device != device_name())
         warn("train_gpt", "the run was trained on ", device, ", this is ", device_name(), ": it may not be bit for bit the same");
-    return frozen_embedding;
 }
 
 static Opened open_model(Settings& s) {
     require(!s.init || !s.resume,
             "--init and --resume both name a checkpoint: --resume goes on exactly, --init takes the weights alone");
+    for (const auto& [flag, given] : {std::pair{"--optimizer", s.optimizer}, {"--schedule", s.schedule}})
+        require(!given || s.init, flag, " says how a run starts from the checkpoint of --init, which is not given",
+                s.resume ? ": --resume goes on as its run began" : "", "; leave it out");
     Opened opened;
     if (s.init || s.resume) opened.parent = open_whole(s.resume ? *s.resume : *s.init);
-    if (s.resume) opened.frozen_embedding = take_training(s, *opened.parent);
+    if (s.resume) take_training(s, opened);
     opened.config = resolve_model(s, opened.parent);
     return opened;
 }
@@ -562,16 +571,32 @@ static Checkpoint open_embedding(const Settings& s, const Opened& opened) {
     return embedding;
 }
 
+/// Where the checkpoints of this run come from.
+static json lineage_of(const Settings& s, const Opened& opened, const std::optional<Checkpoint>& embedding) {
+    if (s.resume) return opened.parent->header["lineage"];
+    std::vector<const Checkpoint*> parents;
+    if (opened.parent) parents.push_back(&*opened.parent);
+    json lineage = make_lineage("train", embedding ? concat("frozen wte of ", embedding->content_hash()) : "", parents);
+    if (s.schedule == "continue") lineage["schedule"] = *s.schedule;
+    if (s.optimizer == "keep") lineage["optimizer"] = *s.optimizer;
+    return lineage;
+}
+
 static Planned plan_run(Settings& s, const Opened& opened) {
     Planned planned{};
     if (s.embeddings_from) planned.embedding = open_embedding(s, opened);
-    planned.frozen_embedding = opened.frozen_embedding || planned.embedding;
-    planned.plan = resolve_plan(s, opened.config);
+    planned.trained = resolve_trained(s, opened.config, opened.frozen_embedding || planned.embedding);
+    planned.lineage = lineage_of(s, opened, planned.embedding);
+    planned.before = schedule_before(planned.lineage);
+    planned.plan = resolve_plan(s, opened.config, planned.trained, planned.before);
     planned.schedule = make_schedule(s, *opened.config.recipe, planned.plan);
     if (!s.sample_every) s.sample_every = s.sample ? planned.plan.steps : 0;
     planned.samples = *s.sample_every > 0;
     planned.done = s.resume ? opened.parent->header["progress"]["step"].get<int64_t>() : 0;
-    planned.profiled = profiled_steps(s, planned.done, planned.plan.steps);
+    planned.last = s.stop_at_step.value_or(planned.plan.steps);
+    require(planned.last <= planned.plan.steps && (!s.stop_at_step || planned.last > planned.done), "--stop-at-step is ", planned.last,
+            ", but must be within ", planned.done + 1, " and ", planned.plan.steps, ", the steps of this call");
+    planned.profiled = profiled_steps(s, planned.done, planned.last);
     return planned;
 }
 
@@ -584,8 +609,7 @@ static void read_to_device(const Checkpoint& checkpoint, const std::string& name
 
 /// With the weights of the file, or those of a beginning. planned: null for a model that is not trained.
 static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened, Mode mode, const Planned* planned) {
-    auto model =
-        std::make_unique<GPT>(opened.config, *s.device_batch, mode, planned ? planned->frozen_embedding : opened.frozen_embedding);
+    auto model = std::make_unique<GPT>(opened.config, *s.device_batch, mode, planned ? planned->trained : Trained{});
     model->allocate();
     auto load = [&](const Tensor& tensor, const Checkpoint& from) {
         read_to_device(from, tensor.name, model->master(tensor));
@@ -599,13 +623,27 @@ static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened,
     return model;
 }
 
-void Training::resume(const Checkpoint& parent) {
+/// What a run is told apart by in family trees: where it comes from, how it is set, and on which data.
+json Training::new_identity(const json& of) const {
+    const json what{of, to_json(model->config), s.flags.values(FlagKind::training), data.train->fingerprint(), step};
+    return {{"id", xxh3_128(dump_json(what))}, {"tokens", tokens}, {"flops", flops}};
+}
+
+/// The state that another run left of its optimizer.
+void Training::load_optimizer(const Checkpoint& parent) {
     for (const Optimizer::State& state : optimizer.states()) {
-        require(parent.at(state.name).shape == state.shape, parent.path, ": ", state.name,
-                " has another shape than its optimizer's ", json(state.shape),
-                ": it is the state of another training; start from the weights with --init");
+        const TensorEntry* kept = parent.find(state.name);
+        require(kept, parent.path, ": holds no ", state.name, ", a state of the optimizer",
+                s.resume ? ": it is the state of another training; start from the weights with --init"
+                         : "; start it afresh with --optimizer reset, or grow with --optimizer copy");
+        require(kept->shape == state.shape, parent.path, ": ", state.name, " has another shape than its optimizer's ",
+                json(state.shape), ": it is the state of another training; start from the weights with --init");
         read_to_device(parent, state.name, state.values);
     }
+}
+
+void Training::resume(const Checkpoint& parent, bool changed) {
+    load_optimizer(parent);
     const json& progress = parent.header["progress"];
     const json& training = parent.header["training"];
     const std::string where = parent.path + ": training";
@@ -616,20 +654,28 @@ void Training::resume(const Checkpoint& parent) {
     const json& drawn = json_member(training, "sampler", where);
     require(drawn.is_number_unsigned(), where, ": sampler is ", drawn, ", but must be a whole number");
     sampler.restore(drawn);
+    if (training.contains("runs")) identities = json_array(training["runs"], where + ": runs");
+    if (changed) identities.push_back(new_identity(identities));
 }
 
 // ----------------------------------------------------------------------------------- details: what a start tells
 
 static MemoryNeed memory_need(const Settings& s, const Opened& opened, const Planned& planned) {
-    return {opened.config, *s.device_batch, planned.frozen_embedding, planned.samples};
+    return {opened.config, *s.device_batch, planned.trained, planned.samples};
 }
 
-static void print_plan(const GPTConfig& config, const Plan& plan, const MemoryPlan& memory) {
+static void print_plan(const GPTConfig& config, const Planned& planned, const MemoryPlan& memory) {
+    const Plan& plan = planned.plan;
     std::printf("matmul_params: %ld\n", matmul_params(config));
     std::printf("total_params: %ld\n", total_params(config));
-    std::printf("flops_per_token: %ld\n", flops_per_token(config));
+    if (const int64_t frozen = frozen_params(config, planned.trained); frozen > 0)
+        std::printf("frozen_params: %ld (no gradient, no optimizer state)\n", frozen);
+    std::printf("flops_per_token: %ld\n", flops_per_token(config, planned.trained));
     std::printf("batch_tokens: %ld\n", plan.batch_tokens);
     std::printf("steps: %ld\n", plan.steps);
+    if (planned.before.steps > 0)
+        std::printf("schedule: %ld steps, of which %ld steps, %ld tokens and %.4e FLOPs lie before this run\n", plan.schedule_steps,
+                    planned.before.steps, planned.before.tokens, planned.before.flops);
     std::printf("tokens: %ld\n", plan.tokens);
     std::printf("memory_bytes: %zu\n", memory.total);
     std::printf("total_flops: %.4e\n", plan.total_flops);
@@ -662,7 +708,7 @@ static void print_start(const Settings& s, const Opened& opened, const Planned& 
     const int64_t largest = largest_device_batch(need, available);
     std::printf("memory: %-18s %10.1f MiB of %.1f free; the largest --device-batch that would fit: %ld\n", "all",
                 static_cast<double>(memory.total) / (1 << 20), static_cast<double>(available) / (1 << 20), largest);
-    print_plan(opened.config, planned.plan, memory);
+    print_plan(opened.config, planned, memory);
     std::fflush(stdout);
     require(memory.total <= available, "the run needs ", memory.total >> 20, " MiB, but ", available >> 20, " MiB are free; ",
             largest > 0 ? concat("--device-batch ", largest, " would fit") : "use a smaller model");
@@ -678,6 +724,6 @@ void Training::log_start(const Arguments& arguments) {
                 {"machine", device_name()},
                 {"build", {{"commit", build_commit()}, {"precision", PRECISION_NAME}}},
                 {"steps", plan.steps},
-                {"flops_per_token", flops_per_token(model->config)}});
+                {"flops_per_token", flops_per_token(model->config, planned.trained)}});
     if (s.resume) log->write({{"event", "resume"}, {"step", step}, {"from", *s.resume}});
 }

@@ -16,6 +16,8 @@ using Names = std::vector<std::pair<const char*, Enum>>;
 static const Names<Norm> NORMS{{"none", Norm::none}, {"rms_norm", Norm::rms_norm}, {"layer_norm", Norm::layer_norm}};
 static const Names<Activation> ACTIVATIONS{{"gelu", Activation::gelu}, {"relu2", Activation::relu2}};
 
+static const Names<Fall> FALLS{{"linear", Fall::linear}, {"cosine", Fall::cosine}, {"1-sqrt", Fall::one_minus_sqrt}};
+
 template <class Enum>
 static const char* name_in(const Names<Enum>& names, Enum value) {
     for (auto& [name, entry] : names)
@@ -36,6 +38,13 @@ static Enum value_in(const Names<Enum>& names, const char* what, const std::stri
 const char* name_of(Norm norm) { return name_in(NORMS, norm); }
 const char* name_of(Activation activation) { return name_in(ACTIVATIONS, activation); }
 Norm norm_named(const std::string& name) { return value_in(NORMS, "norm", name); }
+const char* name_of(Fall fall) { return name_in(FALLS, fall); }
+Fall fall_named(const std::string& name) { return value_in(FALLS, "fall of the learning rates", name); }
+std::vector<std::string> fall_names() {
+    std::vector<std::string> names;
+    for (auto& [name, fall] : FALLS) names.push_back(name);
+    return names;
+}
 Activation activation_named(const std::string& name) { return value_in(ACTIVATIONS, "activation", name); }
 
 float norm_eps(const GPTConfig& config, Norm kind) {

@@ -12,6 +12,9 @@ const char* name_of(Norm norm);
 const char* name_of(Activation activation);
 Norm norm_named(const std::string& name);
 Activation activation_named(const std::string& name);
+const char* name_of(Fall fall);
+Fall fall_named(const std::string& name);
+std::vector<std::string> fall_names();
 
 /// A model, as `config` of a checkpoint spells it (and of the reference: the keys are the same).
 struct GPTConfig {

@@ -40,19 +40,31 @@ static const GPTConfig& checked(const GPTConfig& config, int B) {
     return config;
 }
 
-GPT::GPT(const GPTConfig& c, int batch, Mode mode_, bool frozen_embedding_)
-    : config(checked(c, batch)), B(batch), T(c.seq_len), tensors(tensor_table(c)), mode(mode_), frozen_embedding(frozen_embedding_),
-      N(int64_t{batch} * c.seq_len), chunk(logits_rows(N, c.vocab_size)), rms_eps(norm_eps(c, Norm::rms_norm)), layers(c.n_layer) {
+static bool is_of_qkv(const Tensor& tensor) {
+    const std::string name = tensor.spec->name;
+    return name == "q" || name == "k" || name == "v";
+}
+
+GPT::GPT(const GPTConfig& c, int batch, Mode mode_, const Trained& trained_)
+    : config(checked(c, batch)), B(batch), T(c.seq_len), tensors(tensor_table(c)), mode(mode_), trained(trained_),
+      lowest(lowest_trained(tensors, trained_, c.n_layer)), N(int64_t{batch} * c.seq_len), chunk(logits_rows(N, c.vocab_size)),
+      rms_eps(norm_eps(c, Norm::rms_norm)), layers(c.n_layer) {
     const int64_t C = c.n_embd, V = c.vocab_size, H = c.n_head, HK = c.n_kv_head, D = c.head_size(), QKV = c.qkv_width();
 
     parameters.add(masters, block_size(tensors));
     if (sizeof(floatX) < sizeof(float)) parameters.add(rounded, block_size(tensors));
 
+    std::vector<bool> qkv_trains(static_cast<size_t>(c.n_layer));
+    for (const Tensor& tensor : tensors)
+        if (is_of_qkv(tensor) && trained(tensor)) qkv_trains[tensor.layer] = true;
     for (const Tensor& tensor : tensors) {
-        bool wanted = mode == Mode::train && !frozen(tensor);
+        const bool together = is_of_qkv(tensor) && qkv_trains[tensor.layer];
+        const bool wanted = mode == Mode::train && (trained(tensor) || together);
+        if (wanted && !trained(tensor)) beside.push_back(&tensor);
         gradient_offset.push_back(wanted ? gradients_size : -1);
         if (wanted) gradients_size += (tensor.numel + TENSOR_ALIGNMENT - 1) / TENSOR_ALIGNMENT * TENSOR_ALIGNMENT;
     }
+    require(mode == Mode::evaluate || gradients_size > 0, "gpt: nothing trains: every tensor of the model is frozen");
     gradients.add(gradient_values, gradients_size);
 
     activations.add(inputs, N);
@@ -97,6 +109,7 @@ GPT::GPT(const GPTConfig& c, int batch, Mode mode_, bool frozen_embedding_)
         scratch.add(dqkv, N * QKV);
         scratch.add(df, N * 4 * C);
         scratch.add(sums, N * std::max<int64_t>(2, HK));
+        if (!trained.only.empty()) scratch.add(unwanted, std::max<int64_t>(2 * c.n_layer, HK * VE_GATE_CHANNELS));
         scratch.add(squares, REDUCE_PARTS);
         scratch.add(step_sums, 1);
     }
@@ -136,6 +149,12 @@ void GPT::allocate() {
     bind(w, config, tensors, [&](size_t i) { return read + tensors[i].offset; });
     bind(w32, config, tensors, [&](size_t i) { return masters + tensors[i].offset; });
     bind(g, config, tensors, [&](size_t i) { return gradient_offset[i] < 0 ? nullptr : gradient_values + gradient_offset[i]; });
+    if (unwanted) {
+        if (!g.resid_lambdas) g.resid_lambdas = unwanted;
+        if (!g.x0_lambdas) g.x0_lambdas = unwanted + config.n_layer;
+        for (auto& layer : g.layers)
+            if (!layer.ve_gate) layer.ve_gate = unwanted;
+    }
 
     uploads.emplace(static_cast<size_t>(N) * sizeof(int), UPLOADS);
     std::vector<float> table(static_cast<size_t>(T) * config.head_size());
@@ -172,7 +191,7 @@ floatX* GPT::weight(const Tensor& tensor) const { return rounded ? rounded + ten
 
 float* GPT::gradient(const Tensor& tensor) const {
     int64_t offset = gradient_offset[&tensor - tensors.data()];
-    return offset < 0 ? nullptr : gradient_values + offset;
+    return offset < 0 || frozen(tensor) ? nullptr : gradient_values + offset;
 }
 
 void GPT::require_training() const { require(mode == Mode::train, "gpt: there are no gradients in a model that only evaluates"); }
@@ -246,7 +265,7 @@ void GPT::forward(Input input, int rows, int length, KVCache* cache) {
             attention_forward(a.y, a.lse, attention, a.qkv, rows, length, H, HK, D, config.windows[l], stream);
         mlp(l, n);
     }
-    residual_add(x, branch, n * C, stream);
+    if (config.n_layer > 0) residual_add(x, branch, n * C, stream);
     norm_forward(latents, latents_rstd, x, n, C, config.norm_lm_head, norm_eps(config, config.norm_lm_head), stream);
 }
 
@@ -262,17 +281,21 @@ void GPT::head(float dloss) {
         matmul_forward(logits, latents + row * C, w.head, n, C, V, stream);
         cross_entropy(losses + row, logits, targets + row, n, V, dloss, static_cast<float>(config.softcap), stream);
         if (dloss == LOSSES_ONLY) continue;
-        matmul_backward_input(dx + row * C, logits, w.head, n, C, V, stream);
+        if (trains_below(-1, Place::head)) matmul_backward_input(dx + row * C, logits, w.head, n, C, V, stream);
         if (g.head) matmul_backward_weight(g.head, logits, latents + row * C, n, C, V, stream);
     }
 }
 
 // ----------------------------------------------------------------------------------------------------- backward
 
-/// From the gradient of the latents in dx to that of every weight.
+/// Whether any tensor trains that the forward pass uses before this place: only then a gradient goes on there.
+bool GPT::trains_below(int l, Place place) const { return lowest < place_of(l, place, config.n_layer); }
+
+/// From the gradient of the latents in dx to that of every weight that trains; it ends below the lowest of them.
 void GPT::backward(Input input) {
     const int C = config.n_embd, H = config.n_head, HK = config.n_kv_head, D = config.head_size(), QKV = config.qkv_width();
     Range phase("backward");
+    if (!trains_below(-1, Place::head)) return;
     norm_backward(dx, dx, latents, latents_rstd, N, C, config.norm_lm_head, stream);
     if (config.lambdas) device_zero(dx0, N * C * sizeof(floatX), stream);
     for (int l = config.n_layer - 1; l >= 0; l--) {
@@ -281,24 +304,29 @@ void GPT::backward(Input input) {
         auto& weights = w.layers[l];
         auto& grads = g.layers[l];
         // MLP: dx is the gradient of the residual stream after it, and so of what it gave.
-        matmul_backward_weight(grads.fc_proj, dx, a.activated, N, 4 * C, C, stream);
+        if (grads.fc_proj) matmul_backward_weight(grads.fc_proj, dx, a.activated, N, 4 * C, C, stream);
+        if (!trains_below(l, Place::fc_proj)) return;
         matmul_backward_input(df, dx, weights.fc_proj, N, 4 * C, C, stream);
         activation_backward(df, df, a.f, N * 4 * C, config.activation, stream);
-        matmul_backward_weight(grads.fc, df, a.h2, N, C, 4 * C, stream);
+        if (grads.fc) matmul_backward_weight(grads.fc, df, a.h2, N, C, 4 * C, stream);
+        if (!trains_below(l, Place::fc)) return;
         matmul_backward_input(dh, df, weights.fc, N, C, 4 * C, stream);
         const float scale = static_cast<float>(config.attn_scale[l]);
         add_norm_backward(dx, scale == 1 ? nullptr : branch, dh, a.h2, a.rstd2, N, C, scale, stream);
         // Attention.
         const floatX* dproj = scale == 1 ? dx : branch;
-        matmul_backward_weight(grads.proj, dproj, a.y, N, C, C, stream);
+        if (grads.proj) matmul_backward_weight(grads.proj, dproj, a.y, N, C, C, stream);
+        if (!trains_below(l, Place::proj)) return;
         matmul_backward_input(dy, dproj, weights.proj, N, C, C, stream);
         attention_backward(dqkv, attention, dy, a.y, a.lse, a.qkv, B, T, H, HK, D, config.windows[l], stream);
         rotary_backward(dqkv, a.qkv, a.qk_rstd, rotary, B, T, H, HK, D, config.qk_norm, stream);
-        matmul_backward_weight(grads.qkv, dqkv, a.h1, N, C, QKV, stream);
+        if (grads.qkv) matmul_backward_weight(grads.qkv, dqkv, a.h1, N, C, QKV, stream);
+        if (!weights.ve && !trains_below(l, Place::qkv)) return;
         matmul_backward_input(dh, dqkv, weights.qkv, N, C, QKV, stream);
         if (weights.ve)
             value_embedding_backward(dh, grads.ve, grads.ve_gate, sums, dqkv, a.gate, a.h1, inputs, order, weights.ve, weights.ve_gate,
                                      N, C, H, HK, D, stream);
+        if (!trains_below(l, Place::qkv)) return;
         // The beginning of the layer.
         if (config.lambdas)
             mix_norm_backward(dx, dx0, g.resid_lambdas + l, g.x0_lambdas + l, sums, dh, a.h1, a.rstd1, a.prev, x0,
@@ -344,6 +372,8 @@ void GPT::train_micro_batch(const int* host_inputs, const int* host_targets, dou
 StepSums GPT::end_step() {
     require_training();
     Range phase("sums");
+    for (const Tensor* tensor : beside)
+        device_zero(gradient_values + gradient_offset[tensor - tensors.data()], tensor->numel * sizeof(float), stream);
     sum_of_squares(&step_sums->squares, squares, gradient_values, gradients_size, stream);
     StepSums copied;
     copy_to_host(&copied, step_sums, sizeof copied, stream);

@@ -82,8 +82,8 @@ enum class Mode { evaluate, train };
 class GPT {
 public:
     /// Lays out the memory for micro-batches of B x T tokens, and allocates nothing: the sizes are the plan.
-    /// frozen_embedding: wte gets no gradient. Throws std::invalid_argument for what validate() refuses, or B < 1.
-    GPT(const GPTConfig& config, int B, Mode mode, bool frozen_embedding = false);
+    /// Throws std::invalid_argument for what validate() refuses, B < 1, or when nothing trains.
+    GPT(const GPTConfig& config, int B, Mode mode, const Trained& trained = {});
     GPT(const GPT&) = delete;
     GPT& operator=(const GPT&) = delete;
 
@@ -101,7 +101,7 @@ public:
     floatX* weight(const Tensor& tensor) const;
     /// Null for a frozen tensor, and in Mode::evaluate.
     float* gradient(const Tensor& tensor) const;
-    bool frozen(const Tensor& tensor) const { return frozen_embedding && tensor.name == "wte"; }
+    bool frozen(const Tensor& tensor) const { return !trained(tensor); }
 
     /// Gradients and sums start at zero. This and the next two throw std::invalid_argument in Mode::evaluate.
     void begin_step();
@@ -142,18 +142,21 @@ private:
     void mlp(int l, int64_t n);
     void head(float dloss);
     void backward(Input input);
+    bool trains_below(int l, Place place) const;
     std::string nonfinite_weight_or_activation() const;
     void upload(const int* host_inputs, const int* host_targets);
     void require_training() const;
 
     const Mode mode;
-    const bool frozen_embedding;
+    const Trained trained;
+    const int lowest;                        // place of the first trained tensor: the backward pass ends there
     const int64_t N;                         // tokens of a micro-batch
     const int64_t chunk;                     // rows of logits held at once
     const float rms_eps;                     // of the two norms that every layer has, and of QK norm
     const Stream stream = nullptr;
     int64_t gradients_size = 0;
     std::vector<int64_t> gradient_offset;    // by tensor; -1: none
+    std::vector<const Tensor*> beside;       // frozen, with a gradient all the same: of q, k and v it is one product
 
     Arena parameters{"parameters"}, gradients{"gradients"}, activations{"activations"}, scratch{"scratch"};
 
@@ -189,6 +192,7 @@ private:
     floatX* dqkv = nullptr;                  // (N, QKV)
     floatX* df = nullptr;                    // (N, 4C)
     float* sums = nullptr;                   // (2, N), (N, HK)
+    float* unwanted = nullptr;               // (2 L), (HK, 32): gradients of frozen lambdas and gates, which ops make with others
     float* squares = nullptr;                // (REDUCE_PARTS) of the gradients
     StepSums* step_sums = nullptr;           // (1)
 

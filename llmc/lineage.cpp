@@ -59,3 +59,23 @@ json make_lineage(const std::string& operation, const std::string& detail, const
 }
 
 json no_progress() { return {{"step", 0}, {"tokens", 0}, {"flops", 0}}; }
+
+// ------------------------------------------------------------------------------------------------ along first parents
+
+/// What a file has behind it, its own steps too: a run ends the walk unless its lineage has `key` with that value.
+static Position along_first_parents(const json& lineage, const char* key, const char* value) {
+    Position all;
+    const std::string operation = lineage["operation"];
+    const bool goes_on = operation == "train" ? lineage.contains(key) && lineage[key] == value : operation == "grow" || operation == "stack";
+    if (goes_on && lineage.contains("parents") && !lineage["parents"].empty()) {
+        const json& parent = lineage["parents"][0];
+        all = along_first_parents(parent, key, value);
+        all.steps += parent["step"].get<int64_t>();
+        all.tokens += parent["tokens"].get<int64_t>();
+        all.flops += parent["flops"].get<double>();
+    }
+    return all;
+}
+
+Position schedule_before(const json& lineage) { return along_first_parents(lineage, "schedule", "continue"); }
+int64_t updates_before(const json& lineage) { return along_first_parents(lineage, "optimizer", "keep").steps; }

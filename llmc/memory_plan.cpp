@@ -6,7 +6,7 @@
 #include "llmc/optimizer.h"
 
 MemoryPlan plan_memory(const MemoryNeed& need) {
-    GPT model(need.config, need.device_batch, Mode::train, need.frozen_embedding);
+    GPT model(need.config, need.device_batch, Mode::train, need.trained);
     Optimizer optimizer(model);
     KVCache cache(need.config);
     std::vector<const Arena*> arenas = model.arenas();

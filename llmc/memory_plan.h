@@ -4,13 +4,13 @@
 #include <string>
 #include <utility>
 #include <vector>
-#include "llmc/config.h"
+#include "llmc/tensors.h"
 
 /// A training run as its memory is concerned.
 struct MemoryNeed {
     const GPTConfig& config;
     int device_batch;   ///< rows of a micro-batch
-    bool frozen_embedding;
+    Trained trained;
     bool samples;   ///< it keeps a key/value cache
 };
 

@@ -17,11 +17,11 @@ static double passes(double steps, int64_t coconut_every) {
 }
 
 static double wanted_steps(const PlanInput& in, int64_t batch) {
-    if (in.steps) return double(*in.steps);
-    if (in.param_data_ratio) return std::floor(*in.param_data_ratio * double(in.matmul_params) / double(batch));
+    if (in.steps) return double(*in.steps - in.before.steps);
+    if (in.param_data_ratio) return std::floor((*in.param_data_ratio * double(in.matmul_params) - double(in.before.tokens)) / double(batch));
     double step_flops = double(in.flops_per_token) * double(batch);
     if (in.coconut_every > 0) step_flops *= 1 + 1 / double(in.coconut_every);
-    return std::nearbyint(*in.total_flops / step_flops);
+    return std::nearbyint((*in.total_flops - in.before.flops) / step_flops);
 }
 
 static void require_one_horizon(const PlanInput& in) {
@@ -54,11 +54,14 @@ Plan make_plan(const PlanInput& in) {
     plan.micro_batches = count_micro_batches(in, plan.batch_tokens);
 
     const double steps = wanted_steps(in, plan.batch_tokens), tokens = steps * double(plan.batch_tokens);
+    require(steps >= 1 || in.before.steps == 0, "the schedule goes on behind ", in.before.steps, " steps, ", in.before.tokens, " tokens, ", in.before.flops,
+            " FLOPs, which is the whole horizon: give more --steps, --total-flops or --param-data-ratio, or --schedule restart");
     require(steps >= 1, "the horizon is less than one step of batch_tokens (", plan.batch_tokens,
             "): use more --steps, --total-flops or --param-data-ratio, or fewer --batch-tokens");
     require(tokens < 0x1p62, "the horizon, ", steps, " steps of ", plan.batch_tokens, " tokens, is more than can be counted in 62 bits");
     plan.steps = static_cast<int64_t>(steps);
     plan.tokens = plan.steps * plan.batch_tokens;
+    plan.schedule_steps = in.before.steps + plan.steps;
     plan.total_flops = double(in.flops_per_token) * double(plan.batch_tokens) * passes(steps, in.coconut_every);
 
     plan.lr_scale = in.scaling ? std::sqrt(double(plan.batch_tokens) / double(in.tuned_batch)) : 1;

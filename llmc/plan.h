@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include "llmc/config.h"
+#include "llmc/schedule.h"
 
 struct PlanInput {
     // The model (reference_params: see below).
@@ -17,14 +18,16 @@ struct PlanInput {
     int64_t tuned_batch = 0;                     ///< the recipe's, in tokens: learning rates are for it
     std::optional<ScalingRules> scaling;         ///< the recipe's, unless they are turned off
     int64_t device_batch = 0, seq_len = 0, processes = 1;
+    Position before;                             ///< of the schedule, in runs that this one continues: the horizon counts them
     int64_t coconut_every = 0;                   ///< every n-th step, the first too, counts twice in FLOPs; 0: none
 };
 
 struct Plan {
     int64_t batch_tokens;
     int64_t micro_batches;                       ///< of one process in a step
-    int64_t steps, tokens;
+    int64_t steps, tokens;                       ///< of this run
     double total_flops;
+    int64_t schedule_steps;                      ///< with those before it
     double lr_scale, weight_decay_scale;         ///< on every learning rate, and on the weight decay
 };
 
@@ -35,6 +38,7 @@ struct Plan {
 /// and the horizon:
 ///     ratio        tokens = ratio P, steps = floor(tokens / batch)
 ///     FLOPs        steps = total_flops / (flops_per_token batch), rounded, halves to even
+/// of which those before this run are taken first.
 /// Throws std::invalid_argument when there is not exactly one horizon, it is less than one step or more than can be counted, or
 /// the batch is not a multiple of device_batch x seq_len x processes.
 Plan make_plan(const PlanInput& input);

@@ -6,14 +6,24 @@
 #include <stdexcept>
 #include "llmc/io/error.h"
 
+static double fallen(Fall fall, double left) {
+    switch (fall) {
+        case Fall::linear:
+            return left;
+        case Fall::cosine:
+            return (1 - std::cos(std::numbers::pi * left)) / 2;
+        case Fall::one_minus_sqrt:
+            return 1 - std::sqrt(1 - left);
+    }
+    throw std::logic_error("schedule: no such fall of a learning rate");
+}
+
 double lr_multiplier(const Schedule& s, int64_t step) {
     double multiplier = 1;
     if (step < s.warmup_steps) multiplier = double(step + 1) / double(s.warmup_steps);
     if (step >= s.steps - s.warmdown_steps && s.warmdown_steps > 0) {
         const double left = double(s.steps - step) / double(s.warmdown_steps);
-        multiplier = std::min(multiplier, s.fall == Fall::linear ? left
-                                          : left >= 1            ? 1
-                                                                 : (1 - std::cos(std::numbers::pi * left)) / 2);
+        multiplier = std::min(multiplier, left >= 1 ? 1.0 : fallen(s.fall, left));
     }
     return std::max(multiplier, 0.0);
 }

@@ -3,6 +3,12 @@
 #include <cstdint>
 #include "llmc/recipe.h"
 
+/// How far a schedule is: steps, and what they took.
+struct Position {
+    int64_t steps = 0, tokens = 0;
+    double flops = 0;
+};
+
 /// A horizon, and where the learning rate rises and falls in it. With warmup and warmdown: warmup-stable-decay.
 struct Schedule {
     int64_t steps;

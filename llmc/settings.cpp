@@ -31,6 +31,7 @@ static void set_switch(bool& on, const std::optional<std::string>& given) {
 static json yes_or_no(bool on) { return on ? "yes" : "no"; }
 
 static json value_embeds_flag(const GPTConfig& c) {
+    if (c.n_layer == 0) return {};
     bool none = true, pattern = true;
     for (int l = 0; l < c.n_layer; l++) {
         none = none && !c.value_embeds[l];
@@ -40,7 +41,7 @@ static json value_embeds_flag(const GPTConfig& c) {
 }
 
 static json attn_scale_flag(const GPTConfig& c) {
-    bool one = std::all_of(c.attn_scale.begin(), c.attn_scale.end(), [&](double scale) { return scale == c.attn_scale[0]; });
+    bool one = c.n_layer > 0 && std::all_of(c.attn_scale.begin(), c.attn_scale.end(), [&](double scale) { return scale == c.attn_scale[0]; });
     return one ? json(c.attn_scale[0]) : json();
 }
 
@@ -85,6 +86,7 @@ static const ModelSwitch MODEL_SWITCHES[] = {
 static GPTConfig config_from(const Settings& s) {
     const Recipe& recipe = recipe_named(s.recipe);
     const int64_t wide = default_width(recipe, s.depth);
+    require(s.width || s.depth > 0, "--depth 0 says nothing of the width; give --width");
     require(s.width || wide <= (1 << 20), "--depth ", s.depth, " gives a width of ", wide, ", too large; give --width");
     const int width = s.width.value_or(static_cast<int>(wide)), heads = s.heads.value_or(default_heads(recipe, width));
     GPTConfig c = recipe_config(recipe, s.depth, heads, width, s.vocab_size.value_or(recipe.model.vocab_size),
@@ -106,7 +108,8 @@ static json model_flags(const GPTConfig& c) {
                {"seq-len", c.seq_len},
                {"vocab-size", c.vocab_size},
                {"window-pattern", pattern_windows ? json(c.window_pattern) : json()}};
-    for (const ModelSwitch& each : MODEL_SWITCHES) flags[each.flag] = each.get(c);
+    for (const ModelSwitch& each : MODEL_SWITCHES)
+        if (const json value = each.get(c); c.n_layer > 0 || !value.is_null()) flags[each.flag] = value;   // without layers, any will do
     return flags;
 }
 
@@ -128,7 +131,14 @@ std::vector<std::string> resume_flags(Settings& s, const json& training) {
     return s.flags.restore(FlagKind::training, training, given_instead);
 }
 
-Plan resolve_plan(Settings& s, const GPTConfig& config) {
+Trained resolve_trained(const Settings& s, const GPTConfig& config, bool frozen_embedding) {
+    Trained trained;
+    if (s.train_only) trained.only = parse_train_only(*s.train_only, config);
+    trained.embedding = !frozen_embedding;
+    return trained;
+}
+
+Plan resolve_plan(Settings& s, const GPTConfig& config, const Trained& trained, const Position& before) {
     const Recipe& recipe = *config.recipe;
     const Rates& own = recipe.rates;
     auto fill = [](auto& value, auto otherwise) {
@@ -149,7 +159,7 @@ Plan resolve_plan(Settings& s, const GPTConfig& config) {
     PlanInput input;
     input.matmul_params = matmul_params(config);
     input.reference_params = reference_params(config);
-    input.flops_per_token = flops_per_token(config);
+    input.flops_per_token = flops_per_token(config, trained);
     input.steps = s.steps;
     input.total_flops = s.total_flops;
     input.param_data_ratio = s.param_data_ratio;
@@ -157,6 +167,7 @@ Plan resolve_plan(Settings& s, const GPTConfig& config) {
     input.tuned_batch = recipe.batch_tokens;
     if (!s.no_scaling) input.scaling = recipe.scaling;
     input.seq_len = config.seq_len;
+    input.before = before;
     input.coconut_every = s.coconut_every;
     input.device_batch = s.device_batch.value_or(1);
     if (!s.device_batch) {   // the largest up to 8 that divides the batch; where none does, make_plan says so for 1
@@ -174,8 +185,11 @@ Plan resolve_plan(Settings& s, const GPTConfig& config) {
 }
 
 Schedule make_schedule(const Settings& s, const Recipe& recipe, const Plan& plan) {
-    int64_t down = s.warmdown_steps ? *s.warmdown_steps : warmdown_steps(*s.warmdown_ratio, plan.steps);
-    return {.steps = plan.steps, .warmup_steps = *s.warmup_steps, .warmdown_steps = down, .fall = recipe.schedule.fall};
+    int64_t down = s.warmdown_steps ? *s.warmdown_steps : warmdown_steps(*s.warmdown_ratio, plan.schedule_steps);
+    return {.steps = plan.schedule_steps,
+            .warmup_steps = *s.warmup_steps,
+            .warmdown_steps = down,
+            .fall = s.warmdown_shape ? fall_named(*s.warmdown_shape) : recipe.schedule.fall};
 }
 
 Rates scaled_rates(const Settings& s, const Plan& plan) {

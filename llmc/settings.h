@@ -13,6 +13,7 @@
 #include "llmc/plan.h"
 #include "llmc/recipe.h"
 #include "llmc/schedule.h"
+#include "llmc/tensors.h"
 
 // What the help says of a flag that is left out.
 inline std::string model_default(auto ModelLaws::*law) {
@@ -43,7 +44,7 @@ struct Settings {
     std::string& recipe =
         flags.choice("--recipe", recipes().front()->name, recipe_names(),
                      concat("model, initial values, optimizers and rates (", recipes().front()->name, ")"), model);
-    int& depth = flags.number("--depth", 12, 1, MAX_LAYERS, "layers (12)", model);
+    int& depth = flags.number("--depth", 12, 0, MAX_LAYERS, "layers (12)", model);
     Maybe<int>& width = flags.number(
         "--width", Nothing<int>{0}, 8, 1 << 20,
         concat("channels (", model_default(&ModelLaws::width_per_layer), " x depth, rounded up to whole heads)"), model);
@@ -147,10 +148,19 @@ struct Settings {
                      rates);
     Maybe<int64_t>& warmdown_steps =
         flags.at_least("--warmdown-steps", Nothing<int64_t>{-1}, int64_t{0}, "the same in steps", rates);
+    Maybe<std::string>& warmdown_shape = flags.choice(
+        "--warmdown-shape", Text{}, fall_names(),
+        concat("how they fall (", by_recipe([](const Recipe& r) { return name_of(r.schedule.fall); }), ")"), rates);
     bool& no_scaling = flags.toggle("--no-scaling",
                                     concat("turns the scaling rules for batch, learning rates and decay off (has them: ",
                                            by_recipe([](const Recipe& r) { return r.scaling ? "yes" : "no"; }), ")"),
                                     rates);
+
+    Maybe<std::string>& train_only =
+        flags.text("--train-only", Text{},
+                   "trains these tensors alone, the others are frozen: names with * for any characters and a-b for layers, as in\n"
+                   "h.6-11.*,lm_head (all)",
+                   FlagGroup{K::training, rates.title});
 
     const FlagGroup stacking{K::run, "Looping and shared embeddings (the stacking study)"},
         stacking_kept{K::training, stacking.title};
@@ -170,8 +180,18 @@ struct Settings {
     Maybe<std::string>& resume =
         flags.text("--resume", Text{""}, "goes on exactly where this checkpoint's run stopped, with its settings", run);
     Maybe<std::string>& init = flags.text(
-        "--init", Text{""}, "starts from this checkpoint's weights: data goes on, optimizer and schedules start again", run);
+        "--init", Text{""}, "starts from this checkpoint's weights: data goes on, optimizer and schedule as the next two say", run);
     uint64_t& seed = flags.at_least("--seed", uint64_t{42}, uint64_t{0}, "of initial weights and samples (42)", run_kept);
+    Maybe<std::string>& optimizer = flags.choice("--optimizer", Text{}, {"reset", "keep"},
+                                                 "with --init: its state, from nothing or from the checkpoint (reset)", run);
+    Maybe<std::string>& schedule =
+        flags.choice("--schedule", Text{}, {"restart", "continue"},
+                     "with --init: restart counts from step 0; continue goes on where the checkpoint's runs were since the last\n"
+                     "restart, grown or not, and --steps, --total-flops and --param-data-ratio count these too (restart)",
+                     run);
+    Maybe<int64_t>& stop_at_step =
+        flags.at_least("--stop-at-step", Nothing<int64_t>{}, int64_t{1},
+                       "saves after this step and ends; the schedule stays that of the whole run, which --resume finishes", run);
     int64_t& save_every = flags.at_least("--save-every", int64_t{0}, int64_t{0},
                                          "steps between checkpoints; there is always one at the end (0)", run);
     int64_t& keep = flags.at_least("--keep", int64_t{0}, int64_t{0}, "keeps only the last n checkpoints; 0: all (0)", run);
@@ -204,8 +224,12 @@ GPTConfig resolve_model(Settings& s, const std::optional<Checkpoint>& from);
 /// differs. `training`: what the checkpoint kept of them.
 std::vector<std::string> resume_flags(Settings& s, const nlohmann::json& training);
 
-/// Fills what the flags left to the recipe, and gives the horizon. Throws std::invalid_argument for what cannot be planned.
-Plan resolve_plan(Settings& s, const GPTConfig& config);
+/// What trains, by --train-only; frozen_embedding: wte does not.
+Trained resolve_trained(const Settings& s, const GPTConfig& config, bool frozen_embedding);
+
+/// Fills what the flags left to the recipe, and gives the horizon. before: of the schedule that this run continues. Throws
+/// std::invalid_argument for what cannot be planned.
+Plan resolve_plan(Settings& s, const GPTConfig& config, const Trained& trained, const Position& before);
 Schedule make_schedule(const Settings& s, const Recipe& recipe, const Plan& plan);
 /// Learning rates and decay of the run, before the schedule.
 Rates scaled_rates(const Settings& s, const Plan& plan);

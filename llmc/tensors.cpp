@@ -1,8 +1,11 @@
 // The tensors of a model: shapes from the table's letters, and their initial values.
 #include "llmc/tensors.h"
+#include <fnmatch.h>
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <numbers>
+#include <sstream>
 #include <utility>
 #include "llmc/io/error.h"
 #include "llmc/ops/value_embedding.h"
@@ -53,10 +56,76 @@ std::vector<Tensor> tensor_table(const GPTConfig& config) {
     return tensors;
 }
 
+// --------------------------------------------------------------------------------------------------- what a run trains
+
+/// h.6-11.rest, taken apart.
+struct LayerPattern {
+    int first, last;
+    std::string rest;
+};
+static std::optional<LayerPattern> layer_pattern(const std::string& pattern) {
+    LayerPattern p;
+    int length = 0;
+    if (std::sscanf(pattern.c_str(), "h.%5d-%5d.%n", &p.first, &p.last, &length) != 2 || length == 0) return {};
+    p.rest = pattern.substr(static_cast<size_t>(length));
+    return p;
+}
+
+static bool matches(const std::string& pattern, const Tensor& tensor) {
+    if (const std::optional<LayerPattern> p = layer_pattern(pattern))
+        return tensor.layer >= p->first && tensor.layer <= p->last && fnmatch(p->rest.c_str(), tensor.spec->name, FNM_NOESCAPE) == 0;
+    return fnmatch(pattern.c_str(), tensor.name.c_str(), FNM_NOESCAPE) == 0;
+}
+
+bool Trained::operator()(const Tensor& tensor) const {
+    if (!embedding && tensor.name == "wte") return false;
+    return only.empty() || std::any_of(only.begin(), only.end(), [&](const std::string& pattern) { return matches(pattern, tensor); });
+}
+
+std::vector<std::string> parse_train_only(const std::string& text, const GPTConfig& config) {
+    const std::vector<Tensor> tensors = tensor_table(config);
+    std::vector<std::string> patterns;
+    std::istringstream rest(text + ',');
+    for (std::string pattern; std::getline(rest, pattern, ',');) {
+        if (const std::optional<LayerPattern> p = layer_pattern(pattern))
+            require(p->first >= 0 && p->first <= p->last && p->last < config.n_layer, "--train-only ", pattern, ": layers ", p->first, " to ", p->last,
+                    ", but the model has ", config.n_layer == 0 ? "none" : concat("layers 0 to ", config.n_layer - 1));
+        const bool any = std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& tensor) { return matches(pattern, tensor); });
+        require(any, "--train-only '", pattern, "' is no tensor of the model; name them as its table does: wte, h.0.fc, h.*.proj, h.2-3.*",
+                config.tied ? "" : ", lm_head");
+        patterns.push_back(pattern);
+    }
+    return patterns;
+}
+
+int place_of(int layer, Place place, int n_layer) {
+    constexpr int before = static_cast<int>(Place::qkv), of_a_layer = static_cast<int>(Place::head) - before;
+    if (place == Place::head) return before + of_a_layer * n_layer;
+    return static_cast<int>(place) + (place >= Place::qkv ? of_a_layer * layer : 0);
+}
+
+int place_of(const Tensor& tensor, int n_layer) { return place_of(tensor.layer, tensor.spec->place, n_layer); }
+
+int lowest_trained(const std::vector<Tensor>& tensors, const Trained& trained, int n_layer) {
+    int lowest = place_of(-1, Place::head, n_layer);
+    for (const Tensor& tensor : tensors)
+        if (trained(tensor)) lowest = std::min(lowest, place_of(tensor, n_layer));
+    return lowest;
+}
+
+// ------------------------------------------------------------------------------------------------------- the accounting
+
 int64_t total_params(const GPTConfig& config) {
     int64_t total = 0;
     for (const Tensor& tensor : tensor_table(config)) total += tensor.numel;
     return total;
+}
+
+int64_t frozen_params(const GPTConfig& config, const Trained& trained) {
+    int64_t frozen = 0;
+    for (const Tensor& tensor : tensor_table(config))
+        if (!trained(tensor)) frozen += tensor.numel;
+    return frozen;
 }
 
 int64_t matmul_params(const GPTConfig& config) {
@@ -66,9 +135,21 @@ int64_t matmul_params(const GPTConfig& config) {
     return total;
 }
 
-int64_t flops_per_token(const GPTConfig& config) {
-    int64_t flops = 6 * matmul_params(config);
-    for (int window : config.windows) flops += int64_t{12} * config.n_embd * std::min(window, config.seq_len);
+int64_t flops_per_token(const GPTConfig& config, const Trained& trained) {
+    const std::vector<Tensor> tensors = tensor_table(config);
+    const bool all = trained.only.empty();
+    const int lowest = all ? 0 : lowest_trained(tensors, trained, config.n_layer);
+    auto of_matrix = [&](const Tensor& tensor, int place) { return all || trained(tensor) ? 6 : lowest < place ? 4 : 2; };
+    int64_t flops = 0;
+    for (const Tensor& tensor : tensors) {
+        const bool head = tensor.name == (config.tied ? "wte" : "lm_head");
+        const int place = head ? place_of(-1, Place::head, config.n_layer) : place_of(tensor, config.n_layer);
+        if (head || tensor.spec->group == Group::matrix) flops += of_matrix(tensor, place) * tensor.numel;
+    }
+    for (int l = 0; l < config.n_layer; l++) {
+        const bool backward = all || lowest <= place_of(l, Place::qkv, config.n_layer);
+        flops += int64_t{backward ? 12 : 4} * config.n_embd * std::min(config.windows[l], config.seq_len);
+    }
     return flops;
 }
 
@@ -77,6 +158,8 @@ int64_t block_size(const std::vector<Tensor>& tensors) {
     const Tensor& last = tensors.back();
     return last.offset + (last.numel + TENSOR_ALIGNMENT - 1) / TENSOR_ALIGNMENT * TENSOR_ALIGNMENT;
 }
+
+// ------------------------------------------------------------------------------------------------------ initial values
 
 // The standard fixes what mt19937_64 gives, but not what its distributions make of it; these do.
 static double uniform(std::mt19937_64& generator) { return static_cast<double>(generator() >> 11) * 0x1p-53; }

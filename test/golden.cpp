@@ -87,7 +87,7 @@ TEST_CASE("golden: parameters after three steps, speedrun" * doctest::skip(!FP32
                              "speedrun_layer_norm_frozen", "speedrun_looping"}) {
         CAPTURE(name);
         Case c(name);
-        GPT model(c.config, c.batch(), Mode::train, !c.golden.meta["frozen"].empty());
+        GPT model(c.config, c.batch(), Mode::train, Trained{.only = {}, .embedding = c.golden.meta["frozen"].empty()});
         train_three_steps(model, c);
         for (const Tensor& tensor : model.tensors) {
             CAPTURE(tensor.name);

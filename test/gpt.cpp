@@ -44,8 +44,8 @@ Doubles random_weights(const Tensor& tensor, std::mt19937_64& generator) {
 
 /// A model with random weights, a micro-batch for it (one target is -1), and the same in float64.
 struct SmallModel {
-    explicit SmallModel(const GPTConfig& config, int B = BATCH, Mode mode = Mode::train, bool frozen = false)
-        : model(config, B, mode, frozen), optimizer(model), reference{config, {}, {}, {}} {
+    explicit SmallModel(const GPTConfig& config, int B = BATCH, Mode mode = Mode::train, const Trained& trained = {})
+        : model(config, B, mode, trained), optimizer(model), reference{config, {}, {}, {}} {
         model.allocate();
         optimizer.allocate();
         std::mt19937_64 generator(7);
@@ -576,7 +576,7 @@ TEST_CASE("gpt: the gradient of two micro-batches is the mean of theirs, and tha
 
 TEST_CASE("gpt: a frozen embedding has no gradient, no optimizer state, and does not move by a bit" * needs_products()) {
     for (const GPTConfig& config : {small_speedrun(), small_nanochat()}) {
-        SmallModel free(config), frozen(config, BATCH, Mode::train, true);
+        SmallModel free(config), frozen(config, BATCH, Mode::train, {.only = {}, .embedding = false});
         const Tensor& wte = frozen.model.tensors[0];
         CHECK(frozen.model.gradient(wte) == nullptr);
         for (const Optimizer::State& state : frozen.optimizer.states()) CHECK(!state.name.starts_with("wte/"));

@@ -60,6 +60,7 @@ void value_embedding_backward(floatX* dh, float* dve, float* dw, float* scratch,
         for (int c = 0; c < VE_GATE_CHANNELS; c++) dw[g * VE_GATE_CHANNELS + c] += sum[c];
     }
 
+    if (!dve) return;
     // dve: whoever has the first of a run of equal tokens sums the run
 #pragma omp parallel for schedule(dynamic, 16)
     for (int64_t i = 0; i < N; i++) {

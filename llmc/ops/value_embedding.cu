@@ -150,5 +150,5 @@ void value_embedding_backward(floatX* dh, float* dve, float* dw, float* scratch,
     if (blocks > 1)
         launch(op, add_gate_parts_kernel, {dim3(static_cast<unsigned>(HK)), dim3(THREADS), THREADS * sizeof(float)}, stream, dw, scratch,
                static_cast<int>(blocks), HK);
-    run_sum(op, dve, {dqkv + values, width, gate, HK * D, D}, idx, order, N, stream);
+    if (dve) run_sum(op, dve, {dqkv + values, width, gate, HK * D, D}, idx, order, N, stream);
 }

@@ -18,7 +18,7 @@ void value_embedding_forward(floatX* qkv, float* gate, const floatX* h, const in
                              int64_t N, int C, int H, int HK, int D, Stream stream);
 
 /// dh      (N, C)     +=  its first 32 channels
-/// dve     (V, HK D)  +=  fp32, summed over equal tokens in the order of `order`
+/// dve     (V, HK D)  +=  fp32, summed over equal tokens in the order of `order`; null: not wanted
 /// dw      (HK, 32)   +=  fp32, summed in an order that does not depend on the number of threads
 /// scratch (N, HK)        fp32: gradient of what stands inside the sigmoid
 /// dqkv    (N, (H + 2 HK) D)   the gradient of the values passes through unchanged
