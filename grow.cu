@@ -38,6 +38,7 @@ static int grow(int argc, char** argv) {
 
     nlohmann::json header{{"config", to_json(map.config)}, {"progress", no_progress()},
                           {"lineage", make_lineage("grow", growth_detail(options), models)}};
+    header["lineage"]["layers"] = layers_json(map);
     if (model.header.contains("data")) header["data"] = model.header["data"];
     std::vector<TensorSource> sources = mapped_tensors(map, models, model);
     std::cout << "bytes: " << checkpoint_bytes(header, sources) << std::endl;

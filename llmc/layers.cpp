@@ -2,7 +2,9 @@
 #include "llmc/layers.h"
 #include <algorithm>
 #include <charconv>
+#include <iterator>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include "llmc/io/error.h"
 
 // ------------------------------------------------------------------------------------------------- ways to make a model deeper
@@ -111,6 +113,33 @@ std::string growth_detail(const GrowthOptions& options) {
 }
 
 // ----------------------------------------------------------------------------------------------------------------- layer maps
+
+std::string text_of(const Rule& rule) {
+    char number[32];
+    const std::string shortest(number, std::to_chars(number, std::end(number), rule.number).ptr);
+    switch (rule.kind) {
+        case Rule::copy: return "copied";
+        case Rule::scaled: return "x " + shortest;
+        case Rule::constant: return shortest;
+        case Rule::initial: return "initial";
+    }
+    throw std::logic_error("layers: no such rule");
+}
+
+nlohmann::json layers_json(const LayerMap& map) {
+    nlohmann::json layers = nlohmann::json::array();
+    for (const LayerFrom& from : map.layers) {
+        nlohmann::json entry;   // null
+        if (!from.is_new()) entry = {from.model, from.layer};
+        if (!from.is_new() && !from.rules.empty()) {
+            nlohmann::json rules = nlohmann::json::object();
+            for (const TensorRule& own : from.rules) rules[own.tensor] = text_of(own.rule);
+            entry.push_back(std::move(rules));
+        }
+        layers.push_back(std::move(entry));
+    }
+    return layers;
+}
 
 Rule LayerFrom::rule(const std::string& tensor) const {
     for (const TensorRule& own : rules)

@@ -1,5 +1,6 @@
 // Which layers a deeper model is made of: the pure part of grow and stack, configurations in, configuration and map out.
 #pragma once
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,6 +17,8 @@ struct Rule {
     double number = 0;
     bool operator==(const Rule&) const = default;
 };
+/// A rule as maps and lineages spell it: "copied", "x 0.5", "0", "initial"; numbers so that they read back as they are.
+std::string text_of(const Rule& rule);
 
 /// A rule for the tensor that the table calls so: fc_proj, ve; resid_lambdas for the layer's own number in it.
 struct TensorRule {
@@ -40,6 +43,10 @@ struct LayerMap {
     std::vector<LayerFrom> layers;
     uint64_t seed = 0;                 ///< of initial values
 };
+
+/// The map as `layers` of a lineage keeps it: an entry a layer, [model, layer], or [model, layer, {"fc_proj": "x 0.5"}] where tensors have
+/// rules of their own, or null for a new layer.
+nlohmann::json layers_json(const LayerMap& map);
 
 /// Which layers keep value embeddings when a model grows.
 enum class ValueEmbeds {

@@ -17,12 +17,10 @@ static bool a_number_a_layer(const TensorSpec& spec) { return spec.rows == Dim::
 
 /// What layer n does with tensors that have a rule of their own: " (proj 0, fc_proj x 0.5)"; empty when there are none.
 static std::string rules_text(const LayerMap& map, int n, const std::set<std::string>& tensors) {
-    const char* const text[] = {" copied", " x ", " ", " initial"};   // by Rule::Kind
     std::string all;
     for (const TensorRule& own : map.layers[n].rules) {
         if (!tensors.contains(own.tensor) && !tensors.contains(concat("h.", n, ".", own.tensor))) continue;   // this model has none
-        all += concat(all.empty() ? " (" : ", ", own.tensor, text[own.rule.kind]);
-        if (own.rule.kind == Rule::scaled || own.rule.kind == Rule::constant) all += concat(own.rule.number);
+        all += concat(all.empty() ? " (" : ", ", own.tensor, " ", text_of(own.rule));
     }
     return all.empty() ? all : all + ")";
 }

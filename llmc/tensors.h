@@ -2,6 +2,7 @@
 // derive from it: adding a tensor is adding a row here, and its initial law to the recipes.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <random>
 #include <string>
@@ -60,6 +61,8 @@ inline constexpr int64_t TENSOR_ALIGNMENT = 64;
 
 /// All tensors of a model, in checkpoint order.
 std::vector<Tensor> tensor_table(const GPTConfig& config);
+/// The same, one after another; of thousands of layers, all of them together take megabytes.
+void for_each_tensor(const GPTConfig& config, const std::function<void(const Tensor&)>& visit);
 
 /// Which tensors a run trains. The others are frozen: they get no gradient, and no optimizer keeps anything of them.
 struct Trained {
@@ -83,6 +86,9 @@ int lowest_trained(const std::vector<Tensor>& tensors, const Trained& trained, i
 /// Every parameter of a model, and of these the frozen ones.
 int64_t total_params(const GPTConfig& config);
 int64_t frozen_params(const GPTConfig& config, const Trained& trained);
+/// Of those, what costs no FLOPs and a model of this depth would not have by its recipe: value embeddings of layers where the recipe's
+/// pattern has none.
+int64_t free_params(const GPTConfig& config);
 /// Parameters that multiply a token: the matrices of the layers, gates too, and the head. The growth study's "scaling parameters".
 int64_t matmul_params(const GPTConfig& config);
 /// Forward and backward: 6 a matmul parameter, and 12 C min(window, T) a layer for attention. By Trained::only: 4 a frozen matmul

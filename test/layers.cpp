@@ -53,6 +53,28 @@ TEST_CASE("layers: a lineage keeps what an order takes, defaults too") {
     CHECK(growth_detail({"zero", 3, {}, 7}) == "--order zero --factor 3 --seed 7");
 }
 
+TEST_CASE("layers: a lineage keeps the map, rules too, with numbers that read back as they are") {
+    LayerMap map = grow_map(recipe_config(NANOCHAT, 2, 2, 64, 128, 32, "SSSL"), by("1,0,1"));
+    map.layers[1].rules = {{"fc_proj", {Rule::scaled, 1.0 / 3}}, {"proj", {Rule::constant, 0}}, {"fc", {Rule::initial}}, {"q", {Rule::copy}}};
+    map.layers[2] = {-1, -1, {{"proj", {Rule::constant, 0}}}};
+    CHECK(layers_json(map).dump() == R"([[0,1],[0,0,{"fc":"initial","fc_proj":"x 0.3333333333333333","proj":"0","q":"copied"}],null])");
+}
+
+TEST_CASE("layers: parameters that cost nothing are the value embeddings beyond the pattern") {
+    const int64_t each = 128 * 64;
+    GPTConfig config = recipe_config(NANOCHAT, 4, 2, 64, 128, 32, "SSSL");   // layers 1 and 3 have one
+    CHECK(free_params(config) == 0);
+    config.value_embeds = {true, true, true, true};
+    CHECK(free_params(config) == 2 * each);
+    config.value_embeds = {true, false, false, false};
+    CHECK(free_params(config) == each);
+    config = recipe_config(SPEEDRUN, 4, 2, 64, 128, 32);
+    CHECK(free_params(config) == 0);
+    config.value_embeds = {true, true, false, false};
+    CHECK(free_params(config) == 2 * each);
+    CHECK(free_params(recipe_config(NANOCHAT, 0, 2, 64, 128, 32)) == 0);
+}
+
 TEST_CASE("layers: zero: old layers keep what is theirs, new ones see all and start as the recipe's, but for what would change the function") {
     GPTConfig config = recipe_config(NANOCHAT, 3, 2, 64, 128, 32, "SL");
     config.attn_scale = {0.5, 1, 2};
