@@ -167,11 +167,12 @@ TEST_CASE("checkpoint: FLOPs of a family tree count a file once, also where a gr
     Checkpoint again = write("again.bin", no_progress(), make_lineage("grow", "--order 0,1", {&same}));
     Checkpoint thrice = write("thrice.bin", no_progress(), make_lineage("grow", "--order 0,1", {&again}));
     REQUIRE(thrice.content_hash() == parent.content_hash());
-    CHECK(lineage_flops(make_lineage("train", "", {})) == 0);
+    auto flops_of = [](const json& lineage) { return total_spent({{"progress", no_progress()}, {"lineage", lineage}}).flops; };
+    CHECK(flops_of(make_lineage("train", "", {})) == 0);
     using Parents = std::vector<const Checkpoint*>;
     for (const Parents& parents : {Parents{&child}, Parents{&same}, Parents{&thrice}, Parents{&child, &same}, Parents{&same, &child},
                                    Parents{&same, &thrice, &parent}, Parents{&thrice, &same}, Parents{&parent, &thrice, &again}})
-        CHECK(lineage_flops(make_lineage("stack", "", parents)) == 1500);
+        CHECK(flops_of(make_lineage("stack", "", parents)) == 1500);
     json lineage = make_lineage("stack", "", {&thrice, &child});
     CHECK(lineage["parents"][0]["parents"][0]["parents"][0]["parents"][0]["parents"][0]["flops"] == 1000);
     CHECK(!lineage["parents"][1].contains("parents"));
@@ -255,7 +256,8 @@ TEST_CASE("checkpoint: version 1 opens for ever, and is what it was") {
     CHECK(c.header["data"]["token"] == 224);
     CHECK(c.header["lineage"]["parents"][0]["operation"] == "grow");
     CHECK(c.header["lineage"]["parents"][0]["parents"][0]["operation"] == "train");
-    CHECK(lineage_flops(c.header["lineage"]) == 2408448.0);
+    CHECK(total_spent(c.header).flops == 2408448.0 + 1806336.0);
+    CHECK(total_spent(c.header).tokens == 128 + 96);
 }
 
 TEST_CASE("checkpoint: every program takes a file of version 1, and writes that version") {
@@ -298,9 +300,12 @@ TEST_CASE("checkpoint: an unknown version says which, and which is known") {
     TempDir dir;
     write_small_model(dir / "a.bin", tiny_config(), 1);
     std::string file = read_file(dir / "a.bin");
+    file[8] = 3;
+    write_file(dir / "a.bin", file);
+    CHECK(contains(refusal_of(dir / "a.bin"), "a.bin: is a checkpoint of version 3, but this program reads versions 1 to 2"));
     file[8] = 2;
     write_file(dir / "a.bin", file);
-    CHECK(contains(refusal_of(dir / "a.bin"), "a.bin: is a checkpoint of version 2, but this program reads version 1"));
+    CHECK(contains(refusal_of(dir / "a.bin"), "a.bin: says that it is of version 2, but its header is of version 1"));
 }
 
 /// The file with another JSON text, hash and length made to fit; what follows is moved to the next page.
