@@ -88,10 +88,18 @@ static json to_json(const TensorEntry& entry) {
 static std::string header_text(const json& header, const std::vector<TensorEntry>& tensors) {
     std::string text;
     text.reserve(tensors.size() * 160 + 4096);   // of an entry; text that grows would be there twice
-    auto add = [&](const std::string& key, const std::string& value) { text += (text.empty() ? '{' : ',') + dump_json(key) + ':' + value; };
+    auto add = [&](const std::string& key, const std::string& value) {
+        text += text.empty() ? '{' : ',';
+        text += dump_json(key);
+        text += ':';
+        text += value;
+    };
     auto add_tensors = [&] {
         add("tensors", "[");
-        for (size_t i = 0; i < tensors.size(); i++) text += (i == 0 ? "" : ",") + dump_json(to_json(tensors[i]));
+        for (size_t i = 0; i < tensors.size(); i++) {
+            if (i > 0) text += ',';
+            text += dump_json(to_json(tensors[i]));
+        }
         text += ']';
     };
     bool done = false;

@@ -111,10 +111,10 @@ static std::string text_of_layers(const json& layers) {
 
 static std::string text_of_family(const json& node, const std::string& indent) {
     std::string text = concat(indent, plain(node["hash"]), " ", plain(node["operation"]));
-    if (!node["detail"].get_ref<const std::string&>().empty()) text += " " + plain(node["detail"]);
+    if (!node["detail"].get_ref<const std::string&>().empty()) text += concat(" ", plain(node["detail"]));
     text += concat(", step ", node["step"], ", ", node["tokens"], " tokens, ", text_of_flops(node["flops"]), " FLOPs");
-    if (node.contains("schedule")) text += ", schedule " + plain(node["schedule"]);
-    if (node.contains("optimizer")) text += ", optimizer " + plain(node["optimizer"]);
+    if (node.contains("schedule")) text += concat(", schedule ", plain(node["schedule"]));
+    if (node.contains("optimizer")) text += concat(", optimizer ", plain(node["optimizer"]));
     if (node.contains("mixed")) text += concat(", mixed in by ", node["mixed"]["weight"], " at step ", node["mixed"]["step"]);
     text += node["met_before"] ? " (its parents: above)\n" : "\n";
     for (const json& parent : node["parents"]) text += text_of_family(parent, indent + "  ");
@@ -130,6 +130,5 @@ std::string text_of_description(const json& d) {
     text += concat("step: ", run["step"], "\ntokens: ", run["tokens"], "\nflops: ", text_of_flops(run["flops"]), "\nresume: ",
                    run["can_resume"] ? "yes" : "no", "\noptimizer_state: ", run["optimizer_state"] ? "yes" : "no", "\n");
     if (!d["made_by"].is_null()) text += concat("layers by: ", plain(d["made_by"]["operation"]), " ", plain(d["made_by"]["detail"]), "\n");
-    text += text_of_layers(d["layers"]) + "family:\n" + text_of_family(d["family"], "  ");
-    return text + concat("total_tokens: ", d["total"]["tokens"], "\ntotal_flops: ", text_of_flops(d["total"]["flops"]), "\n");
+    return text + concat(text_of_layers(d["layers"]), "family:\n", text_of_family(d["family"], "  "), "total_tokens: ", d["total"]["tokens"], "\ntotal_flops: ", text_of_flops(d["total"]["flops"]), "\n");
 }

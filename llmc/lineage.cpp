@@ -104,6 +104,7 @@ public:
     void add_parents(const json& lineage) {
         if (!lineage.contains("parents")) return;
         for (const json& parent : lineage["parents"]) {
+            if (!parent.contains("parents")) continue;   // met before
             add(parent, concat(parent["hash"], ' ', parent["step"], ' ', parent["flops"]));
             add_parents(parent);
         }
