@@ -119,5 +119,5 @@ static int grow(int argc, char** argv) {
 }
 
 int main(int argc, char** argv) {
-    return run_program("grow", [&] { return grow(argc, argv); });
+    return run_to_its_file("grow", [&] { return grow(argc, argv); });
 }

@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include "llmc/checkpoint.h"
+#include "llmc/describe.h"
 #include "llmc/device/device.h"
 #include "llmc/device/profile.h"
 #include "llmc/generate.h"
@@ -48,9 +49,7 @@ int main(int argc, char** argv) {
         Settings settings;
         if (!settings.parse(argc, argv)) return 0;
         int code = run(settings, {argv, argv + argc});
-        // Output that nobody reads any more is no error; output that was lost is. (std::cout is stdout.)
-        bool printed = std::fflush(stdout) == 0 ? !std::ferror(stdout) : errno == EPIPE;
-        require(printed, "stdout: cannot be written: ", std::strerror(errno), "; make room, or send it elsewhere");
+        require_printed();
         return code;
     }, "use a smaller --device-batch or model (--plan tells the need)");
 }
@@ -203,8 +202,17 @@ static int sample_only(Settings& s, const Opened& opened) {
     return 0;
 }
 
+static int describe_only(const Settings& s) {
+    require(!s.init && !s.resume, "--describe names a checkpoint itself; leave --init and --resume out");
+    const json description = describe(open_checkpoint(*s.describe));
+    std::cout << (s.json ? dump_json(description) + "\n" : text_of_description(description));
+    return 0;
+}
+
 static int run(Settings& s, const Arguments& arguments) {
-    require(!s.plan || !s.eval, "--plan and --eval each do nothing else: give one of them");
+    require(s.plan + s.eval + s.describe.has_value() <= 1, "--plan, --eval and --describe each do nothing else: give one of them");
+    require(!s.json || s.describe, "--json is a way to print --describe; give that too, with a checkpoint");
+    if (s.describe) return describe_only(s);
     const Opened opened = open_model(s);
     if (s.eval) return evaluate_only(s, opened);
     if (!s.plan && s.data.empty() && s.sample) return sample_only(s, opened);
@@ -244,7 +252,8 @@ Training::Training(const Settings& settings, const Opened& opened, const Planned
     if (s.resume) resume(*opened.parent);
     if (s.optimizer == "keep") load_optimizer(*opened.parent);
     updates = updates_before(planned.lineage);
-    origin_flops = lineage_flops(planned.lineage);
+    const json progress{{"step", step}, {"tokens", tokens}, {"flops", flops}};
+    origin_flops = total_spent({{"progress", progress}, {"training", {{"runs", identities}}}, {"lineage", planned.lineage}}).flops - flops;
     inputs.resize(static_cast<size_t>(model->B) * model->T);
     targets.resize(inputs.size());
     if (s.overwrite) folder.clear();   // once all else is known to be well

@@ -113,11 +113,8 @@ static json lineage_of(const Safetensors& file, const json& header, const std::s
     json lineage{{"operation", "convert"}, {"detail", "from safetensors"}, {"parents", json::array()}};
     if (!header.contains("lineage") || !file.metadata.contains("hash")) return lineage;
     if (file.metadata.at("hash") == hash) return header["lineage"];
-    json parent = json_object(header["lineage"], file.path + ": __metadata__: lineage");
-    for (const char* key : {"step", "tokens", "flops"}) parent[key] = json_member(header["progress"], key, file.path + ": __metadata__: progress");
-    parent["hash"] = file.metadata.at("hash");
     lineage["detail"] = "from safetensors, with other weights than its parent's";
-    lineage["parents"].push_back(parent);
+    lineage["parents"].push_back(lineage_entry(header, file.metadata.at("hash"), file.path + ": __metadata__"));
     return lineage;
 }
 
@@ -166,5 +163,5 @@ static int convert(int argc, char** argv) {
 }
 
 int main(int argc, char** argv) {
-    return run_program("convert", [&] { return convert(argc, argv); });
+    return run_to_its_file("convert", [&] { return convert(argc, argv); });
 }

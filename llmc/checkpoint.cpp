@@ -4,7 +4,6 @@
 #include <bit>
 #include <cstring>
 #include <iterator>
-#include <set>
 #include <string_view>
 #include <vector>
 #include "llmc/io/error.h"
@@ -15,7 +14,8 @@
 using nlohmann::json;
 
 static constexpr char MAGIC[8] = {'D', 'E', 'E', 'P', 'E', 'N', '\r', '\n'};
-static constexpr uint32_t VERSION = 1;
+static constexpr uint32_t NEWEST_VERSION = 2;
+static const char* const KEYS_OF_VERSION_2[] = {"layers", "schedule", "optimizer", "runs", "mixed"};   // of a lineage
 static constexpr int64_t PAGE = 4096;                          // tensors start at multiples of it
 static constexpr int64_t MAX_JSON_BYTES = int64_t{64} << 20;
 static const char* const DAMAGED = "; the file was cut short, changed or damaged: restore it from a copy";
@@ -43,17 +43,21 @@ static std::string shape_text(const std::vector<int64_t>& shape) {
 
 // -------------------------------------------------------------------------------------------------------------- header
 
-static const std::pair<const char*, int64_t> DTYPES[] = {{"F32", 4}, {"U8", 1}};
+struct Dtype {
+    std::string_view name;
+    int64_t bytes;
+};
+static constexpr Dtype DTYPES[] = {{"F32", 4}, {"U8", 1}};
 
-static int64_t dtype_bytes(const std::string& dtype, const std::string& where) {
-    for (auto& [name, bytes] : DTYPES)
-        if (dtype == name) return bytes;
+static const Dtype& dtype_named(std::string_view dtype, const std::string& where) {
+    for (const Dtype& known : DTYPES)
+        if (dtype == known.name) return known;
     fail(where, ": dtype is '", dtype.substr(0, 40), "', but must be F32 or U8");
 }
 
 /// Bytes of a tensor of that shape. No product can overflow: they stay below 2^60.
-static int64_t tensor_bytes(const std::string& dtype, const std::vector<int64_t>& shape, const std::string& where) {
-    int64_t bytes = dtype_bytes(dtype, where);
+static int64_t tensor_bytes(std::string_view dtype, const std::vector<int64_t>& shape, const std::string& where) {
+    int64_t bytes = dtype_named(dtype, where).bytes;
     for (int64_t size : shape) {
         require(size >= 1 && size <= (int64_t{1} << 60) / bytes, where, ": shape ", shape_text(shape), " is no tensor that fits a disk");
         bytes *= size;
@@ -65,7 +69,7 @@ static TensorEntry entry_from_json(const json& j, const std::string& where) {
     TensorEntry entry;
     entry.name = json_string(json_member(j, "name", where), where + ": name");
     std::string tensor = concat(where, ": ", entry.name.substr(0, 100));
-    entry.dtype = json_string(json_member(j, "dtype", tensor), tensor + ": dtype");
+    entry.dtype = dtype_named(json_string(json_member(j, "dtype", tensor), tensor + ": dtype"), tensor).name;
     for (const json& size : json_array(json_member(j, "shape", tensor), tensor + ": shape"))
         entry.shape.push_back(json_integer(size, 1, int64_t{1} << 60, tensor + ": shape"));
     entry.bytes = tensor_bytes(entry.dtype, entry.shape, tensor);
@@ -80,64 +84,205 @@ static json to_json(const TensorEntry& entry) {
             {"offset", entry.offset}, {"bytes", entry.bytes}, {"xxh3", hex_digits(entry.xxh3)}};
 }
 
+/// The JSON text of a header and its tensors. As a json value the tensors of thousands of layers would take more memory than all else.
+static std::string header_text(const json& header, const std::vector<TensorEntry>& tensors) {
+    std::string text;
+    text.reserve(tensors.size() * 160 + 4096);   // of an entry; text that grows would be there twice
+    auto add = [&](const std::string& key, const std::string& value) {
+        text += text.empty() ? '{' : ',';
+        text += dump_json(key);
+        text += ':';
+        text += value;
+    };
+    auto add_tensors = [&] {
+        add("tensors", "[");
+        for (size_t i = 0; i < tensors.size(); i++) {
+            if (i > 0) text += ',';
+            text += dump_json(to_json(tensors[i]));
+        }
+        text += ']';
+    };
+    bool done = false;
+    for (auto& [key, value] : header.items()) {   // in their order, which is the alphabet's
+        if (!done && key > "tensors") add_tensors(), done = true;
+        add(key, dump_json(value));
+    }
+    if (!done) add_tensors();
+    return text + '}';
+}
+
+/// Reads along with the parser: every entry of `tensors` at the header's top goes to `entries` as it comes, and not into what is
+/// returned. A value of `tensors` that is no array stays.
+static json header_from_text(const std::string& text, const std::string& path, std::vector<TensorEntry>& entries) {
+    constexpr size_t shortest = 80;           // characters of an entry
+    entries.reserve(std::min(static_cast<size_t>(std::count(text.begin(), text.end(), '{')), text.size() / shortest));
+    bool its_value = false, inside = false;   // of the key `tensors` at the top; of its array
+    return parse_json(text, path + ": header", [&](int depth, json::parse_event_t event, json& parsed) {
+        using Event = json::parse_event_t;
+        if (depth == 1 && event == Event::key) its_value = parsed == "tensors";
+        if (depth == 1 && event == Event::array_start) inside = its_value;
+        if (depth == 1 && event == Event::array_end) inside = false;
+        const bool ends = event == Event::object_end || event == Event::array_end || event == Event::value;
+        if (!inside || depth != 2 || !ends) return true;
+        entries.push_back(entry_from_json(parsed, path + ": tensors"));
+        return false;
+    });
+}
+
 /// The weights are those of the configuration, in its order; what follows belongs to one of them, or is the tokenizer.
 static void check_names(const std::vector<TensorEntry>& tensors, const GPTConfig& config, const std::string& path) {
-    std::vector<Tensor> weights = tensor_table(config);
-    std::set<std::string> names;
-    for (const Tensor& weight : weights) names.insert(weight.name);
-    for (size_t i = 0; i < weights.size(); i++) {
-        require(i < tensors.size(), path, ": has no tensor ", weights[i].name, ", which its configuration needs");
+    size_t weights = 0;
+    for_each_tensor(config, [&](const Tensor& weight) {
+        const size_t i = weights++;
+        require(i < tensors.size(), path, ": has no tensor ", weight.name, ", which its configuration needs");
         const TensorEntry& entry = tensors[i];
-        require(entry.name == weights[i].name, path, ": tensor ", i, " is ", entry.name.substr(0, 100),
-                ", but its configuration has ", weights[i].name, " there");
-        require(entry.dtype == "F32" && entry.shape == weights[i].shape, path, ": tensor ", entry.name, " is ", entry.dtype, " ",
-                shape_text(entry.shape), ", but its configuration says F32 ", shape_text(weights[i].shape));
-    }
-    std::set<std::string> seen;
-    for (size_t i = weights.size(); i < tensors.size(); i++) {
-        const std::string& name = tensors[i].name;
+        require(entry.name == weight.name, path, ": tensor ", i, " is ", entry.name.substr(0, 100),
+                ", but its configuration has ", weight.name, " there");
+        require(entry.dtype == "F32" && entry.shape == weight.shape, path, ": tensor ", entry.name, " is ", entry.dtype, " ",
+                shape_text(entry.shape), ", but its configuration says F32 ", shape_text(weight.shape));
+    });
+    auto sorted = [&](size_t begin, size_t end) {
+        std::vector<std::string_view> names;
+        for (size_t i = begin; i < end; i++) names.push_back(tensors[i].name);
+        std::sort(names.begin(), names.end());
+        return names;
+    };
+    const std::vector<std::string_view> of_weights = sorted(0, weights), others = sorted(weights, tensors.size());
+    for (size_t i = weights; i < tensors.size(); i++) {
+        const std::string_view name = tensors[i].name;
         size_t slash = name.find('/');
-        bool state = slash != std::string::npos && slash + 1 < name.size() && names.contains(name.substr(0, slash)) && tensors[i].dtype == "F32";
+        bool state = slash != name.npos && slash + 1 < name.size() && tensors[i].dtype == "F32" &&
+                     std::binary_search(of_weights.begin(), of_weights.end(), name.substr(0, slash));
         bool tokenizer = name == "tokenizer" && tensors[i].dtype == "U8";
         require(state || tokenizer, path, ": tensor ", name.substr(0, 100), " (", tensors[i].dtype,
                 ") is no weight of its configuration, no state of one, and no tokenizer");
-        require(seen.insert(name).second, path, ": has tensor ", name.substr(0, 100), " twice");
     }
+    auto twice = std::adjacent_find(others.begin(), others.end());
+    require(twice == others.end(), path, ": has tensor ", twice == others.end() ? "" : twice->substr(0, 100), " twice");
+}
+
+static void check_id(const json& run, const std::string& where) {
+    const std::string& id = json_string(json_member(run, "id", where), where + ": id");
+    require(id.size() == 32 && id.find_first_not_of("0123456789abcdef") == id.npos, where, ": id is '", id.substr(0, 40),
+            "', but must be 32 hexadecimal digits");
+}
+
+static int64_t tokens_of(const json& entry, const std::string& where) {
+    return json_integer(json_member(entry, "tokens", where), 0, INT64_MAX, where + ": tokens");
+}
+static double flops_of(const json& entry, const std::string& where) {
+    const double flops = json_number(json_member(entry, "flops", where), where + ": flops");
+    require(flops >= 0, where, ": flops is ", flops, ", but must be 0 or above");
+    return flops;
 }
 
 static void check_progress(const json& progress, const std::string& where) {
     json_integer(json_member(progress, "step", where), 0, INT64_MAX, where + ": step");
-    json_integer(json_member(progress, "tokens", where), 0, INT64_MAX, where + ": tokens");
-    double flops = json_number(json_member(progress, "flops", where), where + ": flops");
-    require(flops >= 0, where, ": flops is ", flops, ", but must be 0 or above");
+    tokens_of(progress, where);
+    flops_of(progress, where);
+}
+
+/// `layers` of a lineage: where each layer came from.
+static void check_layers(const json& layers, size_t parents, const std::string& where) {
+    for (const json& layer : json_array(layers, where)) {
+        if (layer.is_null()) continue;
+        const size_t size = json_array(layer, where).size();
+        require(size == 2 || size == 3, where, ": an entry has ", size, " elements, but must be null, [parent, layer] or [parent, layer, rules]");
+        require(parents > 0, where, ": names a parent, but there are none");
+        json_integer(layer[0], 0, static_cast<int64_t>(parents) - 1, where);
+        json_integer(layer[1], 0, MAX_LAYERS - 1, where);
+        if (size == 3)
+            for (auto& [tensor, rule] : json_object(layer[2], where).items()) json_string(rule, where);
+    }
+}
+
+static bool has_key_of_version_2(const json& entry) {
+    return std::any_of(std::begin(KEYS_OF_VERSION_2), std::end(KEYS_OF_VERSION_2), [&](const char* key) { return entry.contains(key); });
+}
+
+static void check_keys_of_version_2(const json& entry, const std::string& where) {
+    if (!has_key_of_version_2(entry)) return;
+    if (entry.contains("layers")) check_layers(entry["layers"], entry.contains("parents") ? entry["parents"].size() : 0, where + ": layers");
+    for (const char* key : {"schedule", "optimizer"})
+        if (entry.contains(key)) json_string(entry[key], concat(where, ": ", key));
+    if (entry.contains("runs")) {
+        const std::string runs = where + ": runs";
+        int64_t left = tokens_of(entry, where);
+        for (const json& run : json_array(entry["runs"], runs)) {
+            check_id(run, runs);
+            flops_of(run, runs);
+            const int64_t tokens = tokens_of(run, runs);
+            require(tokens <= left, runs, ": they spent more tokens than the ", entry["tokens"], " of the file");
+            left -= tokens;
+        }
+    }
+    if (entry.contains("mixed")) {
+        const std::string mixed = where + ": mixed";
+        json_number(json_member(entry["mixed"], "weight", mixed), mixed + ": weight");
+        json_integer(json_member(entry["mixed"], "step", mixed), 0, INT64_MAX, mixed + ": step");
+    }
 }
 
 static void check_parents(const json& lineage, const std::string& where) {
     json_string(json_member(lineage, "operation", where), where + ": operation");
     json_string(json_member(lineage, "detail", where), where + ": detail");
-    if (!lineage.contains("parents")) return;
-    for (const json& parent : json_array(lineage["parents"], where + ": parents")) {
-        json_string(json_member(parent, "hash", where), where + ": hash");
-        check_progress(parent, where);
-        check_parents(parent, where);
+    if (lineage.contains("parents"))
+        for (const json& parent : json_array(lineage["parents"], where + ": parents")) {
+            json_string(json_member(parent, "hash", where), where + ": hash");
+            check_progress(parent, where);
+            check_parents(parent, where);
+        }
+    check_keys_of_version_2(lineage, where);
+}
+
+/// Identities of a run, in the order in which it had them: each began where the one before had come to.
+static void check_runs(const json& training, const json& progress, const std::string& where) {
+    if (!training.is_object() || !training.contains("runs")) return;
+    int64_t tokens = 0;
+    double flops = 0;
+    auto goes_on = [&](const json& next, const std::string& what) {
+        const int64_t next_tokens = tokens_of(next, where);
+        const double next_flops = flops_of(next, where);
+        require(tokens <= next_tokens && flops <= next_flops, where, ": ", what, " begins before the one before it ends");
+        tokens = next_tokens;
+        flops = next_flops;
+    };
+    for (const json& run : json_array(training["runs"], where)) {
+        check_id(run, where);
+        goes_on(run, "an identity");
     }
+    goes_on(progress, "the progress of the file");
+}
+
+/// The lowest version that can say what the lineage says.
+static uint32_t version_of(const json& lineage) {
+    if (has_key_of_version_2(lineage)) return 2;
+    if (lineage.contains("parents"))
+        for (const json& parent : lineage["parents"])
+            if (version_of(parent) == 2) return 2;
+    return 1;
 }
 
 /// Everything that can be said of a header without its file. `header_end`: where the first tensor must start.
-static void take_header(Checkpoint& c, int64_t header_end) {
+static void take_header(Checkpoint& c, const std::string& text, int64_t header_end) {
+    c.header = header_from_text(text, c.path, c.tensors);
     json_object(c.header, c.path + ": header");
     c.config = config_from_json(json_member(c.header, "config", c.path), c.path);
     check_progress(json_member(c.header, "progress", c.path), c.path + ": progress");
     check_parents(json_member(c.header, "lineage", c.path), c.path + ": lineage");
-    json_member(c.header["lineage"], "parents", c.path + ": lineage");
+    const json& lineage = c.header["lineage"];
+    json_member(lineage, "parents", c.path + ": lineage");
+    require(!lineage.contains("layers") || lineage["layers"].size() == static_cast<size_t>(c.config.n_layer), c.path, ": lineage: layers: has ",
+            lineage.value("layers", json()).size(), " entries, but the model has ", c.config.n_layer, " layers");
+    if (c.can_resume()) check_runs(c.header["training"], c.header["progress"], c.path + ": training: runs");
+    json_array(json_member(c.header, "tensors", c.path), c.path + ": tensors");
+    c.header.erase("tensors");
     int64_t end = header_end;
-    for (const json& j : json_array(json_member(c.header, "tensors", c.path), c.path + ": tensors")) {
-        TensorEntry entry = entry_from_json(j, c.path + ": tensors");
+    for (const TensorEntry& entry : c.tensors) {
         require(entry.offset == end, c.path, ": tensor ", entry.name.substr(0, 100), " starts at byte ", entry.offset,
                 ", but the one before leads to ", end);
         require(entry.bytes <= (int64_t{1} << 60) - end, c.path, ": tensors are bigger than any disk");
         end = round_up(entry.offset + entry.bytes);
-        c.tensors.push_back(std::move(entry));
     }
     check_names(c.tensors, c.config, c.path);
 }
@@ -168,8 +313,8 @@ static Preamble read_preamble(const File& file) {
     file.read(&p, sizeof p, 0);
     require(std::memcmp(p.magic, MAGIC, sizeof MAGIC) == 0, path,
             ": is not a checkpoint: its first 8 bytes are not the magic; ./convert makes checkpoints of safetensors");
-    require(p.version == VERSION, path, ": is a checkpoint of version ", p.version, ", but this program reads version ", VERSION,
-            "; use the program that wrote it, or restore it from a copy if it is damaged");
+    require(p.version >= 1 && p.version <= NEWEST_VERSION, path, ": is a checkpoint of version ", p.version, ", but this program reads versions 1 to ",
+            NEWEST_VERSION, "; use the program that wrote it, or restore it from a copy if it is damaged");
     require(p.reserved == 0, path, ": bytes 12 to 15 are not zero", DAMAGED);
     bool fits = p.json_bytes >= 2 && p.json_bytes <= MAX_JSON_BYTES && static_cast<int64_t>(p.json_bytes) <= size - 32;
     require(fits, path, ": its header says it is ", p.json_bytes, " bytes long, but the file has ", size, DAMAGED);
@@ -185,9 +330,9 @@ Checkpoint open_checkpoint(const std::string& path) {
     std::string text(preamble.json_bytes, '\0');
     c.file->read(text.data(), static_cast<int64_t>(text.size()), sizeof preamble);
     require(xxh3_64(text) == preamble.json_xxh3, path, ": the header does not match its hash", DAMAGED);
-    c.header = parse_json(text, path + ": header");
-    take_header(c, round_up(json_end));
-
+    take_header(c, text, round_up(json_end));
+    const uint32_t needed = version_of(c.header["lineage"]);
+    require(preamble.version == needed, path, ": says that it is of version ", preamble.version, ", but its header is of version ", needed, DAMAGED);
     require(c.file->size() == end_of(c.tensors), path, ": has ", c.file->size(), " bytes, but its header says ", end_of(c.tensors), DAMAGED);
     require_zeros(*c.file, json_end, round_up(json_end));
     for (const TensorEntry& entry : c.tensors) require_zeros(*c.file, entry.offset + entry.bytes, round_up(entry.offset + entry.bytes));
@@ -207,9 +352,11 @@ const TensorEntry& Checkpoint::at(const std::string& name) const {
 
 std::string content_hash(const GPTConfig& config, const std::vector<TensorEntry>& tensors) {
     std::string text = dump_json(to_json(config));
-    size_t weights = tensor_table(config).size();
-    for (size_t i = 0; i < weights; i++)
-        text += concat("\n", tensors[i].name, " ", tensors[i].dtype, " ", shape_text(tensors[i].shape), " ", hex_digits(tensors[i].xxh3));
+    size_t i = 0;
+    for_each_tensor(config, [&](const Tensor&) {   // the weights come first
+        const TensorEntry& weight = tensors[i++];
+        text += concat("\n", weight.name, " ", weight.dtype, " ", shape_text(weight.shape), " ", hex_digits(weight.xxh3));
+    });
     return xxh3_128(text);
 }
 
@@ -260,29 +407,34 @@ TensorSource source_from_checkpoint(const std::string& name, const Checkpoint& c
     return {name, entry.dtype, entry.shape, nullptr, checkpoint.file, entry.offset, entry.xxh3};
 }
 
-/// Completes `header` with the tensors laid out one after another behind it. Offsets are part of the header and depend on its
-/// length: they move back until it fits before them.
-static Checkpoint lay_out(const std::string& path, json header, const std::vector<TensorSource>& sources) {
+/// A checkpoint of that header, its tensors laid out one after another behind it, as open_checkpoint() would give it. Offsets are
+/// part of the header and depend on its length: they move back until it fits before them.
+static Checkpoint lay_out(const std::string& path, const json& header, const std::vector<TensorSource>& sources) {
+    std::vector<TensorEntry> tensors;
+    tensors.reserve(sources.size());
+    for (const TensorSource& source : sources) {
+        int64_t bytes = tensor_bytes(source.dtype, source.shape, concat(path, ": ", source.name));
+        tensors.push_back({source.name, source.dtype, source.shape, 0, bytes, source.xxh3});
+    }
     for (int64_t header_end = PAGE;;) {
-        header["tensors"] = json::array();
         int64_t offset = header_end;
-        for (const TensorSource& source : sources) {
-            int64_t bytes = tensor_bytes(source.dtype, source.shape, concat(path, ": ", source.name));
-            header["tensors"].push_back(to_json(TensorEntry{source.name, source.dtype, source.shape, offset, bytes, source.xxh3}));
-            require(bytes < (int64_t{1} << 60) - offset, path, ": tensors are bigger than any disk");
-            offset = round_up(offset + bytes);
+        for (TensorEntry& tensor : tensors) {
+            tensor.offset = offset;
+            require(tensor.bytes < (int64_t{1} << 60) - offset, path, ": tensors are bigger than any disk");
+            offset = round_up(offset + tensor.bytes);
         }
-        std::string text = dump_json(header);
+        std::string text = header_text(header, tensors);
         int64_t needed = round_up(static_cast<int64_t>(sizeof(Preamble) + text.size()));
         if (needed > header_end) {
             header_end = needed;
             continue;
         }
         require(needed <= MAX_JSON_BYTES, path, ": its header would have ", needed, " bytes, but may have ", MAX_JSON_BYTES);
+        tensors.clear();
+        tensors.shrink_to_fit();
         Checkpoint c;
         c.path = path;
-        c.header = parse_json(text, path + ": header");
-        take_header(c, header_end);
+        take_header(c, text, header_end);
         return c;
     }
 }
@@ -307,16 +459,13 @@ static uint64_t write_tensor(NewFile& file, const TensorEntry& entry, const Tens
     return hasher.value();
 }
 
-void write_checkpoint(const std::string& path, json header, const std::vector<TensorSource>& sources) {
-    Checkpoint c = lay_out(path, std::move(header), sources);
+void write_checkpoint(const std::string& path, const json& header, const std::vector<TensorSource>& sources) {
+    Checkpoint c = lay_out(path, header, sources);
     NewFile file(path, end_of(c.tensors));
     std::vector<char> buffer(static_cast<size_t>(FILE_CHUNK));
-    for (size_t i = 0; i < sources.size(); i++) {
-        c.tensors[i].xxh3 = write_tensor(file, c.tensors[i], sources[i], buffer);
-        c.header["tensors"][i]["xxh3"] = hex_digits(c.tensors[i].xxh3);   // as many digits as before: the header keeps its length
-    }
-    std::string text = dump_json(c.header);
-    Preamble preamble{{}, VERSION, 0, text.size(), xxh3_64(text)};
+    for (size_t i = 0; i < sources.size(); i++) c.tensors[i].xxh3 = write_tensor(file, c.tensors[i], sources[i], buffer);
+    const std::string text = header_text(c.header, c.tensors);   // as long as before: a hash always has as many digits
+    Preamble preamble{{}, version_of(c.header["lineage"]), 0, text.size(), xxh3_64(text)};
     std::memcpy(preamble.magic, MAGIC, sizeof MAGIC);
     file.write(&preamble, sizeof preamble, 0);
     file.write(text.data(), static_cast<int64_t>(text.size()), sizeof preamble);

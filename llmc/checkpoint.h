@@ -6,7 +6,7 @@
 // One file, little-endian:
 //
 //     byte 0    magic        8 bytes     "DEEPEN\r\n" (a transfer that rewrites line ends shows)
-//          8    version      uint32      1
+//          8    version      uint32      1, or 2
 //         12    reserved     uint32      0
 //         16    json_bytes   uint64
 //         24    json_xxh3    uint64      XXH3-64 of the JSON text
@@ -21,9 +21,25 @@
 //     data      position of the loader, the trainer's own; may be there without training
 //     lineage   {operation, detail, parents: [{hash, step, tokens, flops, operation, detail, parents: [...]}, ...]}
 //               operation: train, grow, stack, convert; hash: content_hash() of the parent. A file that is met
-//               a second time in a family tree is listed without its `parents`.
+//               a second time in a family tree is listed without its `parents`, `layers` and `runs`.
 //     tensors   [{name, dtype, shape, offset, bytes, xxh3}, ...] in the order they lie in the file, without gaps but for the
 //               alignment; dtype F32 or U8; offset from the start of the file; xxh3 in 16 hexadecimal digits
+//
+// Version 2 adds to lineage, and to any parent in it, where there is something to say:
+//
+//     layers    of grow and stack, where each layer came from: [parent, layer], an index into parents and a layer of that one; with a
+//               third element, {"fc_proj": "x 0.5", "proj": "0"}, where tensors of it were made by rules; null for a new layer
+//     schedule  of train: "continue" when its schedule went on from its first parent's
+//     optimizer of train: "keep" when it began with its first parent's optimizer state
+//
+// and to a parent alone:
+//
+//     runs      [{id, tokens, flops}, ...] what this run had spent under each identity that it had (training.runs), one after another
+//     mixed     {weight, step}: its weights, times `weight`, were mixed into the file's, at that step of the file's run
+//
+// In version 1 too, where the trainer wrote it: training.runs, [{id, tokens, flops}, ...], the identities of a run and its progress
+// when each began. id: 32 hexadecimal digits. Files of one run share the identities up to where one of them went on in another way, so
+// that what was spent is counted once (llmc/lineage.h).
 //
 // Order of the tensors: the weights as tensor_table() lists them (so a layer's lie together), then the optimizer's state,
 // named after its weight (h.3.fc/momentum), then `tokenizer` (U8, the tokenizer's own file), if any. There is no time, path or
@@ -34,13 +50,14 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 #include "llmc/config.h"
 #include "llmc/io/file.h"
 
 struct TensorEntry {
     std::string name;
-    std::string dtype;               ///< F32 or U8
+    std::string_view dtype;          ///< "F32" or "U8", the text lives for ever
     std::vector<int64_t> shape;
     int64_t offset = 0, bytes = 0;   ///< in the file
     uint64_t xxh3 = 0;               ///< XXH3-64 of the bytes
@@ -51,7 +68,7 @@ struct TensorEntry {
 /// A checkpoint that is open for reading. It stays the file it was, whatever is renamed to its path meanwhile.
 struct Checkpoint {
     std::string path;
-    nlohmann::json header;
+    nlohmann::json header;               ///< all of it but `tensors`
     GPTConfig config;
     std::vector<TensorEntry> tensors;
     std::shared_ptr<const File> file;
@@ -90,7 +107,7 @@ void read_tensor(const Checkpoint& checkpoint, const TensorEntry& entry, const T
 /// Where the bytes of a tensor to be written come from.
 struct TensorSource {
     std::string name;
-    std::string dtype;               ///< F32 or U8
+    std::string_view dtype;          ///< "F32" or "U8"
     std::vector<int64_t> shape;
 
     /// Puts bytes [offset, offset + bytes) of the tensor at dst; called in order, for at most FILE_CHUNK bytes at a time.
@@ -108,10 +125,10 @@ TensorSource source_from_bytes(const std::string& name, std::string bytes);
 TensorSource source_from_checkpoint(const std::string& name, const Checkpoint& checkpoint, const TensorEntry& entry);
 
 /// Writes a checkpoint: all of it appears under `path` at once, synced, or nothing changes there (llmc/io/file.h).
-/// header: config, progress, lineage, and training and data if any; `tensors` is added. sources: in the file's order.
+/// header: config, progress, lineage, and training and data if any, but not `tensors`. sources: in the file's order.
 /// Throws std::invalid_argument when open_checkpoint() would refuse the result, or it cannot be written.
 /// Needs about FILE_CHUNK bytes of memory.
-void write_checkpoint(const std::string& path, nlohmann::json header, const std::vector<TensorSource>& sources);
+void write_checkpoint(const std::string& path, const nlohmann::json& header, const std::vector<TensorSource>& sources);
 
 /// Bytes that the file of write_checkpoint() has.
 int64_t checkpoint_bytes(const nlohmann::json& header, const std::vector<TensorSource>& sources);

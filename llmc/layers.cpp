@@ -375,6 +375,66 @@ static void require_equal(const std::string& key, const nlohmann::json& first, c
             other.at(key).dump(), " in ", other_name);
 }
 
+/// Layers `first` to `last` of a model, both included.
+struct Slice {
+    int model, first, last;
+};
+
+static std::string letter_of(size_t model) { return std::string(1, static_cast<char>('A' + model)); }
+
+/// One of A:0-3, or A:3 for one layer.
+static Slice parse_slice(const std::string& text, const std::vector<GPTConfig>& models, const std::vector<std::string>& names) {
+    const std::string wrong = concat("--layers '", text.substr(0, 60), "'");
+    Slice slice{};
+    const char* at = text.data() + std::min<size_t>(text.size(), 2);
+    const char* const end = text.data() + text.size();
+    auto number = [&](int& to) {
+        auto [rest, error] = std::from_chars(at, end, to);
+        const bool is = at < end && *at != '-' && error == std::errc();
+        at = rest;
+        return is;
+    };
+    bool fits = text.size() > 2 && text[0] >= 'A' && text[0] <= 'Z' && text[1] == ':' && number(slice.first);
+    slice.last = slice.first;
+    if (fits && at < end) fits = *at++ == '-' && number(slice.last) && at == end;
+    require(fits, wrong, " is no slice; write a model's letter and its layers, A:0-3 or A:3, with commas between slices");
+
+    slice.model = text[0] - 'A';
+    const size_t count = models.size();
+    require(static_cast<size_t>(slice.model) < count, wrong, ": there is no model ", letter_of(slice.model), "; the ", count, " given are A to ",
+            letter_of(count - 1), ", in their order");
+    const int n_layer = models[slice.model].n_layer;
+    const std::string has = n_layer == 0 ? "no layers" : concat("layers 0 to ", n_layer - 1);
+    for (int layer : {slice.first, slice.last})
+        require(layer < n_layer, wrong, ": layer ", layer, " of ", letter_of(slice.model), " (", names[slice.model], "), which has ", has);
+    require(slice.first <= slice.last, wrong, ": its last layer stands before its first; write ", letter_of(slice.model), ":", slice.last, "-", slice.first);
+    return slice;
+}
+
+static std::vector<Slice> parse_slices(const std::string& text, const std::vector<GPTConfig>& models, const std::vector<std::string>& names) {
+    require(models.size() <= 26, "--layers names models by the letters A to Z, but there are ", models.size(), "; stack some of them first");
+    std::vector<Slice> slices;
+    std::vector<bool> named(models.size(), false);
+    for (size_t begin = 0; begin <= text.size();) {
+        const size_t comma = std::min(text.find(',', begin), text.size());
+        slices.push_back(parse_slice(text.substr(begin, comma - begin), models, names));
+        named[slices.back().model] = true;
+        begin = comma + 1;
+    }
+    for (size_t m = 1; m + 1 < models.size(); m++)   // the first has the embedding, the last the head
+        require(named[m], "--layers has no slice of ", letter_of(m), " (", names[m], "); add one, or leave the model out");
+    return slices;
+}
+
+/// Whole models, but for the layers at their seams.
+static std::vector<Slice> slices_of(const std::vector<GPTConfig>& models, const StackOptions& options) {
+    std::vector<Slice> slices;
+    const int last_model = static_cast<int>(models.size()) - 1;
+    for (int m = 0; m <= last_model; m++)
+        slices.push_back({m, m == 0 || options.use_first_layer ? 0 : 1, models[m].n_layer - (m == last_model || options.use_last_layer ? 1 : 2)});
+    return slices;
+}
+
 LayerMap stack_map(const std::vector<GPTConfig>& models, const std::vector<std::string>& names, const StackOptions& options) {
     require(models.size() >= 2, "a stack needs two models or more; the same file may be given twice");
     nlohmann::json first = common_properties(models[0]);
@@ -387,15 +447,15 @@ LayerMap stack_map(const std::vector<GPTConfig>& models, const std::vector<std::
     LayerMap map = without_layers(models[0]);
     map.config.norm_wte = options.norm_wte;
     map.config.norm_lm_head = options.norm_lm_head;
-    int last_model = static_cast<int>(models.size()) - 1;
-    for (int m = 0; m <= last_model; m++) {
-        int begin = m == 0 || options.use_first_layer ? 0 : 1;
-        int end = models[m].n_layer - (m == last_model || options.use_last_layer ? 0 : 1);
-        for (int l = begin; l < end; l++) {
-            add_layer(map, models[m], m, l);
-            if (m > 0 && l == begin) map.config.norm_before.back() = options.norm_inter_model;
+    const std::vector<Slice> slices = options.layers.empty() ? slices_of(models, options) : parse_slices(options.layers, models, names);
+    int64_t depth = 0;
+    for (const Slice& slice : slices) depth += std::max(0, slice.last - slice.first + 1);
+    require(depth <= MAX_LAYERS, "the stack would have ", depth, " layers, but a model has at most ", MAX_LAYERS);
+    for (size_t i = 0; i < slices.size(); i++)
+        for (int l = slices[i].first; l <= slices[i].last; l++) {
+            add_layer(map, models[slices[i].model], slices[i].model, l);
+            if (i > 0 && l == slices[i].first) map.config.norm_before.back() = options.norm_inter_model;
         }
-    }
     require(!map.layers.empty(), "no layer is left for the stack; give --use-first-layer or --use-last-layer");
     validate(map.config);
     return map;

@@ -1,5 +1,6 @@
 // Where a checkpoint came from: its family tree, and what was spent on it.
 #pragma once
+#include <cstdint>
 #include <string>
 #include <vector>
 #include <nlohmann/json.hpp>
@@ -9,8 +10,21 @@
 /// The `lineage` of a file made from these; for a training run from scratch there are none.
 nlohmann::json make_lineage(const std::string& operation, const std::string& detail, const std::vector<const Checkpoint*>& parents);
 
-/// FLOPs of all that a file came from; a file met twice was trained once.
-double lineage_flops(const nlohmann::json& lineage);
+/// A file as one of `parents`: its lineage, its progress, its hash, and what its run had spent under each of its identities.
+/// Throws std::invalid_argument, `where` first, for a header that no checkpoint could have.
+nlohmann::json lineage_entry(const nlohmann::json& header, const std::string& hash, const std::string& where = "header");
+
+/// The lineage of `first` when others were mixed into it by these weights, one of each: they join its parents.
+nlohmann::json mixed_lineage(const Checkpoint& first, const std::vector<const Checkpoint*>& others, const std::vector<double>& weights);
+
+struct Spent {
+    int64_t tokens = 0;
+    double flops = 0;
+};
+/// What was spent on a file and on all that it came from; `header`: progress, lineage, and training if any. It counts once
+/// what was spent once: of each identity of a run the most that any file has under it, since files of one run share their
+/// first steps; and a file that has none (older ones) by its hash, step and FLOPs.
+Spent total_spent(const nlohmann::json& header);
 
 /// progress of a file at its start.
 nlohmann::json no_progress();

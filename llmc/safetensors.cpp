@@ -18,7 +18,7 @@ static const std::pair<const char*, int64_t> DTYPES[] = {
     {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"I16", 2}, {"U16", 2}, {"F16", 2},
     {"BF16", 2}, {"I32", 4}, {"U32", 4}, {"F32", 4},     {"F64", 8},     {"I64", 8}, {"U64", 8}};
 
-static int64_t dtype_bytes(const std::string& dtype, const std::string& where) {
+static int64_t dtype_bytes(std::string_view dtype, const std::string& where) {
     for (auto& [name, bytes] : DTYPES)
         if (dtype == name) return bytes;
     fail(where, ": dtype is '", dtype.substr(0, 40), "', which is none of the format's");

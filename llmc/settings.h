@@ -213,6 +213,11 @@ struct Settings {
         "and stops there (make profile)",
         run);
     bool& plan = flags.toggle("--plan", "prints sizes, FLOPs, steps and memory, and does nothing else", run);
+    Maybe<std::string>& describe = flags.text("--describe", Text{},
+                                              "prints a checkpoint's configuration, where its layers come from, its family and what was spent\n"
+                                              "on all of it, and does nothing else",
+                                              run);
+    bool& json = flags.toggle("--json", "prints --describe as JSON, on one line", run);
     bool& eval = flags.toggle("--eval", "prints loss and bits per byte of --init on --val-data, and does nothing else", run);
 };
 

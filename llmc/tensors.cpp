@@ -33,8 +33,7 @@ static bool has(const TensorSpec& spec, const GPTConfig& config, int layer) {
     fail("tensors: unknown condition");
 }
 
-std::vector<Tensor> tensor_table(const GPTConfig& config) {
-    std::vector<Tensor> tensors;
+void for_each_tensor(const GPTConfig& config, const std::function<void(const Tensor&)>& visit) {
     int64_t offset = 0;
     auto add = [&](const TensorSpec& spec, int layer) {
         if (!has(spec, config, layer)) return;
@@ -42,7 +41,7 @@ std::vector<Tensor> tensor_table(const GPTConfig& config) {
         if (!spec.vector) shape.push_back(size_of(spec.cols, config));
         int64_t numel = spec.vector ? shape[0] : shape[0] * shape[1];
         std::string name = layer < 0 ? spec.name : concat("h.", layer, ".", spec.name);
-        tensors.push_back({name, &spec, layer, shape, numel, offset});
+        visit({name, &spec, layer, shape, numel, offset});
         offset += (numel + TENSOR_ALIGNMENT - 1) / TENSOR_ALIGNMENT * TENSOR_ALIGNMENT;
     };
     const TensorSpec* first = std::begin(TENSORS);
@@ -53,6 +52,11 @@ std::vector<Tensor> tensor_table(const GPTConfig& config) {
     for (int l = 0; l < config.n_layer; l++)
         for (const TensorSpec* spec = layers; spec < after; spec++) add(*spec, l);
     for (const TensorSpec* spec = after; spec < end; spec++) add(*spec, -1);
+}
+
+std::vector<Tensor> tensor_table(const GPTConfig& config) {
+    std::vector<Tensor> tensors;
+    for_each_tensor(config, [&](const Tensor& tensor) { tensors.push_back(tensor); });
     return tensors;
 }
 
@@ -117,7 +121,7 @@ int lowest_trained(const std::vector<Tensor>& tensors, const Trained& trained, i
 
 int64_t total_params(const GPTConfig& config) {
     int64_t total = 0;
-    for (const Tensor& tensor : tensor_table(config)) total += tensor.numel;
+    for_each_tensor(config, [&](const Tensor& tensor) { total += tensor.numel; });
     return total;
 }
 

@@ -2,6 +2,7 @@
 // derive from it: adding a tensor is adding a row here, and its initial law to the recipes.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <random>
 #include <string>
@@ -60,6 +61,8 @@ inline constexpr int64_t TENSOR_ALIGNMENT = 64;
 
 /// All tensors of a model, in checkpoint order.
 std::vector<Tensor> tensor_table(const GPTConfig& config);
+/// The same, one after another; of thousands of layers, all of them together take megabytes.
+void for_each_tensor(const GPTConfig& config, const std::function<void(const Tensor&)>& visit);
 
 /// Which tensors a run trains. The others are frozen: they get no gradient, and no optimizer keeps anything of them.
 struct Trained {

@@ -167,11 +167,12 @@ TEST_CASE("checkpoint: FLOPs of a family tree count a file once, also where a gr
     Checkpoint again = write("again.bin", no_progress(), make_lineage("grow", "--order 0,1", {&same}));
     Checkpoint thrice = write("thrice.bin", no_progress(), make_lineage("grow", "--order 0,1", {&again}));
     REQUIRE(thrice.content_hash() == parent.content_hash());
-    CHECK(lineage_flops(make_lineage("train", "", {})) == 0);
+    auto flops_of = [](const json& lineage) { return total_spent({{"progress", no_progress()}, {"lineage", lineage}}).flops; };
+    CHECK(flops_of(make_lineage("train", "", {})) == 0);
     using Parents = std::vector<const Checkpoint*>;
     for (const Parents& parents : {Parents{&child}, Parents{&same}, Parents{&thrice}, Parents{&child, &same}, Parents{&same, &child},
                                    Parents{&same, &thrice, &parent}, Parents{&thrice, &same}, Parents{&parent, &thrice, &again}})
-        CHECK(lineage_flops(make_lineage("stack", "", parents)) == 1500);
+        CHECK(flops_of(make_lineage("stack", "", parents)) == 1500);
     json lineage = make_lineage("stack", "", {&thrice, &child});
     CHECK(lineage["parents"][0]["parents"][0]["parents"][0]["parents"][0]["parents"][0]["flops"] == 1000);
     CHECK(!lineage["parents"][1].contains("parents"));
@@ -255,10 +256,11 @@ TEST_CASE("checkpoint: version 1 opens for ever, and is what it was") {
     CHECK(c.header["data"]["token"] == 224);
     CHECK(c.header["lineage"]["parents"][0]["operation"] == "grow");
     CHECK(c.header["lineage"]["parents"][0]["parents"][0]["operation"] == "train");
-    CHECK(lineage_flops(c.header["lineage"]) == 2408448.0);
+    CHECK(total_spent(c.header).flops == 2408448.0 + 1806336.0);
+    CHECK(total_spent(c.header).tokens == 128 + 96);
 }
 
-TEST_CASE("checkpoint: every program takes a file of version 1, and writes that version") {
+TEST_CASE("checkpoint: every program takes a file of version 1, and writes that version where it says no more") {
     TempDir dir;
     const std::string file = V1 + "checkpoint.bin";
     // What the run of this file lost; bf16 (and other processors' sums) as in golden.cpp. The losses of two steps differ by 0.05 or more.
@@ -286,7 +288,8 @@ TEST_CASE("checkpoint: every program takes a file of version 1, and writes that 
     done("./convert " + dir / "v1.safetensors " + dir / "back.bin");
     CHECK(read_file(dir / "back.bin") == read_file(file));
     for (const char* name : {"run/step_0000006.bin", "stack.bin", "zero.bin", "twice.bin", "back.bin"}) {
-        CHECK(version_of(dir / name) == 1);
+        const bool has_map = name != std::string("run/step_0000006.bin") && name != std::string("back.bin");   // of its layers
+        CHECK(version_of(dir / name) == (has_map ? 2 : 1));
         done(eval + dir / name);
     }
     Checkpoint v1 = open_checkpoint(file), stack = open_checkpoint(dir / "stack.bin"), twice = open_checkpoint(dir / "twice.bin");
@@ -298,9 +301,56 @@ TEST_CASE("checkpoint: an unknown version says which, and which is known") {
     TempDir dir;
     write_small_model(dir / "a.bin", tiny_config(), 1);
     std::string file = read_file(dir / "a.bin");
+    file[8] = 3;
+    write_file(dir / "a.bin", file);
+    CHECK(contains(refusal_of(dir / "a.bin"), "a.bin: is a checkpoint of version 3, but this program reads versions 1 to 2"));
     file[8] = 2;
     write_file(dir / "a.bin", file);
-    CHECK(contains(refusal_of(dir / "a.bin"), "a.bin: is a checkpoint of version 2, but this program reads version 1"));
+    CHECK(contains(refusal_of(dir / "a.bin"), "a.bin: says that it is of version 2, but its header is of version 1"));
+}
+
+static json tree_of_all_keys() {
+    json lineage = make_lineage("grow", "", {});
+    lineage["layers"] = json::parse(R"([[0,3,{"fc_proj":"x 0.5"}]])");
+    const std::string id(32, 'a');
+    json parent{{"operation", "train"}, {"detail", ""}, {"hash", "00"}, {"step", 1}, {"tokens", 10}, {"flops", 100}, {"parents", json::array()}};
+    parent["schedule"] = "continue";
+    parent["optimizer"] = "keep";
+    parent["runs"] = json::array({{{"id", id}, {"tokens", 7}, {"flops", 70.5}}, {{"id", std::string(32, 'b')}, {"tokens", 3}, {"flops", 29.5}}});
+    parent["mixed"] = {{"weight", -0.5}, {"step", 3}};
+    lineage["parents"].push_back(parent);
+    return lineage;
+}
+
+TEST_CASE("checkpoint: version 2 where a lineage has one of its keys, anywhere, and version 1 where none has") {
+    TempDir dir;
+    const json all = tree_of_all_keys();
+    auto version_with = [&](const json& lineage) {
+        json header = small_header(tiny_config());
+        header["lineage"] = lineage;
+        write_checkpoint(dir / "a.bin", header, small_sources(tiny_config(), small_weights(tiny_config(), 1)));
+        CHECK(open_checkpoint(dir / "a.bin").header["lineage"] == lineage);
+        return version_of(dir / "a.bin");
+    };
+    json bare = all;
+    bare.erase("layers");
+    for (const char* key : {"schedule", "optimizer", "runs", "mixed"}) bare["parents"][0].erase(key);
+    CHECK(version_with(bare) == 1);
+    CHECK(version_with(all) == 2);
+    json layers = bare;
+    layers["layers"] = all["layers"];
+    CHECK(version_with(layers) == 2);
+    for (const char* key : {"schedule", "optimizer", "runs", "mixed"}) {
+        json one = bare, deep = bare;
+        one["parents"][0][key] = all["parents"][0][key];
+        CHECK(version_with(one) == 2);
+        deep["parents"][0]["parents"].push_back(one["parents"][0]);
+        CHECK(version_with(deep) == 2);
+    }
+    json header = small_header(tiny_config());   // the trainer's own
+    header["training"]["runs"] = json::array({{{"id", std::string(32, 'a')}, {"tokens", 0}, {"flops", 0}}});
+    write_checkpoint(dir / "a.bin", header, small_sources(tiny_config(), small_weights(tiny_config(), 1)));
+    CHECK(version_of(dir / "a.bin") == 1);
 }
 
 /// The file with another JSON text, hash and length made to fit; what follows is moved to the next page.
@@ -317,7 +367,7 @@ TEST_CASE("checkpoint: whatever a header with a right hash says, it is believed 
     TempDir dir;
     write_small_model(dir / "a.bin", tiny_config(), 1);
     const std::string good = read_file(dir / "a.bin");
-    const json header = open_checkpoint(dir / "a.bin").header;
+    const json header = json::parse(good.substr(32, json_bytes_of(good)));
     REQUIRE(header.dump() == good.substr(32, json_bytes_of(good)));
 
     struct Case {
@@ -336,7 +386,7 @@ TEST_CASE("checkpoint: whatever a header with a right hash says, it is believed 
         {"/config/n_layer", "-1", "n_layer: is -1"},
         {"/config/n_layer", "\"1\"", "n_layer: is \"1\""},
         {"/config/n_layer", "true", "n_layer: is true"},
-        {"/config/n_layer", "0", "depth is 0"},
+        {"/config/n_layer", "0", "must have an entry for each of the 0 layers"},
         {"/config/n_layer", "2", "must have an entry for each of the 2 layers"},
         {"/config/n_head", "0", "heads (0)"},
         {"/config/n_kv_head", "0", "key/value heads (0)"},
@@ -405,6 +455,70 @@ TEST_CASE("checkpoint: whatever a header with a right hash says, it is believed 
             if (parent.is_array()) parent.erase(std::stoul(at.back()));
             else parent.erase(at.back());
         }
+        write_file(dir / "b.bin", with_header(good, changed.dump()));
+        INFO(c.at, " = ", c.value, ": ", refusal_of(dir / "b.bin"));
+        CHECK(contains(refusal_of(dir / "b.bin"), c.words));
+        CHECK(contains(refusal_of(dir / "b.bin"), "b.bin"));
+    }
+}
+
+TEST_CASE("checkpoint: what a lineage of version 2 says is believed only when it is right") {
+    TempDir dir;
+    json header = small_header(tiny_config());
+    header["lineage"] = tree_of_all_keys();
+    header["training"]["runs"] = json::parse(R"([{"flops":0,"tokens":0},{"flops":1e3,"tokens":4096}])");
+    for (json& run : header["training"]["runs"]) run["id"] = std::string(32, 'c');
+    write_checkpoint(dir / "a.bin", header, small_sources(tiny_config(), small_weights(tiny_config(), 1)));
+    const std::string good = read_file(dir / "a.bin");
+    CHECK(refusal_of(dir / "a.bin") == "");
+    struct Case {
+        const char* at;       // JSON pointer
+        const char* value;    // what to put there; empty: remove it
+        const char* words;
+    };
+    const Case cases[] = {
+        {"/lineage/layers", "{}", "lineage: layers: is {}, but must be an array"},
+        {"/lineage/layers", "[]", "layers: has 0 entries, but the model has 1 layers"},
+        {"/lineage/layers", "[null,null]", "layers: has 2 entries, but the model has 1 layers"},
+        {"/lineage/layers/0", "1", "layers: is 1, but must be an array"},
+        {"/lineage/layers/0", "[0]", "layers: an entry has 1 elements, but must be null"},
+        {"/lineage/layers/0", "[0,0,{},0]", "layers: an entry has 4 elements, but must be null"},
+        {"/lineage/layers/0/0", "1", "layers: is 1, but must be an integer, 0 to 0"},
+        {"/lineage/layers/0/0", "-1", "layers: is -1, but must be an integer, 0 to 0"},
+        {"/lineage/layers/0/1", "10000", "layers: is 10000, but must be an integer, 0 to 9999"},
+        {"/lineage/layers/0/1", "1.5", "layers: is 1.5"},
+        {"/lineage/layers/0/2", "[]", "layers: is [], but must be an object"},
+        {"/lineage/layers/0/2/fc_proj", "0.5", "layers: is 0.5, but must be a string"},
+        {"/lineage/parents", "[]", "layers: names a parent, but there are none"},
+        {"/lineage/parents/0/schedule", "1", "schedule: is 1, but must be a string"},
+        {"/lineage/parents/0/optimizer", "null", "optimizer: is null, but must be a string"},
+        {"/lineage/parents/0/runs", "{}", "runs: is {}, but must be an array"},
+        {"/lineage/parents/0/runs/0", "7", "runs: is 7, but must be an object"},
+        {"/lineage/parents/0/runs/0/id", "", "runs: 'id' is missing"},
+        {"/lineage/parents/0/runs/0/id", "\"abc\"", "runs: id is 'abc', but must be 32 hexadecimal digits"},
+        {"/lineage/parents/0/runs/0/id", "\"ZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZ\"", "must be 32 hexadecimal digits"},
+        {"/lineage/parents/0/runs/0/tokens", "-1", "runs: tokens: is -1"},
+        {"/lineage/parents/0/runs/0/tokens", "8", "runs: they spent more tokens than the 10 of the file"},
+        {"/lineage/parents/0/runs/1/tokens", "9223372036854775807", "runs: they spent more tokens than the 10 of the file"},
+        {"/lineage/parents/0/runs/0/flops", "-1", "runs: flops is -1"},
+        {"/lineage/parents/0/runs/0/flops", "\"x\"", "runs: flops: is \"x\""},
+        {"/lineage/parents/0/mixed", "1", "mixed: is 1, but must be an object"},
+        {"/lineage/parents/0/mixed/weight", "\"x\"", "mixed: weight: is \"x\""},
+        {"/lineage/parents/0/mixed/step", "-1", "mixed: step: is -1"},
+        {"/training/runs", "1", "training: runs: is 1, but must be an array"},
+        {"/training/runs/0", "[]", "training: runs: is [], but must be an object"},
+        {"/training/runs/0/id", "1", "training: runs: id: is 1"},
+        {"/training/runs/0/tokens", "", "training: runs: 'tokens' is missing"},
+        {"/training/runs/0/tokens", "5000", "training: runs: an identity begins before the one before it ends"},
+        {"/training/runs/1/tokens", "4097", "training: runs: the progress of the file begins before the one before it ends"},
+        {"/training/runs/0/flops", "1e4", "training: runs: an identity begins before"},
+        {"/training/runs/1/flops", "1e17", "training: runs: the progress of the file begins before"},
+    };
+    for (const Case& c : cases) {
+        json changed = json::parse(good.substr(32, json_bytes_of(good)));
+        json::json_pointer at(c.at);
+        if (*c.value) changed[at] = json::parse(c.value);
+        else changed[at.parent_pointer()].erase(at.back());
         write_file(dir / "b.bin", with_header(good, changed.dump()));
         INFO(c.at, " = ", c.value, ": ", refusal_of(dir / "b.bin"));
         CHECK(contains(refusal_of(dir / "b.bin"), c.words));

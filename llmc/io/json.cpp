@@ -51,11 +51,11 @@ private:
     std::vector<std::set<std::string>> levels;   // keys of the objects (and none of the arrays) around the place that is read
 };
 
-json parse_json(std::string_view text, const std::string& where) {
+json parse_json(std::string_view text, const std::string& where, const json::parser_callback_t& keep) {
     require(text.find('\0') == std::string_view::npos, where, ": is not JSON: holds a zero byte");   // the parser would stop there
     Watcher watcher(where);
     json::sax_parse(text, &watcher);
-    return json::parse(text);
+    return json::parse(text, keep);
 }
 
 std::string dump_json(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }

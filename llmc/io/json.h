@@ -6,7 +6,8 @@
 #include <string_view>
 
 /// Throws std::invalid_argument, `where` first, when the text is not JSON, has a key twice, or nests deeper than any header does.
-nlohmann::json parse_json(std::string_view text, const std::string& where);
+/// keep: the parser's, asked of each value that is read; those that it takes itself need no memory in what is returned.
+nlohmann::json parse_json(std::string_view text, const std::string& where, const nlohmann::json::parser_callback_t& keep = nullptr);
 
 /// UTF-8 that is not valid is replaced, never refused: a header can always be written.
 std::string dump_json(const nlohmann::json& json);

@@ -1,0 +1,152 @@
+// What was spent on a file and on all that it came from, each part of it once: family trees by hand.
+#include "llmc/lineage.h"
+#include <doctest/doctest.h>
+#include "llmc/io/error.h"
+#include "test/small_model.h"
+
+using nlohmann::json;
+using Runs = std::vector<std::pair<char, int>>;   // identity, and the tokens spent under it
+
+static std::string id_of(char name) { return std::string(32, name); }
+
+/// A parent whose run spent that many tokens, at 10 FLOPs each.
+static json node(const Runs& spent, const std::vector<json>& parents = {}) {
+    json runs = json::array();
+    int tokens = 0;
+    for (auto& [id, of_it] : spent) {
+        runs.push_back({{"id", id_of(id)}, {"tokens", of_it}, {"flops", 10 * of_it}});
+        tokens += of_it;
+    }
+    const std::string hash = concat("hash of ", runs.dump(), parents.size());
+    return {{"operation", "train"}, {"detail", ""},         {"hash", hash}, {"step", tokens},
+            {"tokens", tokens},     {"flops", 10 * tokens}, {"runs", runs}, {"parents", parents}};
+}
+
+/// The header of a file whose run went through these identities.
+static json file(const Runs& spent, const std::vector<json>& parents = {}) {
+    json begins = json::array();
+    int tokens = 0;
+    for (auto& [id, of_it] : spent) {
+        begins.push_back({{"id", id_of(id)}, {"tokens", tokens}, {"flops", 10 * tokens}});
+        tokens += of_it;
+    }
+    return {{"progress", {{"step", tokens}, {"tokens", tokens}, {"flops", 10 * tokens}}},
+            {"training", {{"runs", begins}}},
+            {"lineage", {{"operation", "train"}, {"detail", ""}, {"parents", parents}}}};
+}
+
+/// A file that grow or stack made.
+static json made(const std::vector<json>& parents) {
+    return {{"progress", no_progress()}, {"lineage", {{"operation", "stack"}, {"detail", ""}, {"parents", parents}}}};
+}
+static json as_parent(const json& header) { return lineage_entry(header, "hash of a file that was made"); }
+
+static void check_spent(const json& header, int tokens) {
+    const Spent spent = total_spent(header);
+    CHECK(spent.tokens == tokens);
+    CHECK(spent.flops == 10.0 * tokens);
+}
+
+TEST_CASE("lineage: a run from scratch, what was grown from it, and a run from that") {
+    check_spent(file({{'a', 100}}), 100);
+    check_spent(made({node({{'a', 100}})}), 100);
+    check_spent(file({{'b', 30}}, {as_parent(made({node({{'a', 100}})}))}), 130);
+    check_spent(file({{'b', 0}}, {node({{'a', 100}})}), 100);
+    check_spent(made({}), 0);
+}
+
+TEST_CASE("lineage: a file twice, an earlier file of the same run, and two runs") {
+    check_spent(made({node({{'a', 100}}), node({{'a', 100}})}), 100);
+    check_spent(made({node({{'a', 40}}), node({{'a', 100}})}), 100);
+    check_spent(made({node({{'a', 100}}), node({{'a', 40}})}), 100);
+    check_spent(made({node({{'a', 100}}), node({{'b', 100}})}), 200);
+}
+
+TEST_CASE("lineage: mixed in again and again, and each into the other") {
+    check_spent(file({{'a', 250}}, {node({{'b', 100}}), node({{'b', 200}})}), 450);
+    // a takes b in at 100, and b takes a in, which has b in it.
+    const json b = node({{'b', 100}}), a = node({{'a', 100}}, {b});
+    check_spent(file({{'b', 100}, {'c', 100}}, {a}), 300);
+    check_spent(made({node({{'b', 100}, {'c', 100}}, {a}), node({{'a', 180}}, {b})}), 380);
+}
+
+TEST_CASE("lineage: branches of one trunk share it") {
+    const json one = node({{'t', 100}, {'x', 50}}), two = node({{'t', 100}, {'y', 70}});
+    check_spent(made({one, two}), 220);
+    check_spent(made({one, two, node({{'t', 150}})}), 270);   // the trunk went on
+    check_spent(file({{'t', 100}, {'x', 80}}, {one, two}), 250);
+    check_spent(file({{'t', 20}, {'z', 5}}, {one}), 155);
+}
+
+/// As older programs listed it.
+static json old_node(const std::string& hash, int tokens, const std::vector<json>& parents = {}) {
+    json entry = node({{'o', tokens}}, parents);
+    entry.erase("runs");
+    entry["hash"] = hash;
+    return entry;
+}
+
+TEST_CASE("lineage: older files, and those that went on from them, are told apart by hash, step and FLOPs") {
+    check_spent(made({old_node("a", 100), old_node("a", 100)}), 100);
+    check_spent(made({old_node("a", 100), old_node("a", 200)}), 300);
+    check_spent(made({old_node("a", 100), old_node("b", 100)}), 200);
+    check_spent(file({{'c', 10}}, {old_node("a", 100), node({{'b', 30}}, {old_node("a", 100)})}), 140);
+    json old = file({{'c', 10}});
+    old.erase("training");
+    check_spent(old, 10);
+    // A run that had no identity before it went on: what it spent before belongs to the file.
+    json late = file({{'c', 30}, {'d', 10}});
+    late["training"]["runs"].erase(0);
+    check_spent(late, 40);
+    json entry = lineage_entry(late, "a");
+    CHECK(entry["runs"] == json::array({{{"id", id_of('d')}, {"tokens", 10}, {"flops", 100}}}));
+    check_spent(made({entry, entry, node({{'d', 5}})}), 40);
+}
+
+TEST_CASE("lineage: sums of whatever files say do not overflow") {
+    json header = made({old_node("a", 1), old_node("b", 1)});
+    for (json& parent : header["lineage"]["parents"]) parent["tokens"] = INT64_MAX;
+    CHECK(total_spent(header).tokens == INT64_MAX);
+}
+
+TEST_CASE("lineage: a parent's entry has what was spent under each identity") {
+    const json entry = lineage_entry(file({{'a', 100}, {'b', 20}, {'c', 0}}), "some hash");
+    CHECK(entry["hash"] == "some hash");
+    CHECK(entry["tokens"] == 120);
+    CHECK(entry["runs"].dump() == json{{{"id", id_of('a')}, {"tokens", 100}, {"flops", 1000.0}},
+                                       {{"id", id_of('b')}, {"tokens", 20}, {"flops", 200.0}},
+                                       {{"id", id_of('c')}, {"tokens", 0}, {"flops", 0.0}}}.dump());
+    CHECK(!lineage_entry(made({}), "").contains("runs"));
+    json bad = file({{'a', 1}});
+    bad["training"]["runs"][0].erase("tokens");
+    CHECK(refusal([&] { lineage_entry(bad, "", "a.safetensors"); }) == "a.safetensors: training: runs: 'tokens' is missing");
+    bad["training"]["runs"] = 3;
+    CHECK(contains(refusal([&] { lineage_entry(bad, "", "a.safetensors"); }), "a.safetensors: training: runs: is 3, but must be an array"));
+}
+
+TEST_CASE("lineage: what is mixed in joins the parents, and is listed whole only once") {
+    TempDir dir;
+    const GPTConfig config = recipe_config(SPEEDRUN, 1, 1, 8, 8, 4);
+    auto write = [&](const std::string& name, uint64_t seed, const json& lineage) {
+        json header = small_header(config);
+        header["lineage"] = lineage;
+        header["training"]["runs"] = json::array({{{"id", id_of(static_cast<char>('0' + seed))}, {"tokens", 0}, {"flops", 0}}});
+        write_checkpoint(dir / name, header, small_sources(config, small_weights(config, seed)));
+        return open_checkpoint(dir / name);
+    };
+    const Checkpoint root = write("root.bin", 0, make_lineage("train", "", {}));
+    const Checkpoint a = write("a.bin", 1, make_lineage("train", "", {&root})), b = write("b.bin", 2, make_lineage("train", "", {&root}));
+    const json lineage = mixed_lineage(a, {&b, &b}, {0.25, -0.5});
+    CHECK(lineage["operation"] == "train");
+    REQUIRE(lineage["parents"].size() == 3);
+    CHECK(lineage["parents"][0]["hash"] == root.content_hash());
+    CHECK(!lineage["parents"][0].contains("mixed"));
+    CHECK(lineage["parents"][1]["hash"] == b.content_hash());
+    CHECK(lineage["parents"][1]["mixed"] == json{{"weight", 0.25}, {"step", 7}});
+    CHECK(!lineage["parents"][1]["parents"][0].contains("parents"));   // root, met before
+    CHECK(!lineage["parents"][1]["parents"][0].contains("runs"));
+    CHECK(lineage["parents"][2]["mixed"]["weight"] == -0.5);
+    CHECK(!lineage["parents"][2].contains("parents"));
+    CHECK(!lineage["parents"][2].contains("runs"));
+    CHECK(total_spent({{"progress", a.header["progress"]}, {"training", a.header["training"]}, {"lineage", lineage}}).tokens == 3 * 4096);
+}
