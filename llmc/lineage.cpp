@@ -143,8 +143,8 @@ static Position along_first_parents(const json& lineage, const char* key, const 
     if (goes_on && lineage.contains("parents") && !lineage["parents"].empty()) {
         const json& parent = lineage["parents"][0];
         all = along_first_parents(parent, key, value);
-        all.steps += parent["step"].get<int64_t>();
-        all.tokens += parent["tokens"].get<int64_t>();
+        all.steps = sum_of(all.steps, parent["step"].get<int64_t>());
+        all.tokens = sum_of(all.tokens, parent["tokens"].get<int64_t>());
         all.flops += parent["flops"].get<double>();
     }
     return all;

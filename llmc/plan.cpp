@@ -58,6 +58,7 @@ Plan make_plan(const PlanInput& in) {
             " FLOPs, which is the whole horizon: give more --steps, --total-flops or --param-data-ratio, or --schedule restart");
     require(steps >= 1, "the horizon is less than one step of batch_tokens (", plan.batch_tokens,
             "): use more --steps, --total-flops or --param-data-ratio, or fewer --batch-tokens");
+    require(double(in.before.steps) < 0x1p62, "the schedule is at step ", in.before.steps, ", more than can be counted in 62 bits; use --schedule restart");
     require(tokens < 0x1p62, "the horizon, ", steps, " steps of ", plan.batch_tokens, " tokens, is more than can be counted in 62 bits");
     plan.steps = static_cast<int64_t>(steps);
     plan.tokens = plan.steps * plan.batch_tokens;

@@ -615,6 +615,35 @@ TEST_CASE("train_gpt: moments that are kept keep AdamW's count of updates under 
     CHECK(rates_of(w / "warm")[1] == doctest::Approx(rates_of(w / "five")[0] / 2).epsilon(1e-12));
 }
 
+TEST_CASE("train_gpt: what grew with its optimizer's state trains on with it, in the schedule of before") {
+    Workplace w;
+    const std::string flags = NANOCHAT.substr(0, NANOCHAT.find(" --depth")) + w.data + BATCH + " --steps 20 --init ", goes_on = " --optimizer keep --schedule continue --out ";
+    go_well(NANOCHAT + w.data + " --steps 20 --save-every 5 --out " + w / "whole");
+    const std::string five = step_file(w / "whole", 5);
+    // The same layers in the same places: the run that was never stopped.
+    REQUIRE(run("./grow " + five + " " + w / "same.bin --order 0,1 --optimizer copy").code == 0);
+    go_well(flags + w / "same.bin" + goes_on + w / "same");
+    CHECK(all_values(step_file(w / "same", 15)) == all_values(step_file(w / "whole", 20)));
+    // Deeper, twice, and trained between: steps, tokens and FLOPs are counted through all of it.
+    REQUIRE(run("./grow " + five + " " + w / "deep.bin --order last --depth 3 --optimizer zero").code == 0);
+    go_well(flags + w / "deep.bin" + goes_on + w / "deep --stop-at-step 4");
+    REQUIRE(run("./grow " + step_file(w / "deep", 4) + " " + w / "deeper.bin --order random --at middle --depth 5 --optimizer copy").code == 0);
+    const std::string out = go_well(flags + w / "deeper.bin" + goes_on + w / "deeper");
+    CHECK(contains(out, "\nsteps: 11\nschedule: 20 steps, of which 9 steps, 1152 tokens and "));
+    std::vector<double> rates = rates_of(w / "whole");
+    CHECK(rates_of(w / "deeper") == std::vector<double>(rates.begin() + 9, rates.end()));
+    auto flops = [](const std::string& file) { return open_checkpoint(file).header["progress"]["flops"].get<double>(); };
+    const double total = flops(five) + flops(step_file(w / "deep", 4)) + flops(step_file(w / "deeper", 11));
+    CHECK(events(w / "deeper", "step").back()["total_flops"] == total);   // whole numbers
+    json described = json::parse(go_well("./train_gpt --json --describe " + step_file(w / "deeper", 11)));
+    CHECK(described["total"]["flops"] == total);
+    CHECK(described["total"]["tokens"] == 20 * 128);
+    // Without the state there is nothing to keep.
+    REQUIRE(run("./grow " + five + " " + w / "bare.bin --order stack --factor 2").code == 0);
+    check_refused(flags + w / "bare.bin" + goes_on + w / "x", "holds no wte/m, a state of the optimizer; start it afresh with --optimizer reset, or grow with --optimizer copy");
+    CHECK(!fs::exists(w / "x"));
+}
+
 TEST_CASE("train_gpt: --stop-at-step saves and ends; the schedule stays the whole run's") {
     Workplace w;
     const std::string flags = NANOCHAT + w.data + w.val + " --eval-every 4 --steps 12 --out ";
