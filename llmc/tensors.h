@@ -61,8 +61,8 @@ std::vector<Tensor> tensor_table(const GPTConfig& config);
 
 /// Every parameter of a model.
 int64_t total_params(const GPTConfig& config);
-/// Of those, what costs no FLOPs and a model of this depth would not have by its recipe: value embeddings of layers where the recipe's
-/// pattern has none.
+/// Of those, what costs no FLOPs and a model of this depth would not have by its recipe: value embeddings of layers where the
+/// recipe's pattern has none.
 int64_t free_params(const GPTConfig& config);
 /// Parameters that multiply a token: the matrices of the layers, gates too, and the head. The growth study's "scaling parameters".
 int64_t matmul_params(const GPTConfig& config);

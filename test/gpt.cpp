@@ -408,7 +408,8 @@ TEST_CASE("gpt: layers that zero adds change no logit by a bit, whatever the mod
         Checkpoint grown = write_mapped(dir / "grown.bin", grow_map(model.config, {.order = "zero", .factor = 2}), {&model});
         REQUIRE(grown.config.n_layer == 2 * model.config.n_layer);
         CHECK(logits_of(grown, data.idx, data.targets) == before);
-        Checkpoint again = write_mapped(dir / "again.bin", grow_map(grown.config, {.order = "zero", .factor = 3, .seed = 7}), {&grown});
+        Checkpoint again =
+            write_mapped(dir / "again.bin", grow_map(grown.config, {.order = "zero", .factor = 3, .seed = 7}), {&grown});
         REQUIRE(again.config.n_layer == 6 * model.config.n_layer);
         CHECK(logits_of(again, data.idx, data.targets) == before);
     };

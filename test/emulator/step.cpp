@@ -111,7 +111,7 @@ int main(int argc, char** argv) {
         if (argc == 3) reference.open(argv[2], std::ios::binary);
         require(argc == 2 || reference.good(), argv[2], ": cannot be read; the CPU's build writes it");
         int passed = 0, failed = 0, skipped = 0;
-        for (const Recipe* recipe : recipes()) {
+        for (const Recipe* recipe : {&NANOCHAT, &SPEEDRUN}) {   // nanochat_nonzero is nanochat but for initial values, and those are set above
             const char* name = recipe->name;
             const Numbers* worst = nullptr;
             double worst_share = 0, worst_error = 0;
