@@ -33,13 +33,15 @@ static std::vector<int> parse_list(const std::string& text) {
 
 /// Layers that --factor or --depth asks for.
 static int deeper(const GrowthOptions& options, int n_layer) {
-    require(options.factor || options.depth, "--order ", options.order, " needs --factor, how many times deeper the model gets, or --depth, its layers");
+    require(options.factor || options.depth, "--order ", options.order,
+            " needs --factor, how many times deeper the model gets, or --depth, its layers");
     require(!options.factor || !options.depth, "--factor and --depth are both given; leave one of them out");
     require(!options.factor || *options.factor >= 1, "--factor is ", options.factor.value_or(1), ", but must be 1 or more");
-    require(!options.factor || n_layer > 0, "--factor ", options.factor.value_or(1), " of a model of 0 layers are 0; give --depth, its layers");
+    require(!options.factor || n_layer > 0, "--factor ", options.factor.value_or(1),
+            " of a model of 0 layers are 0; give --depth, its layers");
     const int64_t depth = options.depth ? *options.depth : int64_t{*options.factor} * n_layer;
-    require(depth <= MAX_LAYERS, options.factor ? "--factor " : "--depth ", options.factor ? *options.factor : depth, " makes ", depth, " layers of ", n_layer,
-            ", but a model has at most ", MAX_LAYERS);
+    require(depth <= MAX_LAYERS, options.factor ? "--factor " : "--depth ", options.factor ? *options.factor : depth, " makes ",
+            depth, " layers of ", n_layer, ", but a model has at most ", MAX_LAYERS);
     require(depth >= n_layer, "--depth is ", depth, ", but the model has ", n_layer, " layers; give as many or more");
     return static_cast<int>(depth);
 }
@@ -78,20 +80,26 @@ static std::optional<std::pair<int, int>> parse_range(const std::string& text) {
 
 static std::vector<int> middle_order(const GrowthOptions& options, int L) {
     const int D = deeper(options, L);
-    require(options.middle || L >= 3, "--order middle needs --middle a:b here: a model of ", L, L == 1 ? " layer" : " layers", " has none between its first and last");
+    require(options.middle || L >= 3, "--order middle needs --middle a:b here: a model of ", L, L == 1 ? " layer" : " layers",
+            " has none between its first and last");
     const std::string text = options.middle.value_or(concat("1:", L - 2));
     const auto range = parse_range(text);
-    require(range && range->first <= range->second, "--middle is '", text.substr(0, 60), "', but must be two layers a:b, like 1:4, both included, the lower one first");
+    require(range && range->first <= range->second, "--middle is '", text.substr(0, 60),
+            "', but must be two layers a:b, like 1:4, both included, the lower one first");
     const auto [a, b] = *range;
     require(b < L, "--middle ", text, " names layer ", b, ", but the model has layers 0 to ", L - 1);
-    return each_of(D, [=, behind = D - (L - 1 - b)](int n) { return n < a ? n : n < behind ? a + (n - a) % (b - a + 1) : n - (D - L); });
+    return each_of(D, [=, behind = D - (L - 1 - b)](int n) {
+        return n < a ? n : n < behind ? a + (n - a) % (b - a + 1) : n - (D - L);
+    });
 }
 
 static std::vector<int> solar_order(const GrowthOptions& options, int L) {
     require(options.drop.has_value(), "--order solar needs --drop: how many layers each of the two copies leaves out");
     const int m = *options.drop;
-    require(m >= 0 && m <= L / 2, "--drop is ", m, ", but must be 0 to ", L / 2, ": with more the model would not get deeper than its ", L, " layers");
-    require(2 * (L - m) <= MAX_LAYERS, "--drop ", m, " makes ", 2 * (L - m), " layers of ", L, ", but a model has at most ", MAX_LAYERS);
+    require(m >= 0 && m <= L / 2, "--drop is ", m, ", but must be 0 to ", L / 2,
+            ": with more the model would not get deeper than its ", L, " layers");
+    require(2 * (L - m) <= MAX_LAYERS, "--drop ", m, " makes ", 2 * (L - m), " layers of ", L, ", but a model has at most ",
+            MAX_LAYERS);
     return each_of(2 * (L - m), [L, m](int n) { return n < L - m ? n : n - (L - m) + m; });
 }
 
@@ -117,26 +125,27 @@ const std::vector<GrowthOperator>& growth_operators() {
     using Op = GrowthOperator;
     static const Rule ZERO{Rule::constant, 0}, ONE{Rule::constant, 1};
     static const std::vector<std::string> DEEPER{"--factor", "--depth"}, COPIES{"--value-embeds", "--damp", "--optimizer"},
-        NEW{"--at", "--seed", "--optimizer"};
+        NEW{"--at", "--seed", "--optimizer"}, DEEPER_COPIES = flags_of({DEEPER, COPIES});
     static const std::vector<Op> operators{
-        {"stack", "the whole model again and again: 0 1 2 0 1 2", flags_of({DEEPER, COPIES}), stack_order, Op::follow_pattern, {}},
-        {"interleave", "every layer again and again: 0 0 1 1 2 2", flags_of({DEEPER, COPIES}), interleave_order, Op::follow_pattern, {}},
-        {"first", "the first layer again and again: 0 0 0 0 1 2", flags_of({DEEPER, COPIES}), first_order, Op::follow_pattern, {}},
-        {"last", "the last layer again and again: 0 1 2 2 2 2", flags_of({DEEPER, COPIES}), last_order, Op::follow_pattern, {}},
-        {"middle", "what lies between the ends (or --middle) again and again: 0 1 2 1 2 3 with --middle 1:2", flags_of({{"--middle"}, DEEPER, COPIES}), middle_order,
-         Op::follow_pattern, {}},
-        {"solar", "two copies, the first without its last --drop layers, the second without its first: 0 1 2 1 2 3 with --drop 1,\n"
+        {"stack", "the whole model again and again: 0 1 2 0 1 2", DEEPER_COPIES, stack_order, Op::follow_pattern, {}},
+        {"interleave", "every layer again and again: 0 0 1 1 2 2", DEEPER_COPIES, interleave_order, Op::follow_pattern, {}},
+        {"first", "the first layer again and again: 0 0 0 0 1 2", DEEPER_COPIES, first_order, Op::follow_pattern, {}},
+        {"last", "the last layer again and again: 0 1 2 2 2 2", DEEPER_COPIES, last_order, Op::follow_pattern, {}},
+        {"middle", "what lies between the ends (or --middle) again and again: 0 1 2 1 2 3",
+         flags_of({{"--middle"}, DEEPER_COPIES}), middle_order, Op::follow_pattern, {}},
+        {"solar", "two copies, the first without its last --drop layers, the second without its first: 0 1 2 1 2 3,\n"
          "without --factor and --depth", flags_of({{"--drop"}, COPIES}), solar_order, Op::follow_pattern, {}},
         {"random", "new layers by the recipe's initial law, with value embeddings where the deeper model's own pattern has them.\n"
          "By nanochat's law proj and fc_proj are 0, so that the function nearly stays what it was (but for x0_lambdas,\n"
-         "and windows that follow the new depth): the recipe nanochat_nonzero has none that are 0",
+         "and windows that follow the new depth); by nanochat_nonzero's none is",
          flags_of({DEEPER, NEW, {"--value-embeds"}}), with_new_layers, Op::follow_pattern, {{true, {}}}},
         // The residual stream passes a new layer unchanged: both of its branches add 0, and x = 1 x + 0 x0 before them.
         {"zero", "new layers that change nothing at first: proj and fc_proj are 0, other matrices start as the recipe's,\n"
          "resid_lambda 1, x0_lambda 0, no value embedding, the recipe's attention scale, a window that sees all; old layers\n"
          "keep what is theirs, windows too", flags_of({DEEPER, NEW}), with_new_layers, Op::keep,
          {{false, {{"proj", ZERO}, {"fc_proj", ZERO}, {"resid_lambdas", ONE}, {"x0_lambdas", ZERO}}}}},
-        {LIST, "the layers themselves, like 0,1,2,0,1,2, without --factor and --depth", COPIES, listed_order, Op::follow_pattern, {}},
+        {LIST, "the layers themselves, like 0,1,2,0,1,2, without --factor and --depth", COPIES, listed_order, Op::follow_pattern,
+         {}},
     };
     return operators;
 }
@@ -224,8 +233,8 @@ std::string growth_detail(const GrowthOptions& options) {
 
 double tokens_before_growth(double params, double flops) {
     require(std::isfinite(params) && params >= 1, "--timing: N is ", params, ", but must be a number of parameters, 1 or more");
-    require(std::isfinite(flops) && flops > 10 && flops >= 6 * params, "--timing: C is ", flops, ", but must be a number of FLOPs above 10, and enough to train N = ", params,
-            " parameters on a token, 6 N");
+    require(std::isfinite(flops) && flops > 10 && flops >= 6 * params, "--timing: C is ", flops,
+            ", but must be a number of FLOPs above 10, and enough to train N = ", params, " parameters on a token, 6 N");
     return std::pow(10, 0.88 * std::log10(params) + 163.27 / std::log10(flops) - 5.74);
 }
 
@@ -308,16 +317,16 @@ static bool has_value_embeds(const GPTConfig& config) {
 
 static constexpr double MAX_DAMP = 1000;
 
-/// Scales the branches of copied layers: of all uses of a layer by 1 / so many, or of all but the first by a number. The configuration has a
-/// scale for attention; for the MLP it is in the weights of fc_proj, which it is linear in.
+/// Scales the branches of copied layers: of all uses of a layer by 1 / so many, or of all but the first by a number. The
+/// configuration has a scale for attention; for the MLP it is in the weights of fc_proj, which it is linear in.
 static void damp_branches(LayerMap& map, const std::string& damp) {
     const bool by_copies = damp == "1/copies";
     double number = 1;
     if (!by_copies) {
         const char* end = damp.data() + damp.size();
         auto [rest, error] = std::from_chars(damp.data(), end, number);
-        require(error == std::errc() && rest == end && number > 0 && number <= MAX_DAMP, "--damp is '", damp.substr(0, 60), "', but must be a number above 0, at most ",
-                MAX_DAMP, ", or 1/copies");
+        require(error == std::errc() && rest == end && number > 0 && number <= MAX_DAMP, "--damp is '", damp.substr(0, 60),
+                "', but must be a number above 0, at most ", MAX_DAMP, ", or 1/copies");
     }
     std::map<int, int> uses;
     for (const LayerFrom& from : map.layers) uses[from.layer]++;
@@ -336,7 +345,8 @@ LayerMap grow_map(const GPTConfig& config, const GrowthOptions& options) {
     for (const GrowthFlag& known : growth_flags())
         require(!known.given(options) || takes(op, known.flag), "--order ", options.order.substr(0, 60), " does not take ", known.flag, "; leave ",
                 known.flag, " out, or use --order ", operators_that_take(known.flag));
-    require(config.n_layer > 0 || op.adds, "--order ", options.order.substr(0, 60), ": the model has no layers to copy; use --order random or zero, with --depth");
+    require(config.n_layer > 0 || op.adds, "--order ", options.order.substr(0, 60),
+            ": the model has no layers to copy; use --order random or zero, with --depth");
 
     LayerMap map = without_layers(config);
     map.seed = options.seed.value_or(SEED);
@@ -349,7 +359,8 @@ LayerMap grow_map(const GPTConfig& config, const GrowthOptions& options) {
             add_new_layer(map, op.adds->rules, default_attn_scale(*config.recipe, depth), value_embeds);
             continue;
         }
-        require(layers[n] < config.n_layer, "--order names layer ", layers[n], ", but the model has layers 0 to ", config.n_layer - 1);
+        require(layers[n] < config.n_layer, "--order names layer ", layers[n], ", but the model has layers 0 to ",
+                config.n_layer - 1);
         add_layer(map, config, 0, layers[n]);
     }
     if (op.windows == GrowthOperator::follow_pattern) map.config.windows = window_sizes(depth, config.seq_len, config.window_pattern);

@@ -94,12 +94,13 @@ const Recipe NANOCHAT{
     .batch_tokens = 524288,
     .scaling = ScalingRules{.depth = 12, .batch_exponent = 0.383}};
 
-/// A new layer of nanochat's changes little at first, its proj and fc_proj being 0. Here it is a block of random numbers, as those of most
-/// other recipes are: what grows by new layers can be compared with that.
+/// A new layer of nanochat's changes little at first, its proj and fc_proj being 0. Here it is a block of random numbers, as those
+/// of most other recipes are: what grows by new layers can be compared with that.
 const Recipe NANOCHAT_NONZERO = [] {
     Recipe recipe = NANOCHAT;
     recipe.name = "nanochat_nonzero";
-    recipe.source = "nanochat's, but for proj, fc_proj and ve_gate, which start by the uniform law of all other matrices and not at 0";
+    recipe.source =
+        "nanochat's, but for proj, fc_proj and ve_gate, which start by the uniform law of all other matrices and not at 0";
     for (InitialRow& row : recipe.initial) {
         if (!row.tensors) continue;
         const std::string tensors = row.tensors;
@@ -129,7 +130,9 @@ const Recipe& recipe_named(const std::string& name) {
     fail("recipe is '", name, "', but must be one of: ", names);
 }
 
-std::vector<StatePiece> AdamWRule::state(const std::string&, const std::vector<int64_t>& shape) const { return {{"m", shape}, {"v", shape}}; }
+std::vector<StatePiece> AdamWRule::state(const std::string&, const std::vector<int64_t>& shape) const {
+    return {{"m", shape}, {"v", shape}};
+}
 
 std::vector<StatePiece> MuonGroup::state(const std::string& tensor, const std::vector<int64_t>& shape) const {
     require(shape.size() == 2, "Muon is for matrices, and ", tensor, " is a vector; give its group AdamW in the recipe");

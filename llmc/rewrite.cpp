@@ -74,7 +74,8 @@ static TensorSource constant_source(const Tensor& tensor, double number) {
 }
 
 static TensorSource source_from_numbers(const Tensor& tensor, std::vector<float> numbers) {
-    return source_of_numbers(tensor, [numbers = std::move(numbers)](float* dst, int64_t first, int64_t n) { std::copy_n(&numbers[first], n, dst); });
+    return source_of_numbers(
+        tensor, [numbers = std::move(numbers)](float* dst, int64_t first, int64_t n) { std::copy_n(&numbers[first], n, dst); });
 }
 
 static TensorSource initial_source(const Tensor& tensor, const LayerMap& map) {
@@ -129,8 +130,10 @@ static TensorSource numbers_source(const LayerMap& map, const std::vector<const 
 /// The states of the map's one model, and where each of them goes.
 class States {
 public:
-    States(const LayerMap& map_, const Checkpoint& model_, const Entries& entries_) : map(map_), model(model_), entries(entries_), first(first_uses(map_)) {
-        const bool any = std::any_of(model.tensors.begin(), model.tensors.end(), [](const TensorEntry& entry) { return entry.name.find('/') != std::string::npos; });
+    States(const LayerMap& map_, const Checkpoint& model_, const Entries& entries_)
+        : map(map_), model(model_), entries(entries_), first(first_uses(map_)) {
+        const bool any = std::any_of(model.tensors.begin(), model.tensors.end(),
+                                     [](const TensorEntry& entry) { return entry.name.find('/') != std::string::npos; });
         require(any, model.path, ": holds no state of an optimizer (it was grown, stacked or converted); give --optimizer reset");
     }
 
@@ -160,15 +163,17 @@ private:
     std::optional<TensorSource> copied(const Tensor& state, const std::string& name) const {
         auto found = entries.find(name);
         if (found == entries.end()) return {};
-        require(found->second->shape == state.shape, model.path, ": ", name, " has another shape than its optimizer's: it is the state of another training; "
+        require(found->second->shape == state.shape, model.path, ": ", name,
+                " has another shape than its optimizer's: it is the state of another training; "
                 "give --optimizer reset");
         return source_from_checkpoint(state.name, model, *found->second);
     }
     std::optional<TensorSource> of_numbers(const std::string& tensor, const Tensor& state) const {
         const std::vector<float> had = numbers_of(model, entries, state.name);
         if (had.empty() && model.config.n_layer > 0) return {};
-        require(static_cast<int>(had.size()) == model.config.n_layer, model.path, ": ", state.name, " has ", had.size(), " numbers, but the model has ",
-                model.config.n_layer, " layers: it is the state of another training; give --optimizer reset");
+        require(static_cast<int>(had.size()) == model.config.n_layer, model.path, ": ", state.name, " has ", had.size(),
+                " numbers, but the model has ", model.config.n_layer,
+                " layers: it is the state of another training; give --optimizer reset");
         std::vector<float> numbers(static_cast<size_t>(state.numel));
         for (size_t n = 0; n < numbers.size(); n++) {
             const LayerFrom& from = map.layers[n];

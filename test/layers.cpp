@@ -73,7 +73,8 @@ TEST_CASE("layers: orders of growth") {
         CHECK(grown({.order = order, .depth = 5, .at = NewAt::middle}, 4) == Ints{0, 1, -1, 2, 3});
         CHECK(grown({.order = order, .depth = 5, .at = NewAt::bottom}, 3) == Ints{-1, -1, 0, 1, 2});
         CHECK(grown({.order = order, .depth = 3, .at = NewAt::middle}, 1) == Ints{-1, -1, 0});
-        for (NewAt at : {NewAt::bottom, NewAt::middle, NewAt::top}) CHECK(grown({.order = order, .depth = 3, .at = at}, 0) == Ints{-1, -1, -1});
+        for (NewAt at : {NewAt::bottom, NewAt::middle, NewAt::top})
+            CHECK(grown({.order = order, .depth = 3, .at = at}, 0) == Ints{-1, -1, -1});
     }
 
     CHECK(grown(by("2,0,2"), 3) == Ints{2, 0, 2});
@@ -82,7 +83,8 @@ TEST_CASE("layers: orders of growth") {
 
 TEST_CASE("layers: an order that is none is refused, and so is a flag that an order needs or does not take") {
     for (const char* order : {"", "stacked", ",", "1,", ",1", "1,,2", "1 2", "-1", "1.5", "0x1", "99999999999", "1;2", "Stack", "0,1,2 ", "LIST"})
-        CHECK(contains(refusal([&] { grown(by(order), 3); }), "must be stack, interleave, first, last, middle, solar, random, zero, or a list of layers like 0,1,2,0,1,2"));
+        CHECK(contains(refusal([&] { grown(by(order), 3); }),
+                       "must be stack, interleave, first, last, middle, solar, random, zero, or a list of layers like 0,1,2,0,1,2"));
     CHECK(contains(refusal([] { grown(by("stack"), 3); }), "--order stack needs --factor"));
     CHECK(contains(refusal([] { grown(by("zero"), 3); }), "--order zero needs --factor"));
     CHECK(contains(refusal([] { grown(by("stack", -2), 3); }), "--factor is -2, but must be 1 or more"));
@@ -90,7 +92,8 @@ TEST_CASE("layers: an order that is none is refused, and so is a flag that an or
     CHECK(refusal([] { grown(by("0,1", 2), 3); }) ==
           "--order 0,1 does not take --factor; leave --factor out, or use --order stack, interleave, first, last, middle, random, zero");
     CHECK(contains(refusal([] { grown(by("zero", 2, ValueEmbeds::layer), 3); }), "--order zero does not take --value-embeds"));
-    CHECK(contains(refusal([] { grown({.order = "stack", .factor = 2, .seed = 1}, 3); }), "--order stack does not take --seed; leave --seed out, or use --order random, zero"));
+    CHECK(contains(refusal([] { grown({.order = "stack", .factor = 2, .seed = 1}, 3); }),
+                   "--order stack does not take --seed; leave --seed out, or use --order random, zero"));
 }
 
 TEST_CASE("layers: what a flag of an order cannot be is refused with its rule and the way out") {
@@ -105,22 +108,30 @@ TEST_CASE("layers: what a flag of an order cannot be is refused with its rule an
         {{.order = "last", .depth = 10001}, 3, "--depth 10001 makes 10001 layers of 3, but a model has at most 10000"},
         {{.order = "last", .factor = 3334}, 3, "--factor 3334 makes 10002 layers of 3, but a model has at most 10000"},
         {{.order = "zero", .factor = 2}, 0, "--factor 2 of a model of 0 layers are 0; give --depth, its layers"},
-        {{.order = "stack", .depth = 2}, 0, "--order stack: the model has no layers to copy; use --order random or zero, with --depth"},
+        {{.order = "stack", .depth = 2}, 0,
+         "--order stack: the model has no layers to copy; use --order random or zero, with --depth"},
         {{.order = "solar", .drop = 0}, 0, "--order solar: the model has no layers to copy"},
         {{.order = "0,1"}, 0, "--order 0,1: the model has no layers to copy"},
-        {{.order = "middle", .depth = 6}, 2, "--order middle needs --middle a:b here: a model of 2 layers has none between its first and last"},
+        {{.order = "middle", .depth = 6}, 2,
+         "--order middle needs --middle a:b here: a model of 2 layers has none between its first and last"},
         {{.order = "middle", .depth = 6}, 1, "a model of 1 layer has none"},
         {{.order = "middle", .depth = 6, .middle = "1:3"}, 3, "--middle 1:3 names layer 3, but the model has layers 0 to 2"},
-        {{.order = "middle", .depth = 6, .middle = "2:1"}, 3, "--middle is '2:1', but must be two layers a:b, like 1:4, both included, the lower one first"},
+        {{.order = "middle", .depth = 6, .middle = "2:1"}, 3,
+         "--middle is '2:1', but must be two layers a:b, like 1:4, both included, the lower one first"},
         {{.order = "solar"}, 4, "--order solar needs --drop: how many layers each of the two copies leaves out"},
-        {{.order = "solar", .drop = 3}, 4, "--drop is 3, but must be 0 to 2: with more the model would not get deeper than its 4 layers"},
+        {{.order = "solar", .drop = 3}, 4,
+         "--drop is 3, but must be 0 to 2: with more the model would not get deeper than its 4 layers"},
         {{.order = "solar", .drop = -1}, 4, "--drop is -1"},
         {{.order = "solar", .drop = 1}, 5002, "--drop 1 makes 10002 layers of 5002, but a model has at most 10000"},
         {{.order = "solar", .depth = 6, .drop = 1}, 4, "--order solar does not take --depth; leave --depth out"},
-        {{.order = "stack", .depth = 6, .middle = "0:1"}, 3, "--order stack does not take --middle; leave --middle out, or use --order middle"},
-        {{.order = "stack", .depth = 6, .drop = 1}, 3, "--order stack does not take --drop; leave --drop out, or use --order solar"},
-        {{.order = "stack", .depth = 6, .at = NewAt::top}, 3, "--order stack does not take --at; leave --at out, or use --order random, zero"},
-        {{.order = "random", .depth = 6, .damp = "0.5"}, 3, "--order random does not take --damp; leave --damp out, or use --order stack, interleave, first, last, middle, solar, LIST"},
+        {{.order = "stack", .depth = 6, .middle = "0:1"}, 3,
+         "--order stack does not take --middle; leave --middle out, or use --order middle"},
+        {{.order = "stack", .depth = 6, .drop = 1}, 3,
+         "--order stack does not take --drop; leave --drop out, or use --order solar"},
+        {{.order = "stack", .depth = 6, .at = NewAt::top}, 3,
+         "--order stack does not take --at; leave --at out, or use --order random, zero"},
+        {{.order = "random", .depth = 6, .damp = "0.5"}, 3,
+         "--order random does not take --damp; leave --damp out, or use --order stack, interleave, first, last, middle, solar, LIST"},
         {{.order = "zero", .depth = 6, .damp = "0.5"}, 3, "--order zero does not take --damp"},
     };
     for (const auto& [options, n_layer, words] : wrong) {
@@ -129,12 +140,14 @@ TEST_CASE("layers: what a flag of an order cannot be is refused with its rule an
         CHECK_MESSAGE(contains(text, words), text);
     }
     for (const char* middle : {"", ":", "1", "1:", ":1", "1:2:3", "a:b", "-1:1", "1,2", "0:1,2", "1.5:2", " 1:2"})
-        CHECK(contains(refusal([&] { grown({.order = "middle", .depth = 6, .middle = middle}, 3); }), "but must be two layers a:b"));
+        CHECK(contains(refusal([&] { grown({.order = "middle", .depth = 6, .middle = middle}, 3); }),
+                       "but must be two layers a:b"));
     for (const char* damp : {"", "0", "-1", "x", "1/2", "1/copie", "1/copies ", "nan", "inf", "1e4", "0.5x", "0x1"})
-        CHECK(contains(refusal([&] { grown({.order = "stack", .depth = 6, .damp = damp}, 3); }), "but must be a number above 0, at most 1000, or 1/copies"));
+        CHECK(contains(refusal([&] { grown({.order = "stack", .depth = 6, .damp = damp}, 3); }),
+                       "but must be a number above 0, at most 1000, or 1/copies"));
 }
 
-TEST_CASE("layers: random: windows of the new depth, new layers wholly by the recipe, value embeddings by the deeper model's own pattern") {
+TEST_CASE("layers: random: windows of the new depth; new layers by the recipe, value embeddings by the deeper pattern") {
     GPTConfig config = recipe_config(NANOCHAT, 3, 2, 64, 128, 32, "SL");   // layers 0 and 2 have a value embedding
     config.attn_scale = {0.5, 2, 3};
     config.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
@@ -146,7 +159,8 @@ TEST_CASE("layers: random: windows of the new depth, new layers wholly by the re
     const Norm none = Norm::none;
     CHECK(map.config.norm_before == std::vector<Norm>{none, none, none, none, Norm::rms_norm, Norm::layer_norm});
     CHECK(map.config.value_embeds == Bools{true, true, false, true, false, true});   // 1, 3 and 5 by the pattern, 0 its own
-    for (const char* tensor : {"q", "proj", "fc_proj", "ve", "resid_lambdas", "x0_lambdas"}) CHECK(map.layers[1].rule(tensor) == Rule{Rule::initial});
+    for (const char* tensor : {"q", "proj", "fc_proj", "ve", "resid_lambdas", "x0_lambdas"})
+        CHECK(map.layers[1].rule(tensor) == Rule{Rule::initial});
     for (const char* tensor : {"q", "proj", "resid_lambdas"}) CHECK(map.layers[4].rule(tensor) == Rule{Rule::copy});
     GrowthOptions options{.order = "random", .depth = 6, .at = NewAt::middle, .value_embeds = ValueEmbeds::pattern};
     CHECK(grow_map(config, options).config.value_embeds == Bools{false, true, false, true, false, true});
@@ -154,11 +168,12 @@ TEST_CASE("layers: random: windows of the new depth, new layers wholly by the re
     CHECK(grow_map(config, options).config.value_embeds == Bools(6, false));
 
     GPTConfig speed = recipe_config(SPEEDRUN, 2, 2, 32, 96, 24);
-    CHECK(grow_map(speed, {.order = "random", .depth = 8}).config.attn_scale == std::vector<double>{0.5, 0.5, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25});
+    CHECK(grow_map(speed, {.order = "random", .depth = 8}).config.attn_scale ==
+          std::vector<double>{0.5, 0.5, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25});
     CHECK(grow_map(speed, {.order = "random", .depth = 8}).config.value_embeds == Bools(8, false));
 }
 
-TEST_CASE("layers: from no layers random makes the model that training starts with; from one, every order works, also with the deeper model's pattern") {
+TEST_CASE("layers: from no layers random makes the model that training starts with; from one, every order works") {
     for (const Recipe* recipe : recipes()) {
         const GPTConfig none = recipe_config(*recipe, 0, 2, 32, 96, 24), five = recipe_config(*recipe, 5, 2, 32, 96, 24);
         CHECK(grow_map(none, {.order = "random", .depth = 5}).config == five);
@@ -167,9 +182,12 @@ TEST_CASE("layers: from no layers random makes the model that training starts wi
         expected.windows = Ints(5, 24);
         CHECK(grow_map(none, {.order = "zero", .depth = 5}).config == expected);
     }
-    const GPTConfig one = recipe_config(NANOCHAT, 1, 2, 64, 128, 32, "SSSL"), four = recipe_config(NANOCHAT, 4, 2, 64, 128, 32, "SSSL");
-    for (const GrowthOptions& options : {GrowthOptions{.order = "stack", .depth = 4}, GrowthOptions{.order = "interleave", .depth = 4}, GrowthOptions{.order = "first", .depth = 4},
-                                         GrowthOptions{.order = "last", .depth = 4}, GrowthOptions{.order = "middle", .depth = 4, .middle = "0:0"}, GrowthOptions{.order = "0,0,0,0"}}) {
+    const GPTConfig one = recipe_config(NANOCHAT, 1, 2, 64, 128, 32, "SSSL"),
+                    four = recipe_config(NANOCHAT, 4, 2, 64, 128, 32, "SSSL");
+    for (const GrowthOptions& options :
+         {GrowthOptions{.order = "stack", .depth = 4}, GrowthOptions{.order = "interleave", .depth = 4},
+          GrowthOptions{.order = "first", .depth = 4}, GrowthOptions{.order = "last", .depth = 4},
+          GrowthOptions{.order = "middle", .depth = 4, .middle = "0:0"}, GrowthOptions{.order = "0,0,0,0"}}) {
         CAPTURE(options.order);
         LayerMap map = grow_map(one, options);
         CHECK(map.layers == Layers{{0, 0}, {0, 0}, {0, 0}, {0, 0}});
@@ -182,7 +200,7 @@ TEST_CASE("layers: from no layers random makes the model that training starts wi
     CHECK(grow_map(one, {.order = "random", .depth = 4, .value_embeds = ValueEmbeds::pattern}).config == four);
 }
 
-TEST_CASE("layers: damp scales attention in the configuration and the MLP by its last matrix, and nothing where it would scale by 1") {
+TEST_CASE("layers: damp scales attention in the configuration and the MLP by its last matrix, but never by 1") {
     GPTConfig config = recipe_config(NANOCHAT, 3, 2, 64, 128, 32, "SL");
     config.attn_scale = {0.5, 1, 2};
     auto scaled = [](double number) { return std::vector<TensorRule>{{"fc_proj", {Rule::scaled, number}}}; };
@@ -191,7 +209,8 @@ TEST_CASE("layers: damp scales attention in the configuration and the MLP by its
     CHECK(map.layers == Layers{{0, 0}, {0, 1}, {0, 0, scaled(0.25)}, {0, 2}, {0, 0, scaled(0.25)}, {0, 1, scaled(0.25)}});
     map = grow_map(config, {.order = "0,1,0,2,0,1", .damp = "1/copies"});
     CHECK(map.config.attn_scale == std::vector<double>{0.5 * (1.0 / 3), 0.5, 0.5 * (1.0 / 3), 2, 0.5 * (1.0 / 3), 0.5});
-    CHECK(map.layers == Layers{{0, 0, scaled(1.0 / 3)}, {0, 1, scaled(0.5)}, {0, 0, scaled(1.0 / 3)}, {0, 2}, {0, 0, scaled(1.0 / 3)}, {0, 1, scaled(0.5)}});
+    const LayerFrom third{0, 0, scaled(1.0 / 3)}, half{0, 1, scaled(0.5)};
+    CHECK(map.layers == Layers{third, half, third, {0, 2}, third, half});
     CHECK(grow_map(config, {.order = "0,0", .damp = "1"}).layers == Layers{{0, 0}, {0, 0}});
     CHECK(grow_map(config, {.order = "0,1,2", .damp = "1/copies"}).config.attn_scale == config.attn_scale);
 }
@@ -203,8 +222,10 @@ TEST_CASE("layers: when to grow, by the paper's rule") {
     CHECK(std::isfinite(tokens_before_growth(1, 10.001)));
     CHECK(std::isfinite(tokens_before_growth(1e307, 1e308)));
     const double nan = std::nan(""), inf = HUGE_VAL;
-    for (double params : {0.0, -1.0, 0.5, nan, inf}) CHECK(contains(refusal([&] { tokens_before_growth(params, 1e20); }), "--timing: N is "));
-    for (double flops : {10.0, 0.0, -1e20, nan, inf}) CHECK(contains(refusal([&] { tokens_before_growth(1, flops); }), "--timing: C is "));
+    for (double params : {0.0, -1.0, 0.5, nan, inf})
+        CHECK(contains(refusal([&] { tokens_before_growth(params, 1e20); }), "--timing: N is "));
+    for (double flops : {10.0, 0.0, -1e20, nan, inf})
+        CHECK(contains(refusal([&] { tokens_before_growth(1, flops); }), "--timing: C is "));
     CHECK(contains(refusal([] { tokens_before_growth(1e8, 5e8); }), "enough to train N = 1e+08 parameters on a token"));
 }
 
@@ -212,7 +233,7 @@ TEST_CASE("layers: a lineage keeps what an order takes, defaults too") {
     CHECK(growth_detail(by("stack", 2)) == "--order stack --factor 2 --value-embeds layer --optimizer reset");
     CHECK(growth_detail(by("0,1", {}, ValueEmbeds::pattern)) == "--order 0,1 --value-embeds pattern --optimizer reset");
     CHECK(growth_detail(by("zero", 3)) == "--order zero --factor 3 --at top --seed 42 --optimizer reset");
-    CHECK(growth_detail({.order = "random", .depth = 8, .at = NewAt::bottom, .value_embeds = ValueEmbeds::layer, .seed = 7, .optimizer = GrownState::zero}) ==
+    CHECK(growth_detail({.order = "random", .depth = 8, .at = NewAt::bottom, .seed = 7, .optimizer = GrownState::zero}) ==
           "--order random --depth 8 --at bottom --value-embeds layer --seed 7 --optimizer zero");
     CHECK(growth_detail({.order = "middle", .depth = 8, .middle = "1:2", .damp = "1/copies", .optimizer = GrownState::copy}) ==
           "--order middle --depth 8 --middle 1:2 --value-embeds layer --damp 1/copies --optimizer copy");
@@ -221,9 +242,11 @@ TEST_CASE("layers: a lineage keeps what an order takes, defaults too") {
 
 TEST_CASE("layers: a lineage keeps the map, rules too, with numbers that read back as they are") {
     LayerMap map = grow_map(recipe_config(NANOCHAT, 2, 2, 64, 128, 32, "SSSL"), by("1,0,1"));
-    map.layers[1].rules = {{"fc_proj", {Rule::scaled, 1.0 / 3}}, {"proj", {Rule::constant, 0}}, {"fc", {Rule::initial}}, {"q", {Rule::copy}}};
+    map.layers[1].rules = {
+        {"fc_proj", {Rule::scaled, 1.0 / 3}}, {"proj", {Rule::constant, 0}}, {"fc", {Rule::initial}}, {"q", {Rule::copy}}};
     map.layers[2] = {-1, -1, {{"proj", {Rule::constant, 0}}}};
-    CHECK(layers_json(map).dump() == R"([[0,1],[0,0,{"fc":"initial","fc_proj":"x 0.3333333333333333","proj":"0","q":"copied"}],null])");
+    CHECK(layers_json(map).dump() ==
+          R"([[0,1],[0,0,{"fc":"initial","fc_proj":"x 0.3333333333333333","proj":"0","q":"copied"}],null])");
 }
 
 TEST_CASE("layers: parameters that cost nothing are the value embeddings beyond the pattern") {

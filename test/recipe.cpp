@@ -199,13 +199,15 @@ TEST_CASE("recipe: each has one initial law for every tensor of the table, and M
 }
 
 TEST_CASE("recipe: a name that is not there is refused with those that are") {
-    CHECK_THROWS_WITH_AS(recipe_named("gpt5"), "recipe is 'gpt5', but must be one of: nanochat, nanochat_nonzero, speedrun", std::invalid_argument);
+    CHECK_THROWS_WITH_AS(recipe_named("gpt5"), "recipe is 'gpt5', but must be one of: nanochat, nanochat_nonzero, speedrun",
+                         std::invalid_argument);
     CHECK_THROWS_AS(initial_law(MIXTURE, "gate"), std::logic_error);
 }
 
 TEST_CASE("recipe: nanochat_nonzero is nanochat, but for matrices that start at 0 there") {
     CHECK(recipe_named("nanochat_nonzero").name == std::string("nanochat_nonzero"));
-    const GPTConfig config = recipe_config(NANOCHAT, 2, 2, 64, 128, 32), nonzero = recipe_config(NANOCHAT_NONZERO, 2, 2, 64, 128, 32);
+    const GPTConfig config = recipe_config(NANOCHAT, 2, 2, 64, 128, 32),
+                    nonzero = recipe_config(NANOCHAT_NONZERO, 2, 2, 64, 128, 32);
     const std::vector<Tensor> table = tensor_table(config);
     REQUIRE(tensor_table(nonzero).size() == table.size());
     for (const Tensor& tensor : table) {
@@ -225,7 +227,8 @@ TEST_CASE("recipe: nanochat_nonzero is nanochat, but for matrices that start at 
         CHECK(*std::max_element(other.begin(), other.end()) <= bound);
         CHECK(*std::min_element(other.begin(), other.end()) >= -bound);
         // The mean of n squares of such numbers scatters by 0.9 / sqrt(n) of itself: five times that.
-        CHECK(squares / static_cast<double>(other.size()) == doctest::Approx(bound * bound / 3).epsilon(4.5 / std::sqrt(other.size())));
+        CHECK(squares / static_cast<double>(other.size()) ==
+              doctest::Approx(bound * bound / 3).epsilon(4.5 / std::sqrt(other.size())));
     }
     CHECK(NANOCHAT_NONZERO.rates.matrix_lr == NANOCHAT.rates.matrix_lr);
     CHECK(NANOCHAT_NONZERO.model.value_embeds);

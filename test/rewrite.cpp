@@ -287,7 +287,8 @@ static Values composed(const GPTConfig& config, const Values& from, const Ints& 
         }
         to.resize(static_cast<size_t>(tensor.numel));
         initialize(to.data(), tensor, config, seed);
-        if (tensor.layer >= 0 && layers[tensor.layer] != NEW) to = from.at(concat("h.", layers[tensor.layer], ".", tensor.spec->name));
+        if (tensor.layer >= 0 && layers[tensor.layer] != NEW)
+            to = from.at(concat("h.", layers[tensor.layer], ".", tensor.spec->name));
         for (size_t n = 0; tensor.layer < 0 && n < layers.size(); n++)
             if (layers[n] != NEW) to[n] = from.at(tensor.name)[layers[n]];
     }
@@ -368,11 +369,14 @@ TEST_CASE("grow: value embeddings by pattern, for every order that takes it; tho
         const std::string command = "./grow --overwrite " + dir / "in.bin " + dir / "out.bin " + growth.flags;
         const std::string text = done(command);
         auto in_pattern = [&](int n) { return (depth - 1 - n) % 2 == 0; };
-        auto had = [&](int n) { return growth.layers[n] == NEW ? in_pattern(n) : (growth.n_layer - 1 - growth.layers[n]) % 2 == 0; };
+        auto had = [&](int n) {
+            return growth.layers[n] == NEW ? in_pattern(n) : (growth.n_layer - 1 - growth.layers[n]) % 2 == 0;
+        };
         int beyond = 0;   // of 64 tokens by 32 channels
         for (int n = 0; n < depth; n++) beyond += had(n) && !in_pattern(n);
-        const std::string line = concat("free parameters: ", beyond * 64 * 32, ", which cost no FLOPs, in value embeddings beyond the pattern of ", depth,
-                                        " layers; --value-embeds pattern leaves them out\n");
+        const std::string line =
+            concat("free parameters: ", beyond * 64 * 32, ", which cost no FLOPs, in value embeddings beyond the pattern of ",
+                   depth, " layers; --value-embeds pattern leaves them out\n");
         CHECK(contains(text, line) == (beyond > 0));
         CHECK(contains(text, "free parameters") == (beyond > 0));
         CHECK(!contains(done(command + " --value-embeds pattern"), "free parameters"));
@@ -400,8 +404,10 @@ TEST_CASE("grow: damp scales both branches of the uses that it is for, as the fl
                 const std::string command = "./grow --overwrite " + dir / "in.bin " + dir / "out.bin " + growth.flags;
                 done(command);
                 const Checkpoint plain = open_checkpoint(dir / "out.bin");
-                CHECK(contains(done(command + " --damp " + damp),
-                               "damp " + damp + ": attention by its scale, which is in the configuration, the MLP by fc_proj, in the weights\n"));
+                CHECK(
+                    contains(done(command + " --damp " + damp),
+                             "damp " + damp +
+                                 ": attention by its scale, which is in the configuration, the MLP by fc_proj, in the weights\n"));
                 const Checkpoint out = open_checkpoint(dir / "out.bin");
                 const Values undamped = weights_of(plain), values = weights_of(out);
 
@@ -441,8 +447,8 @@ TEST_CASE("grow: damp scales both branches of the uses that it is for, as the fl
 
 // ------------------------------------------------------------------------------------------------ growth of an optimizer's state
 
-/// State of every tensor, as the trainer writes it: AdamW's m and v of tables and lambdas, Muon's momentum of matrices, and for nanochat its
-/// second moments, a number a row or column, whichever are more. No two numbers are equal: first, first + 1, ...
+/// State of every tensor, as the trainer writes it: AdamW's m and v of tables and lambdas, Muon's momentum of matrices, and for
+/// nanochat its second moments, a number a row or column, whichever are more. No two numbers are equal: first, first + 1, ...
 static Values whole_state(const GPTConfig& config, std::vector<TensorSource>& sources, float first) {
     Values state;
     for (const Tensor& tensor : tensor_table(config)) {
@@ -518,22 +524,29 @@ TEST_CASE("grow: the optimizer's state goes with its layer, for every order; fur
             }
 }
 
-TEST_CASE("grow: state that a frozen tensor lacks is not made up; from no layers it is zeros; where there is none, or another training's, it is refused") {
+TEST_CASE(
+    "grow: state that a frozen tensor lacks is not made up; from no layers it is zeros; where there is none, or another "
+    "training's, it is refused") {
     TempDir dir;
     const Values two = small_weights(nano(2), 1), none = small_weights(nano(0), 1);
     auto write = [&](const GPTConfig& config, const Values& weights, auto keep) {
         std::vector<TensorSource> sources = small_sources(config, weights), state;
         const Values values = whole_state(config, state, 1);
-        std::copy_if(state.begin(), state.end(), std::back_inserter(sources), [&](const TensorSource& source) { return keep(source.name); });
+        std::copy_if(state.begin(), state.end(), std::back_inserter(sources),
+                     [&](const TensorSource& source) { return keep(source.name); });
         write_checkpoint(dir / "in.bin", small_header(config), sources);
     };
     const std::string command = "./grow --overwrite " + dir / "in.bin " + dir / "out.bin --order ";
-    write(nano(2), two, [](const std::string& name) { return !name.starts_with("wte/") && !name.starts_with("h.1.fc/") && !name.starts_with("x0_lambdas/"); });
+    write(nano(2), two, [](const std::string& name) {
+        return !name.starts_with("wte/") && !name.starts_with("h.1.fc/") && !name.starts_with("x0_lambdas/");
+    });
     for (const char* mode : {"copy", "zero"}) {
         done(command + "stack --factor 2 --optimizer " + mode);
         const Checkpoint out = open_checkpoint(dir / "out.bin");
-        for (const char* lost : {"wte/m", "wte/v", "h.1.fc/momentum", "h.3.fc/momentum", "h.3.fc/second", "x0_lambdas/m"}) CHECK_MESSAGE(!out.find(lost), lost);
-        for (const char* kept : {"lm_head/m", "h.2.fc/momentum", "h.3.fc_proj/second", "resid_lambdas/v"}) CHECK_MESSAGE(out.find(kept), kept);
+        for (const char* lost : {"wte/m", "wte/v", "h.1.fc/momentum", "h.3.fc/momentum", "h.3.fc/second", "x0_lambdas/m"})
+            CHECK_MESSAGE(!out.find(lost), lost);
+        for (const char* kept : {"lm_head/m", "h.2.fc/momentum", "h.3.fc_proj/second", "resid_lambdas/v"})
+            CHECK_MESSAGE(out.find(kept), kept);
     }
     write(nano(0), none, [](const std::string&) { return true; });
     done(command + "random --depth 3 --optimizer copy");
@@ -545,11 +558,13 @@ TEST_CASE("grow: state that a frozen tensor lacks is not made up; from no layers
     write(nano(2), two, [](const std::string&) { return false; });
     done(command + "stack --factor 2 --optimizer reset");
     std::filesystem::remove(dir / "out.bin");
-    refused(command + "stack --factor 2 --optimizer copy", "in.bin: holds no state of an optimizer (it was grown, stacked or converted); give --optimizer reset");
+    refused(command + "stack --factor 2 --optimizer copy",
+            "in.bin: holds no state of an optimizer (it was grown, stacked or converted); give --optimizer reset");
     std::vector<TensorSource> sources = small_sources(nano(2), two);
     sources.push_back(source_from_memory("h.0.q/momentum", {8}, two.at("wte").data()));
     write_checkpoint(dir / "in.bin", small_header(nano(2)), sources);
-    refused(command + "stack --factor 2 --optimizer zero", "in.bin: h.0.q/momentum has another shape than its optimizer's: it is the state of another training");
+    refused(command + "stack --factor 2 --optimizer zero",
+            "in.bin: h.0.q/momentum has another shape than its optimizer's: it is the state of another training");
     sources.back() = source_from_memory("x0_lambdas/v", {3}, two.at("wte").data());
     write_checkpoint(dir / "in.bin", small_header(nano(2)), sources);
     refused(command + "stack --factor 2 --optimizer zero", "in.bin: x0_lambdas/v has 3 numbers, but the model has 2 layers");
@@ -561,8 +576,11 @@ TEST_CASE("grow: the state of a run's own checkpoint becomes what a deeper run k
     for (const Recipe* recipe : recipes()) {
         CAPTURE(std::string(recipe->name));
         for (int depth : {2, 4}) {
-            Result trained = run(concat("./train_gpt --recipe ", recipe->name, " --depth ", depth, " --width 32 --heads 2 --seq-len 16 --vocab-size 264 --data ",
-                                        "test/golden/checkpoint_v1/train_000000.bin --steps 1 --batch-tokens 16 --device-batch 1 --no-scaling --out ", dir / "d", depth));
+            Result trained = run(concat(
+                "./train_gpt --recipe ", recipe->name, " --depth ", depth,
+                " --width 32 --heads 2 --seq-len 16 --vocab-size 264 --data ",
+                "test/golden/checkpoint_v1/train_000000.bin --steps 1 --batch-tokens 16 --device-batch 1 --no-scaling --out ",
+                dir / "d", depth));
             REQUIRE(trained.code == 0);
         }
         const std::string two_file = dir / "d2/step_0000001.bin", four_file = dir / "d4/step_0000001.bin";
@@ -579,8 +597,11 @@ TEST_CASE("grow: the state of a run's own checkpoint becomes what a deeper run k
 TEST_CASE("grow: --timing prints a number of tokens and grows nothing") {
     Result result = run("./grow --timing 1.24e8 7.44e18");
     CHECK(result.code == 0);
-    CHECK(result.out == "train the small model on 1.08e+10 tokens before it grows: 1.08 of the 1e+10 tokens that 7.44e+18 FLOPs train 1.24e+08 parameters on\n");
-    CHECK(result.err == "grow: the rule was fitted on models of about 1e9 parameters and more, and 1.24e+08 are fewer: take it as a hint\n");
+    CHECK(result.out ==
+          "train the small model on 1.08e+10 tokens before it grows: 1.08 of the 1e+10 tokens that 7.44e+18 FLOPs train 1.24e+08 "
+          "parameters on\n");
+    CHECK(result.err ==
+          "grow: the rule was fitted on models of about 1e9 parameters and more, and 1.24e+08 are fewer: take it as a hint\n");
     CHECK(contains(done("./grow --timing 2e9 1e21"), "on 1.66e+10 tokens before it grows: 0.199 of the 8.33e+10 tokens"));
     refused("./grow --timing 1e9", "--timing");
     refused("./grow --timing 1e9 x", "--timing is 'x', but must be a number");
@@ -628,10 +649,12 @@ TEST_CASE("grow: a flag with a wrong value, or one too few or too many for its o
     };
     for (auto& [flags, words] : wrong) refused("./grow " + dir / "in.bin " + dir / "out.bin " + flags, words);
     const std::string none = "./grow " + dir / "none.bin " + dir / "out.bin --order ";
-    for (const char* order : {"stack --depth 4", "interleave --factor 2", "first --depth 4", "last --depth 4", "middle --depth 4", "solar --drop 0"})
+    for (const char* order :
+         {"stack --depth 4", "interleave --factor 2", "first --depth 4", "last --depth 4", "middle --depth 4", "solar --drop 0"})
         refused(none + order, "the model has no layers to copy; use --order random or zero, with --depth");
     refused(none + "0,0", "--order 0,0: the model has no layers to copy");
-    for (const char* order : {"random", "zero"}) refused(concat(none, order, " --factor 2"), "--factor 2 of a model of 0 layers are 0; give --depth, its layers");
+    for (const char* order : {"random", "zero"})
+        refused(concat(none, order, " --factor 2"), "--factor 2 of a model of 0 layers are 0; give --depth, its layers");
     CHECK(names_in(dir.path) == Names{"in.bin", "none.bin"});
 }
 
@@ -870,7 +893,8 @@ TEST_CASE("programs: wrong command lines and files get one line, help gets exit 
     refused(grow + "--order stack --factor 2.5", "--factor");
     refused(grow + "--order stack --factor 99999999999", "--factor");
     refused(grow + "--order stack --factor 10000", "a model has at most 10000");
-    refused(grow + "--order 0,1 --factor 2", "leave --factor out, or use --order stack, interleave, first, last, middle, random, zero");
+    refused(grow + "--order 0,1 --factor 2",
+            "leave --factor out, or use --order stack, interleave, first, last, middle, random, zero");
     refused(grow + "--order zero", "--order zero needs --factor");
     refused(grow + "--order zero --factor 0", "--factor");
     refused(grow + "--order zero --factor 10000", "a model has at most 10000");
@@ -879,7 +903,8 @@ TEST_CASE("programs: wrong command lines and files get one line, help gets exit 
     refused(grow + "--order zero --factor 2 --seed x", "--seed");
     refused(grow + "--order zero --factor 2 --seed 1.5", "--seed");
     refused(grow + "--order zero --factor 2 --seed 99999999999999999999", "--seed");
-    refused(grow + "--order stack --factor 2 --seed 1", "--order stack does not take --seed; leave --seed out, or use --order random, zero");
+    refused(grow + "--order stack --factor 2 --seed 1",
+            "--order stack does not take --seed; leave --seed out, or use --order random, zero");
     refused(grow + "--order 0,2", "--order names layer 2, but the model has layers 0 to 1");
     refused(grow + "--order sideways --factor 2", "--order is 'sideways'");
     refused(grow + "--order ''", "--order");
@@ -932,7 +957,8 @@ TEST_CASE("programs: under 64 MiB of memory, whatever the size") {
     }
     std::filesystem::remove(dir / "out.bin");
     done(limit + "./grow " + dir / "in.bin " + dir / "out.bin --order last --depth 4 --damp 0.5");
-    CHECK(values_of(open_checkpoint(dir / "out.bin"), "h.3.fc_proj") == times(0.5, values_of(open_checkpoint(dir / "in.bin"), "h.2.fc_proj")));
+    CHECK(values_of(open_checkpoint(dir / "out.bin"), "h.3.fc_proj") ==
+          times(0.5, values_of(open_checkpoint(dir / "in.bin"), "h.2.fc_proj")));
     std::filesystem::remove(dir / "out.bin");
     done(limit + "./stack " + dir / "in.bin " + dir / "in.bin --out " + dir / "out.bin");
     std::filesystem::remove(dir / "out.bin");

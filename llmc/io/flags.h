@@ -137,7 +137,9 @@ public:
     /// The same, but it need not be.
     std::optional<std::string>& optional_argument(const std::string& what, const std::string& help) {
         std::optional<std::string>& value = hold(std::optional<std::string>());
-        app.add_option_function<std::string>(what, [&value](const std::string& text) { value = text; }, help)->type_name("TEXT");
+        app.add_option_function<std::string>(
+               what, [&value](const std::string& text) { value = text; }, help)
+            ->type_name("TEXT");
         return value;
     }
     /// One or more of them.

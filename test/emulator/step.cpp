@@ -121,7 +121,7 @@ int main(int argc, char** argv) {
         if (argc == 3) reference.open(argv[2], std::ios::binary);
         require(argc == 2 || reference.good(), argv[2], ": cannot be read; the CPU's build writes it");
         int passed = 0, failed = 0, skipped = 0;
-        // The last one: what is frozen above, beside and below what trains.
+        // Not nanochat_nonzero, whose initial values alone are others. The last one: what is frozen above, beside and below what trains.
         for (const Case& each : {Case{NANOCHAT, STEPS, {}}, Case{SPEEDRUN, STEPS, {}}, Case{NANOCHAT, 1, {"h.1.v", "h.2.ve_gate", "h.1.fc"}}}) {
             const std::string name = concat(each.recipe.name, each.only.empty() ? "" : ", some of it");
             const Numbers* worst = nullptr;
