@@ -60,7 +60,6 @@ int main(int argc, char** argv) {
 struct Opened {
     std::optional<Checkpoint> parent;    ///< --init or --resume
     bool frozen_embedding = false;       ///< in the run that is resumed
-    bool changed = false;                ///< settings of that run
     GPTConfig config;
 };
 
@@ -117,9 +116,10 @@ private:
     struct StepTime {
         double seconds, tokens_per_second, mfu, left;   // left: seconds of the steps to come
     };
+    json telling(json flags) const;
     json new_identity(const json& of) const;
     void load_optimizer(const Checkpoint& parent);
-    void resume(const Checkpoint& parent, bool changed);
+    void resume(const Checkpoint& parent);
     void log_start(const Arguments& arguments);
     bool step_once();
     StepTime time_of_step(double seconds, bool loops);
@@ -249,7 +249,7 @@ Training::Training(const Settings& settings, const Opened& opened, const Planned
     if (planned.samples) cache.emplace(opened.config).allocate();
     if (data.val) evaluator.emplace(*model, *data.val, data.tokenizer, s.eval_tokens);
     identities = json::array({new_identity(planned.lineage)});
-    if (s.resume) resume(*opened.parent, opened.changed);
+    if (s.resume) resume(*opened.parent);
     if (s.optimizer == "keep") load_optimizer(*opened.parent);
     updates = updates_before(planned.lineage);
     const json progress{{"step", step}, {"tokens", tokens}, {"flops", flops}};
@@ -541,9 +541,8 @@ static void take_training(Settings& s, Opened& opened) {
             ": holds no state of a training (it was grown, stacked or converted): start from its weights with --init");
     const std::string where = parent.path + ": training";
     const json& training = json_object(parent.header["training"], where);
-    const std::vector<std::string> changes = resume_flags(s, json_member(training, "flags", where));
-    for (const std::string& change : changes) warn("train_gpt", "--resume goes on with another setting: ", change);
-    opened.changed = !changes.empty();
+    for (const std::string& change : resume_flags(s, json_member(training, "flags", where)))
+        warn("train_gpt", "--resume goes on with another setting: ", change);
     opened.frozen_embedding = json_bool(json_member(training, "frozen_embedding", where), where + ": frozen_embedding");
     const std::string& precision = json_string(json_member(training, "precision", where), where + ": precision");
     const std::string& device = json_string(json_member(training, "device", where), where + ": device");
@@ -591,10 +590,27 @@ static json lineage_of(const Settings& s, const Opened& opened, const std::optio
     return lineage;
 }
 
+/// Before anything is made: whether the checkpoint holds all of the optimizer's state that this run takes from it.
+static void require_optimizer_state(const Settings& s, const Opened& opened, const Trained& trained) {
+    if (!s.resume && s.optimizer != "keep") return;
+    const Checkpoint& parent = *opened.parent;
+    GPT model(opened.config, 1, Mode::train, trained);
+    const Optimizer optimizer(model);
+    for (const Optimizer::State& state : optimizer.states()) {
+        const TensorEntry* kept = parent.find(state.name);
+        require(kept, parent.path, ": holds no ", state.name, ", a state of the optimizer",
+                s.resume ? ": it is the state of another training; start from the weights with --init"
+                         : "; start it afresh with --optimizer reset, or grow with --optimizer copy");
+        require(kept->shape == state.shape, parent.path, ": ", state.name, " has another shape than its optimizer's ",
+                json(state.shape), ": it is the state of another training; start from the weights with --init");
+    }
+}
+
 static Planned plan_run(Settings& s, const Opened& opened) {
     Planned planned{};
     if (s.embeddings_from) planned.embedding = open_embedding(s, opened);
     planned.trained = resolve_trained(s, opened.config, opened.frozen_embedding || planned.embedding);
+    require_optimizer_state(s, opened, planned.trained);
     planned.lineage = lineage_of(s, opened, planned.embedding);
     planned.before = schedule_before(planned.lineage);
     planned.plan = resolve_plan(s, opened.config, planned.trained, planned.before);
@@ -632,26 +648,26 @@ static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened,
     return model;
 }
 
-/// What a run is told apart by in family trees: where it comes from, how it is set, and on which data.
+/// Of the settings of a run those that tell it from others: its horizon only where rates or decay follow it.
+json Training::telling(json flags) const {
+    if (planned.schedule.warmdown_steps == 0 && *s.weight_decay == 0)
+        for (const char* horizon : {"steps", "total-flops", "param-data-ratio"}) flags.erase(horizon);
+    return flags;
+}
+
+/// What tells a run from others in a family tree: where it comes from, its model, settings and data. Resumed with other settings it
+/// gets a second one, so that what two branches have in common is known to be that.
 json Training::new_identity(const json& of) const {
-    const json what{of, to_json(model->config), s.flags.values(FlagKind::training), data.train->fingerprint(), step};
+    const json what{of, to_json(model->config), telling(s.flags.values(FlagKind::training)), data.train->fingerprint(), step};
     return {{"id", xxh3_128(dump_json(what))}, {"tokens", tokens}, {"flops", flops}};
 }
 
 /// The state that another run left of its optimizer.
 void Training::load_optimizer(const Checkpoint& parent) {
-    for (const Optimizer::State& state : optimizer.states()) {
-        const TensorEntry* kept = parent.find(state.name);
-        require(kept, parent.path, ": holds no ", state.name, ", a state of the optimizer",
-                s.resume ? ": it is the state of another training; start from the weights with --init"
-                         : "; start it afresh with --optimizer reset, or grow with --optimizer copy");
-        require(kept->shape == state.shape, parent.path, ": ", state.name, " has another shape than its optimizer's ",
-                json(state.shape), ": it is the state of another training; start from the weights with --init");
-        read_to_device(parent, state.name, state.values);
-    }
+    for (const Optimizer::State& state : optimizer.states()) read_to_device(parent, state.name, state.values);
 }
 
-void Training::resume(const Checkpoint& parent, bool changed) {
+void Training::resume(const Checkpoint& parent) {
     load_optimizer(parent);
     const json& progress = parent.header["progress"];
     const json& training = parent.header["training"];
@@ -664,7 +680,7 @@ void Training::resume(const Checkpoint& parent, bool changed) {
     require(drawn.is_number_unsigned(), where, ": sampler is ", drawn, ", but must be a whole number");
     sampler.restore(drawn);
     if (training.contains("runs")) identities = json_array(training["runs"], where + ": runs");
-    if (changed) identities.push_back(new_identity(identities));
+    if (telling(training["flags"]) != telling(s.flags.values(FlagKind::training))) identities.push_back(new_identity(identities));
 }
 
 // ----------------------------------------------------------------------------------- details: what a start tells

@@ -2,9 +2,15 @@
 #include "llmc/layers.h"
 #include <algorithm>
 #include <charconv>
+#include <cmath>
+#include <functional>
 #include <iterator>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <stdexcept>
+#include <type_traits>
+#include <utility>
 #include "llmc/io/error.h"
 
 // ------------------------------------------------------------------------------------------------- ways to make a model deeper
@@ -25,48 +31,112 @@ static std::vector<int> parse_list(const std::string& text) {
     }
 }
 
-/// Layers that --factor asks for.
+/// Layers that --factor or --depth asks for.
 static int deeper(const GrowthOptions& options, int n_layer) {
-    require(options.factor && *options.factor >= 1, "--order ", options.order, " needs --factor: how many times deeper the model gets");
-    require(*options.factor <= MAX_LAYERS / n_layer, "--factor ", *options.factor, " makes ", int64_t{*options.factor} * n_layer,
-            " layers of ", n_layer, ", but a model has at most ", MAX_LAYERS);
-    return *options.factor * n_layer;
+    require(options.factor || options.depth, "--order ", options.order, " needs --factor, how many times deeper the model gets, or --depth, its layers");
+    require(!options.factor || !options.depth, "--factor and --depth are both given; leave one of them out");
+    require(!options.factor || *options.factor >= 1, "--factor is ", options.factor.value_or(1), ", but must be 1 or more");
+    require(!options.factor || n_layer > 0, "--factor ", options.factor.value_or(1), " of a model of 0 layers are 0; give --depth, its layers");
+    const int64_t depth = options.depth ? *options.depth : int64_t{*options.factor} * n_layer;
+    require(depth <= MAX_LAYERS, options.factor ? "--factor " : "--depth ", options.factor ? *options.factor : depth, " makes ", depth, " layers of ", n_layer,
+            ", but a model has at most ", MAX_LAYERS);
+    require(depth >= n_layer, "--depth is ", depth, ", but the model has ", n_layer, " layers; give as many or more");
+    return static_cast<int>(depth);
 }
 
-static std::vector<int> stack_order(const GrowthOptions& options, int n_layer) {
-    std::vector<int> layers(deeper(options, n_layer));
-    for (size_t n = 0; n < layers.size(); n++) layers[n] = static_cast<int>(n) % n_layer;
+/// A layer for each place n of a model of `depth`.
+template <class Place>
+static std::vector<int> each_of(int depth, Place place) {
+    std::vector<int> layers(depth);
+    for (int n = 0; n < depth; n++) layers[n] = place(n);
     return layers;
 }
 
-static std::vector<int> interleave_order(const GrowthOptions& options, int n_layer) {
-    std::vector<int> layers(deeper(options, n_layer));
-    for (size_t n = 0; n < layers.size(); n++) layers[n] = static_cast<int>(n) / *options.factor;
-    return layers;
+static std::vector<int> stack_order(const GrowthOptions& options, int L) {
+    return each_of(deeper(options, L), [L](int n) { return n % L; });
+}
+static std::vector<int> interleave_order(const GrowthOptions& options, int L) {
+    const int D = deeper(options, L);
+    return each_of(D, [L, D](int n) { return static_cast<int>(int64_t{n} * L / D); });
+}
+static std::vector<int> first_order(const GrowthOptions& options, int L) {
+    const int D = deeper(options, L);
+    return each_of(D, [L, D](int n) { return std::max(0, n - (D - L)); });
+}
+static std::vector<int> last_order(const GrowthOptions& options, int L) {
+    return each_of(deeper(options, L), [L](int n) { return std::min(n, L - 1); });
 }
 
-static std::vector<int> new_layers_on_top(const GrowthOptions& options, int n_layer) {
-    std::vector<int> layers(deeper(options, n_layer), NEW_LAYER);
-    for (int n = 0; n < n_layer; n++) layers[n] = n;
-    return layers;
+/// The two numbers of "a:b"; nothing when it is no such text.
+static std::optional<std::pair<int, int>> parse_range(const std::string& text) {
+    const size_t colon = text.find(':');
+    if (colon == std::string::npos) return {};
+    const std::vector<int> a = parse_list(text.substr(0, colon)), b = parse_list(text.substr(colon + 1));
+    if (a.size() != 1 || b.size() != 1) return {};
+    return {{a[0], b[0]}};
+}
+
+static std::vector<int> middle_order(const GrowthOptions& options, int L) {
+    const int D = deeper(options, L);
+    require(options.middle || L >= 3, "--order middle needs --middle a:b here: a model of ", L, L == 1 ? " layer" : " layers", " has none between its first and last");
+    const std::string text = options.middle.value_or(concat("1:", L - 2));
+    const auto range = parse_range(text);
+    require(range && range->first <= range->second, "--middle is '", text.substr(0, 60), "', but must be two layers a:b, like 1:4, both included, the lower one first");
+    const auto [a, b] = *range;
+    require(b < L, "--middle ", text, " names layer ", b, ", but the model has layers 0 to ", L - 1);
+    return each_of(D, [=, behind = D - (L - 1 - b)](int n) { return n < a ? n : n < behind ? a + (n - a) % (b - a + 1) : n - (D - L); });
+}
+
+static std::vector<int> solar_order(const GrowthOptions& options, int L) {
+    require(options.drop.has_value(), "--order solar needs --drop: how many layers each of the two copies leaves out");
+    const int m = *options.drop;
+    require(m >= 0 && m <= L / 2, "--drop is ", m, ", but must be 0 to ", L / 2, ": with more the model would not get deeper than its ", L, " layers");
+    require(2 * (L - m) <= MAX_LAYERS, "--drop ", m, " makes ", 2 * (L - m), " layers of ", L, ", but a model has at most ", MAX_LAYERS);
+    return each_of(2 * (L - m), [L, m](int n) { return n < L - m ? n : n - (L - m) + m; });
+}
+
+static std::vector<int> with_new_layers(const GrowthOptions& options, int L) {
+    const int D = deeper(options, L);
+    const NewAt at = options.at.value_or(NewAt::top);
+    const int first = at == NewAt::bottom ? 0 : at == NewAt::middle ? L / 2 : L, behind = first + D - L;
+    return each_of(D, [=](int n) { return n < first ? n : n < behind ? NEW_LAYER : n - (D - L); });
 }
 
 static std::vector<int> listed_order(const GrowthOptions& options, int) { return parse_list(options.order); }
 
 static const char* const LIST = "LIST";   // stands in --help for any list
 
+/// The flags of an operator: all of these.
+static std::vector<std::string> flags_of(const std::vector<std::vector<std::string>>& lists) {
+    std::vector<std::string> flags;
+    for (const auto& list : lists) flags.insert(flags.end(), list.begin(), list.end());
+    return flags;
+}
+
 const std::vector<GrowthOperator>& growth_operators() {
     using Op = GrowthOperator;
     static const Rule ZERO{Rule::constant, 0}, ONE{Rule::constant, 1};
+    static const std::vector<std::string> DEEPER{"--factor", "--depth"}, COPIES{"--value-embeds", "--damp", "--optimizer"},
+        NEW{"--at", "--seed", "--optimizer"};
     static const std::vector<Op> operators{
-        {"stack", "the whole model again and again: 0 1 2 0 1 2", {"--factor", "--value-embeds"}, stack_order, Op::follow_pattern, {}},
-        {"interleave", "every layer again and again: 0 0 1 1 2 2", {"--factor", "--value-embeds"}, interleave_order, Op::follow_pattern, {}},
+        {"stack", "the whole model again and again: 0 1 2 0 1 2", flags_of({DEEPER, COPIES}), stack_order, Op::follow_pattern, {}},
+        {"interleave", "every layer again and again: 0 0 1 1 2 2", flags_of({DEEPER, COPIES}), interleave_order, Op::follow_pattern, {}},
+        {"first", "the first layer again and again: 0 0 0 0 1 2", flags_of({DEEPER, COPIES}), first_order, Op::follow_pattern, {}},
+        {"last", "the last layer again and again: 0 1 2 2 2 2", flags_of({DEEPER, COPIES}), last_order, Op::follow_pattern, {}},
+        {"middle", "what lies between the ends (or --middle) again and again: 0 1 2 1 2 3 with --middle 1:2", flags_of({{"--middle"}, DEEPER, COPIES}), middle_order,
+         Op::follow_pattern, {}},
+        {"solar", "two copies, the first without its last --drop layers, the second without its first: 0 1 2 1 2 3 with --drop 1,\n"
+         "without --factor and --depth", flags_of({{"--drop"}, COPIES}), solar_order, Op::follow_pattern, {}},
+        {"random", "new layers by the recipe's initial law, with value embeddings where the deeper model's own pattern has them.\n"
+         "By nanochat's law proj and fc_proj are 0, so that the function nearly stays what it was (but for x0_lambdas,\n"
+         "and windows that follow the new depth): the recipe nanochat_nonzero has none that are 0",
+         flags_of({DEEPER, NEW, {"--value-embeds"}}), with_new_layers, Op::follow_pattern, {{true, {}}}},
         // The residual stream passes a new layer unchanged: both of its branches add 0, and x = 1 x + 0 x0 before them.
-        {"zero", "new layers on top that change nothing at first: proj and fc_proj are 0, other matrices start as the recipe's,\n"
+        {"zero", "new layers that change nothing at first: proj and fc_proj are 0, other matrices start as the recipe's,\n"
          "resid_lambda 1, x0_lambda 0, no value embedding, the recipe's attention scale, a window that sees all; old layers\n"
-         "keep what is theirs, windows too", {"--factor", "--seed"}, new_layers_on_top, Op::keep,
-         {{"proj", ZERO}, {"fc_proj", ZERO}, {"resid_lambdas", ONE}, {"x0_lambdas", ZERO}}},
-        {LIST, "the layers themselves, like 0,1,2,0,1,2, without --factor", {"--value-embeds"}, listed_order, Op::follow_pattern, {}},
+         "keep what is theirs, windows too", flags_of({DEEPER, NEW}), with_new_layers, Op::keep,
+         {{false, {{"proj", ZERO}, {"fc_proj", ZERO}, {"resid_lambdas", ONE}, {"x0_lambdas", ZERO}}}}},
+        {LIST, "the layers themselves, like 0,1,2,0,1,2, without --factor and --depth", COPIES, listed_order, Op::follow_pattern, {}},
     };
     return operators;
 }
@@ -83,6 +153,8 @@ static const GrowthOperator& operator_of(const std::string& order) {
 
 static bool takes(const GrowthOperator& op, const std::string& flag) { return std::find(op.flags.begin(), op.flags.end(), flag) != op.flags.end(); }
 
+bool order_takes(const std::string& order, const std::string& flag) { return takes(operator_of(order), flag); }
+
 std::string operators_that_take(const std::string& flag) {
     std::string names;
     for (const GrowthOperator& known : growth_operators())
@@ -90,26 +162,71 @@ std::string operators_that_take(const std::string& flag) {
     return names;
 }
 
+const std::vector<std::string>& spellings(ValueEmbeds) {
+    static const std::vector<std::string> names{"layer", "pattern"};
+    return names;
+}
+const std::vector<std::string>& spellings(NewAt) {
+    static const std::vector<std::string> names{"bottom", "middle", "top"};
+    return names;
+}
+const std::vector<std::string>& spellings(GrownState) {
+    static const std::vector<std::string> names{"reset", "copy", "zero"};
+    return names;
+}
+
 static constexpr uint64_t SEED = 42;
 
-/// The optional flags of growth: whether one was given, and its value or what it is otherwise.
+/// The optional flags of growth: whether one was given, and its value or what it is otherwise; empty where it is nothing then.
 struct GrowthFlag {
-    const char* flag;
-    bool (*given)(const GrowthOptions&);
-    std::string (*value)(const GrowthOptions&);
+    std::string flag;
+    std::function<bool(const GrowthOptions&)> given;
+    std::function<std::string(const GrowthOptions&)> value;
 };
-static const GrowthFlag GROWTH_FLAGS[] = {
-    {"--factor", [](const GrowthOptions& o) { return o.factor.has_value(); }, [](const GrowthOptions& o) { return std::to_string(o.factor.value()); }},
-    {"--value-embeds", [](const GrowthOptions& o) { return o.value_embeds.has_value(); },
-     [](const GrowthOptions& o) { return std::string(o.value_embeds == ValueEmbeds::pattern ? "pattern" : "layer"); }},
-    {"--seed", [](const GrowthOptions& o) { return o.seed.has_value(); }, [](const GrowthOptions& o) { return std::to_string(o.seed.value_or(SEED)); }},
-};
+
+template <class Value>
+static GrowthFlag growth_flag(const char* flag, std::optional<Value> GrowthOptions::*member, std::optional<Value> otherwise = {}) {
+    auto value = [=](const GrowthOptions& options) -> std::string {
+        const std::optional<Value> own = options.*member ? options.*member : otherwise;
+        if (!own) return "";
+        if constexpr (std::is_enum_v<Value>)
+            return spellings(*own).at(static_cast<size_t>(*own));
+        else
+            return concat(*own);
+    };
+    return {flag, [=](const GrowthOptions& options) { return (options.*member).has_value(); }, value};
+}
+
+static const std::vector<GrowthFlag>& growth_flags() {
+    using Options = GrowthOptions;
+    static const std::vector<GrowthFlag> flags{
+        growth_flag("--factor", &Options::factor),
+        growth_flag("--depth", &Options::depth),
+        growth_flag("--middle", &Options::middle),
+        growth_flag("--drop", &Options::drop),
+        growth_flag<NewAt>("--at", &Options::at, NewAt::top),
+        growth_flag<ValueEmbeds>("--value-embeds", &Options::value_embeds, ValueEmbeds::layer),
+        growth_flag("--damp", &Options::damp),
+        growth_flag<uint64_t>("--seed", &Options::seed, SEED),
+        growth_flag<GrownState>("--optimizer", &Options::optimizer, GrownState::reset),
+    };
+    return flags;
+}
 
 std::string growth_detail(const GrowthOptions& options) {
     std::string detail = "--order " + options.order;
-    for (const GrowthFlag& known : GROWTH_FLAGS)
-        if (takes(operator_of(options.order), known.flag)) detail += concat(" ", known.flag, " ", known.value(options));
+    for (const GrowthFlag& known : growth_flags()) {
+        const std::string value = known.value(options);
+        if (order_takes(options.order, known.flag) && !value.empty()) detail += concat(" ", known.flag, " ", value);
+    }
     return detail;
+}
+
+double tokens_before_growth(double params, double flops) {
+    require(std::isfinite(params) && params >= 1, "--timing: N is ", params, ", but must be a number of parameters, 1 or more");
+    require(std::isfinite(flops) && flops > 10 && flops >= 6 * params, "--timing: C is ", flops, ", but must be a number of FLOPs above 10, and enough to train N = ", params,
+            " parameters on a token, 6 N");
+    return std::pow(10, 0.88 * std::log10(params) + 163.27 / std::log10(flops) - 5.74);
 }
 
 // ----------------------------------------------------------------------------------------------------------------- layer maps
@@ -157,11 +274,11 @@ static void add_layer(LayerMap& map, const GPTConfig& from, int model, int l) {
     map.layers.push_back({model, l, {}});
 }
 
-static void add_new_layer(LayerMap& map, const std::vector<TensorRule>& rules, double attn_scale) {
+static void add_new_layer(LayerMap& map, const std::vector<TensorRule>& rules, double attn_scale, bool value_embeds) {
     map.config.n_layer++;
     map.config.attn_scale.push_back(attn_scale);
     map.config.windows.push_back(map.config.seq_len);
-    map.config.value_embeds.push_back(false);
+    map.config.value_embeds.push_back(value_embeds);
     map.config.norm_before.push_back(Norm::none);
     map.layers.push_back({-1, -1, rules});
 }
@@ -176,27 +293,69 @@ static LayerMap without_layers(const GPTConfig& config) {
     return map;
 }
 
+std::vector<bool> first_uses(const LayerMap& map) {
+    std::set<std::pair<int, int>> seen;
+    std::vector<bool> first;
+    for (const LayerFrom& from : map.layers) first.push_back(from.is_new() || seen.insert({from.model, from.layer}).second);
+    return first;
+}
+
+/// Whether the model has value embeddings at all; one of no layers, by its recipe.
+static bool has_value_embeds(const GPTConfig& config) {
+    if (config.n_layer == 0) return config.recipe->model.value_embeds;
+    return std::find(config.value_embeds.begin(), config.value_embeds.end(), true) != config.value_embeds.end();
+}
+
+static constexpr double MAX_DAMP = 1000;
+
+/// Scales the branches of copied layers: of all uses of a layer by 1 / so many, or of all but the first by a number. The configuration has a
+/// scale for attention; for the MLP it is in the weights of fc_proj, which it is linear in.
+static void damp_branches(LayerMap& map, const std::string& damp) {
+    const bool by_copies = damp == "1/copies";
+    double number = 1;
+    if (!by_copies) {
+        const char* end = damp.data() + damp.size();
+        auto [rest, error] = std::from_chars(damp.data(), end, number);
+        require(error == std::errc() && rest == end && number > 0 && number <= MAX_DAMP, "--damp is '", damp.substr(0, 60), "', but must be a number above 0, at most ",
+                MAX_DAMP, ", or 1/copies");
+    }
+    std::map<int, int> uses;
+    for (const LayerFrom& from : map.layers) uses[from.layer]++;
+    const std::vector<bool> first = first_uses(map);
+    for (size_t n = 0; n < map.layers.size(); n++) {
+        if (map.layers[n].is_new()) continue;
+        const double factor = by_copies ? 1.0 / uses[map.layers[n].layer] : first[n] ? 1 : number;
+        if (factor == 1) continue;
+        map.config.attn_scale[n] *= factor;
+        map.layers[n].rules.push_back({"fc_proj", {Rule::scaled, factor}});
+    }
+}
+
 LayerMap grow_map(const GPTConfig& config, const GrowthOptions& options) {
     const GrowthOperator& op = operator_of(options.order);
-    for (const GrowthFlag& known : GROWTH_FLAGS)
+    for (const GrowthFlag& known : growth_flags())
         require(!known.given(options) || takes(op, known.flag), "--order ", options.order.substr(0, 60), " does not take ", known.flag, "; leave ",
                 known.flag, " out, or use --order ", operators_that_take(known.flag));
+    require(config.n_layer > 0 || op.adds, "--order ", options.order.substr(0, 60), ": the model has no layers to copy; use --order random or zero, with --depth");
 
     LayerMap map = without_layers(config);
     map.seed = options.seed.value_or(SEED);
+    map.state = options.optimizer.value_or(GrownState::reset);
     const std::vector<int> layers = op.layers(options, config.n_layer);
     const int depth = static_cast<int>(layers.size());
-    for (int layer : layers) {
-        if (layer == NEW_LAYER) {
-            add_new_layer(map, op.new_layer, default_attn_scale(*config.recipe, depth));
+    for (int n = 0; n < depth; n++) {
+        if (layers[n] == NEW_LAYER) {
+            const bool value_embeds = op.adds->value_embeds && has_value_embeds(config) && has_value_embed(n, depth);
+            add_new_layer(map, op.adds->rules, default_attn_scale(*config.recipe, depth), value_embeds);
             continue;
         }
-        require(layer < config.n_layer, "--order names layer ", layer, ", but the model has layers 0 to ", config.n_layer - 1);
-        add_layer(map, config, 0, layer);
+        require(layers[n] < config.n_layer, "--order names layer ", layers[n], ", but the model has layers 0 to ", config.n_layer - 1);
+        add_layer(map, config, 0, layers[n]);
     }
     if (op.windows == GrowthOperator::follow_pattern) map.config.windows = window_sizes(depth, config.seq_len, config.window_pattern);
     if (options.value_embeds == ValueEmbeds::pattern)
         for (int n = 0; n < depth; n++) map.config.value_embeds[n] = map.config.value_embeds[n] && has_value_embed(n, depth);
+    if (options.damp) damp_branches(map, *options.damp);
     validate(map.config);
     return map;
 }

@@ -37,29 +37,54 @@ struct LayerFrom {
     bool operator==(const LayerFrom&) const = default;
 };
 
-/// A new model: what it is, and where its layers come from, one entry a layer.
-struct LayerMap {
-    GPTConfig config;
-    std::vector<LayerFrom> layers;
-    uint64_t seed = 0;                 ///< of initial values
-};
-
-/// The map as `layers` of a lineage keeps it: an entry a layer, [model, layer], or [model, layer, {"fc_proj": "x 0.5"}] where tensors have
-/// rules of their own, or null for a new layer.
-nlohmann::json layers_json(const LayerMap& map);
-
 /// Which layers keep value embeddings when a model grows.
 enum class ValueEmbeds {
     layer,     ///< every copy of a layer that has one
     pattern    ///< of these, the layers where a model of the new depth has them
 };
 
+/// Where new layers stand.
+enum class NewAt {
+    bottom,    ///< before all old ones
+    middle,    ///< behind the first half of them, rounded down
+    top        ///< behind all
+};
+
+/// The optimizer's state of a model that grew. New layers have one of zeros, but for reset.
+enum class GrownState {
+    reset,     ///< none: the optimizer starts afresh
+    copy,      ///< each copy of a layer has the layer's
+    zero       ///< the first copy of a layer has the layer's, further ones zeros
+};
+
+/// As flags spell them, in this order.
+const std::vector<std::string>& spellings(ValueEmbeds);
+const std::vector<std::string>& spellings(NewAt);
+const std::vector<std::string>& spellings(GrownState);
+
+/// A new model: what it is, and where its layers come from, one entry a layer.
+struct LayerMap {
+    GPTConfig config;
+    std::vector<LayerFrom> layers;
+    uint64_t seed = 0;                 ///< of initial values
+    GrownState state = GrownState::reset;   ///< another only where all layers are of one model, or new
+};
+
+/// The map as `layers` of a lineage keeps it: an entry a layer, [model, layer], or [model, layer, {"fc_proj": "x 0.5"}] where tensors have
+/// rules of their own, or null for a new layer.
+nlohmann::json layers_json(const LayerMap& map);
+
 /// What grow's flags ask for. An operator takes some of the optional ones, and none of the others.
 struct GrowthOptions {
-    std::string order;                          ///< an operator's name, or a list of layers like 0,1,2,0,1,2
-    std::optional<int> factor;                  ///< how many times deeper; no default
-    std::optional<ValueEmbeds> value_embeds;    ///< layer
-    std::optional<uint64_t> seed;               ///< of initial values: 42
+    std::string order;                            ///< an operator's name, or a list of layers like 0,1,2,0,1,2
+    std::optional<int> factor{}, depth{};         ///< how many times deeper, or how deep: one of them
+    std::optional<std::string> middle{};          ///< layers a to b of the model, both included, as a:b; all but its first and last
+    std::optional<int> drop{};                    ///< layers that solar leaves out of each of its two copies; no default
+    std::optional<NewAt> at{};                    ///< top
+    std::optional<ValueEmbeds> value_embeds{};    ///< layer
+    std::optional<std::string> damp{};            ///< a number above 0, or 1/copies; none
+    std::optional<uint64_t> seed{};               ///< of initial values: 42
+    std::optional<GrownState> optimizer{};        ///< reset
 };
 
 /// A way to make a model deeper: a row in layers.cpp.
@@ -72,21 +97,37 @@ struct GrowthOperator {
     /// follow_pattern: all windows are those of the deeper model's own pattern, as the depth growth study has it. keep: old layers
     /// keep theirs, and new ones see all.
     enum Windows { follow_pattern, keep } windows;
-    /// Of new layers. What is a new layer's own besides: no value embedding and no norm before it, and the scale that the attention
-    /// branch has by the recipe in a model of the new depth.
-    std::vector<TensorRule> new_layer;
+    /// What a new layer is: its tensors' rules, and whether it has a value embedding where the deeper model's own pattern has one, if the
+    /// model has any. What is its own besides: no norm before it, and the scale that the attention branch has by the recipe in a model of the
+    /// new depth.
+    struct NewLayers {
+        bool value_embeds;
+        std::vector<TensorRule> rules;
+    };
+    std::optional<NewLayers> adds;              ///< nothing for an operator that only copies
 };
 inline constexpr int NEW_LAYER = -1;
 const std::vector<GrowthOperator>& growth_operators();
 /// Names of those that take a flag: stack, interleave.
 std::string operators_that_take(const std::string& flag);
+/// Whether the operator of an order takes it. Throws std::invalid_argument for an order that is none.
+bool order_takes(const std::string& order, const std::string& flag);
 
-/// The deeper model. Throws std::invalid_argument for an order that is none, an option that the operator needs or does not take, and
-/// a layer that is not there.
+/// The deeper model. Throws std::invalid_argument for an order that is none, an option that the operator needs or does not take or that is
+/// out of its range, a layer that is not there, and a model of no layers where the operator copies some.
 LayerMap grow_map(const GPTConfig& config, const GrowthOptions& options);
 
 /// --order and all that the operator takes, defaults too, as `detail` of a lineage keeps it.
 std::string growth_detail(const GrowthOptions& options);
+
+/// For each layer of a map: whether it is new, or the first in it that comes from where it comes from.
+std::vector<bool> first_uses(const LayerMap& map);
+
+/// Tokens d that a small model is best trained on before it grows by stacking, by arXiv 2405.15319:
+///     log10 d = 0.88 log10 N + 163.27 / log10 C - 5.74
+/// params: N, of the grown model; flops: C, of the whole training. Fitted on models of about 1e9 parameters and more.
+/// Throws std::invalid_argument unless N >= 1, C > 10, and C is enough for a token, 6 N; d is finite then.
+double tokens_before_growth(double params, double flops);
 
 struct StackOptions {
     bool use_first_layer = false;          ///< of every model but the first

@@ -5,7 +5,8 @@
 #include "llmc/ops/peak.h"
 #include "llmc/optimizer.h"
 
-MemoryPlan plan_memory(const MemoryNeed& need) {
+/// All that the run itself takes.
+static MemoryPlan arenas_of(const MemoryNeed& need) {
     GPT model(need.config, need.device_batch, Mode::train, need.trained);
     Optimizer optimizer(model);
     KVCache cache(need.config);
@@ -17,6 +18,11 @@ MemoryPlan plan_memory(const MemoryNeed& need) {
     for (const Arena* arena : arenas) plan.parts.emplace_back(arena->name(), device_alloc_bytes(arena->bytes()));
     plan.parts.emplace_back("program", device_overhead_bytes(int64_t{need.device_batch} * need.config.seq_len));
     for (auto& [name, bytes] : plan.parts) plan.total += bytes;
+    return plan;
+}
+
+MemoryPlan plan_memory(const MemoryNeed& need) {
+    MemoryPlan plan = arenas_of(need);
     // What measures the peak has the memory first; a small model takes less.
     const size_t before = device_peak_bytes();
     if (before > plan.total) plan.parts.emplace_back("peak measurement", before - plan.total);
@@ -28,7 +34,7 @@ int64_t largest_device_batch(const MemoryNeed& need, size_t bytes) {
     auto total = [&](int rows) {
         MemoryNeed other = need;
         other.device_batch = rows;
-        return static_cast<double>(plan_memory(other).total);
+        return static_cast<double>(arenas_of(other).total);
     };
     double one = total(1), row = total(2) - one;
     double rows = 1 + (static_cast<double>(bytes) - one) / row;

@@ -1,5 +1,5 @@
-// An optimizer is a Kind: which groups it trains, what it keeps of a tensor, what a step sets, and the ops of an update. Another
-// one is another Kind here, the struct of its numbers among the alternatives of GroupRule::optimizer, and its op.
+// An optimizer is a Kind: which groups it trains, what a step sets, and the ops of an update. Another one is another Kind here, the
+// struct of its numbers, and of what it keeps of a tensor, among the alternatives of GroupRule::optimizer, and its op.
 #include "llmc/optimizer.h"
 #include <algorithm>
 #include <cmath>
@@ -30,14 +30,7 @@ public:
     virtual ~Kind() = default;
     virtual bool trains(const GroupRule& rule) const = 0;
 
-    /// A piece of state: its name behind the tensor's, and its shape.
-    struct Piece {
-        const char* name;
-        std::vector<int64_t> shape;
-    };
-    virtual std::vector<Piece> state_of(const Tensor& tensor, const GroupRule& rule) const = 0;
-
-    /// Its tensors, one after another; addresses are null until there is memory. state: as state_of() lists it.
+    /// Its tensors, one after another; addresses are null until there is memory. state: as the rule's state() lists it.
     virtual void clear() = 0;
     virtual void add(const Tensor& tensor, const GroupRule& rule, float* master, floatX* weight, const float* gradient,
                      const std::vector<float*>& state) = 0;
@@ -55,9 +48,6 @@ public:
 class Optimizer::AdamW : public Kind {
 public:
     bool trains(const GroupRule& rule) const override { return std::holds_alternative<AdamWRule>(rule.optimizer); }
-    std::vector<Piece> state_of(const Tensor& tensor, const GroupRule&) const override {
-        return {{"m", tensor.shape}, {"v", tensor.shape}};
-    }
     void clear() override {
         tensors.clear();
         rules.clear();
@@ -97,13 +87,6 @@ private:
 class Optimizer::Muon : public Kind {
 public:
     bool trains(const GroupRule& rule) const override { return std::holds_alternative<MuonGroup>(rule.optimizer); }
-    std::vector<Piece> state_of(const Tensor& tensor, const GroupRule& rule) const override {
-        require(!tensor.spec->vector, "Muon is for matrices, and ", tensor.name,
-                " is a vector; give its group AdamW in the recipe");
-        std::vector<Piece> pieces{{"momentum", tensor.shape}};
-        if (muon(rule).beta2 > 0) pieces.push_back({"second", {std::max(tensor.shape[0], tensor.shape[1])}});
-        return pieces;
-    }
     void clear() override { batches.clear(); }
     void add(const Tensor& tensor, const GroupRule& rule, float* master, floatX* weight, const float* gradient,
              const std::vector<float*>& state) override {
@@ -166,7 +149,7 @@ Optimizer::Optimizer(GPT& model_) : model(model_) {
     kinds.push_back(std::make_unique<Muon>());
     for (const Tensor& tensor : model.tensors) {
         if (model.frozen(tensor)) continue;
-        for (Kind::Piece& piece : kind(tensor).state_of(tensor, rule(tensor))) {
+        for (StatePiece& piece : rule(tensor).state(tensor.name, tensor.shape)) {
             int64_t numel = 1;
             for (int64_t extent : piece.shape) numel *= extent;
             state.push_back({tensor.name + "/" + piece.name, &tensor, std::move(piece.shape), numel});

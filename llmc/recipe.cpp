@@ -1,5 +1,6 @@
 // The recipes.
 #include "llmc/recipe.h"
+#include <algorithm>
 #include <stdexcept>
 #include "llmc/io/error.h"
 
@@ -93,8 +94,23 @@ const Recipe NANOCHAT{
     .batch_tokens = 524288,
     .scaling = ScalingRules{.depth = 12, .batch_exponent = 0.383}};
 
+/// A new layer of nanochat's changes little at first, its proj and fc_proj being 0. Here it is a block of random numbers, as those of most
+/// other recipes are: what grows by new layers can be compared with that.
+const Recipe NANOCHAT_NONZERO = [] {
+    Recipe recipe = NANOCHAT;
+    recipe.name = "nanochat_nonzero";
+    recipe.source = "nanochat's, but for proj, fc_proj and ve_gate, which start by the uniform law of all other matrices and not at 0";
+    for (InitialRow& row : recipe.initial) {
+        if (!row.tensors) continue;
+        const std::string tensors = row.tensors;
+        if (tensors == "q k v fc ve") row.tensors = "q k v proj fc fc_proj ve ve_gate";
+        if (tensors == "proj fc_proj ve_gate") row = {};
+    }
+    return recipe;
+}();
+
 const std::vector<const Recipe*>& recipes() {
-    static const std::vector<const Recipe*> all{&NANOCHAT, &SPEEDRUN};
+    static const std::vector<const Recipe*> all{&NANOCHAT, &NANOCHAT_NONZERO, &SPEEDRUN};
     return all;
 }
 
@@ -111,6 +127,15 @@ const Recipe& recipe_named(const std::string& name) {
         names += concat(names.empty() ? "" : ", ", recipe->name);
     }
     fail("recipe is '", name, "', but must be one of: ", names);
+}
+
+std::vector<StatePiece> AdamWRule::state(const std::string&, const std::vector<int64_t>& shape) const { return {{"m", shape}, {"v", shape}}; }
+
+std::vector<StatePiece> MuonGroup::state(const std::string& tensor, const std::vector<int64_t>& shape) const {
+    require(shape.size() == 2, "Muon is for matrices, and ", tensor, " is a vector; give its group AdamW in the recipe");
+    std::vector<StatePiece> pieces{{"momentum", shape}};
+    if (rule.beta2 > 0) pieces.push_back({"second", {std::max(shape[0], shape[1])}});
+    return pieces;
 }
 
 const GroupRule& rule_of(const Recipe& recipe, Group group) {

@@ -59,10 +59,18 @@ struct Rates {
     double embedding_lr, unembedding_lr, matrix_lr, scalar_lr, weight_decay;
 };
 
+/// A piece of what an optimizer keeps of a tensor: its name behind the tensor's (h.3.fc/momentum), and its shape.
+struct StatePiece {
+    const char* name;
+    std::vector<int64_t> shape;
+};
+
 /// AdamW's numbers for a group of tensors.
 struct AdamWRule {
     double beta1, beta2, eps;
     bool decays = false;                ///< by the run's weight decay
+
+    std::vector<StatePiece> state(const std::string& tensor, const std::vector<int64_t>& shape) const;
 };
 
 /// Muon's, with its momentum: from `momentum`, by `rise` more over the first `rise_steps` steps, linearly.
@@ -70,6 +78,9 @@ struct MuonGroup {
     MuonRule rule;
     double momentum, rise = 0;
     int64_t rise_steps = 0;
+
+    /// Throws std::invalid_argument for a vector, by the tensor's name.
+    std::vector<StatePiece> state(const std::string& tensor, const std::vector<int64_t>& shape) const;
 };
 
 /// How a group's weight decay changes over the run.
@@ -86,6 +97,11 @@ struct GroupRule {
     double factor = 1;                  ///< on that rate
     double tuned_width = 0;             ///< the rate is for this width, at others times sqrt(tuned_width / width); 0: for every width
     DecayRamp decay = DecayRamp::constant;
+
+    /// What its optimizer keeps of a tensor of that name and shape.
+    std::vector<StatePiece> state(const std::string& tensor, const std::vector<int64_t>& shape) const {
+        return std::visit([&](const auto& own) { return own.state(tensor, shape); }, optimizer);
+    }
 };
 
 /// Groups of the tensors in the table.
@@ -137,7 +153,7 @@ struct Recipe {
     std::optional<ScalingRules> scaling;
 };
 
-extern const Recipe NANOCHAT, SPEEDRUN;
+extern const Recipe NANOCHAT, NANOCHAT_NONZERO, SPEEDRUN;
 
 /// All that flags and files can name; the first is what --recipe means where it is left out.
 const std::vector<const Recipe*>& recipes();

@@ -8,6 +8,8 @@
 #include <iostream>
 #include <map>
 #include <memory>
+#include <numeric>
+#include <optional>
 #include <set>
 #include "llmc/io/error.h"
 #include "llmc/io/process.h"
@@ -71,6 +73,10 @@ static TensorSource constant_source(const Tensor& tensor, double number) {
     return source_of_numbers(tensor, [number](float* values, int64_t, int64_t n) { std::fill_n(values, n, static_cast<float>(number)); });
 }
 
+static TensorSource source_from_numbers(const Tensor& tensor, std::vector<float> numbers) {
+    return source_of_numbers(tensor, [numbers = std::move(numbers)](float* dst, int64_t first, int64_t n) { std::copy_n(&numbers[first], n, dst); });
+}
+
 static TensorSource initial_source(const Tensor& tensor, const LayerMap& map) {
     auto values_left = std::make_shared<std::unique_ptr<InitialValues>>();   // only while it is written: a generator has 2.5 kB
     return source_of_numbers(tensor, [tensor, &map, values_left](float* values, int64_t first, int64_t n) {
@@ -92,15 +98,20 @@ static TensorSource layer_source(const LayerMap& map, const std::vector<const Ch
     return source_from_checkpoint(tensor.name, *models[from.model], entry);
 }
 
+/// The numbers of a tensor with one a layer; none in a model of no layers, which has no such tensor.
+static std::vector<float> numbers_of(const Checkpoint& model, const Entries& entries, const std::string& tensor) {
+    auto found = entries.find(tensor);
+    if (found == entries.end()) return {};
+    std::vector<float> numbers(static_cast<size_t>(found->second->numel()));
+    read_tensor(model, *found->second, numbers.data());
+    return numbers;
+}
+
 /// A tensor with a number a layer: each goes with its layer, and by its layer's rule.
 static TensorSource numbers_source(const LayerMap& map, const std::vector<const Checkpoint*>& models, const std::vector<Entries>& entries,
                                    const Tensor& tensor) {
     std::vector<std::vector<float>> values;
-    for (size_t m = 0; m < models.size(); m++) {
-        const TensorEntry& entry = *entries[m].at(tensor.name);
-        values.emplace_back(static_cast<size_t>(entry.numel()));
-        read_tensor(*models[m], entry, values.back().data());
-    }
+    for (size_t m = 0; m < models.size(); m++) values.push_back(numbers_of(*models[m], entries[m], tensor.name));
     std::vector<float> numbers(static_cast<size_t>(tensor.numel));
     initialize(numbers.data(), tensor, map.config, map.seed);
     for (size_t n = 0; n < numbers.size(); n++) {
@@ -110,8 +121,77 @@ static TensorSource numbers_source(const LayerMap& map, const std::vector<const 
         if (rule.kind == Rule::copy) numbers[n] = values.at(from.model)[from.layer];
         if (rule.kind == Rule::scaled) numbers[n] = scaled(values.at(from.model)[from.layer], rule.number);
     }
-    return source_of_numbers(tensor, [numbers](float* dst, int64_t first, int64_t n) { std::copy_n(&numbers[first], n, dst); });
+    return source_from_numbers(tensor, std::move(numbers));
 }
+
+// ------------------------------------------------------------------------------------------------------- the optimizer's state
+
+/// The states of the map's one model, and where each of them goes.
+class States {
+public:
+    States(const LayerMap& map_, const Checkpoint& model_, const Entries& entries_) : map(map_), model(model_), entries(entries_), first(first_uses(map_)) {
+        const bool any = std::any_of(model.tensors.begin(), model.tensors.end(), [](const TensorEntry& entry) { return entry.name.find('/') != std::string::npos; });
+        require(any, model.path, ": holds no state of an optimizer (it was grown, stacked or converted); give --optimizer reset");
+    }
+
+    /// A piece of a tensor's state; nothing where the tensor had none, being frozen.
+    std::optional<TensorSource> source(const Tensor& tensor, const StatePiece& piece) const {
+        Tensor state = tensor;
+        state.name = concat(tensor.name, "/", piece.name);
+        state.shape = piece.shape;
+        state.numel = std::accumulate(piece.shape.begin(), piece.shape.end(), int64_t{1}, std::multiplies<int64_t>());
+        if (a_number_a_layer(*tensor.spec)) return of_numbers(tensor.name, state);
+        if (tensor.layer < 0) return copied(state, state.name);
+        const LayerFrom& from = map.layers[tensor.layer];
+        if (no_history(from, tensor.spec->name)) return constant_source(state, 0);
+        const std::string name = concat("h.", from.layer, ".", tensor.spec->name, "/", piece.name);
+        std::optional<TensorSource> copy = copied(state, name);
+        return copy && starts_at_zero(tensor.layer) ? constant_source(state, 0) : copy;
+    }
+
+private:
+    /// Numbers that did not come from the model were never trained.
+    static bool no_history(const LayerFrom& from, const std::string& tensor) {
+        const Rule::Kind kind = from.rule(tensor).kind;
+        return kind == Rule::constant || kind == Rule::initial;
+    }
+    bool starts_at_zero(int n) const { return map.state == GrownState::zero && !first[n]; }
+
+    std::optional<TensorSource> copied(const Tensor& state, const std::string& name) const {
+        auto found = entries.find(name);
+        if (found == entries.end()) return {};
+        require(found->second->shape == state.shape, model.path, ": ", name, " has another shape than its optimizer's: it is the state of another training; "
+                "give --optimizer reset");
+        return source_from_checkpoint(state.name, model, *found->second);
+    }
+    std::optional<TensorSource> of_numbers(const std::string& tensor, const Tensor& state) const {
+        const std::vector<float> had = numbers_of(model, entries, state.name);
+        if (had.empty() && model.config.n_layer > 0) return {};
+        require(static_cast<int>(had.size()) == model.config.n_layer, model.path, ": ", state.name, " has ", had.size(), " numbers, but the model has ",
+                model.config.n_layer, " layers: it is the state of another training; give --optimizer reset");
+        std::vector<float> numbers(static_cast<size_t>(state.numel));
+        for (size_t n = 0; n < numbers.size(); n++) {
+            const LayerFrom& from = map.layers[n];
+            if (!no_history(from, tensor) && !starts_at_zero(static_cast<int>(n))) numbers[n] = had[from.layer];
+        }
+        return source_from_numbers(state, std::move(numbers));
+    }
+
+    const LayerMap& map;
+    const Checkpoint& model;
+    const Entries& entries;
+    std::vector<bool> first;
+};
+
+/// In the trainer's order: tensor by tensor as the table has them.
+static void add_state(std::vector<TensorSource>& sources, const LayerMap& map, const Checkpoint& model, const Entries& entries) {
+    const States states(map, model, entries);
+    for (const Tensor& tensor : tensor_table(map.config))
+        for (const StatePiece& piece : rule_of(*map.config.recipe, tensor.spec->group).state(tensor.name, tensor.shape))
+            if (std::optional<TensorSource> source = states.source(tensor, piece)) sources.push_back(std::move(*source));
+}
+
+// ---------------------------------------------------------------------------------------------------------- the whole model
 
 static void add_tokenizer(std::vector<TensorSource>& sources, const std::vector<const Checkpoint*>& models, const std::vector<Entries>& entries) {
     const TensorEntry* first = nullptr;
@@ -154,6 +234,7 @@ std::vector<TensorSource> mapped_tensors(const LayerMap& map, const std::vector<
             sources.push_back(source_from_checkpoint(tensor.name, *models[0], *entries[0].at(tensor.name)));
         }
     }
+    if (map.state != GrownState::reset) add_state(sources, map, *models.at(0), entries.at(0));
     add_tokenizer(sources, models, entries);
     return sources;
 }

@@ -9,8 +9,10 @@
 void print_map(const LayerMap& map, const std::vector<const Checkpoint*>& models);
 
 /// The weights of a mapped model: layers and lambdas as the map says, the embedding of the first model, the head of `head`
-/// (its embedding where that is tied), and the first tokenizer that a model has. What is no copy is made a piece at a time while it
-/// is written; the map must live until then. Throws std::invalid_argument when two tokenizers differ, or a rule is for a tensor that no layer has.
+/// (its embedding where that is tied); then the state of its optimizer, if the map keeps one, for each tensor whose numbers have one where they
+/// come from, and for those of new layers; and the first tokenizer that a model has. What is no copy is made a piece at a time while it is
+/// written; the map must live until then. Throws std::invalid_argument when two tokenizers differ, a rule is for a tensor that no layer has, or
+/// there is no state to keep.
 std::vector<TensorSource> mapped_tensors(const LayerMap& map, const std::vector<const Checkpoint*>& models, const Checkpoint& head);
 
 /// Verifies every tensor of every model, then writes, and prints bytes, time and memory.

@@ -136,6 +136,8 @@ std::vector<NamedConfig> every_switch() {
     auto grouped = [](GPTConfig& x) { x.n_kv_head = 2; };
     add("grouped heads, size 8, speedrun", small_speedrun(4), grouped);
     add("grouped heads, size 8, nanochat", small_nanochat(4), grouped);
+    add("no layers, speedrun", recipe_config(SPEEDRUN, 0, 2, 32, VOCAB, SEQ), [](GPTConfig&) {});
+    add("no layers, nanochat", recipe_config(NANOCHAT, 0, 2, 32, VOCAB, SEQ), [](GPTConfig&) {});
     add("head size 24", small_nanochat(2, 48), [](GPTConfig&) {});
     add("head size 64", small_nanochat(1, 64), [](GPTConfig&) {});
     all.push_back({"the smallest", recipe_config(SPEEDRUN, 1, 1, 8, 8, 1)});
@@ -328,7 +330,7 @@ TEST_CASE("gpt: golden growth" * needs_products()) {
         CAPTURE(name);
         std::string list;
         for (const auto& layer : order) list += concat(list.empty() ? "" : ",", layer);
-        LayerMap map = grow_map(parent.config(), {list, {}, {}, {}});
+        LayerMap map = grow_map(parent.config(), {.order = list});
         CHECK(to_json(map.config) == grown.meta["configs"][name]);
         const double expected = grown.at("loss/" + name)[0];
         CHECK(std::abs(mapped_loss(map, {&parent}, grown) - expected) <= STACK_TOLERANCE * expected);
@@ -405,22 +407,23 @@ TEST_CASE("gpt: layers that zero adds change no logit by a bit, whatever the mod
         const std::vector<float> before = logits_of(model, data.idx, data.targets);
         CHECK(std::all_of(before.begin(), before.end(), [](float logit) { return std::isfinite(logit); }));
         CHECK(*std::max_element(before.begin(), before.end()) > *std::min_element(before.begin(), before.end()));
-        Checkpoint grown = write_mapped(dir / "grown.bin", grow_map(model.config, {"zero", 2, {}, {}}), {&model});
+        Checkpoint grown = write_mapped(dir / "grown.bin", grow_map(model.config, {.order = "zero", .factor = 2}), {&model});
         REQUIRE(grown.config.n_layer == 2 * model.config.n_layer);
         CHECK(logits_of(grown, data.idx, data.targets) == before);
-        Checkpoint again = write_mapped(dir / "again.bin", grow_map(grown.config, {"zero", 3, {}, 7}), {&grown});
+        Checkpoint again = write_mapped(dir / "again.bin", grow_map(grown.config, {.order = "zero", .factor = 3, .seed = 7}), {&grown});
         REQUIRE(again.config.n_layer == 6 * model.config.n_layer);
         CHECK(logits_of(again, data.idx, data.targets) == before);
     };
     for (const NamedConfig& named : every_switch()) {
         CAPTURE(named.name);
+        if (named.config.n_layer == 0) continue;
         SmallModel small(named.config);
         check_grown(write_model(dir / "model.bin", small), small);
     }
     for (const GPTConfig& config : {small_speedrun(), small_nanochat()}) {
         SmallModel small(config);
         Checkpoint model = write_model(dir / "model.bin", small);
-        Checkpoint copied = write_mapped(dir / "copied.bin", grow_map(config, {"interleave", 2, {}, {}}), {&model});
+        Checkpoint copied = write_mapped(dir / "copied.bin", grow_map(config, {.order = "interleave", .factor = 2}), {&model});
         check_grown(copied, small);
         StackOptions options{true, false, Norm::layer_norm, config.norm_wte, config.norm_lm_head};
         check_grown(write_mapped(dir / "stack.bin", stack_map({config, copied.config}, {"a", "b"}, options), {&model, &copied}), small);
@@ -597,6 +600,52 @@ TEST_CASE("gpt: a frozen embedding has no gradient, no optimizer state, and does
         CHECK(frozen.weights(wte) == before);
         CHECK(frozen.weights(frozen.model.tensors[1]) != other);
     }
+}
+
+/// Every tensor that trains has the gradient of a model of which all train, bit for bit; the others have none, no state, and do not
+/// move.
+void check_trained(const GPTConfig& config, const std::string& patterns, bool loop) {
+    CAPTURE(patterns);
+    SmallModel all(config), some(config, BATCH, Mode::train, {.only = parse_train_only(patterns, config)});
+    all.train(loop);
+    double squares = 0;
+    std::vector<std::vector<float>> before;
+    for (const Tensor& tensor : some.model.tensors) before.push_back(some.weights(tensor));
+    for (int step = 1; step <= 2; step++) {
+        const double loss = some.train(loop);
+        if (step == 1) CHECK(loss == all.sums.loss + all.sums.loop_loss);
+        for (const Tensor& tensor : some.model.tensors) {
+            CAPTURE(tensor.name);
+            if (step > 1 || some.model.frozen(tensor)) continue;
+            const std::vector<float> gradient = some.gradient(tensor);
+            CHECK(gradient == all.gradient(all.tensor(tensor.name)));
+            for (float g : gradient) squares += double{g} * g;
+        }
+        if (step == 1) CHECK(some.sums.norm() == doctest::Approx(std::sqrt(squares)).epsilon(1e-6));   // a sum in fp32
+        some.optimizer.set_step(config.recipe->rates, {}, step);
+        some.optimizer.update();
+    }
+    for (size_t t = 0; t < some.model.tensors.size(); t++) {
+        const Tensor& tensor = some.model.tensors[t];
+        CAPTURE(tensor.name);
+        const bool frozen = some.model.frozen(tensor);
+        CHECK((some.model.gradient(tensor) == nullptr) == frozen);
+        CHECK((some.weights(tensor) == before[t]) == frozen);
+        for (const Optimizer::State& state : some.optimizer.states()) CHECK(!(frozen && state.tensor == &tensor));
+    }
+}
+
+TEST_CASE("gpt: what trains alone has the gradient that it has among all, and what is frozen has none" * needs_products()) {
+    GPTConfig seams = small_speedrun(), nanochat = small_nanochat();
+    seams.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
+    for (std::string patterns : {"h.2.*", "h.1-2.*", "h.0-1.*", "h.2.fc_proj", "h.1.fc", "h.1.proj", "h.2.q", "h.*.v", "h.1.k,h.2.fc", "wte", "h.0.[qkv]", "*"})
+        check_trained(seams, patterns, false);
+    for (std::string patterns : {"lm_head", "h.2.*", "h.2.ve", "h.0.ve_gate", "h.1.fc_proj,lm_head", "x0_lambdas", "resid_lambdas", "*lambdas", "wte", "h.1.q,h.2.ve",
+                                 "h.0.v", "wte,*lambdas,lm_head"}) {
+        check_trained(nanochat, patterns, false);
+        check_trained(nanochat, patterns, true);
+    }
+    CHECK(refusal([] { GPT(small_speedrun(), 1, Mode::train, {.only = {"wte"}, .embedding = false}); }) == "gpt: nothing trains: every tensor of the model is frozen");
 }
 
 TEST_CASE("gpt: a micro-batch without targets has no loss and no gradient") {

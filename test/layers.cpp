@@ -1,6 +1,7 @@
 // Layer maps: orders and configurations by hand, and those of the reference (golden/grow, golden/stack).
 #include "llmc/layers.h"
 #include <doctest/doctest.h>
+#include <cmath>
 #include "test/small_model.h"
 
 using Ints = std::vector<int>;
@@ -8,7 +9,7 @@ using Bools = std::vector<bool>;
 using Layers = std::vector<LayerFrom>;
 
 static GrowthOptions by(const std::string& order, std::optional<int> factor = {}, std::optional<ValueEmbeds> value_embeds = {}) {
-    return {order, factor, value_embeds, {}};
+    return {.order = order, .factor = factor, .value_embeds = value_embeds};
 }
 
 /// Layers that a nanochat model of n_layer layers grows to, by the numbers of those they copy; -1: new.
@@ -23,34 +24,199 @@ static Ints grown(const GrowthOptions& options, int n_layer) {
 
 TEST_CASE("layers: orders of growth") {
     CHECK(grown(by("stack", 2), 3) == Ints{0, 1, 2, 0, 1, 2});
-    CHECK(grown(by("interleave", 2), 3) == Ints{0, 0, 1, 1, 2, 2});
     CHECK(grown(by("stack", 4), 1) == Ints{0, 0, 0, 0});
-    CHECK(grown(by("interleave", 3), 2) == Ints{0, 0, 0, 1, 1, 1});
     CHECK(grown(by("stack", 1), 3) == Ints{0, 1, 2});
+    CHECK(grown({.order = "stack", .depth = 6}, 3) == Ints{0, 1, 2, 0, 1, 2});
+    CHECK(grown({.order = "stack", .depth = 3}, 3) == Ints{0, 1, 2});
+    CHECK(grown({.order = "stack", .depth = 8}, 3) == Ints{0, 1, 2, 0, 1, 2, 0, 1});
+    CHECK(grown({.order = "stack", .depth = 4}, 3) == Ints{0, 1, 2, 0});
+
+    CHECK(grown(by("interleave", 2), 3) == Ints{0, 0, 1, 1, 2, 2});
+    CHECK(grown(by("interleave", 3), 2) == Ints{0, 0, 0, 1, 1, 1});
+    CHECK(grown({.order = "interleave", .depth = 5}, 3) == Ints{0, 0, 1, 1, 2});
+    CHECK(grown({.order = "interleave", .depth = 8}, 3) == Ints{0, 0, 0, 1, 1, 1, 2, 2});
+    CHECK(grown({.order = "interleave", .depth = 7}, 6) == Ints{0, 0, 1, 2, 3, 4, 5});
+    CHECK(grown({.order = "interleave", .depth = 4}, 1) == Ints{0, 0, 0, 0});
+
+    CHECK(grown(by("first", 2), 3) == Ints{0, 0, 0, 0, 1, 2});
+    CHECK(grown({.order = "first", .depth = 5}, 3) == Ints{0, 0, 0, 1, 2});
+    CHECK(grown({.order = "first", .depth = 3}, 3) == Ints{0, 1, 2});
+    CHECK(grown({.order = "first", .depth = 3}, 1) == Ints{0, 0, 0});
+
+    CHECK(grown(by("last", 2), 3) == Ints{0, 1, 2, 2, 2, 2});
+    CHECK(grown({.order = "last", .depth = 5}, 3) == Ints{0, 1, 2, 2, 2});
+    CHECK(grown({.order = "last", .depth = 3}, 3) == Ints{0, 1, 2});
+    CHECK(grown({.order = "last", .depth = 3}, 1) == Ints{0, 0, 0});
+
+    CHECK(grown({.order = "middle", .depth = 6}, 3) == Ints{0, 1, 1, 1, 1, 2});
+    CHECK(grown(by("middle", 2), 4) == Ints{0, 1, 2, 1, 2, 1, 2, 3});
+    CHECK(grown({.order = "middle", .depth = 7}, 4) == Ints{0, 1, 2, 1, 2, 1, 3});
+    CHECK(grown({.order = "middle", .depth = 4}, 4) == Ints{0, 1, 2, 3});
+    CHECK(grown({.order = "middle", .depth = 8, .middle = "2:3"}, 5) == Ints{0, 1, 2, 3, 2, 3, 2, 4});
+    CHECK(grown({.order = "middle", .depth = 6, .middle = "0:1"}, 3) == Ints{0, 1, 0, 1, 0, 2});
+    CHECK(grown({.order = "middle", .depth = 6, .middle = "2:2"}, 3) == Ints{0, 1, 2, 2, 2, 2});
+    CHECK(grown({.order = "middle", .depth = 5, .middle = "0:2"}, 3) == Ints{0, 1, 2, 0, 1});
+    CHECK(grown({.order = "middle", .depth = 3, .middle = "0:0"}, 1) == Ints{0, 0, 0});
+
+    CHECK(grown({.order = "solar", .drop = 1}, 4) == Ints{0, 1, 2, 1, 2, 3});
+    CHECK(grown({.order = "solar", .drop = 0}, 3) == Ints{0, 1, 2, 0, 1, 2});
+    CHECK(grown({.order = "solar", .drop = 1}, 3) == Ints{0, 1, 1, 2});
+    CHECK(grown({.order = "solar", .drop = 2}, 4) == Ints{0, 1, 2, 3});
+    CHECK(grown({.order = "solar", .drop = 2}, 5) == Ints{0, 1, 2, 2, 3, 4});
+    CHECK(grown({.order = "solar", .drop = 0}, 1) == Ints{0, 0});
+
+    for (const char* order : {"random", "zero"}) {
+        CHECK(grown(by(order, 2), 3) == Ints{0, 1, 2, -1, -1, -1});
+        CHECK(grown(by(order, 1), 3) == Ints{0, 1, 2});
+        CHECK(grown({.order = order, .depth = 5, .at = NewAt::top}, 3) == Ints{0, 1, 2, -1, -1});
+        CHECK(grown({.order = order, .depth = 5, .at = NewAt::middle}, 3) == Ints{0, -1, -1, 1, 2});
+        CHECK(grown({.order = order, .depth = 5, .at = NewAt::middle}, 4) == Ints{0, 1, -1, 2, 3});
+        CHECK(grown({.order = order, .depth = 5, .at = NewAt::bottom}, 3) == Ints{-1, -1, 0, 1, 2});
+        CHECK(grown({.order = order, .depth = 3, .at = NewAt::middle}, 1) == Ints{-1, -1, 0});
+        for (NewAt at : {NewAt::bottom, NewAt::middle, NewAt::top}) CHECK(grown({.order = order, .depth = 3, .at = at}, 0) == Ints{-1, -1, -1});
+    }
+
     CHECK(grown(by("2,0,2"), 3) == Ints{2, 0, 2});
     CHECK(grown(by("0"), 3) == Ints{0});
-    CHECK(grown(by("zero", 2), 3) == Ints{0, 1, 2, -1, -1, -1});
-    CHECK(grown(by("zero", 1), 3) == Ints{0, 1, 2});
 }
 
 TEST_CASE("layers: an order that is none is refused, and so is a flag that an order needs or does not take") {
     for (const char* order : {"", "stacked", ",", "1,", ",1", "1,,2", "1 2", "-1", "1.5", "0x1", "99999999999", "1;2", "Stack", "0,1,2 ", "LIST"})
-        CHECK(contains(refusal([&] { grown(by(order), 3); }), "must be stack, interleave, zero, or a list of layers like 0,1,2,0,1,2"));
+        CHECK(contains(refusal([&] { grown(by(order), 3); }), "must be stack, interleave, first, last, middle, solar, random, zero, or a list of layers like 0,1,2,0,1,2"));
     CHECK(contains(refusal([] { grown(by("stack"), 3); }), "--order stack needs --factor"));
     CHECK(contains(refusal([] { grown(by("zero"), 3); }), "--order zero needs --factor"));
-    CHECK(contains(refusal([] { grown(by("stack", -2), 3); }), "needs --factor"));
+    CHECK(contains(refusal([] { grown(by("stack", -2), 3); }), "--factor is -2, but must be 1 or more"));
     CHECK(contains(refusal([] { grown(by("zero", 2147483647), 3); }), "a model has at most 10000"));
     CHECK(refusal([] { grown(by("0,1", 2), 3); }) ==
-          "--order 0,1 does not take --factor; leave --factor out, or use --order stack, interleave, zero");
+          "--order 0,1 does not take --factor; leave --factor out, or use --order stack, interleave, first, last, middle, random, zero");
     CHECK(contains(refusal([] { grown(by("zero", 2, ValueEmbeds::layer), 3); }), "--order zero does not take --value-embeds"));
-    CHECK(contains(refusal([] { grown({"stack", 2, {}, 1}, 3); }), "--order stack does not take --seed; leave --seed out, or use --order zero"));
+    CHECK(contains(refusal([] { grown({.order = "stack", .factor = 2, .seed = 1}, 3); }), "--order stack does not take --seed; leave --seed out, or use --order random, zero"));
+}
+
+TEST_CASE("layers: what a flag of an order cannot be is refused with its rule and the way out") {
+    const struct {
+        GrowthOptions options;
+        int n_layer;
+        const char* words;
+    } wrong[] = {
+        {{.order = "stack", .factor = 2, .depth = 6}, 3, "--factor and --depth are both given; leave one of them out"},
+        {{.order = "random"}, 3, "--order random needs --factor, how many times deeper the model gets, or --depth, its layers"},
+        {{.order = "first", .depth = 2}, 3, "--depth is 2, but the model has 3 layers; give as many or more"},
+        {{.order = "last", .depth = 10001}, 3, "--depth 10001 makes 10001 layers of 3, but a model has at most 10000"},
+        {{.order = "last", .factor = 3334}, 3, "--factor 3334 makes 10002 layers of 3, but a model has at most 10000"},
+        {{.order = "zero", .factor = 2}, 0, "--factor 2 of a model of 0 layers are 0; give --depth, its layers"},
+        {{.order = "stack", .depth = 2}, 0, "--order stack: the model has no layers to copy; use --order random or zero, with --depth"},
+        {{.order = "solar", .drop = 0}, 0, "--order solar: the model has no layers to copy"},
+        {{.order = "0,1"}, 0, "--order 0,1: the model has no layers to copy"},
+        {{.order = "middle", .depth = 6}, 2, "--order middle needs --middle a:b here: a model of 2 layers has none between its first and last"},
+        {{.order = "middle", .depth = 6}, 1, "a model of 1 layer has none"},
+        {{.order = "middle", .depth = 6, .middle = "1:3"}, 3, "--middle 1:3 names layer 3, but the model has layers 0 to 2"},
+        {{.order = "middle", .depth = 6, .middle = "2:1"}, 3, "--middle is '2:1', but must be two layers a:b, like 1:4, both included, the lower one first"},
+        {{.order = "solar"}, 4, "--order solar needs --drop: how many layers each of the two copies leaves out"},
+        {{.order = "solar", .drop = 3}, 4, "--drop is 3, but must be 0 to 2: with more the model would not get deeper than its 4 layers"},
+        {{.order = "solar", .drop = -1}, 4, "--drop is -1"},
+        {{.order = "solar", .drop = 1}, 5002, "--drop 1 makes 10002 layers of 5002, but a model has at most 10000"},
+        {{.order = "solar", .depth = 6, .drop = 1}, 4, "--order solar does not take --depth; leave --depth out"},
+        {{.order = "stack", .depth = 6, .middle = "0:1"}, 3, "--order stack does not take --middle; leave --middle out, or use --order middle"},
+        {{.order = "stack", .depth = 6, .drop = 1}, 3, "--order stack does not take --drop; leave --drop out, or use --order solar"},
+        {{.order = "stack", .depth = 6, .at = NewAt::top}, 3, "--order stack does not take --at; leave --at out, or use --order random, zero"},
+        {{.order = "random", .depth = 6, .damp = "0.5"}, 3, "--order random does not take --damp; leave --damp out, or use --order stack, interleave, first, last, middle, solar, LIST"},
+        {{.order = "zero", .depth = 6, .damp = "0.5"}, 3, "--order zero does not take --damp"},
+    };
+    for (const auto& [options, n_layer, words] : wrong) {
+        CAPTURE(words);
+        const std::string text = refusal([&, &o = options, L = n_layer] { grown(o, L); });
+        CHECK_MESSAGE(contains(text, words), text);
+    }
+    for (const char* middle : {"", ":", "1", "1:", ":1", "1:2:3", "a:b", "-1:1", "1,2", "0:1,2", "1.5:2", " 1:2"})
+        CHECK(contains(refusal([&] { grown({.order = "middle", .depth = 6, .middle = middle}, 3); }), "but must be two layers a:b"));
+    for (const char* damp : {"", "0", "-1", "x", "1/2", "1/copie", "1/copies ", "nan", "inf", "1e4", "0.5x", "0x1"})
+        CHECK(contains(refusal([&] { grown({.order = "stack", .depth = 6, .damp = damp}, 3); }), "but must be a number above 0, at most 1000, or 1/copies"));
+}
+
+TEST_CASE("layers: random: windows of the new depth, new layers wholly by the recipe, value embeddings by the deeper model's own pattern") {
+    GPTConfig config = recipe_config(NANOCHAT, 3, 2, 64, 128, 32, "SL");   // layers 0 and 2 have a value embedding
+    config.attn_scale = {0.5, 2, 3};
+    config.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
+    LayerMap map = grow_map(config, {.order = "random", .depth = 6, .at = NewAt::middle, .seed = 7});
+    CHECK(map.layers == Layers{{0, 0}, {}, {}, {}, {0, 1}, {0, 2}});
+    CHECK(map.seed == 7);
+    CHECK(map.config.windows == Ints{16, 32, 16, 32, 16, 32});
+    CHECK(map.config.attn_scale == std::vector<double>{0.5, 1, 1, 1, 2, 3});
+    const Norm none = Norm::none;
+    CHECK(map.config.norm_before == std::vector<Norm>{none, none, none, none, Norm::rms_norm, Norm::layer_norm});
+    CHECK(map.config.value_embeds == Bools{true, true, false, true, false, true});   // 1, 3 and 5 by the pattern, 0 its own
+    for (const char* tensor : {"q", "proj", "fc_proj", "ve", "resid_lambdas", "x0_lambdas"}) CHECK(map.layers[1].rule(tensor) == Rule{Rule::initial});
+    for (const char* tensor : {"q", "proj", "resid_lambdas"}) CHECK(map.layers[4].rule(tensor) == Rule{Rule::copy});
+    GrowthOptions options{.order = "random", .depth = 6, .at = NewAt::middle, .value_embeds = ValueEmbeds::pattern};
+    CHECK(grow_map(config, options).config.value_embeds == Bools{false, true, false, true, false, true});
+    config.value_embeds = {false, false, false};
+    CHECK(grow_map(config, options).config.value_embeds == Bools(6, false));
+
+    GPTConfig speed = recipe_config(SPEEDRUN, 2, 2, 32, 96, 24);
+    CHECK(grow_map(speed, {.order = "random", .depth = 8}).config.attn_scale == std::vector<double>{0.5, 0.5, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25});
+    CHECK(grow_map(speed, {.order = "random", .depth = 8}).config.value_embeds == Bools(8, false));
+}
+
+TEST_CASE("layers: from no layers random makes the model that training starts with; from one, every order works, also with the deeper model's pattern") {
+    for (const Recipe* recipe : recipes()) {
+        const GPTConfig none = recipe_config(*recipe, 0, 2, 32, 96, 24), five = recipe_config(*recipe, 5, 2, 32, 96, 24);
+        CHECK(grow_map(none, {.order = "random", .depth = 5}).config == five);
+        GPTConfig expected = five;
+        expected.value_embeds = Bools(5, false);
+        expected.windows = Ints(5, 24);
+        CHECK(grow_map(none, {.order = "zero", .depth = 5}).config == expected);
+    }
+    const GPTConfig one = recipe_config(NANOCHAT, 1, 2, 64, 128, 32, "SSSL"), four = recipe_config(NANOCHAT, 4, 2, 64, 128, 32, "SSSL");
+    for (const GrowthOptions& options : {GrowthOptions{.order = "stack", .depth = 4}, GrowthOptions{.order = "interleave", .depth = 4}, GrowthOptions{.order = "first", .depth = 4},
+                                         GrowthOptions{.order = "last", .depth = 4}, GrowthOptions{.order = "middle", .depth = 4, .middle = "0:0"}, GrowthOptions{.order = "0,0,0,0"}}) {
+        CAPTURE(options.order);
+        LayerMap map = grow_map(one, options);
+        CHECK(map.layers == Layers{{0, 0}, {0, 0}, {0, 0}, {0, 0}});
+        CHECK(map.config.value_embeds == Bools(4, true));
+        GrowthOptions pattern = options;
+        pattern.value_embeds = ValueEmbeds::pattern;
+        CHECK(grow_map(one, pattern).config == four);
+    }
+    CHECK(grow_map(one, {.order = "random", .depth = 4}).config.value_embeds == Bools{true, true, false, true});
+    CHECK(grow_map(one, {.order = "random", .depth = 4, .value_embeds = ValueEmbeds::pattern}).config == four);
+}
+
+TEST_CASE("layers: damp scales attention in the configuration and the MLP by its last matrix, and nothing where it would scale by 1") {
+    GPTConfig config = recipe_config(NANOCHAT, 3, 2, 64, 128, 32, "SL");
+    config.attn_scale = {0.5, 1, 2};
+    auto scaled = [](double number) { return std::vector<TensorRule>{{"fc_proj", {Rule::scaled, number}}}; };
+    LayerMap map = grow_map(config, {.order = "0,1,0,2,0,1", .damp = "0.25"});
+    CHECK(map.config.attn_scale == std::vector<double>{0.5, 1, 0.125, 2, 0.125, 0.25});
+    CHECK(map.layers == Layers{{0, 0}, {0, 1}, {0, 0, scaled(0.25)}, {0, 2}, {0, 0, scaled(0.25)}, {0, 1, scaled(0.25)}});
+    map = grow_map(config, {.order = "0,1,0,2,0,1", .damp = "1/copies"});
+    CHECK(map.config.attn_scale == std::vector<double>{0.5 * (1.0 / 3), 0.5, 0.5 * (1.0 / 3), 2, 0.5 * (1.0 / 3), 0.5});
+    CHECK(map.layers == Layers{{0, 0, scaled(1.0 / 3)}, {0, 1, scaled(0.5)}, {0, 0, scaled(1.0 / 3)}, {0, 2}, {0, 0, scaled(1.0 / 3)}, {0, 1, scaled(0.5)}});
+    CHECK(grow_map(config, {.order = "0,0", .damp = "1"}).layers == Layers{{0, 0}, {0, 0}});
+    CHECK(grow_map(config, {.order = "0,1,2", .damp = "1/copies"}).config.attn_scale == config.attn_scale);
+}
+
+TEST_CASE("layers: when to grow, by the paper's rule") {
+    CHECK(tokens_before_growth(1.24e8, 7.44e18) == doctest::Approx(1.08e10).epsilon(0.01));   // its digits
+    CHECK(tokens_before_growth(1, 1e100) == doctest::Approx(std::pow(10, 1.6327 - 5.74)).epsilon(1e-12));
+    CHECK(tokens_before_growth(1e10, 1e20) == doctest::Approx(std::pow(10, 8.8 + 8.1635 - 5.74)).epsilon(1e-12));
+    CHECK(std::isfinite(tokens_before_growth(1, 10.001)));
+    CHECK(std::isfinite(tokens_before_growth(1e307, 1e308)));
+    const double nan = std::nan(""), inf = HUGE_VAL;
+    for (double params : {0.0, -1.0, 0.5, nan, inf}) CHECK(contains(refusal([&] { tokens_before_growth(params, 1e20); }), "--timing: N is "));
+    for (double flops : {10.0, 0.0, -1e20, nan, inf}) CHECK(contains(refusal([&] { tokens_before_growth(1, flops); }), "--timing: C is "));
+    CHECK(contains(refusal([] { tokens_before_growth(1e8, 5e8); }), "enough to train N = 1e+08 parameters on a token"));
 }
 
 TEST_CASE("layers: a lineage keeps what an order takes, defaults too") {
-    CHECK(growth_detail(by("stack", 2)) == "--order stack --factor 2 --value-embeds layer");
-    CHECK(growth_detail(by("0,1", {}, ValueEmbeds::pattern)) == "--order 0,1 --value-embeds pattern");
-    CHECK(growth_detail(by("zero", 3)) == "--order zero --factor 3 --seed 42");
-    CHECK(growth_detail({"zero", 3, {}, 7}) == "--order zero --factor 3 --seed 7");
+    CHECK(growth_detail(by("stack", 2)) == "--order stack --factor 2 --value-embeds layer --optimizer reset");
+    CHECK(growth_detail(by("0,1", {}, ValueEmbeds::pattern)) == "--order 0,1 --value-embeds pattern --optimizer reset");
+    CHECK(growth_detail(by("zero", 3)) == "--order zero --factor 3 --at top --seed 42 --optimizer reset");
+    CHECK(growth_detail({.order = "random", .depth = 8, .at = NewAt::bottom, .value_embeds = ValueEmbeds::layer, .seed = 7, .optimizer = GrownState::zero}) ==
+          "--order random --depth 8 --at bottom --value-embeds layer --seed 7 --optimizer zero");
+    CHECK(growth_detail({.order = "middle", .depth = 8, .middle = "1:2", .damp = "1/copies", .optimizer = GrownState::copy}) ==
+          "--order middle --depth 8 --middle 1:2 --value-embeds layer --damp 1/copies --optimizer copy");
+    CHECK(growth_detail({.order = "solar", .drop = 2}) == "--order solar --drop 2 --value-embeds layer --optimizer reset");
 }
 
 TEST_CASE("layers: a lineage keeps the map, rules too, with numbers that read back as they are") {
@@ -81,7 +247,7 @@ TEST_CASE("layers: zero: old layers keep what is theirs, new ones see all and st
     config.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
     config.windows = {5, 6, 7};
     config.value_embeds = {true, true, false};
-    LayerMap map = grow_map(config, {"zero", 2, {}, 7});
+    LayerMap map = grow_map(config, {.order = "zero", .factor = 2, .seed = 7});
     GPTConfig expected = config;
     expected.n_layer = 6;
     for (int n = 3; n < 6; n++) {

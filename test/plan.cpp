@@ -203,3 +203,78 @@ TEST_CASE("plan: refusals name the rule, the values and the way out") {
     in.param_data_ratio = 1e-3;
     CHECK(has(error_of(in), "less than one step"));
 }
+
+TEST_CASE("plan: a run that continues a schedule takes what is left of the horizon") {
+    PlanInput in = input_of(recipe_config(NANOCHAT, 12, 6, 768, 32768, 2048, "SSSL"), true);
+    PlanInput whole = in;
+    in.before = {.steps = 1000, .tokens = 1000 * int64_t{524288}, .flops = 1000 * 524288.0 * 802167552.0};
+    whole.param_data_ratio = in.param_data_ratio = 10.5;
+    Plan plan = make_plan(in);
+    CHECK(plan.steps == 1205);
+    CHECK(plan.schedule_steps == 2205);
+    CHECK(plan.tokens == 1205 * int64_t{524288});
+    CHECK(plan.total_flops == close(make_plan(whole).total_flops * 1205 / 2205));   // of this run
+    in.param_data_ratio.reset();
+    in.total_flops = make_plan(whole).total_flops;
+    CHECK(make_plan(in).steps == 1205);
+    in.total_flops.reset();
+    in.steps = 1001;
+    CHECK(make_plan(in).steps == 1);
+    in.steps = 1000;
+    CHECK(has(error_of(in), "the schedule goes on behind 1000 steps, 524288000 tokens"));
+    // A shallow model before it: its FLOPs are what they were.
+    in.steps.reset();
+    in.before.flops /= 2;
+    in.total_flops = make_plan(whole).total_flops;
+    CHECK(make_plan(in).steps == 1705);
+    CHECK(make_plan(in).schedule_steps == 2705);
+}
+
+TEST_CASE("plan: FLOPs of what is frozen: 4 a parameter, 2 where nothing below it trains") {
+    const GPTConfig c = recipe_config(SPEEDRUN, 3, 2, 32, 96, 24), nanochat = recipe_config(NANOCHAT, 4, 2, 64, 128, 32, "SL");
+    const int64_t C = 32, head = 96 * C, qkv = 3 * C * C, proj = C * C, fc = 4 * C * C, layer = qkv + proj + 2 * fc, attention = C * 24;
+    auto flops = [&](const std::string& patterns) { return flops_per_token(c, {.only = parse_train_only(patterns, c)}); };
+    CHECK(flops("*") == flops_per_token(c));
+    CHECK(flops_per_token(c) == 6 * (3 * layer + head) + 3 * 12 * attention);
+    CHECK(flops_per_token(c, {.only = {}, .embedding = false}) == flops_per_token(c));   // as the stacking study counts
+    CHECK(flops("h.2.*") == 2 * 2 * layer + 6 * layer + 4 * head + (4 + 4 + 12) * attention);
+    CHECK(flops("h.1.fc") == 2 * layer + (2 * (qkv + proj) + 6 * fc + 4 * fc) + 4 * layer + 4 * head + (4 + 4 + 12) * attention);
+    CHECK(flops("h.1.fc_proj") == 2 * layer + (2 * (qkv + proj + fc) + 6 * fc) + 4 * layer + 4 * head + (4 + 4 + 12) * attention);
+    CHECK(flops("h.1.v") == 2 * layer + 4 * layer + 2 * C * C - 2 * 2 * C * C + 4 * layer + 4 * head + (4 + 12 + 12) * attention);
+    CHECK(flops("wte") == 4 * 3 * layer + 6 * head + 3 * 12 * attention);   // tied: it is the head
+    // An untied head alone; its input needs no gradient then.
+    const int64_t all = flops_per_token(nanochat), nano_head = 128 * 64, nano_attention = 64 * (16 + 32 + 16 + 32);
+    const int64_t layers = (all - 6 * nano_head - 12 * nano_attention) / 6;
+    CHECK(flops_per_token(nanochat, {.only = {"lm_head"}}) == 2 * layers + 6 * nano_head + 4 * nano_attention);
+    CHECK(flops_per_token(nanochat, {.only = {"x0_lambdas"}}) == 4 * (layers + nano_head) + 12 * nano_attention);
+    CHECK(flops_per_token(nanochat, {.only = {"wte"}}) == 4 * (layers + nano_head) + 12 * nano_attention);
+}
+
+TEST_CASE("plan: patterns of what trains") {
+    const GPTConfig c = recipe_config(NANOCHAT, 12, 2, 64, 128, 32);
+    auto names = [&](const std::string& text) {
+        const Trained trained{.only = parse_train_only(text, c)};
+        std::string all;
+        for (const Tensor& tensor : tensor_table(c))
+            if (trained(tensor)) all += tensor.name + " ";
+        return all;
+    };
+    CHECK(names("h.10-11.fc") == "h.10.fc h.11.fc ");
+    CHECK(names("lm_head,wte") == "wte lm_head ");
+    CHECK(names("h.1.q") == "h.1.q ");
+    CHECK(names("h.1*.q") == "h.1.q h.10.q h.11.q ");
+    CHECK(names("h.3-3.ve*") == "h.3.ve h.3.ve_gate ");
+    CHECK(names("*lambdas") == "resid_lambdas x0_lambdas ");
+    auto error = [&](const std::string& text) {
+        try {
+            parse_train_only(text, c);
+        } catch (const std::invalid_argument& refused) {
+            return std::string(refused.what());
+        }
+        return std::string();
+    };
+    for (const char* wrong : {"foo", "", ",", "wte,", "h.0.ve", "h.12.q", "h.0", "fc", "h.*.fc2", "H.1.fc"}) CHECK(has(error(wrong), "' is no tensor of the model"));
+    CHECK(error("wte,h.6-12.*") == "--train-only h.6-12.*: layers 6 to 12, but the model has layers 0 to 11");
+    CHECK(has(error("h.5-3.fc"), "layers 5 to 3"));
+    CHECK(has(error("h.2-3.foo"), "is no tensor"));
+}

@@ -1,6 +1,7 @@
 // Recipes are data: what every one of them must have, and a third one, described here and nowhere else, trained against float64.
 #include "llmc/recipe.h"
 #include <doctest/doctest.h>
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <sstream>
@@ -198,8 +199,36 @@ TEST_CASE("recipe: each has one initial law for every tensor of the table, and M
 }
 
 TEST_CASE("recipe: a name that is not there is refused with those that are") {
-    CHECK_THROWS_WITH_AS(recipe_named("gpt5"), "recipe is 'gpt5', but must be one of: nanochat, speedrun", std::invalid_argument);
+    CHECK_THROWS_WITH_AS(recipe_named("gpt5"), "recipe is 'gpt5', but must be one of: nanochat, nanochat_nonzero, speedrun", std::invalid_argument);
     CHECK_THROWS_AS(initial_law(MIXTURE, "gate"), std::logic_error);
+}
+
+TEST_CASE("recipe: nanochat_nonzero is nanochat, but for matrices that start at 0 there") {
+    CHECK(recipe_named("nanochat_nonzero").name == std::string("nanochat_nonzero"));
+    const GPTConfig config = recipe_config(NANOCHAT, 2, 2, 64, 128, 32), nonzero = recipe_config(NANOCHAT_NONZERO, 2, 2, 64, 128, 32);
+    const std::vector<Tensor> table = tensor_table(config);
+    REQUIRE(tensor_table(nonzero).size() == table.size());
+    for (const Tensor& tensor : table) {
+        CAPTURE(tensor.name);
+        const std::string name = tensor.spec->name;
+        std::vector<float> values(tensor.numel), other(tensor.numel);
+        initialize(values.data(), tensor, config, 5);
+        initialize(other.data(), tensor, nonzero, 5);
+        if (name != "proj" && name != "fc_proj" && name != "ve_gate") {
+            CHECK(other == values);
+            continue;
+        }
+        CHECK(values == std::vector<float>(values.size(), 0));
+        const double bound = std::sqrt(3.0 / 64);   // U(-b, b) has a variance of b^2 / 3
+        double squares = 0;
+        for (float value : other) squares += double{value} * value;
+        CHECK(*std::max_element(other.begin(), other.end()) <= bound);
+        CHECK(*std::min_element(other.begin(), other.end()) >= -bound);
+        // The mean of n squares of such numbers scatters by 0.9 / sqrt(n) of itself: five times that.
+        CHECK(squares / static_cast<double>(other.size()) == doctest::Approx(bound * bound / 3).epsilon(4.5 / std::sqrt(other.size())));
+    }
+    CHECK(NANOCHAT_NONZERO.rates.matrix_lr == NANOCHAT.rates.matrix_lr);
+    CHECK(NANOCHAT_NONZERO.model.value_embeds);
 }
 
 TEST_CASE("recipe: Muon for a group of vectors is refused") {

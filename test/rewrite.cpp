@@ -2,10 +2,15 @@
 // and nothing is written then.
 #include "llmc/rewrite.h"
 #include <doctest/doctest.h>
+#include <cmath>
+#include <iterator>
+#include <random>
 #include <regex>
+#include <set>
 #include <sys/stat.h>
 #include "llmc/io/error.h"
 #include "llmc/safetensors.h"
+#include "test/gpt_reference.h"
 #include "test/small_model.h"
 
 using nlohmann::json;
@@ -54,7 +59,7 @@ TEST_CASE("grow: layers, lambdas, embedding, head, tokenizer and data position g
     CHECK(contains(out, "parameters: "));
     Checkpoint in = open_checkpoint(dir / "in.bin"), grown = open_checkpoint(dir / "out.bin");
     verify_tensors(grown);
-    CHECK(grown.config == grow_map(in.config, {"2,0,0,1", {}, {}, {}}).config);
+    CHECK(grown.config == grow_map(in.config, {.order = "2,0,0,1"}).config);
     check_layer(grown, 0, in, 2);
     check_layer(grown, 1, in, 0);
     check_layer(grown, 2, in, 0);
@@ -66,7 +71,7 @@ TEST_CASE("grow: layers, lambdas, embedding, head, tokenizer and data position g
     CHECK(grown.header["data"] == in.header["data"]);
     json lineage = grown.header["lineage"];
     CHECK(lineage["operation"] == "grow");
-    CHECK(lineage["detail"] == "--order 2,0,0,1 --value-embeds layer");
+    CHECK(lineage["detail"] == "--order 2,0,0,1 --value-embeds layer --optimizer reset");
     CHECK(lineage["parents"][0]["hash"] == in.content_hash());
     CHECK(lineage["parents"][0]["tokens"] == 4096);
     CHECK(lineage["parents"][0]["operation"] == "train");
@@ -119,7 +124,7 @@ TEST_CASE("rewrite: every rule, for matrices, value embeddings and lambdas") {
     TempDir dir;
     write_small_model(dir / "in.bin", nano(3), 1);
     Checkpoint in = open_checkpoint(dir / "in.bin");
-    LayerMap map = grow_map(in.config, {"2,0,2,1", {}, {}, {}});
+    LayerMap map = grow_map(in.config, {.order = "2,0,2,1"});
     map.seed = 5;
     map.layers[1].rules = {{"fc_proj", {Rule::scaled, 0.3}}, {"ve", {Rule::scaled, -1e-3}}, {"v", {Rule::initial}}, {"q", {Rule::copy}},
                            {"resid_lambdas", {Rule::scaled, 0.7}}, {"x0_lambdas", {Rule::constant, 0.25}}};
@@ -165,8 +170,9 @@ TEST_CASE("grow: every operator's rules are for tensors that layers have, and he
     const std::string help = done("./grow --help");
     for (const GrowthOperator& op : growth_operators()) {
         CHECK(contains(help, concat(op.name, ": ", std::string(op.help).substr(0, 20))));
-        LayerMap map = grow_map(in.config, {"0,1", {}, {}, {}});
-        map.layers[1] = {-1, -1, op.new_layer};
+        if (!op.adds) continue;
+        LayerMap map = grow_map(in.config, {.order = "0,1"});
+        map.layers[1] = {-1, -1, op.adds->rules};
         CHECK(mapped_tensors(map, {&in}, in).size() == tensor_table(map.config).size() + 1);   // and the tokenizer
     }
 }
@@ -187,8 +193,8 @@ TEST_CASE("grow: zero: the file says what it is, loses the same, and new matrice
         CHECK(contains(out, config.lambdas ? "layer 2 <- new, initial values of seed 5 (proj 0, fc_proj 0, resid_lambdas 1, x0_lambdas 0)   window 16,"
                                            : "layer 3 <- new, initial values of seed 5 (proj 0, fc_proj 0)   window 16, scale 0.353553,"));
         Checkpoint in = open_checkpoint(dir / "in.bin"), grown = open_checkpoint(dir / "out.bin");
-        CHECK(grown.config == grow_map(config, {"zero", 2, {}, 5}).config);
-        CHECK(grown.header["lineage"]["detail"] == "--order zero --factor 2 --seed 5");
+        CHECK(grown.config == grow_map(config, {.order = "zero", .factor = 2, .seed = 5}).config);
+        CHECK(grown.header["lineage"]["detail"] == "--order zero --factor 2 --at top --seed 5 --optimizer reset");
         CHECK(grown.header["data"] == in.header["data"]);
         for (int n = 0; n < 2; n++) check_layer(grown, n, in, n);
         CHECK(bytes_of(grown, "wte") == bytes_of(in, "wte"));
@@ -205,6 +211,428 @@ TEST_CASE("grow: zero: the file says what it is, loses the same, and new matrice
             for (int n : {2, 3}) CHECK(bytes_of(grown, concat("h.", n, ".", tensor)) == bytes_of(begun, concat("h.", n, ".", tensor)));
         CHECK(bytes_of(grown, "h.0.q") != bytes_of(begun, "h.0.q"));
     }
+}
+
+// ----------------------------------------------------------------------------------------------------- growth, composed by hand
+
+using Ints = std::vector<int>;
+static constexpr int NEW = -1;
+
+struct Growth {
+    int n_layer;
+    const char* flags;
+    Ints layers;
+};
+/// Every operator that changes the function, at depths that are multiples and that are none, spelled out.
+static const std::vector<Growth> GROWTHS{
+    {3, "--order stack --factor 2", {0, 1, 2, 0, 1, 2}},
+    {3, "--order stack --depth 5", {0, 1, 2, 0, 1}},
+    {3, "--order interleave --factor 2", {0, 0, 1, 1, 2, 2}},
+    {3, "--order interleave --depth 5", {0, 0, 1, 1, 2}},
+    {3, "--order first --depth 5", {0, 0, 0, 1, 2}},
+    {3, "--order last --depth 6", {0, 1, 2, 2, 2, 2}},
+    {4, "--order middle --depth 7", {0, 1, 2, 1, 2, 1, 3}},
+    {3, "--order middle --depth 5 --middle 0:1", {0, 1, 0, 1, 2}},
+    {4, "--order solar --drop 1", {0, 1, 2, 1, 2, 3}},
+    {3, "--order random --depth 5 --seed 9", {0, 1, 2, NEW, NEW}},
+    {3, "--order random --depth 5 --seed 9 --at middle", {0, NEW, NEW, 1, 2}},
+    {3, "--order random --factor 2 --seed 9 --at bottom", {NEW, NEW, NEW, 0, 1, 2}},
+    {1, "--order random --depth 3 --seed 9", {0, NEW, NEW}},
+    {3, "--order 2,0,1,0", {2, 0, 1, 0}},
+};
+
+static GPTConfig nonzero(int layers) { return recipe_config(NANOCHAT_NONZERO, layers, 2, 32, 64, 16, "SSL"); }
+static GPTConfig speed16(int layers) { return recipe_config(SPEEDRUN, layers, 2, 16, 24, 16); }
+
+/// Weights of a model whose loss depends on all of them: matrices within 0.3 of zero, resid_lambdas of 1.
+static Values even_weights(const GPTConfig& config, uint64_t seed) {
+    std::mt19937_64 generator(seed);
+    Values values;
+    for (const Tensor& tensor : tensor_table(config))
+        for (int64_t i = 0; i < tensor.numel; i++) {
+            const float number = static_cast<float>(static_cast<double>(generator() >> 11) * 0x1p-53 - 0.5) * 0.6f;
+            values[tensor.name].push_back(tensor.name == "resid_lambdas" ? 1 + number : number);
+        }
+    return values;
+}
+
+static const Ints IDX{3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3}, TARGETS{1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2};
+
+/// The loss of these weights in float64. change: to weights that fp32 need not hold.
+template <class Change>
+static double reference_loss(const GPTConfig& config, const Values& values, Change change) {
+    std::map<std::string, Doubles> weights;
+    for (auto& [name, numbers] : values) weights[name] = Doubles(numbers.begin(), numbers.end());
+    change(weights);
+    return ReferenceGPT{config, weights, {}, {}}.loss(IDX, TARGETS);
+}
+static double reference_loss(const GPTConfig& config, const Values& values) {
+    return reference_loss(config, values, [](auto&) {});
+}
+
+static Values weights_of(const Checkpoint& checkpoint) {
+    Values values;
+    for (const Tensor& tensor : tensor_table(checkpoint.config)) values[tensor.name] = values_of(checkpoint, tensor.name);
+    return values;
+}
+
+/// The weights of `config`, its layers those of `from` that are named, or new ones by the recipe.
+static Values composed(const GPTConfig& config, const Values& from, const Ints& layers, uint64_t seed) {
+    Values values;
+    for (const Tensor& tensor : tensor_table(config)) {
+        std::vector<float>& to = values[tensor.name];
+        if (tensor.name == "wte" || tensor.name == "lm_head") {
+            to = from.at(tensor.name);
+            continue;
+        }
+        to.resize(static_cast<size_t>(tensor.numel));
+        initialize(to.data(), tensor, config, seed);
+        if (tensor.layer >= 0 && layers[tensor.layer] != NEW) to = from.at(concat("h.", layers[tensor.layer], ".", tensor.spec->name));
+        for (size_t n = 0; tensor.layer < 0 && n < layers.size(); n++)
+            if (layers[n] != NEW) to[n] = from.at(tensor.name)[layers[n]];
+    }
+    return values;
+}
+
+TEST_CASE("grow: every order: tensors, configuration and loss are those of the model composed by hand, in float64") {
+    TempDir dir;
+    for (auto make : {nano, nonzero, speed16})
+        for (const Growth& growth : GROWTHS) {
+            const GPTConfig config = make(growth.n_layer);
+            const int depth = static_cast<int>(growth.layers.size());
+            CAPTURE(std::string(config.recipe->name));
+            CAPTURE(std::string(growth.flags));
+            const Values from = even_weights(config, 3);
+            write_small_model(dir / "in.bin", config, from);
+            done("./grow --overwrite " + dir / "in.bin " + dir / "out.bin " + growth.flags);
+            const Checkpoint out = open_checkpoint(dir / "out.bin");
+            verify_tensors(out);
+
+            GPTConfig expected = make(depth);   // windows of the deeper model; scales and value embeddings go with their layer
+            for (int n = 0; n < depth; n++) {
+                if (growth.layers[n] == NEW) continue;
+                expected.attn_scale[n] = config.attn_scale[growth.layers[n]];
+                expected.value_embeds[n] = config.value_embeds[growth.layers[n]];
+            }
+            CHECK(out.config == expected);
+            const Values values = weights_of(out), by_hand = composed(expected, from, growth.layers, 9);
+            CHECK(values == by_hand);
+            const double loss = reference_loss(expected, by_hand);
+            CHECK(std::isfinite(loss));
+            CHECK(reference_loss(out.config, values) == loss);
+            CHECK(std::abs(loss - reference_loss(config, from)) > 1e-6);   // another function than before
+        }
+}
+
+TEST_CASE("grow: zero, wherever its layers stand, is the same function, also of a model of no layers") {
+    TempDir dir;
+    for (auto make : {nano, speed16})
+        for (int n_layer : {0, 1, 3}) {
+            const Values from = even_weights(make(n_layer), 3);
+            write_small_model(dir / "in.bin", make(n_layer), from);
+            const double before = reference_loss(make(n_layer), from);
+            for (const char* at : {"bottom", "middle", "top"}) {
+                done("./grow --overwrite " + dir / "in.bin " + dir / "out.bin --order zero --depth 5 --at " + at);
+                const Checkpoint out = open_checkpoint(dir / "out.bin");
+                CHECK(out.config.n_layer == 5);
+                CHECK(reference_loss(out.config, weights_of(out)) == before);
+            }
+        }
+}
+
+TEST_CASE("grow: random from no layers is, but for embedding and head, what training starts with") {
+    TempDir dir;
+    for (auto make : {nano, nonzero, speed}) {
+        CAPTURE(std::string(make(0).recipe->name));
+        write_small_model(dir / "in.bin", make(0), 1);
+        done("./grow --overwrite " + dir / "in.bin " + dir / "out.bin --order random --depth 4 --seed 5");
+        const Checkpoint in = open_checkpoint(dir / "in.bin"), out = open_checkpoint(dir / "out.bin");
+        CHECK(out.config == make(4));
+        for (const Tensor& tensor : tensor_table(make(4))) {
+            CAPTURE(tensor.name);
+            std::vector<float> initial(static_cast<size_t>(tensor.numel));
+            initialize(initial.data(), tensor, make(4), 5);
+            const bool kept = tensor.name == "wte" || tensor.name == "lm_head";
+            CHECK(values_of(out, tensor.name) == (kept ? values_of(in, tensor.name) : initial));
+        }
+        CHECK(out.header["lineage"]["layers"].dump() == "[null,null,null,null]");
+    }
+}
+
+TEST_CASE("grow: value embeddings by pattern, for every order that takes it; those beyond it are counted") {
+    TempDir dir;
+    for (const Growth& growth : GROWTHS) {
+        CAPTURE(std::string(growth.flags));
+        const int depth = static_cast<int>(growth.layers.size());
+        write_small_model(dir / "in.bin", nano(growth.n_layer), 1);
+        const std::string command = "./grow --overwrite " + dir / "in.bin " + dir / "out.bin " + growth.flags;
+        const std::string text = done(command);
+        auto in_pattern = [&](int n) { return (depth - 1 - n) % 2 == 0; };
+        auto had = [&](int n) { return growth.layers[n] == NEW ? in_pattern(n) : (growth.n_layer - 1 - growth.layers[n]) % 2 == 0; };
+        int beyond = 0;   // of 64 tokens by 32 channels
+        for (int n = 0; n < depth; n++) beyond += had(n) && !in_pattern(n);
+        const std::string line = concat("free parameters: ", beyond * 64 * 32, ", which cost no FLOPs, in value embeddings beyond the pattern of ", depth,
+                                        " layers; --value-embeds pattern leaves them out\n");
+        CHECK(contains(text, line) == (beyond > 0));
+        CHECK(contains(text, "free parameters") == (beyond > 0));
+        CHECK(!contains(done(command + " --value-embeds pattern"), "free parameters"));
+        const Checkpoint grown = open_checkpoint(dir / "out.bin");
+        for (int n = 0; n < depth; n++) CHECK(grown.config.value_embeds[n] == (had(n) && in_pattern(n)));
+    }
+    write_small_model(dir / "in.bin", nano(3), 1);   // value embeddings in 0 and 2, and by the pattern of 6 in 1, 3 and 5
+    CHECK(contains(done("./grow --overwrite " + dir / "in.bin " + dir / "out.bin --order zero --factor 2"),
+                   "free parameters: 4096, which cost no FLOPs, in value embeddings beyond the pattern of 6 layers\n"));
+    write_small_model(dir / "in.bin", nano(1), 1);
+    done("./grow --overwrite " + dir / "in.bin " + dir / "out.bin --order stack --depth 4 --value-embeds pattern");
+    CHECK(open_checkpoint(dir / "out.bin").config == nano(4));
+}
+
+TEST_CASE("grow: damp scales both branches of the uses that it is for, as the float64 model with scaled branches has it") {
+    TempDir dir;
+    for (auto make : {nonzero, speed16})
+        for (const Growth& growth : GROWTHS) {
+            if (std::count(growth.layers.begin(), growth.layers.end(), NEW) > 0) continue;
+            for (const std::string damp : {"0.3", "1/copies"}) {
+                CAPTURE(std::string(growth.flags));
+                CAPTURE(damp);
+                const GPTConfig config = make(growth.n_layer);
+                write_small_model(dir / "in.bin", config, even_weights(config, 3));
+                const std::string command = "./grow --overwrite " + dir / "in.bin " + dir / "out.bin " + growth.flags;
+                done(command);
+                const Checkpoint plain = open_checkpoint(dir / "out.bin");
+                CHECK(contains(done(command + " --damp " + damp),
+                               "damp " + damp + ": attention by its scale, which is in the configuration, the MLP by fc_proj, in the weights\n"));
+                const Checkpoint out = open_checkpoint(dir / "out.bin");
+                const Values undamped = weights_of(plain), values = weights_of(out);
+
+                std::vector<double> factors;
+                std::map<int, int> met;
+                for (int l : growth.layers) {
+                    const double uses = static_cast<double>(std::count(growth.layers.begin(), growth.layers.end(), l));
+                    factors.push_back(damp == "1/copies" ? 1 / uses : met[l]++ > 0 ? 0.3 : 1);
+                }
+                for (auto& [name, numbers] : undamped) {
+                    CAPTURE(name);
+                    const bool scaled = name.ends_with(".fc_proj");
+                    CHECK(values.at(name) == (scaled ? times(factors[std::stoi(name.substr(2))], numbers) : numbers));
+                }
+                GPTConfig expected = plain.config;
+                for (size_t n = 0; n < factors.size(); n++) expected.attn_scale[n] *= factors[n];
+                CHECK(out.config == expected);
+
+                // Both branches by their last matrix, in float64. The file's fc_proj is rounded to fp32: 6e-8 of each number.
+                const double by_branches = reference_loss(plain.config, undamped, [&](auto& weights) {
+                    for (size_t n = 0; n < factors.size(); n++)
+                        for (const char* last : {"proj", "fc_proj"})
+                            for (double& w : weights[concat("h.", n, ".", last)]) w *= factors[n];
+                });
+                CHECK(reference_loss(out.config, values) == doctest::Approx(by_branches).epsilon(1e-6));
+                CHECK(std::abs(by_branches - reference_loss(plain.config, undamped)) > 1e-4);
+
+                json layers = json::array();
+                for (size_t n = 0; n < factors.size(); n++) {
+                    layers.push_back({0, growth.layers[n]});
+                    if (factors[n] != 1) layers.back().push_back({{"fc_proj", "x " + json(factors[n]).dump()}});
+                }
+                CHECK(out.header["lineage"]["layers"] == layers);
+            }
+        }
+}
+
+// ------------------------------------------------------------------------------------------------ growth of an optimizer's state
+
+/// State of every tensor, as the trainer writes it: AdamW's m and v of tables and lambdas, Muon's momentum of matrices, and for nanochat its
+/// second moments, a number a row or column, whichever are more. No two numbers are equal: first, first + 1, ...
+static Values whole_state(const GPTConfig& config, std::vector<TensorSource>& sources, float first) {
+    Values state;
+    for (const Tensor& tensor : tensor_table(config)) {
+        const std::string name = tensor.spec->name;
+        const bool adamw = name == "wte" || name == "lm_head" || name == "ve" || tensor.spec->vector;
+        std::vector<std::pair<std::string, std::vector<int64_t>>> pieces{{adamw ? "m" : "momentum", tensor.shape}};
+        if (adamw) pieces.push_back({"v", tensor.shape});
+        if (!adamw && config.recipe != &SPEEDRUN) pieces.push_back({"second", {std::max(tensor.shape[0], tensor.shape[1])}});
+        for (auto& [piece, shape] : pieces) {
+            std::vector<float>& values = state[tensor.name + "/" + piece];
+            values.resize(static_cast<size_t>(shape.size() == 2 ? shape[0] * shape[1] : shape[0]));
+            for (float& value : values) value = first++;
+            sources.push_back(source_from_memory(tensor.name + "/" + piece, shape, values.data()));
+        }
+    }
+    return state;
+}
+
+static Names tensor_names(const Checkpoint& checkpoint) {
+    Names names;
+    for (const TensorEntry& entry : checkpoint.tensors) names.push_back(entry.name);
+    return names;
+}
+
+TEST_CASE("grow: the optimizer's state goes with its layer, for every order; further copies keep it or start at zero") {
+    TempDir dir;
+    for (auto make : {nano, speed})
+        for (const Growth& growth : GROWTHS)
+            for (const std::string mode : {"copy", "zero"}) {
+                CAPTURE(std::string(growth.flags));
+                CAPTURE(mode);
+                const GPTConfig config = make(growth.n_layer);
+                const Values weights = small_weights(config, 1);
+                std::vector<TensorSource> sources = small_sources(config, weights);
+                const Values had = whole_state(config, sources, 1);
+                sources.push_back(source_from_bytes("tokenizer", "a tokenizer"));
+                write_checkpoint(dir / "in.bin", small_header(config), sources);
+                const std::string command = "./grow --overwrite " + dir / "in.bin ";
+                done(command + dir / "out.bin " + growth.flags + " --optimizer " + mode);
+                done(command + dir / "reset.bin " + growth.flags);
+                const Checkpoint out = open_checkpoint(dir / "out.bin"), reset = open_checkpoint(dir / "reset.bin");
+                verify_tensors(out);
+                CHECK(!out.can_resume());
+                CHECK(out.header["progress"] == no_progress());
+                CHECK(out.header["lineage"]["detail"].get<std::string>().ends_with(" --optimizer " + mode));
+                CHECK(out.content_hash() == reset.content_hash());
+
+                const Values any = small_weights(out.config, 1);
+                std::vector<TensorSource> all = small_sources(out.config, any);
+                const Values pieces = whole_state(out.config, all, 1);
+                Names names;
+                for (const TensorSource& source : all) names.push_back(source.name);
+                names.push_back("tokenizer");
+                CHECK(tensor_names(out) == names);
+
+                std::vector<bool> keeps;   // by layer: its source's state
+                std::set<int> met;
+                for (int l : growth.layers) keeps.push_back(l != NEW && (met.insert(l).second || mode == "copy"));
+                for (auto& [name, shaped] : pieces) {
+                    CAPTURE(name);
+                    std::vector<float> expected(shaped.size());
+                    if (name.starts_with("h.")) {
+                        const int n = std::stoi(name.substr(2));
+                        if (keeps[n]) expected = had.at(concat("h.", growth.layers[n], name.substr(name.find('.', 2))));
+                    } else if (contains(name, "lambdas")) {
+                        for (size_t n = 0; n < expected.size(); n++)
+                            if (keeps[n]) expected[n] = had.at(name)[growth.layers[n]];
+                    } else {
+                        expected = had.at(name);
+                    }
+                    CHECK(values_of(out, name) == expected);
+                }
+            }
+}
+
+TEST_CASE("grow: state that a frozen tensor lacks is not made up; from no layers it is zeros; where there is none, or another training's, it is refused") {
+    TempDir dir;
+    const Values two = small_weights(nano(2), 1), none = small_weights(nano(0), 1);
+    auto write = [&](const GPTConfig& config, const Values& weights, auto keep) {
+        std::vector<TensorSource> sources = small_sources(config, weights), state;
+        const Values values = whole_state(config, state, 1);
+        std::copy_if(state.begin(), state.end(), std::back_inserter(sources), [&](const TensorSource& source) { return keep(source.name); });
+        write_checkpoint(dir / "in.bin", small_header(config), sources);
+    };
+    const std::string command = "./grow --overwrite " + dir / "in.bin " + dir / "out.bin --order ";
+    write(nano(2), two, [](const std::string& name) { return !name.starts_with("wte/") && !name.starts_with("h.1.fc/") && !name.starts_with("x0_lambdas/"); });
+    for (const char* mode : {"copy", "zero"}) {
+        done(command + "stack --factor 2 --optimizer " + mode);
+        const Checkpoint out = open_checkpoint(dir / "out.bin");
+        for (const char* lost : {"wte/m", "wte/v", "h.1.fc/momentum", "h.3.fc/momentum", "h.3.fc/second", "x0_lambdas/m"}) CHECK_MESSAGE(!out.find(lost), lost);
+        for (const char* kept : {"lm_head/m", "h.2.fc/momentum", "h.3.fc_proj/second", "resid_lambdas/v"}) CHECK_MESSAGE(out.find(kept), kept);
+    }
+    write(nano(0), none, [](const std::string&) { return true; });
+    done(command + "random --depth 3 --optimizer copy");
+    const Checkpoint grown = open_checkpoint(dir / "out.bin");
+    for (const char* zeros : {"h.0.q/momentum", "h.2.ve/v", "h.2.fc/second", "resid_lambdas/m"})
+        CHECK(values_of(grown, zeros) == std::vector<float>(static_cast<size_t>(grown.at(zeros).numel())));
+    CHECK(values_of(grown, "wte/m")[1] == 2);
+
+    write(nano(2), two, [](const std::string&) { return false; });
+    done(command + "stack --factor 2 --optimizer reset");
+    std::filesystem::remove(dir / "out.bin");
+    refused(command + "stack --factor 2 --optimizer copy", "in.bin: holds no state of an optimizer (it was grown, stacked or converted); give --optimizer reset");
+    std::vector<TensorSource> sources = small_sources(nano(2), two);
+    sources.push_back(source_from_memory("h.0.q/momentum", {8}, two.at("wte").data()));
+    write_checkpoint(dir / "in.bin", small_header(nano(2)), sources);
+    refused(command + "stack --factor 2 --optimizer zero", "in.bin: h.0.q/momentum has another shape than its optimizer's: it is the state of another training");
+    sources.back() = source_from_memory("x0_lambdas/v", {3}, two.at("wte").data());
+    write_checkpoint(dir / "in.bin", small_header(nano(2)), sources);
+    refused(command + "stack --factor 2 --optimizer zero", "in.bin: x0_lambdas/v has 3 numbers, but the model has 2 layers");
+    CHECK(names_in(dir.path) == Names{"in.bin"});
+}
+
+TEST_CASE("grow: the state of a run's own checkpoint becomes what a deeper run keeps, tensor for tensor, in its order") {
+    TempDir dir;
+    for (const Recipe* recipe : recipes()) {
+        CAPTURE(std::string(recipe->name));
+        for (int depth : {2, 4}) {
+            Result trained = run(concat("./train_gpt --recipe ", recipe->name, " --depth ", depth, " --width 32 --heads 2 --seq-len 16 --vocab-size 264 --data ",
+                                        "test/golden/checkpoint_v1/train_000000.bin --steps 1 --batch-tokens 16 --device-batch 1 --no-scaling --out ", dir / "d", depth));
+            REQUIRE(trained.code == 0);
+        }
+        const std::string two_file = dir / "d2/step_0000001.bin", four_file = dir / "d4/step_0000001.bin";
+        done("./grow " + two_file + " " + dir / "out.bin --order stack --factor 2 --optimizer copy");
+        const Checkpoint two = open_checkpoint(two_file), four = open_checkpoint(four_file), out = open_checkpoint(dir / "out.bin");
+        CHECK(tensor_names(out) == tensor_names(four));
+        for (const TensorEntry& entry : four.tensors) CHECK_MESSAGE(out.at(entry.name).shape == entry.shape, entry.name);
+        CHECK(bytes_of(out, "h.3.fc_proj/momentum") == bytes_of(two, "h.1.fc_proj/momentum"));
+        CHECK(bytes_of(two, "h.1.fc_proj/momentum") != bytes_of(two, "h.0.fc_proj/momentum"));
+        for (const char* path : {"d2", "d4", "out.bin"}) std::filesystem::remove_all(dir / path);
+    }
+}
+
+TEST_CASE("grow: --timing prints a number of tokens and grows nothing") {
+    Result result = run("./grow --timing 1.24e8 7.44e18");
+    CHECK(result.code == 0);
+    CHECK(result.out == "train the small model on 1.08e+10 tokens before it grows: 1.08 of the 1e+10 tokens that 7.44e+18 FLOPs train 1.24e+08 parameters on\n");
+    CHECK(result.err == "grow: the rule was fitted on models of about 1e9 parameters and more, and 1.24e+08 are fewer: take it as a hint\n");
+    CHECK(contains(done("./grow --timing 2e9 1e21"), "on 1.66e+10 tokens before it grows: 0.199 of the 8.33e+10 tokens"));
+    refused("./grow --timing 1e9", "--timing");
+    refused("./grow --timing 1e9 x", "--timing is 'x', but must be a number");
+    refused("./grow --timing nan 1e20", "--timing: N is nan");
+    refused("./grow --timing 0.5 1e20", "--timing: N is 0.5, but must be a number of parameters, 1 or more");
+    refused("./grow --timing 1 10", "--timing: C is 10, but must be a number of FLOPs above 10");
+    refused("./grow --timing 1e9 5e9", "and enough to train N = 1e+09 parameters on a token, 6 N");
+    refused("./grow --timing 1e9 inf", "--timing: C is inf");
+    refused("./grow --timing 1e9 1e20 IN OUT", "--timing is given alone; leave IN out");
+    refused("./grow --timing 1e9 1e20 --order stack", "--timing is given alone; leave --order out");
+}
+
+TEST_CASE("grow: a flag with a wrong value, or one too few or too many for its order: one line, and nothing is written") {
+    TempDir dir;
+    write_small_model(dir / "in.bin", nano(4), 1);
+    write_small_model(dir / "none.bin", nano(0), 1);
+    const struct {
+        const char *flags, *words;
+    } wrong[] = {
+        {"--order stack --depth 3", "--depth is 3, but the model has 4 layers; give as many or more"},
+        {"--order stack --depth 0", "--depth is 0, but must be 1 to 10000"},
+        {"--order stack --depth 10001", "--depth is 10001, but must be 1 to 10000"},
+        {"--order stack --depth x", "--depth is 'x'"},
+        {"--order stack --depth 8 --factor 2", "--factor and --depth are both given; leave one of them out"},
+        {"--order middle --depth 8 --middle 2:4", "--middle 2:4 names layer 4, but the model has layers 0 to 3"},
+        {"--order middle --depth 8 --middle 2:1", "--middle is '2:1', but must be two layers a:b"},
+        {"--order middle --depth 8 --middle x", "--middle is 'x', but must be two layers a:b"},
+        {"--order middle --depth 8 --middle ''", "--middle is empty"},
+        {"--order first --depth 8 --middle 1:2", "--order first does not take --middle; leave --middle out, or use --order middle"},
+        {"--order solar", "--order solar needs --drop"},
+        {"--order solar --drop 3", "--drop is 3, but must be 0 to 2"},
+        {"--order solar --drop -1", "--drop is -1, but must be 0 to 10000"},
+        {"--order solar --drop 1 --depth 6", "--order solar does not take --depth"},
+        {"--order last --depth 6 --drop 1", "--order last does not take --drop; leave --drop out, or use --order solar"},
+        {"--order random --depth 6 --at side", "--at is 'side', but must be one of: bottom, middle, top"},
+        {"--order last --depth 6 --at top", "--order last does not take --at; leave --at out, or use --order random, zero"},
+        {"--order random --depth 6 --damp 0.5", "--order random does not take --damp"},
+        {"--order random --seed -1 --depth 6", "--seed"},
+        {"--order stack --depth 6 --damp 0", "--damp is '0', but must be a number above 0, at most 1000, or 1/copies"},
+        {"--order stack --depth 6 --damp -0.5", "--damp is '-0.5', but must be"},
+        {"--order stack --depth 6 --damp 1/2", "--damp is '1/2', but must be"},
+        {"--order stack --depth 6 --damp ''", "--damp is empty"},
+        {"--order stack --depth 6 --optimizer keep", "--optimizer is 'keep', but must be one of: reset, copy, zero"},
+        {"--order stack --depth 6 --timing 1 100", "--timing is given alone; leave IN out"},
+    };
+    for (auto& [flags, words] : wrong) refused("./grow " + dir / "in.bin " + dir / "out.bin " + flags, words);
+    const std::string none = "./grow " + dir / "none.bin " + dir / "out.bin --order ";
+    for (const char* order : {"stack --depth 4", "interleave --factor 2", "first --depth 4", "last --depth 4", "middle --depth 4", "solar --drop 0"})
+        refused(none + order, "the model has no layers to copy; use --order random or zero, with --depth");
+    refused(none + "0,0", "--order 0,0: the model has no layers to copy");
+    for (const char* order : {"random", "zero"}) refused(concat(none, order, " --factor 2"), "--factor 2 of a model of 0 layers are 0; give --depth, its layers");
+    CHECK(names_in(dir.path) == Names{"in.bin", "none.bin"});
 }
 
 TEST_CASE("stack: every layer and property of three models, tied and untied") {
@@ -442,7 +870,7 @@ TEST_CASE("programs: wrong command lines and files get one line, help gets exit 
     refused(grow + "--order stack --factor 2.5", "--factor");
     refused(grow + "--order stack --factor 99999999999", "--factor");
     refused(grow + "--order stack --factor 10000", "a model has at most 10000");
-    refused(grow + "--order 0,1 --factor 2", "leave --factor out, or use --order stack, interleave, zero");
+    refused(grow + "--order 0,1 --factor 2", "leave --factor out, or use --order stack, interleave, first, last, middle, random, zero");
     refused(grow + "--order zero", "--order zero needs --factor");
     refused(grow + "--order zero --factor 0", "--factor");
     refused(grow + "--order zero --factor 10000", "a model has at most 10000");
@@ -451,7 +879,7 @@ TEST_CASE("programs: wrong command lines and files get one line, help gets exit 
     refused(grow + "--order zero --factor 2 --seed x", "--seed");
     refused(grow + "--order zero --factor 2 --seed 1.5", "--seed");
     refused(grow + "--order zero --factor 2 --seed 99999999999999999999", "--seed");
-    refused(grow + "--order stack --factor 2 --seed 1", "--order stack does not take --seed; leave --seed out, or use --order zero");
+    refused(grow + "--order stack --factor 2 --seed 1", "--order stack does not take --seed; leave --seed out, or use --order random, zero");
     refused(grow + "--order 0,2", "--order names layer 2, but the model has layers 0 to 1");
     refused(grow + "--order sideways --factor 2", "--order is 'sideways'");
     refused(grow + "--order ''", "--order");
@@ -502,6 +930,9 @@ TEST_CASE("programs: under 64 MiB of memory, whatever the size") {
         if (tensor.name == "h.4.fc") initialize(expected.data(), tensor, grown.config, 42);
         CHECK(values_of(grown, tensor.name) == expected);
     }
+    std::filesystem::remove(dir / "out.bin");
+    done(limit + "./grow " + dir / "in.bin " + dir / "out.bin --order last --depth 4 --damp 0.5");
+    CHECK(values_of(open_checkpoint(dir / "out.bin"), "h.3.fc_proj") == times(0.5, values_of(open_checkpoint(dir / "in.bin"), "h.2.fc_proj")));
     std::filesystem::remove(dir / "out.bin");
     done(limit + "./stack " + dir / "in.bin " + dir / "in.bin --out " + dir / "out.bin");
     std::filesystem::remove(dir / "out.bin");

@@ -49,6 +49,19 @@ TEST_CASE("learning rate: warmup into a warmdown has no jump") {
     CHECK(multipliers({.steps = 5, .warmup_steps = 5, .warmdown_steps = 5}) == std::vector<double>{0.2, 0.4, 0.6, 0.4, 0.2});
 }
 
+TEST_CASE("1 - sqrt falls steeply first: 1 - sqrt of the part of the warmdown that is over") {
+    const Schedule schedule{.steps = 10, .warmdown_steps = 8, .fall = Fall::one_minus_sqrt};
+    CHECK(lr_multiplier(schedule, 0) == 1);
+    CHECK(lr_multiplier(schedule, 2) == 1);
+    CHECK(lr_multiplier(schedule, 3) == close(1 - std::sqrt(1.0 / 8)));
+    CHECK(lr_multiplier(schedule, 4) == close(0.5));
+    CHECK(lr_multiplier(schedule, 9) == close(1 - std::sqrt(7.0 / 8)));
+    CHECK(lr_multiplier(schedule, 10) == 0);
+    // Longer than the run: a quarter of it is over at the first step of a run of three quarters.
+    CHECK(lr_multiplier({.steps = 6, .warmdown_steps = 8, .fall = Fall::one_minus_sqrt}, 0) == close(0.5));
+    CHECK(lr_multiplier({.steps = 4, .warmup_steps = 4, .warmdown_steps = 4, .fall = Fall::one_minus_sqrt}, 1) == close(0.5));   // the smaller one
+}
+
 TEST_CASE("a cosine falls from 1 to 0 over the warmdown, half way at its middle") {
     const Schedule cosine{.steps = 10, .warmdown_steps = 8, .fall = Fall::cosine};
     CHECK(lr_multiplier(cosine, 0) == 1);

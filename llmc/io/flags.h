@@ -90,6 +90,20 @@ public:
         return several(flag, CLI::detail::expected_max_vector_size, help, group);   // which CLI11 takes one at a time
     }
 
+    /// So many numbers behind the flag; none until it is given.
+    std::vector<double>& numbers(const std::string& flag, int count, const std::string& help, const FlagGroup& group = {}) {
+        std::vector<double>& values = hold(std::vector<double>());
+        const CLI::callback_t take = [&values, flag](const CLI::results_t& given) {
+            values.clear();
+            for (const std::string& text : given) values.push_back(parsed<double>(flag, text));
+            return true;
+        };
+        CLI::Option* option = app.add_option(flag, take, help)->expected(count)->group(group.title)->type_name("FLOAT");
+        table.push_back({flag, group.kind, option, [&values] { return nlohmann::json(values); },
+                         [&values](const nlohmann::json& j) { values = j.get<std::vector<double>>(); }});
+        return values;
+    }
+
     std::string& choice(const std::string& flag, const std::string& first, const std::vector<std::string>& choices,
                         const std::string& help, const FlagGroup& group = {}) {
         std::string& value = add(flag, first, help + ": " + CLI::detail::join(choices, "|"), group);
@@ -120,6 +134,12 @@ public:
         app.add_option(what, value, help)->required();
         return value;
     }
+    /// The same, but it need not be.
+    std::optional<std::string>& optional_argument(const std::string& what, const std::string& help) {
+        std::optional<std::string>& value = hold(std::optional<std::string>());
+        app.add_option_function<std::string>(what, [&value](const std::string& text) { value = text; }, help)->type_name("TEXT");
+        return value;
+    }
     /// One or more of them.
     std::vector<std::string>& arguments(const std::string& what, const std::string& help) {
         std::vector<std::string>& values = hold(std::vector<std::string>());
@@ -130,6 +150,13 @@ public:
     /// Rules between flags that are declared: this one must be given; these two must not both be.
     void require_given(const std::string& flag) { find(flag).option->required(); }
     void exclude(const std::string& flag, const std::string& other) { find(flag).option->excludes(find(other).option); }
+    /// Where this one is given, nothing else may be, arguments included.
+    void alone(const std::string& flag) {
+        check(flag, [this, flag, option = find(flag).option] {
+            for (const CLI::Option* other : app.get_options())
+                require(other == option || other->count() == 0, flag, " is given alone; leave ", other->get_name(), " out");
+        });
+    }
     void footer(const std::string& text) { app.footer(text); }
 
     /// False when help was asked for, and printed. Throws std::invalid_argument for anything that cannot be.

@@ -136,3 +136,31 @@ TEST_CASE("flags: what is given by its place, and rules between flags") {
     CHECK(parse({"--out", "d"}).find("IN is required") != std::string::npos);
     CHECK(parse({"a", "b", "--out", "d", "--quick", "--exact"}).find("excludes") != std::string::npos);
 }
+
+TEST_CASE("flags: an argument that need not be, so many numbers, and a flag that is given alone") {
+    auto parse = [](std::vector<std::string> arguments) {
+        Flags flags("program", "A program.");
+        const std::optional<std::string>& in = flags.optional_argument("IN", "a file");
+        const std::vector<double>& pair = flags.numbers("--pair", 2, "two numbers");
+        flags.toggle("--quick", "faster");
+        flags.alone("--pair");
+        arguments.insert(arguments.begin(), "program");
+        std::vector<char*> argv;
+        for (std::string& argument : arguments) argv.push_back(argument.data());
+        try {
+            flags.parse(static_cast<int>(argv.size()), argv.data());
+        } catch (const std::invalid_argument& error) {
+            return std::string(error.what());
+        }
+        return concat(in.value_or("nothing"), " ", flags.values(FlagKind::run).dump(), " ", pair.size());
+    };
+    CHECK(parse({}) == R"(nothing {"pair":[],"quick":false} 0)");
+    CHECK(parse({"", "--quick"}) == R"( {"pair":[],"quick":true} 0)");
+    CHECK(parse({"--pair", "1e3", "-2.5"}) == R"(nothing {"pair":[1000.0,-2.5],"quick":false} 2)");
+    CHECK(parse({"--pair", "1", "x"}) == "--pair is 'x', but must be a number");
+    CHECK(parse({"--pair", "1"}).ends_with("; see program --help"));
+    CHECK(parse({"--pair", "1", "2", "a"}) == "--pair is given alone; leave IN out");
+    CHECK(parse({"a", "--pair", "1", "2"}) == "--pair is given alone; leave IN out");
+    CHECK(parse({"--pair", "1", "2", "--quick"}) == "--pair is given alone; leave --quick out");
+    CHECK(parse({"a", "b"}).ends_with("; see program --help"));
+}
