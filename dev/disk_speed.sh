@@ -13,7 +13,10 @@ for program in train_gpt grow stack; do [ -x ./$program ] || { echo "disk_speed:
 here=$(mktemp -d "$1/disk_speed.XXXXXX")
 trap 'rm -rf "$here"' EXIT
 free=$(df --output=avail -B1 "$here" | tail -n 1)
-[ "$free" -ge $((gigabytes * 3600000000)) ] || { echo "disk_speed: $1 has $((free / 1000000000)) GB free, but $gigabytes GB need $((gigabytes * 36 / 10)); name another folder, or fewer" >&2; exit 2; }
+if [ "$free" -lt $((gigabytes * 3600000000)) ]; then
+    echo "disk_speed: $1 has $((free / 1000000000)) GB free, but $gigabytes GB need $((gigabytes * 36 / 10)); name another folder, or fewer" >&2
+    exit 2
+fi
 
 # IN: a model of width 2048, 201 MB a layer, of half of OUT's layers; grown from one of a layer, trained for a step.
 layers=$(((gigabytes * 1000 / 201 + 1) / 2))
@@ -42,7 +45,7 @@ for ((i = 0; i < 5; i++)); do   # in turns, so that a disk that gets slower does
 done
 
 median() { sort -n "$here/$1" | sed -n '3s/ .*//p'; }
-echo "OUT: $(stat -c %s "$here/file.bin") bytes, IN: $(stat -c %s "$in"); cat IN, cp and sync of a file of OUT's size, against grow and stack; commit $(git describe --always --dirty)"
+echo "OUT: $(stat -c %s "$here/file.bin") bytes, IN: $(stat -c %s "$in") bytes; cat IN, cp and sync of a file of OUT's size, against grow and stack; commit $(git describe --always --dirty)"
 printf '%-6s  %-40s  %8s  %6s  %s\n' command 'seconds of each' median speed 'peak memory'
 for name in copy grow stack; do
     awk -v name=$name -v median="$(median $name)" -v copy="$(median copy)" '

@@ -187,7 +187,8 @@ static void check_layers(const json& layers, size_t parents, const std::string& 
     for (const json& layer : json_array(layers, where)) {
         if (layer.is_null()) continue;
         const size_t size = json_array(layer, where).size();
-        require(size == 2 || size == 3, where, ": an entry has ", size, " elements, but must be null, [parent, layer] or [parent, layer, rules]");
+        require(size == 2 || size == 3, where, ": an entry has ", size,
+                " elements, but must be null, [parent, layer] or [parent, layer, rules]");
         require(parents > 0, where, ": names a parent, but there are none");
         json_integer(layer[0], 0, static_cast<int64_t>(parents) - 1, where);
         json_integer(layer[1], 0, MAX_LAYERS - 1, where);
@@ -272,8 +273,9 @@ static void take_header(Checkpoint& c, const std::string& text, int64_t header_e
     check_parents(json_member(c.header, "lineage", c.path), c.path + ": lineage");
     const json& lineage = c.header["lineage"];
     json_member(lineage, "parents", c.path + ": lineage");
-    require(!lineage.contains("layers") || lineage["layers"].size() == static_cast<size_t>(c.config.n_layer), c.path, ": lineage: layers: has ",
-            lineage.value("layers", json()).size(), " entries, but the model has ", c.config.n_layer, " layers");
+    const size_t mapped = lineage.value("layers", json()).size();
+    require(!lineage.contains("layers") || mapped == static_cast<size_t>(c.config.n_layer), c.path, ": lineage: layers: has ", mapped,
+            " entries, but the model has ", c.config.n_layer, " layers");
     if (c.can_resume()) check_runs(c.header["training"], c.header["progress"], c.path + ": training: runs");
     json_array(json_member(c.header, "tensors", c.path), c.path + ": tensors");
     c.header.erase("tensors");

@@ -129,6 +129,8 @@ std::string text_of_description(const json& d) {
                    "\nflops_per_token: ", parameters["flops_per_token"], "\n");
     text += concat("step: ", run["step"], "\ntokens: ", run["tokens"], "\nflops: ", text_of_flops(run["flops"]), "\nresume: ",
                    run["can_resume"] ? "yes" : "no", "\noptimizer_state: ", run["optimizer_state"] ? "yes" : "no", "\n");
-    if (!d["made_by"].is_null()) text += concat("layers by: ", plain(d["made_by"]["operation"]), " ", plain(d["made_by"]["detail"]), "\n");
-    return text + concat(text_of_layers(d["layers"]), "family:\n", text_of_family(d["family"], "  "), "total_tokens: ", d["total"]["tokens"], "\ntotal_flops: ", text_of_flops(d["total"]["flops"]), "\n");
+    if (const json& by = d["made_by"]; !by.is_null())
+        text += concat("layers by: ", plain(by["operation"]), " ", plain(by["detail"]), "\n");
+    return text + concat(text_of_layers(d["layers"]), "family:\n", text_of_family(d["family"], "  "),
+                         "total_tokens: ", d["total"]["tokens"], "\ntotal_flops: ", text_of_flops(d["total"]["flops"]), "\n");
 }

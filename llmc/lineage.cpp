@@ -44,7 +44,9 @@ static json spent_of_each(const json& runs, const json& progress, const std::str
         const json &begin = runs[i], &end = i + 1 < runs.size() ? runs[i + 1] : progress;
         auto tokens = [&](const json& at) { return json_integer(json_member(at, "tokens", where), 0, INT64_MAX, where + ": tokens"); };
         auto flops = [&](const json& at) { return json_number(json_member(at, "flops", where), where + ": flops"); };
-        spent.push_back({{"id", json_member(begin, "id", where)}, {"tokens", tokens(end) - tokens(begin)}, {"flops", flops(end) - flops(begin)}});
+        spent.push_back({{"id", json_member(begin, "id", where)},
+                         {"tokens", tokens(end) - tokens(begin)},
+                         {"flops", flops(end) - flops(begin)}});
     }
     return spent;
 }

@@ -96,7 +96,8 @@ json mixed_header(const std::vector<const Checkpoint*>& models, const std::vecto
     json header = models[0]->header;
     const std::vector<const Checkpoint*> others(models.begin() + 1, models.end());
     header["lineage"] = mixed_lineage(*models[0], others, {weights.begin() + 1, weights.end()});
-    if (header.contains("training") && header["training"].is_object() && header["training"].contains("runs") && !header["training"]["runs"].empty()) {
+    const json training = header.value("training", json());
+    if (training.is_object() && !training.value("runs", json()).empty()) {
         json& runs = header["training"]["runs"];   // what follows is no longer what the first's own run does from here
         json what{runs.back()["id"], weights};
         for (const Checkpoint* model : models) what.push_back(model->content_hash());

@@ -6,11 +6,11 @@
 #include <functional>
 #include <iomanip>
 #include <iostream>
-#include <map>
 #include <memory>
 #include <numeric>
 #include <optional>
 #include <set>
+#include <stdexcept>
 #include "llmc/io/error.h"
 #include "llmc/io/process.h"
 #include "llmc/tensors.h"
@@ -46,13 +46,27 @@ void print_map(const LayerMap& map, const std::vector<const Checkpoint*>& models
     std::cout << "parameters: " << total_params(c) << std::endl;
 }
 
-using Entries = std::map<std::string, const TensorEntry*>;
+/// A checkpoint's tensors by name: of thousands of layers, a map from names would take as much memory as all else.
+class Entries {
+public:
+    explicit Entries(const Checkpoint& model) {
+        for (const TensorEntry& entry : model.tensors) by_name.push_back(&entry);
+        std::sort(by_name.begin(), by_name.end(), [](const TensorEntry* a, const TensorEntry* b) { return a->name < b->name; });
+    }
+    /// Null when there is no such tensor.
+    const TensorEntry* find(const std::string& name) const {
+        auto found = std::lower_bound(by_name.begin(), by_name.end(), name, [](const TensorEntry* a, const std::string& b) { return a->name < b; });
+        return found == by_name.end() || (*found)->name != name ? nullptr : *found;
+    }
+    const TensorEntry& at(const std::string& name) const {
+        const TensorEntry* found = find(name);
+        if (!found) throw std::logic_error("rewrite: no tensor " + name);
+        return *found;
+    }
 
-static Entries entries_of(const Checkpoint& model) {
-    Entries entries;
-    for (const TensorEntry& entry : model.tensors) entries[entry.name] = &entry;
-    return entries;
-}
+private:
+    std::vector<const TensorEntry*> by_name;
+};
 
 /// A source whose numbers [first, first + n) of the tensor `next` puts at values; called in order, from the first on.
 static TensorSource source_of_numbers(const Tensor& tensor, std::function<void(float* values, int64_t first, int64_t n)> next) {
@@ -94,17 +108,17 @@ static TensorSource layer_source(const LayerMap& map, const std::vector<const Ch
     const Rule rule = from.rule(tensor.spec->name);
     if (rule.kind == Rule::constant) return constant_source(tensor, rule.number);
     if (rule.kind == Rule::initial) return initial_source(tensor, map);
-    const TensorEntry& entry = *entries.at(from.model).at(concat("h.", from.layer, ".", tensor.spec->name));
+    const TensorEntry& entry = entries.at(from.model).at(concat("h.", from.layer, ".", tensor.spec->name));
     if (rule.kind == Rule::scaled) return scaled_source(tensor, *models[from.model], entry, rule.number);
     return source_from_checkpoint(tensor.name, *models[from.model], entry);
 }
 
 /// The numbers of a tensor with one a layer; none in a model of no layers, which has no such tensor.
 static std::vector<float> numbers_of(const Checkpoint& model, const Entries& entries, const std::string& tensor) {
-    auto found = entries.find(tensor);
-    if (found == entries.end()) return {};
-    std::vector<float> numbers(static_cast<size_t>(found->second->numel()));
-    read_tensor(model, *found->second, numbers.data());
+    const TensorEntry* found = entries.find(tensor);
+    if (!found) return {};
+    std::vector<float> numbers(static_cast<size_t>(found->numel()));
+    read_tensor(model, *found, numbers.data());
     return numbers;
 }
 
@@ -161,12 +175,12 @@ private:
     bool starts_at_zero(int n) const { return map.state == GrownState::zero && !first[n]; }
 
     std::optional<TensorSource> copied(const Tensor& state, const std::string& name) const {
-        auto found = entries.find(name);
-        if (found == entries.end()) return {};
-        require(found->second->shape == state.shape, model.path, ": ", name,
+        const TensorEntry* found = entries.find(name);
+        if (!found) return {};
+        require(found->shape == state.shape, model.path, ": ", name,
                 " has another shape than its optimizer's: it is the state of another training; "
                 "give --optimizer reset");
-        return source_from_checkpoint(state.name, model, *found->second);
+        return source_from_checkpoint(state.name, model, *found);
     }
     std::optional<TensorSource> of_numbers(const std::string& tensor, const Tensor& state) const {
         const std::vector<float> had = numbers_of(model, entries, state.name);
@@ -191,9 +205,10 @@ private:
 /// In the trainer's order: tensor by tensor as the table has them.
 static void add_state(std::vector<TensorSource>& sources, const LayerMap& map, const Checkpoint& model, const Entries& entries) {
     const States states(map, model, entries);
-    for (const Tensor& tensor : tensor_table(map.config))
+    for_each_tensor(map.config, [&](const Tensor& tensor) {
         for (const StatePiece& piece : rule_of(*map.config.recipe, tensor.spec->group).state(tensor.name, tensor.shape))
             if (std::optional<TensorSource> source = states.source(tensor, piece)) sources.push_back(std::move(*source));
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------- the whole model
@@ -202,12 +217,12 @@ static void add_tokenizer(std::vector<TensorSource>& sources, const std::vector<
     const TensorEntry* first = nullptr;
     size_t owner = 0;
     for (size_t m = 0; m < models.size(); m++) {
-        auto found = entries[m].find("tokenizer");
-        if (found == entries[m].end()) continue;
-        require(!first || first->xxh3 == found->second->xxh3, "models of a stack must have the same tokenizer, but those in ", models[owner]->path,
+        const TensorEntry* found = entries[m].find("tokenizer");
+        if (!found) continue;
+        require(!first || first->xxh3 == found->xxh3, "models of a stack must have the same tokenizer, but those in ", models[owner]->path,
                 " and ", models[m]->path, " differ: their tokens mean different text");
         if (first) continue;
-        first = found->second;
+        first = found;
         owner = m;
     }
     if (first) sources.push_back(source_from_checkpoint("tokenizer", *models[owner], *first));
@@ -225,10 +240,13 @@ static void check_rules(const LayerMap& map) {
 
 std::vector<TensorSource> mapped_tensors(const LayerMap& map, const std::vector<const Checkpoint*>& models, const Checkpoint& head) {
     std::vector<Entries> entries;
-    for (const Checkpoint* model : models) entries.push_back(entries_of(*model));
+    for (const Checkpoint* model : models) entries.emplace_back(*model);
     check_rules(map);
+    size_t count = 1;   // and the tokenizer
+    for_each_tensor(map.config, [&](const Tensor&) { count++; });
     std::vector<TensorSource> sources;
-    for (const Tensor& tensor : tensor_table(map.config)) {
+    sources.reserve(count);
+    for_each_tensor(map.config, [&](const Tensor& tensor) {
         if (tensor.layer >= 0) {
             sources.push_back(layer_source(map, models, entries, tensor));
         } else if (a_number_a_layer(*tensor.spec)) {
@@ -236,9 +254,9 @@ std::vector<TensorSource> mapped_tensors(const LayerMap& map, const std::vector<
         } else if (tensor.spec->has == Has::untied) {
             sources.push_back(source_from_checkpoint(tensor.name, head, head.at(head.config.tied ? "wte" : "lm_head")));
         } else {
-            sources.push_back(source_from_checkpoint(tensor.name, *models[0], *entries[0].at(tensor.name)));
+            sources.push_back(source_from_checkpoint(tensor.name, *models[0], entries[0].at(tensor.name)));
         }
-    }
+    });
     if (map.state != GrownState::reset) add_state(sources, map, *models.at(0), entries.at(0));
     add_tokenizer(sources, models, entries);
     return sources;

@@ -3,6 +3,7 @@
 #include "llmc/checkpoint.h"
 #include <doctest/doctest.h>
 #include <fcntl.h>
+#include <cmath>
 #include <limits>
 #include <random>
 #include <sched.h>
@@ -295,6 +296,37 @@ TEST_CASE("checkpoint: every program takes a file of version 1, and writes that 
     Checkpoint v1 = open_checkpoint(file), stack = open_checkpoint(dir / "stack.bin"), twice = open_checkpoint(dir / "twice.bin");
     for (const char* name : {"h.0.q", "h.1.q"})
         for (const Checkpoint* deeper : {&stack, &twice}) CHECK(values_of(*deeper, name) == values_of(v1, "h.0.q"));
+}
+
+TEST_CASE("checkpoint: version 2 opens for ever, is what it was, and its run goes on") {
+    TempDir dir;
+    const std::string file = "test/golden/checkpoint_v2/checkpoint.bin";
+    Checkpoint c = open_checkpoint(file);
+    verify_tensors(c);
+    CHECK(version_of(file) == 2);
+    CHECK(xxh3_128(read_file(file)) == "b3830833f9da3b9b9db6336145de0143");
+    CHECK(c.content_hash() == "40290d839f2039dd14e5d766f1b270d5");
+    GPTConfig config = recipe_config(SPEEDRUN, 2, 1, 8, 264, 16);
+    config.attn_scale[0] = 1 / std::sqrt(2.0);   // of the old layer, as in its own model
+    CHECK(c.config == config);
+    CHECK(c.tensors.size() == 27);
+    CHECK(c.header["progress"]["step"] == 2);
+    CHECK(c.header["training"]["runs"].size() == 2);   // its own, and the mixture's
+    const json &lineage = c.header["lineage"], &grown = lineage["parents"][0]["parents"][0], &mixed = lineage["parents"][1];
+    CHECK(lineage["schedule"] == "continue");
+    CHECK(lineage["optimizer"] == "keep");
+    CHECK(lineage["parents"][0]["runs"][0]["tokens"] == 64);
+    CHECK(grown["layers"] == json::parse("[[0,0],null]"));
+    CHECK(mixed["mixed"] == json{{"weight", 0.25}, {"step", 2}});
+    CHECK(mixed["runs"].size() == 1);
+    CHECK(total_spent(c.header).tokens == 128 + 64 + 64 + 64);
+    Result result = run("./train_gpt --resume " + file + " --data " + V1 + "train_000000.bin --out " + dir / "run");
+    INFO(result.err);
+    CHECK(result.code == 0);
+    CHECK(version_of(dir / "run/step_0000004.bin") == 2);
+    result = run("./convert " + file + " " + dir / "v2.safetensors && ./convert " + dir / "v2.safetensors " + dir / "back.bin");
+    CHECK(result.code == 0);
+    CHECK(read_file(dir / "back.bin") == read_file(file));
 }
 
 TEST_CASE("checkpoint: an unknown version says which, and which is known") {

@@ -1,5 +1,5 @@
 #!/bin/bash
-# How the file here was made: with programs of commit COMMIT (make DEVICE=cpu PRECISION=fp32), whose folder is $1, from the shard of
+# How the file here was made: with programs of commit f4bf0f4 (make DEVICE=cpu PRECISION=fp32), whose folder is $1, from the shard of
 # checkpoint_v1. A run from a growth goes on in schedule and optimizer, and another is mixed into it: every key of version 2 is in it.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd) programs=$(cd "$1" && pwd) work=$(mktemp -d)
