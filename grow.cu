@@ -23,9 +23,8 @@ public:
             flags.number("--depth", Nothing<int>{}, 1, MAX_LAYERS,
                          "how many layers, as many as the model's L or more, also no multiple of them: layer n then comes\n"
                          "from n mod L by stack, and from floor(n L / D) by interleave"));
-        set(&GrowthOptions::middle,
-            flags.text("--middle", Nothing<std::string>{},
-                       "A:B: layers that middle repeats, both included (all but the first and the last)"));
+        set(&GrowthOptions::middle, flags.text("--middle", Nothing<std::string>{},
+                                               "A:B: layers that middle repeats, both included (all but the first and the last)"));
         set(&GrowthOptions::drop,
             flags.number("--drop", Nothing<int>{}, 0, MAX_LAYERS, "layers that solar leaves out of each of its two copies"));
         choose(&GrowthOptions::at, "--at",
@@ -73,19 +72,20 @@ static void print_timing(double params, double flops) {
     char text[160];
     std::snprintf(text, sizeof text,
                   "train the small model on %.3g tokens before it grows: %.3g of the %.3g tokens that %.3g FLOPs train %.3g "
-                  "parameters on", tokens, tokens / all, all, flops, params);
+                  "parameters on",
+                  tokens, tokens / all, all, flops, params);
     std::cout << text << std::endl;
     if (params < 1e9)
         std::cerr << concat("grow: the rule was fitted on models of about 1e9 parameters and more, and ", params,
-                            " are fewer: take it as a hint") << std::endl;
+                            " are fewer: take it as a hint")
+                  << std::endl;
 }
 
 static void print_free_params(const GPTConfig& config, bool can_leave_out) {
     const int64_t free = free_params(config);
     if (free == 0) return;
     std::cout << "free parameters: " << free << ", which cost no FLOPs, in value embeddings beyond the pattern of "
-              << config.n_layer << " layers"
-              << (can_leave_out ? "; --value-embeds pattern leaves them out" : "") << "\n";
+              << config.n_layer << " layers" << (can_leave_out ? "; --value-embeds pattern leaves them out" : "") << "\n";
 }
 
 static int grow(int argc, char** argv) {

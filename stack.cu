@@ -8,23 +8,27 @@
 #include "llmc/tensors.h"
 
 struct Arguments {
-    Flags flags{"stack", "The layers of several models, in the order given, as one model. Without more flags every model but the last loses its last\n"
-                         "layer, and every model but the first its first. The embedding is the first model's. What is a layer's own (windows, scale,\n"
-                         "value embedding, lambdas) goes with it. The same file may be given twice. With --mix the models are not stacked, but their\n"
-                         "weights mixed. The files are verified whole before anything is written. Exit code 0, or 2 when something given was wrong."};
+    Flags flags{"stack",
+                "The layers of several models, in the order given, as one model. Without more flags every model but the last loses\n"
+                "its last layer, and every model but the first its first. The embedding is the first model's. What is a layer's\n"
+                "own (windows, scale, value embedding, lambdas) goes with it. The same file may be given twice. With --mix the\n"
+                "models are not stacked, but their weights mixed. The files are verified whole before anything is written. Exit\n"
+                "code 0, or 2 when something given was wrong."};
     using Text = Nothing<std::string>;
     const std::vector<std::string> norms{"none", "rms_norm", "layer_norm"};
     std::vector<std::string>& inputs = flags.arguments("MODELS", "two checkpoints or more");
     std::string& out = flags.text("--out", "", "the checkpoint to write");
     bool& use_first_layer = flags.toggle("--use-first-layer", "keep the first layer of every model but the first too");
     bool& use_last_layer = flags.toggle("--use-last-layer", "keep the last layer of every model but the last too");
-    std::optional<std::string>& layers = flags.text("--layers", Text{},
-                                                    "slices instead of whole models, as in A:0-3,B:2-7: layers 0 to 3 of the first model, then 2 to 7 of the\n"
-                                                    "second, both ends included; B:2 is one layer. In any order, a model any number of times; between two\n"
-                                                    "slices is a seam");
-    std::optional<std::string>& mix = flags.text("--mix", Text{},
-                                                 "a weight for each model, as in 0.9,0.1, which sum to 1: models of one configuration are mixed by them instead\n"
-                                                 "of stacked. Training state, data position and progress are the first's: train_gpt --resume goes on with it");
+    std::optional<std::string>& layers =
+        flags.text("--layers", Text{},
+                   "slices instead of whole models, as in A:0-3,B:2-7: layers 0 to 3 of the first model, then 2 to 7 of the\n"
+                   "second, both ends included; B:2 is one layer. In any order, a model any number of times; between two\n"
+                   "slices is a seam");
+    std::optional<std::string>& mix =
+        flags.text("--mix", Text{},
+                   "a weight for each model, as in 0.9,0.1, which sum to 1: models of one configuration are mixed by them instead\n"
+                   "of stacked. Training state, data position and progress are the first's: train_gpt --resume goes on with it");
     std::string& norm_inter_model = flags.choice("--norm-inter-model", "none", norms, "norm at each seam (none)");
     std::optional<std::string>& norm_wte = flags.choice("--norm-wte", Text{}, norms, "norm after the embedding (the first model's)");
     std::optional<std::string>& norm_lm_head = flags.choice("--norm-lm-head", Text{}, norms, "norm before the head (the first model's)");
@@ -37,7 +41,8 @@ struct Arguments {
     bool parse(int argc, char** argv) {
         flags.require_given("--out");
         for (const char* whole : {"--use-first-layer", "--use-last-layer"}) flags.exclude("--layers", whole);
-        for (const char* of_a_stack : {"--layers", "--use-first-layer", "--use-last-layer", "--norm-inter-model", "--norm-wte", "--norm-lm-head", "--head"})
+        for (const char* of_a_stack :
+             {"--layers", "--use-first-layer", "--use-last-layer", "--norm-inter-model", "--norm-wte", "--norm-lm-head", "--head"})
             flags.exclude("--mix", of_a_stack);
         return flags.parse(argc, argv);
     }
@@ -46,9 +51,9 @@ struct Arguments {
 static const TensorEntry& head_of(const Checkpoint& model) { return model.at(model.config.tied ? "wte" : "lm_head"); }
 
 static std::string detail_of(const Arguments& a, const LayerMap& map, const std::string& head) {
-    return concat(a.layers ? "--layers " + *a.layers + " " : "", a.use_first_layer ? "--use-first-layer " : "", a.use_last_layer ? "--use-last-layer " : "", "--norm-inter-model ",
-                  a.norm_inter_model, " --norm-wte ", name_of(map.config.norm_wte), " --norm-lm-head ", name_of(map.config.norm_lm_head),
-                  " --head ", head);
+    return concat(a.layers ? "--layers " + *a.layers + " " : "", a.use_first_layer ? "--use-first-layer " : "",
+                  a.use_last_layer ? "--use-last-layer " : "", "--norm-inter-model ", a.norm_inter_model, " --norm-wte ",
+                  name_of(map.config.norm_wte), " --norm-lm-head ", name_of(map.config.norm_lm_head), " --head ", head);
 }
 
 static int mix(const Arguments& a, const std::vector<const Checkpoint*>& models) {
@@ -56,7 +61,8 @@ static int mix(const Arguments& a, const std::vector<const Checkpoint*>& models)
     const std::vector<double> weights = parse_weights(*a.mix, models.size());
     require_one_shape(models);
     for (size_t m = 0; m < models.size(); m++) std::cout << "weights <- " << weights[m] << " of " << models[m]->path << "\n";
-    std::cout << (first.can_resume() ? concat("training state of ", first.path, ", at step ", first.header["progress"]["step"], "; train_gpt --resume goes on")
+    std::cout << (first.can_resume() ? concat("training state of ", first.path, ", at step ", first.header["progress"]["step"],
+                                              "; train_gpt --resume goes on")
                                      : concat("no training state, as in ", first.path))
               << "\nparameters: " << total_params(first.config) << "\n";
     const nlohmann::json header = mixed_header(models, weights);
@@ -80,9 +86,12 @@ static int stack(int argc, char** argv) {
     if (a.mix) return mix(a, models);
     const Checkpoint &first = *models.front(), &last = *models.back();
 
-    StackOptions options{a.use_first_layer, a.use_last_layer, norm_named(a.norm_inter_model),
+    StackOptions options{a.use_first_layer,
+                         a.use_last_layer,
+                         norm_named(a.norm_inter_model),
                          a.norm_wte ? norm_named(*a.norm_wte) : first.config.norm_wte,
-                         a.norm_lm_head ? norm_named(*a.norm_lm_head) : first.config.norm_lm_head, a.layers.value_or("")};
+                         a.norm_lm_head ? norm_named(*a.norm_lm_head) : first.config.norm_lm_head,
+                         a.layers.value_or("")};
     std::vector<GPTConfig> configs;
     for (const Checkpoint* model : models) configs.push_back(model->config);
     LayerMap map = stack_map(configs, a.inputs, options);

@@ -253,7 +253,8 @@ Training::Training(const Settings& settings, const Opened& opened, const Planned
     if (s.optimizer == "keep") load_optimizer(*opened.parent);
     updates = updates_before(planned.lineage);
     const json progress{{"step", step}, {"tokens", tokens}, {"flops", flops}};
-    origin_flops = total_spent({{"progress", progress}, {"training", {{"runs", identities}}}, {"lineage", planned.lineage}}).flops - flops;
+    const json header{{"progress", progress}, {"training", {{"runs", identities}}}, {"lineage", planned.lineage}};
+    origin_flops = total_spent(header).flops - flops;
     inputs.resize(static_cast<size_t>(model->B) * model->T);
     targets.resize(inputs.size());
     if (s.overwrite) folder.clear();   // once all else is known to be well
@@ -619,8 +620,8 @@ static Planned plan_run(Settings& s, const Opened& opened) {
     planned.samples = *s.sample_every > 0;
     planned.done = s.resume ? opened.parent->header["progress"]["step"].get<int64_t>() : 0;
     planned.last = s.stop_at_step.value_or(planned.plan.steps);
-    require(planned.last <= planned.plan.steps && (!s.stop_at_step || planned.last > planned.done), "--stop-at-step is ", planned.last,
-            ", but must be within ", planned.done + 1, " and ", planned.plan.steps, ", the steps of this call");
+    require(planned.last <= planned.plan.steps && (!s.stop_at_step || planned.last > planned.done), "--stop-at-step is ",
+            planned.last, ", but must be within ", planned.done + 1, " and ", planned.plan.steps, ", the steps of this call");
     planned.profiled = profiled_steps(s, planned.done, planned.last);
     return planned;
 }

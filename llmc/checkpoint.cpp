@@ -84,7 +84,8 @@ static json to_json(const TensorEntry& entry) {
             {"offset", entry.offset}, {"bytes", entry.bytes}, {"xxh3", hex_digits(entry.xxh3)}};
 }
 
-/// The JSON text of a header and its tensors. As a json value the tensors of thousands of layers would take more memory than all else.
+/// The JSON text of a header and its tensors. As a json value the tensors of thousands of layers would take more memory than all
+/// else.
 static std::string header_text(const json& header, const std::vector<TensorEntry>& tensors) {
     std::string text;
     text.reserve(tensors.size() * 160 + 4096);   // of an entry; text that grows would be there twice
@@ -114,7 +115,7 @@ static std::string header_text(const json& header, const std::vector<TensorEntry
 /// Reads along with the parser: every entry of `tensors` at the header's top goes to `entries` as it comes, and not into what is
 /// returned. A value of `tensors` that is no array stays.
 static json header_from_text(const std::string& text, const std::string& path, std::vector<TensorEntry>& entries) {
-    constexpr size_t shortest = 80;           // characters of an entry
+    constexpr size_t shortest = 80;   // characters of an entry
     entries.reserve(std::min(static_cast<size_t>(std::count(text.begin(), text.end(), '{')), text.size() / shortest));
     bool its_value = false, inside = false;   // of the key `tensors` at the top; of its array
     return parse_json(text, path + ": header", [&](int depth, json::parse_event_t event, json& parsed) {
@@ -136,8 +137,8 @@ static void check_names(const std::vector<TensorEntry>& tensors, const GPTConfig
         const size_t i = weights++;
         require(i < tensors.size(), path, ": has no tensor ", weight.name, ", which its configuration needs");
         const TensorEntry& entry = tensors[i];
-        require(entry.name == weight.name, path, ": tensor ", i, " is ", entry.name.substr(0, 100),
-                ", but its configuration has ", weight.name, " there");
+        require(entry.name == weight.name, path, ": tensor ", i, " is ", entry.name.substr(0, 100), ", but its configuration has ",
+                weight.name, " there");
         require(entry.dtype == "F32" && entry.shape == weight.shape, path, ": tensor ", entry.name, " is ", entry.dtype, " ",
                 shape_text(entry.shape), ", but its configuration says F32 ", shape_text(weight.shape));
     });
@@ -198,12 +199,14 @@ static void check_layers(const json& layers, size_t parents, const std::string& 
 }
 
 static bool has_key_of_version_2(const json& entry) {
-    return std::any_of(std::begin(KEYS_OF_VERSION_2), std::end(KEYS_OF_VERSION_2), [&](const char* key) { return entry.contains(key); });
+    return std::any_of(std::begin(KEYS_OF_VERSION_2), std::end(KEYS_OF_VERSION_2),
+                       [&](const char* key) { return entry.contains(key); });
 }
 
 static void check_keys_of_version_2(const json& entry, const std::string& where) {
     if (!has_key_of_version_2(entry)) return;
-    if (entry.contains("layers")) check_layers(entry["layers"], entry.contains("parents") ? entry["parents"].size() : 0, where + ": layers");
+    if (entry.contains("layers"))
+        check_layers(entry["layers"], entry.contains("parents") ? entry["parents"].size() : 0, where + ": layers");
     for (const char* key : {"schedule", "optimizer"})
         if (entry.contains(key)) json_string(entry[key], concat(where, ": ", key));
     if (entry.contains("runs")) {
@@ -274,8 +277,8 @@ static void take_header(Checkpoint& c, const std::string& text, int64_t header_e
     const json& lineage = c.header["lineage"];
     json_member(lineage, "parents", c.path + ": lineage");
     const size_t mapped = lineage.value("layers", json()).size();
-    require(!lineage.contains("layers") || mapped == static_cast<size_t>(c.config.n_layer), c.path, ": lineage: layers: has ", mapped,
-            " entries, but the model has ", c.config.n_layer, " layers");
+    require(!lineage.contains("layers") || mapped == static_cast<size_t>(c.config.n_layer), c.path, ": lineage: layers: has ",
+            mapped, " entries, but the model has ", c.config.n_layer, " layers");
     if (c.can_resume()) check_runs(c.header["training"], c.header["progress"], c.path + ": training: runs");
     json_array(json_member(c.header, "tensors", c.path), c.path + ": tensors");
     c.header.erase("tensors");
@@ -315,8 +318,9 @@ static Preamble read_preamble(const File& file) {
     file.read(&p, sizeof p, 0);
     require(std::memcmp(p.magic, MAGIC, sizeof MAGIC) == 0, path,
             ": is not a checkpoint: its first 8 bytes are not the magic; ./convert makes checkpoints of safetensors");
-    require(p.version >= 1 && p.version <= NEWEST_VERSION, path, ": is a checkpoint of version ", p.version, ", but this program reads versions 1 to ",
-            NEWEST_VERSION, "; use the program that wrote it, or restore it from a copy if it is damaged");
+    require(p.version >= 1 && p.version <= NEWEST_VERSION, path, ": is a checkpoint of version ", p.version,
+            ", but this program reads versions 1 to ", NEWEST_VERSION,
+            "; use the program that wrote it, or restore it from a copy if it is damaged");
     require(p.reserved == 0, path, ": bytes 12 to 15 are not zero", DAMAGED);
     bool fits = p.json_bytes >= 2 && p.json_bytes <= MAX_JSON_BYTES && static_cast<int64_t>(p.json_bytes) <= size - 32;
     require(fits, path, ": its header says it is ", p.json_bytes, " bytes long, but the file has ", size, DAMAGED);
@@ -334,7 +338,8 @@ Checkpoint open_checkpoint(const std::string& path) {
     require(xxh3_64(text) == preamble.json_xxh3, path, ": the header does not match its hash", DAMAGED);
     take_header(c, text, round_up(json_end));
     const uint32_t needed = version_of(c.header["lineage"]);
-    require(preamble.version == needed, path, ": says that it is of version ", preamble.version, ", but its header is of version ", needed, DAMAGED);
+    require(preamble.version == needed, path, ": says that it is of version ", preamble.version, ", but its header is of version ",
+            needed, DAMAGED);
     require(c.file->size() == end_of(c.tensors), path, ": has ", c.file->size(), " bytes, but its header says ", end_of(c.tensors), DAMAGED);
     require_zeros(*c.file, json_end, round_up(json_end));
     for (const TensorEntry& entry : c.tensors) require_zeros(*c.file, entry.offset + entry.bytes, round_up(entry.offset + entry.bytes));

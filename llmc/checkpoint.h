@@ -1,7 +1,8 @@
 // A model in a file: configuration, weights, state of the training, and where it all came from.
 //
-// Every version that was ever written opens for ever, unchanged (test/golden holds a file of each). A file has the lowest version that
-// can say what is in it: a key of the header or of config that version 1 lacks makes a version 2, and only of the files that need it.
+// Every version that was ever written opens for ever, unchanged (test/golden holds a file of each). A file has the lowest version
+// that can say what is in it: a key of the header or of config that version 1 lacks makes a version 2, and only of the files that
+// need it.
 //
 // One file, little-endian:
 //
@@ -27,19 +28,20 @@
 //
 // Version 2 adds to lineage, and to any parent in it, where there is something to say:
 //
-//     layers    of grow and stack, where each layer came from: [parent, layer], an index into parents and a layer of that one; with a
+//     layers    of grow and stack, where each layer came from: [parent, layer], an index into parents and a layer of that one; with
+//     a
 //               third element, {"fc_proj": "x 0.5", "proj": "0"}, where tensors of it were made by rules; null for a new layer
 //     schedule  of train: "continue" when its schedule went on from its first parent's
 //     optimizer of train: "keep" when it began with its first parent's optimizer state
 //
 // and to a parent alone:
 //
-//     runs      [{id, tokens, flops}, ...] what this run had spent under each identity that it had (training.runs), one after another
-//     mixed     {weight, step}: its weights, times `weight`, were mixed into the file's, at that step of the file's run
+//     runs      [{id, tokens, flops}, ...] what this run had spent under each identity that it had (training.runs), one after
+//     another mixed     {weight, step}: its weights, times `weight`, were mixed into the file's, at that step of the file's run
 //
 // In version 1 too, where the trainer wrote it: training.runs, [{id, tokens, flops}, ...], the identities of a run and its progress
-// when each began. id: 32 hexadecimal digits. Files of one run share the identities up to where one of them went on in another way, so
-// that what was spent is counted once (llmc/lineage.h).
+// when each began. id: 32 hexadecimal digits. Files of one run share the identities up to where one of them went on in another way,
+// so that what was spent is counted once (llmc/lineage.h).
 //
 // Order of the tensors: the weights as tensor_table() lists them (so a layer's lie together), then the optimizer's state,
 // named after its weight (h.3.fc/momentum), then `tokenizer` (U8, the tokenizer's own file), if any. There is no time, path or
@@ -57,7 +59,7 @@
 
 struct TensorEntry {
     std::string name;
-    std::string_view dtype;          ///< "F32" or "U8", the text lives for ever
+    std::string_view dtype;   ///< "F32" or "U8", the text lives for ever
     std::vector<int64_t> shape;
     int64_t offset = 0, bytes = 0;   ///< in the file
     uint64_t xxh3 = 0;               ///< XXH3-64 of the bytes
@@ -68,7 +70,7 @@ struct TensorEntry {
 /// A checkpoint that is open for reading. It stays the file it was, whatever is renamed to its path meanwhile.
 struct Checkpoint {
     std::string path;
-    nlohmann::json header;               ///< all of it but `tensors`
+    nlohmann::json header;   ///< all of it but `tensors`
     GPTConfig config;
     std::vector<TensorEntry> tensors;
     std::shared_ptr<const File> file;
@@ -107,7 +109,7 @@ void read_tensor(const Checkpoint& checkpoint, const TensorEntry& entry, const T
 /// Where the bytes of a tensor to be written come from.
 struct TensorSource {
     std::string name;
-    std::string_view dtype;          ///< "F32" or "U8"
+    std::string_view dtype;   ///< "F32" or "U8"
     std::vector<int64_t> shape;
 
     /// Puts bytes [offset, offset + bytes) of the tensor at dst; called in order, for at most FILE_CHUNK bytes at a time.

@@ -66,7 +66,10 @@ json describe(const Checkpoint& checkpoint) {
     return {{"file", checkpoint.path},
             {"config", config},
             {"parameters",
-             {{"total", total_params(c)}, {"matmul", matmul_params(c)}, {"free", free_params(c)}, {"flops_per_token", flops_per_token(c)}}},
+             {{"total", total_params(c)},
+              {"matmul", matmul_params(c)},
+              {"free", free_params(c)},
+              {"flops_per_token", flops_per_token(c)}}},
             {"run", run},
             {"made_by", maker ? json{{"operation", (*maker)["operation"]}, {"detail", (*maker)["detail"]}} : json()},
             {"layers", layers_of(c, maker)},
@@ -103,8 +106,8 @@ static std::string text_of_layers(const json& layers) {
         }
         if (layer.contains("rules"))
             for (auto& [tensor, rule] : layer["rules"].items()) text += concat(", ", readable(tensor), " ", plain(rule));
-        text += concat("   window ", layer["window"], ", scale ", layer["attn_scale"], ", value embedding ", layer["value_embed"] ? "yes" : "no",
-                       ", norm before ", plain(layer["norm_before"]), "\n");
+        text += concat("   window ", layer["window"], ", scale ", layer["attn_scale"], ", value embedding ",
+                       layer["value_embed"] ? "yes" : "no", ", norm before ", plain(layer["norm_before"]), "\n");
     }
     return text;
 }
@@ -125,10 +128,11 @@ std::string text_of_description(const json& d) {
     std::string text = concat("file: ", plain(d["file"]), "\n");
     for (auto& [key, value] : d["config"].items()) text += concat(key, ": ", plain(value), "\n");
     const json &parameters = d["parameters"], &run = d["run"];
-    text += concat("matmul_params: ", parameters["matmul"], "\ntotal_params: ", parameters["total"], "\nfree_params: ", parameters["free"],
-                   "\nflops_per_token: ", parameters["flops_per_token"], "\n");
-    text += concat("step: ", run["step"], "\ntokens: ", run["tokens"], "\nflops: ", text_of_flops(run["flops"]), "\nresume: ",
-                   run["can_resume"] ? "yes" : "no", "\noptimizer_state: ", run["optimizer_state"] ? "yes" : "no", "\n");
+    text += concat("matmul_params: ", parameters["matmul"], "\ntotal_params: ", parameters["total"],
+                   "\nfree_params: ", parameters["free"], "\nflops_per_token: ", parameters["flops_per_token"], "\n");
+    text +=
+        concat("step: ", run["step"], "\ntokens: ", run["tokens"], "\nflops: ", text_of_flops(run["flops"]),
+               "\nresume: ", run["can_resume"] ? "yes" : "no", "\noptimizer_state: ", run["optimizer_state"] ? "yes" : "no", "\n");
     if (const json& by = d["made_by"]; !by.is_null())
         text += concat("layers by: ", plain(by["operation"]), " ", plain(by["detail"]), "\n");
     return text + concat(text_of_layers(d["layers"]), "family:\n", text_of_family(d["family"], "  "),

@@ -412,18 +412,22 @@ static Slice parse_slice(const std::string& text, const std::vector<GPTConfig>& 
 
     slice.model = text[0] - 'A';
     const size_t count = models.size();
-    require(static_cast<size_t>(slice.model) < count, wrong, ": there is no model ", letter_of(slice.model), "; the ", count, " given are A to ",
-            letter_of(count - 1), ", in their order");
+    require(static_cast<size_t>(slice.model) < count, wrong, ": there is no model ", letter_of(slice.model), "; the ", count,
+            " given are A to ", letter_of(count - 1), ", in their order");
     const int n_layer = models[slice.model].n_layer;
     const std::string has = n_layer == 0 ? "no layers" : concat("layers 0 to ", n_layer - 1);
     for (int layer : {slice.first, slice.last})
-        require(layer < n_layer, wrong, ": layer ", layer, " of ", letter_of(slice.model), " (", names[slice.model], "), which has ", has);
-    require(slice.first <= slice.last, wrong, ": its last layer stands before its first; write ", letter_of(slice.model), ":", slice.last, "-", slice.first);
+        require(layer < n_layer, wrong, ": layer ", layer, " of ", letter_of(slice.model), " (", names[slice.model],
+                "), which has ", has);
+    require(slice.first <= slice.last, wrong, ": its last layer stands before its first; write ", letter_of(slice.model), ":",
+            slice.last, "-", slice.first);
     return slice;
 }
 
-static std::vector<Slice> parse_slices(const std::string& text, const std::vector<GPTConfig>& models, const std::vector<std::string>& names) {
-    require(models.size() <= 26, "--layers names models by the letters A to Z, but there are ", models.size(), "; stack some of them first");
+static std::vector<Slice> parse_slices(const std::string& text, const std::vector<GPTConfig>& models,
+                                       const std::vector<std::string>& names) {
+    require(models.size() <= 26, "--layers names models by the letters A to Z, but there are ", models.size(),
+            "; stack some of them first");
     std::vector<Slice> slices;
     std::vector<bool> named(models.size(), false);
     for (size_t begin = 0; begin <= text.size();) {
@@ -442,7 +446,8 @@ static std::vector<Slice> slices_of(const std::vector<GPTConfig>& models, const 
     std::vector<Slice> slices;
     const int last_model = static_cast<int>(models.size()) - 1;
     for (int m = 0; m <= last_model; m++)
-        slices.push_back({m, m == 0 || options.use_first_layer ? 0 : 1, models[m].n_layer - (m == last_model || options.use_last_layer ? 1 : 2)});
+        slices.push_back({m, m == 0 || options.use_first_layer ? 0 : 1,
+                          models[m].n_layer - (m == last_model || options.use_last_layer ? 1 : 2)});
     return slices;
 }
 
@@ -458,7 +463,8 @@ LayerMap stack_map(const std::vector<GPTConfig>& models, const std::vector<std::
     LayerMap map = without_layers(models[0]);
     map.config.norm_wte = options.norm_wte;
     map.config.norm_lm_head = options.norm_lm_head;
-    const std::vector<Slice> slices = options.layers.empty() ? slices_of(models, options) : parse_slices(options.layers, models, names);
+    const std::vector<Slice> slices =
+        options.layers.empty() ? slices_of(models, options) : parse_slices(options.layers, models, names);
     int64_t depth = 0;
     for (const Slice& slice : slices) depth += std::max(0, slice.last - slice.first + 1);
     require(depth <= MAX_LAYERS, "the stack would have ", depth, " layers, but a model has at most ", MAX_LAYERS);

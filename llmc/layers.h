@@ -135,10 +135,10 @@ struct StackOptions {
     Norm norm_inter_model = Norm::none;    ///< at each seam: before the first layer of every model, or slice, but the first
     Norm norm_wte = Norm::none;
     Norm norm_lm_head = Norm::none;
-    std::string layers{};                  ///< slices instead of whole models, "A:0-3,B:2-7": A is the first model, both ends are included
+    std::string layers{};   ///< slices instead of whole models, "A:0-3,B:2-7": A is the first model, both ends are included
 };
 
 /// The layers of several models on each other, properties with their layer; the rest is the first model's.
-/// Throws std::invalid_argument, with `names` of the models and both values, for two that cannot be one model; for slices that are none, or
-/// leave out a model that is not the first or the last; and when no layer is left.
+/// Throws std::invalid_argument, with `names` of the models and both values, for two that cannot be one model; for slices that are
+/// none, or leave out a model that is not the first or the last; and when no layer is left.
 LayerMap stack_map(const std::vector<GPTConfig>& models, const std::vector<std::string>& names, const StackOptions& options);

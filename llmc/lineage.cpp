@@ -15,8 +15,8 @@ static std::string file_of(const json& entry) {
     return file;
 }
 
-/// Drops what leads from every file that was met before, so that a model stacked on itself again and again has a small tree. `path`:
-/// the files from the root to here, whose parents stay: two such growths in a row cannot be told apart.
+/// Drops what leads from every file that was met before, so that a model stacked on itself again and again has a small tree.
+/// `path`: the files from the root to here, whose parents stay: two such growths in a row cannot be told apart.
 static void list_parents_once(json& lineage, std::set<std::string>& seen, std::vector<std::string>& path) {
     for (json& parent : lineage["parents"]) {
         if (!parent.contains("parents")) continue;
@@ -42,7 +42,9 @@ static json spent_of_each(const json& runs, const json& progress, const std::str
     json spent = json::array();
     for (size_t i = 0; i < json_array(runs, where).size(); i++) {
         const json &begin = runs[i], &end = i + 1 < runs.size() ? runs[i + 1] : progress;
-        auto tokens = [&](const json& at) { return json_integer(json_member(at, "tokens", where), 0, INT64_MAX, where + ": tokens"); };
+        auto tokens = [&](const json& at) {
+            return json_integer(json_member(at, "tokens", where), 0, INT64_MAX, where + ": tokens");
+        };
         auto flops = [&](const json& at) { return json_number(json_member(at, "flops", where), where + ": flops"); };
         spent.push_back({{"id", json_member(begin, "id", where)},
                          {"tokens", tokens(end) - tokens(begin)},
@@ -62,7 +64,8 @@ json lineage_entry(const json& header, const std::string& hash, const std::strin
     const json& progress = json_member(header, "progress", where);
     for (const char* key : {"step", "tokens", "flops"}) entry[key] = json_member(progress, key, where + ": progress");
     entry["hash"] = hash;
-    if (const json runs = runs_of(header); !runs.is_null()) entry["runs"] = spent_of_each(runs, progress, where + ": training: runs");
+    if (const json runs = runs_of(header); !runs.is_null())
+        entry["runs"] = spent_of_each(runs, progress, where + ": training: runs");
     return entry;
 }
 
@@ -122,7 +125,7 @@ private:
     std::set<std::string> files;            // whose rest is in others
     Spent others;
 };
-}  // namespace
+}   // namespace
 
 Spent total_spent(const json& header) {
     json own = header["progress"];
@@ -141,7 +144,8 @@ json no_progress() { return {{"step", 0}, {"tokens", 0}, {"flops", 0}}; }
 static Position along_first_parents(const json& lineage, const char* key, const char* value) {
     Position all;
     const std::string operation = lineage["operation"];
-    const bool goes_on = operation == "train" ? lineage.contains(key) && lineage[key] == value : operation == "grow" || operation == "stack";
+    const bool goes_on =
+        operation == "train" ? lineage.contains(key) && lineage[key] == value : operation == "grow" || operation == "stack";
     if (goes_on && lineage.contains("parents") && !lineage["parents"].empty()) {
         const json& parent = lineage["parents"][0];
         all = along_first_parents(parent, key, value);

@@ -15,7 +15,8 @@ nlohmann::json make_lineage(const std::string& operation, const std::string& det
 nlohmann::json lineage_entry(const nlohmann::json& header, const std::string& hash, const std::string& where = "header");
 
 /// The lineage of `first` when others were mixed into it by these weights, one of each: they join its parents.
-nlohmann::json mixed_lineage(const Checkpoint& first, const std::vector<const Checkpoint*>& others, const std::vector<double>& weights);
+nlohmann::json mixed_lineage(const Checkpoint& first, const std::vector<const Checkpoint*>& others,
+                             const std::vector<double>& weights);
 
 struct Spent {
     int64_t tokens = 0;

@@ -24,7 +24,8 @@ std::vector<double> parse_weights(const std::string& text, size_t models) {
         more = rest != end;
         at = rest + 1;
     }
-    require(weights.size() == models, "--mix has ", weights.size(), " weights, but there are ", models, " models; give one a model");
+    require(weights.size() == models, "--mix has ", weights.size(), " weights, but there are ", models,
+            " models; give one a model");
     double sum = 0;
     for (double weight : weights) sum += weight;
     require(std::fabs(sum - 1) <= 1e-6, "the weights of --mix sum to ", sum, ", but must sum to 1");
@@ -36,15 +37,16 @@ void require_one_shape(const std::vector<const Checkpoint*>& models) {
     for (const Checkpoint* model : models) {
         const json other = to_json(model->config);
         for (auto& [key, value] : first.items())
-            require(value == other[key], "models that are mixed must agree in ", key, ", but it is ", value.dump(), " in ", models[0]->path, " and ",
-                    other[key].dump(), " in ", model->path);
+            require(value == other[key], "models that are mixed must agree in ", key, ", but it is ", value.dump(), " in ",
+                    models[0]->path, " and ", other[key].dump(), " in ", model->path);
     }
     const Checkpoint* owner = nullptr;
     for (const Checkpoint* model : models) {
         const TensorEntry* tokenizer = model->find("tokenizer");
         if (!tokenizer) continue;
-        require(!owner || owner->at("tokenizer").xxh3 == tokenizer->xxh3, "models that are mixed must have the same tokenizer, but those in ",
-                owner ? owner->path : "", " and ", model->path, " differ: their tokens mean different text");
+        require(!owner || owner->at("tokenizer").xxh3 == tokenizer->xxh3,
+                "models that are mixed must have the same tokenizer, but those in ", owner ? owner->path : "", " and ", model->path,
+                " differ: their tokens mean different text");
         if (!owner) owner = model;
     }
 }
@@ -80,7 +82,8 @@ std::vector<TensorSource> mixed_tensors(const std::vector<const Checkpoint*>& mo
     const auto mix = std::make_shared<const Mix>(Mix{models, weights});
     std::vector<TensorSource> sources;
     sources.reserve(first.tensors.size() + 1);
-    for_each_tensor(first.config, [&](const Tensor&) { sources.push_back(mixed_source(mix, sources.size())); });   // they come first
+    for_each_tensor(first.config,
+                    [&](const Tensor&) { sources.push_back(mixed_source(mix, sources.size())); });   // they come first
     for (size_t i = sources.size(); i < first.tensors.size(); i++)
         sources.push_back(source_from_checkpoint(first.tensors[i].name, first, first.tensors[i]));
     for (const Checkpoint* model : models) {
@@ -101,7 +104,8 @@ json mixed_header(const std::vector<const Checkpoint*>& models, const std::vecto
         json& runs = header["training"]["runs"];   // what follows is no longer what the first's own run does from here
         json what{runs.back()["id"], weights};
         for (const Checkpoint* model : models) what.push_back(model->content_hash());
-        runs.push_back({{"id", xxh3_128(dump_json(what))}, {"tokens", header["progress"]["tokens"]}, {"flops", header["progress"]["flops"]}});
+        runs.push_back(
+            {{"id", xxh3_128(dump_json(what))}, {"tokens", header["progress"]["tokens"]}, {"flops", header["progress"]["flops"]}});
     }
     return header;
 }

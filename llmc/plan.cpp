@@ -18,7 +18,8 @@ static double passes(double steps, int64_t coconut_every) {
 
 static double wanted_steps(const PlanInput& in, int64_t batch) {
     if (in.steps) return double(*in.steps - in.before.steps);
-    if (in.param_data_ratio) return std::floor((*in.param_data_ratio * double(in.matmul_params) - double(in.before.tokens)) / double(batch));
+    if (in.param_data_ratio)
+        return std::floor((*in.param_data_ratio * double(in.matmul_params) - double(in.before.tokens)) / double(batch));
     double step_flops = double(in.flops_per_token) * double(batch);
     if (in.coconut_every > 0) step_flops *= 1 + 1 / double(in.coconut_every);
     return std::nearbyint((*in.total_flops - in.before.flops) / step_flops);
@@ -54,11 +55,13 @@ Plan make_plan(const PlanInput& in) {
     plan.micro_batches = count_micro_batches(in, plan.batch_tokens);
 
     const double steps = wanted_steps(in, plan.batch_tokens), tokens = steps * double(plan.batch_tokens);
-    require(steps >= 1 || in.before.steps == 0, "the schedule goes on behind ", in.before.steps, " steps, ", in.before.tokens, " tokens, ", in.before.flops,
+    require(steps >= 1 || in.before.steps == 0, "the schedule goes on behind ", in.before.steps, " steps, ", in.before.tokens,
+            " tokens, ", in.before.flops,
             " FLOPs, which is the whole horizon: give more --steps, --total-flops or --param-data-ratio, or --schedule restart");
     require(steps >= 1, "the horizon is less than one step of batch_tokens (", plan.batch_tokens,
             "): use more --steps, --total-flops or --param-data-ratio, or fewer --batch-tokens");
-    require(double(in.before.steps) < 0x1p62, "the schedule is at step ", in.before.steps, ", more than can be counted in 62 bits; use --schedule restart");
+    require(double(in.before.steps) < 0x1p62, "the schedule is at step ", in.before.steps,
+            ", more than can be counted in 62 bits; use --schedule restart");
     require(tokens < 0x1p62, "the horizon, ", steps, " steps of ", plan.batch_tokens, " tokens, is more than can be counted in 62 bits");
     plan.steps = static_cast<int64_t>(steps);
     plan.tokens = plan.steps * plan.batch_tokens;

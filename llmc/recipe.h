@@ -120,9 +120,9 @@ struct HorizonLaw {
 
 /// How a rate falls from 1 to 0: by `left`, the part of the warmdown that is left.
 enum class Fall {
-    linear,                ///< left
-    cosine,                ///< (1 - cos(pi left)) / 2
-    one_minus_sqrt         ///< 1 - sqrt(1 - left) (arXiv 2405.18392)
+    linear,          ///< left
+    cosine,          ///< (1 - cos(pi left)) / 2
+    one_minus_sqrt   ///< 1 - sqrt(1 - left) (arXiv 2405.18392)
 };
 
 struct ScheduleLaws {

@@ -55,7 +55,8 @@ public:
     }
     /// Null when there is no such tensor.
     const TensorEntry* find(const std::string& name) const {
-        auto found = std::lower_bound(by_name.begin(), by_name.end(), name, [](const TensorEntry* a, const std::string& b) { return a->name < b; });
+        auto found = std::lower_bound(by_name.begin(), by_name.end(), name,
+                                      [](const TensorEntry* a, const std::string& b) { return a->name < b; });
         return found == by_name.end() || (*found)->name != name ? nullptr : *found;
     }
     const TensorEntry& at(const std::string& name) const {
@@ -219,8 +220,8 @@ static void add_tokenizer(std::vector<TensorSource>& sources, const std::vector<
     for (size_t m = 0; m < models.size(); m++) {
         const TensorEntry* found = entries[m].find("tokenizer");
         if (!found) continue;
-        require(!first || first->xxh3 == found->xxh3, "models of a stack must have the same tokenizer, but those in ", models[owner]->path,
-                " and ", models[m]->path, " differ: their tokens mean different text");
+        require(!first || first->xxh3 == found->xxh3, "models of a stack must have the same tokenizer, but those in ",
+                models[owner]->path, " and ", models[m]->path, " differ: their tokens mean different text");
         if (first) continue;
         first = found;
         owner = m;

@@ -41,7 +41,8 @@ static json value_embeds_flag(const GPTConfig& c) {
 }
 
 static json attn_scale_flag(const GPTConfig& c) {
-    bool one = c.n_layer > 0 && std::all_of(c.attn_scale.begin(), c.attn_scale.end(), [&](double scale) { return scale == c.attn_scale[0]; });
+    bool one = c.n_layer > 0 &&
+               std::all_of(c.attn_scale.begin(), c.attn_scale.end(), [&](double scale) { return scale == c.attn_scale[0]; });
     return one ? json(c.attn_scale[0]) : json();
 }
 
@@ -109,7 +110,8 @@ static json model_flags(const GPTConfig& c) {
                {"vocab-size", c.vocab_size},
                {"window-pattern", pattern_windows ? json(c.window_pattern) : json()}};
     for (const ModelSwitch& each : MODEL_SWITCHES)
-        if (const json value = each.get(c); c.n_layer > 0 || !value.is_null()) flags[each.flag] = value;   // without layers, any will do
+        if (const json value = each.get(c); c.n_layer > 0 || !value.is_null())
+            flags[each.flag] = value;   // without layers, any will do
     return flags;
 }
 

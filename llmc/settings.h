@@ -148,9 +148,9 @@ struct Settings {
                      rates);
     Maybe<int64_t>& warmdown_steps =
         flags.at_least("--warmdown-steps", Nothing<int64_t>{-1}, int64_t{0}, "the same in steps", rates);
-    Maybe<std::string>& warmdown_shape = flags.choice(
-        "--warmdown-shape", Text{}, fall_names(),
-        concat("how they fall (", by_recipe([](const Recipe& r) { return name_of(r.schedule.fall); }), ")"), rates);
+    Maybe<std::string>& warmdown_shape =
+        flags.choice("--warmdown-shape", Text{}, fall_names(),
+                     concat("how they fall (", by_recipe([](const Recipe& r) { return name_of(r.schedule.fall); }), ")"), rates);
     bool& no_scaling = flags.toggle("--no-scaling",
                                     concat("turns the scaling rules for batch, learning rates and decay off (has them: ",
                                            by_recipe([](const Recipe& r) { return r.scaling ? "yes" : "no"; }), ")"),
@@ -213,10 +213,11 @@ struct Settings {
         "and stops there (make profile)",
         run);
     bool& plan = flags.toggle("--plan", "prints sizes, FLOPs, steps and memory, and does nothing else", run);
-    Maybe<std::string>& describe = flags.text("--describe", Text{},
-                                              "prints a checkpoint's configuration, where its layers come from, its family and what was spent\n"
-                                              "on all of it, and does nothing else",
-                                              run);
+    Maybe<std::string>& describe =
+        flags.text("--describe", Text{},
+                   "prints a checkpoint's configuration, where its layers come from, its family and what was spent\n"
+                   "on all of it, and does nothing else",
+                   run);
     bool& json = flags.toggle("--json", "prints --describe as JSON, on one line", run);
     bool& eval = flags.toggle("--eval", "prints loss and bits per byte of --init on --val-data, and does nothing else", run);
 };

@@ -28,7 +28,8 @@ static bool has(const TensorSpec& spec, const GPTConfig& config, int layer) {
         case Has::always: return true;
         case Has::untied: return !config.tied;
         case Has::value_embeds: return config.value_embeds[layer];
-        case Has::lambdas: return config.lambdas && config.n_layer > 0;
+        case Has::lambdas:
+            return config.lambdas && config.n_layer > 0;
     }
     fail("tensors: unknown condition");
 }
@@ -77,13 +78,15 @@ static std::optional<LayerPattern> layer_pattern(const std::string& pattern) {
 
 static bool matches(const std::string& pattern, const Tensor& tensor) {
     if (const std::optional<LayerPattern> p = layer_pattern(pattern))
-        return tensor.layer >= p->first && tensor.layer <= p->last && fnmatch(p->rest.c_str(), tensor.spec->name, FNM_NOESCAPE) == 0;
+        return tensor.layer >= p->first && tensor.layer <= p->last &&
+               fnmatch(p->rest.c_str(), tensor.spec->name, FNM_NOESCAPE) == 0;
     return fnmatch(pattern.c_str(), tensor.name.c_str(), FNM_NOESCAPE) == 0;
 }
 
 bool Trained::operator()(const Tensor& tensor) const {
     if (!embedding && tensor.name == "wte") return false;
-    return only.empty() || std::any_of(only.begin(), only.end(), [&](const std::string& pattern) { return matches(pattern, tensor); });
+    return only.empty() ||
+           std::any_of(only.begin(), only.end(), [&](const std::string& pattern) { return matches(pattern, tensor); });
 }
 
 std::vector<std::string> parse_train_only(const std::string& text, const GPTConfig& config) {
@@ -92,10 +95,13 @@ std::vector<std::string> parse_train_only(const std::string& text, const GPTConf
     std::istringstream rest(text + ',');
     for (std::string pattern; std::getline(rest, pattern, ',');) {
         if (const std::optional<LayerPattern> p = layer_pattern(pattern))
-            require(p->first >= 0 && p->first <= p->last && p->last < config.n_layer, "--train-only ", pattern, ": layers ", p->first, " to ", p->last,
-                    ", but the model has ", config.n_layer == 0 ? "none" : concat("layers 0 to ", config.n_layer - 1));
-        const bool any = std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& tensor) { return matches(pattern, tensor); });
-        require(any, "--train-only '", pattern, "' is no tensor of the model; name them as its table does: wte, h.0.fc, h.*.proj, h.2-3.*",
+            require(p->first >= 0 && p->first <= p->last && p->last < config.n_layer, "--train-only ", pattern, ": layers ",
+                    p->first, " to ", p->last, ", but the model has ",
+                    config.n_layer == 0 ? "none" : concat("layers 0 to ", config.n_layer - 1));
+        const bool any =
+            std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& tensor) { return matches(pattern, tensor); });
+        require(any, "--train-only '", pattern,
+                "' is no tensor of the model; name them as its table does: wte, h.0.fc, h.*.proj, h.2-3.*",
                 config.tied ? "" : ", lm_head");
         patterns.push_back(pattern);
     }

@@ -86,8 +86,8 @@ int lowest_trained(const std::vector<Tensor>& tensors, const Trained& trained, i
 /// Every parameter of a model, and of these the frozen ones.
 int64_t total_params(const GPTConfig& config);
 int64_t frozen_params(const GPTConfig& config, const Trained& trained);
-/// Of all, what costs no FLOPs and a model of this depth would not have by its recipe: value embeddings of layers where the recipe's
-/// pattern has none.
+/// Of all, what costs no FLOPs and a model of this depth would not have by its recipe: value embeddings of layers where the
+/// recipe's pattern has none.
 int64_t free_params(const GPTConfig& config);
 /// Parameters that multiply a token: the matrices of the layers, gates too, and the head. The growth study's "scaling parameters".
 int64_t matmul_params(const GPTConfig& config);

@@ -345,10 +345,12 @@ static json tree_of_all_keys() {
     json lineage = make_lineage("grow", "", {});
     lineage["layers"] = json::parse(R"([[0,3,{"fc_proj":"x 0.5"}]])");
     const std::string id(32, 'a');
-    json parent{{"operation", "train"}, {"detail", ""}, {"hash", "00"}, {"step", 1}, {"tokens", 10}, {"flops", 100}, {"parents", json::array()}};
+    json parent{{"operation", "train"},    {"detail", ""}, {"hash", "00"}, {"step", 1}, {"tokens", 10}, {"flops", 100},
+                {"parents", json::array()}};
     parent["schedule"] = "continue";
     parent["optimizer"] = "keep";
-    parent["runs"] = json::array({{{"id", id}, {"tokens", 7}, {"flops", 70.5}}, {{"id", std::string(32, 'b')}, {"tokens", 3}, {"flops", 29.5}}});
+    parent["runs"] =
+        json::array({{{"id", id}, {"tokens", 7}, {"flops", 70.5}}, {{"id", std::string(32, 'b')}, {"tokens", 3}, {"flops", 29.5}}});
     parent["mixed"] = {{"weight", -0.5}, {"step", 3}};
     lineage["parents"].push_back(parent);
     return lineage;
@@ -504,8 +506,8 @@ TEST_CASE("checkpoint: what a lineage of version 2 says is believed only when it
     const std::string good = read_file(dir / "a.bin");
     CHECK(refusal_of(dir / "a.bin") == "");
     struct Case {
-        const char* at;       // JSON pointer
-        const char* value;    // what to put there; empty: remove it
+        const char* at;      // JSON pointer
+        const char* value;   // what to put there; empty: remove it
         const char* words;
     };
     const Case cases[] = {
@@ -549,8 +551,10 @@ TEST_CASE("checkpoint: what a lineage of version 2 says is believed only when it
     for (const Case& c : cases) {
         json changed = json::parse(good.substr(32, json_bytes_of(good)));
         json::json_pointer at(c.at);
-        if (*c.value) changed[at] = json::parse(c.value);
-        else changed[at.parent_pointer()].erase(at.back());
+        if (*c.value)
+            changed[at] = json::parse(c.value);
+        else
+            changed[at.parent_pointer()].erase(at.back());
         write_file(dir / "b.bin", with_header(good, changed.dump()));
         INFO(c.at, " = ", c.value, ": ", refusal_of(dir / "b.bin"));
         CHECK(contains(refusal_of(dir / "b.bin"), c.words));

@@ -29,12 +29,14 @@ struct Family {
     Family() {
         a = write(dir / "a.bin", nano(2), header_of(nano(2), 100, 'a', make_lineage("train", "", {})), 1);
         b = write(dir / "b.bin", nano(3), header_of(nano(3), 200, 'b', make_lineage("train", "", {})), 2);
-        const Checkpoint earlier = write(dir / "earlier.bin", nano(2), header_of(nano(2), 60, 'a', make_lineage("train", "", {})), 3);
+        const Checkpoint earlier =
+            write(dir / "earlier.bin", nano(2), header_of(nano(2), 60, 'a', make_lineage("train", "", {})), 3);
         json header = a.header;
         header["lineage"] = mixed_lineage(a, {&earlier}, {0.25});
         a = write(dir / "a.bin", nano(2), header, 1);
 
-        json made{{"config", to_json(nano(5))}, {"progress", no_progress()}, {"lineage", make_lineage("stack", "by hand", {&a, &b, &a})}};
+        json made{
+            {"config", to_json(nano(5))}, {"progress", no_progress()}, {"lineage", make_lineage("stack", "by hand", {&a, &b, &a})}};
         made["lineage"]["layers"] = json::parse(R"([[0,0],[0,1],[1,2],null,[2,1,{"fc_proj":"x 0.5"}]])");
         deep = write(dir / "deep.bin", nano(5), made, 4);
         trained = write(dir / "trained.bin", nano(5), header_of(nano(5), 40, 'c', make_lineage("train", "", {&deep})), 5);
@@ -67,7 +69,10 @@ TEST_CASE("describe: layers, family and totals, for a file that stack made and f
     CHECK(describe(f.deep)["total"] == json{{"tokens", 300}, {"flops", 30000.0}});
     const json d = describe(f.trained);
     CHECK(d["total"] == json{{"tokens", 340}, {"flops", 34000.0}});
-    CHECK(d["parameters"] == json{{"total", total_params(nano(5))}, {"matmul", matmul_params(nano(5))}, {"free", 0}, {"flops_per_token", flops_per_token(nano(5))}});
+    CHECK(d["parameters"] == json{{"total", total_params(nano(5))},
+                                  {"matmul", matmul_params(nano(5))},
+                                  {"free", 0},
+                                  {"flops_per_token", flops_per_token(nano(5))}});
     CHECK(d["run"] == json{{"step", 4}, {"tokens", 40}, {"flops", 4000.0}, {"can_resume", true}, {"optimizer_state", false}});
     CHECK(d["config"]["n_layer"] == 5);
     CHECK(!d["config"].contains("windows"));
@@ -90,15 +95,17 @@ TEST_CASE("describe: layers, family and totals, for a file that stack made and f
 
 TEST_CASE("describe: as text") {
     Family f;
-    const std::string a = f.a.content_hash().substr(0, 12), b = f.b.content_hash().substr(0, 12), text = text_of_description(describe(f.trained));
-    for (const std::string& line : {std::string("recipe: nanochat\n"), std::string("n_layer: 5\n"), concat("total_params: ", total_params(nano(5)), "\n"),
-                                    std::string("resume: yes\noptimizer_state: no\n"), std::string("layers by: stack by hand\n"),
-                                    "layer 0: copied from 0 of " + a + "   window 8, scale 1.0, value embedding yes, norm before none\n",
-                                    "layer 2: copied from 2 of " + b + "   window 8, ", std::string("layer 3: new   window 16, "),
-                                    "layer 4: copied from 1 of " + a + ", fc_proj x 0.5   window 16, ",
-                                    "      " + a + " train, step 10, 100 tokens, 1.0000e+04 FLOPs\n", std::string(", mixed in by 0.25 at step 10\n"),
-                                    "      " + a + " train, step 10, 100 tokens, 1.0000e+04 FLOPs (its parents: above)\n",
-                                    std::string("total_tokens: 340\ntotal_flops: 3.4000e+04\n")})
+    const std::string a = f.a.content_hash().substr(0, 12), b = f.b.content_hash().substr(0, 12),
+                      text = text_of_description(describe(f.trained));
+    for (const std::string& line :
+         {std::string("recipe: nanochat\n"), std::string("n_layer: 5\n"), concat("total_params: ", total_params(nano(5)), "\n"),
+          std::string("resume: yes\noptimizer_state: no\n"), std::string("layers by: stack by hand\n"),
+          "layer 0: copied from 0 of " + a + "   window 8, scale 1.0, value embedding yes, norm before none\n",
+          "layer 2: copied from 2 of " + b + "   window 8, ", std::string("layer 3: new   window 16, "),
+          "layer 4: copied from 1 of " + a + ", fc_proj x 0.5   window 16, ",
+          "      " + a + " train, step 10, 100 tokens, 1.0000e+04 FLOPs\n", std::string(", mixed in by 0.25 at step 10\n"),
+          "      " + a + " train, step 10, 100 tokens, 1.0000e+04 FLOPs (its parents: above)\n",
+          std::string("total_tokens: 340\ntotal_flops: 3.4000e+04\n")})
         CHECK_MESSAGE(contains(text, line), line, "\n", text);
 
     // Equal layers, one after another, are one line.
@@ -108,7 +115,8 @@ TEST_CASE("describe: as text") {
     header["lineage"] = make_lineage("grow", "--order stack --factor 2", {&f.a});
     header["lineage"]["layers"] = json::parse("[[0,0],[0,1],[0,0],[0,1],null,null]");
     const std::string equal = text_of_description(describe(write(dir / "a.bin", config, header, 1)));
-    for (const char* line : {"layer 0-1: copied from 0-1 of ", "layer 2-3: copied from 0-1 of ", "layer 4-5: new   "}) CHECK_MESSAGE(contains(equal, line), equal);
+    for (const char* line : {"layer 0-1: copied from 0-1 of ", "layer 2-3: copied from 0-1 of ", "layer 4-5: new   "})
+        CHECK_MESSAGE(contains(equal, line), equal);
     header["lineage"] = make_lineage("train", "", {});
     CHECK(contains(text_of_description(describe(write(dir / "b.bin", config, header, 1))), "layer 0-5: as trained   window 8, "));
 }
@@ -120,7 +128,8 @@ TEST_CASE("describe: models without layers, older files, mixtures, layers that f
     CHECK(none["total"]["tokens"] == 10);
     text_of_description(none);
 
-    const json v1 = describe(open_checkpoint("test/golden/checkpoint_v1/checkpoint.bin"));   // trained, from a growth that kept no map
+    const json v1 =
+        describe(open_checkpoint("test/golden/checkpoint_v1/checkpoint.bin"));   // trained, from a growth that kept no map
     CHECK(v1["made_by"] == json{{"operation", "grow"}, {"detail", "--order 0 --value-embeds layer"}});
     CHECK(v1["layers"][0]["made"] == "unknown");
     CHECK(v1["run"]["optimizer_state"] == true);
@@ -143,7 +152,8 @@ TEST_CASE("describe: models without layers, older files, mixtures, layers that f
 
 TEST_CASE("describe: the program prints it, and nothing else") {
     Family f;
-    const Result text = run("./train_gpt --describe " + f.dir / "trained.bin"), as_json = run("./train_gpt --json --describe " + f.dir / "trained.bin");
+    const Result text = run("./train_gpt --describe " + f.dir / "trained.bin"),
+                 as_json = run("./train_gpt --json --describe " + f.dir / "trained.bin");
     CHECK(text.code == 0);
     CHECK(text.err == "");
     CHECK(text.out == text_of_description(describe(f.trained)));

@@ -411,7 +411,8 @@ TEST_CASE("gpt: layers that zero adds change no logit by a bit, whatever the mod
         Checkpoint grown = write_mapped(dir / "grown.bin", grow_map(model.config, {.order = "zero", .depth = depth}), {&model});
         REQUIRE(grown.config.n_layer == depth);
         CHECK(logits_of(grown, data.idx, data.targets) == before);
-        Checkpoint again = write_mapped(dir / "again.bin", grow_map(grown.config, {.order = "zero", .factor = 3, .seed = 7}), {&grown});
+        Checkpoint again =
+            write_mapped(dir / "again.bin", grow_map(grown.config, {.order = "zero", .factor = 3, .seed = 7}), {&grown});
         REQUIRE(again.config.n_layer == 3 * depth);
         CHECK(logits_of(again, data.idx, data.targets) == before);
     };
@@ -638,14 +639,16 @@ void check_trained(const GPTConfig& config, const std::string& patterns, bool lo
 TEST_CASE("gpt: what trains alone has the gradient that it has among all, and what is frozen has none" * needs_products()) {
     GPTConfig seams = small_speedrun(), nanochat = small_nanochat();
     seams.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
-    for (std::string patterns : {"h.2.*", "h.1-2.*", "h.0-1.*", "h.2.fc_proj", "h.1.fc", "h.1.proj", "h.2.q", "h.*.v", "h.1.k,h.2.fc", "wte", "h.0.[qkv]", "*"})
+    for (std::string patterns : {"h.2.*", "h.1-2.*", "h.0-1.*", "h.2.fc_proj", "h.1.fc", "h.1.proj", "h.2.q", "h.*.v",
+                                 "h.1.k,h.2.fc", "wte", "h.0.[qkv]", "*"})
         check_trained(seams, patterns, false);
-    for (std::string patterns : {"lm_head", "h.2.*", "h.2.ve", "h.0.ve_gate", "h.1.fc_proj,lm_head", "x0_lambdas", "resid_lambdas", "*lambdas", "wte", "h.1.q,h.2.ve",
-                                 "h.0.v", "wte,*lambdas,lm_head"}) {
+    for (std::string patterns : {"lm_head", "h.2.*", "h.2.ve", "h.0.ve_gate", "h.1.fc_proj,lm_head", "x0_lambdas", "resid_lambdas",
+                                 "*lambdas", "wte", "h.1.q,h.2.ve", "h.0.v", "wte,*lambdas,lm_head"}) {
         check_trained(nanochat, patterns, false);
         check_trained(nanochat, patterns, true);
     }
-    CHECK(refusal([] { GPT(small_speedrun(), 1, Mode::train, {.only = {"wte"}, .embedding = false}); }) == "gpt: nothing trains: every tensor of the model is frozen");
+    CHECK(refusal([] { GPT(small_speedrun(), 1, Mode::train, {.only = {"wte"}, .embedding = false}); }) ==
+          "gpt: nothing trains: every tensor of the model is frozen");
 }
 
 TEST_CASE("gpt: a micro-batch without targets has no loss and no gradient") {

@@ -83,14 +83,16 @@ TEST_CASE("layers: orders of growth") {
 
 TEST_CASE("layers: an order that is none is refused, and so is a flag that an order needs or does not take") {
     for (const char* order : {"", "stacked", ",", "1,", ",1", "1,,2", "1 2", "-1", "1.5", "0x1", "99999999999", "1;2", "Stack", "0,1,2 ", "LIST"})
-        CHECK(contains(refusal([&] { grown(by(order), 3); }),
-                       "must be stack, interleave, first, last, middle, solar, random, zero, or a list of layers like 0,1,2,0,1,2"));
+        CHECK(
+            contains(refusal([&] { grown(by(order), 3); }),
+                     "must be stack, interleave, first, last, middle, solar, random, zero, or a list of layers like 0,1,2,0,1,2"));
     CHECK(contains(refusal([] { grown(by("stack"), 3); }), "--order stack needs --factor"));
     CHECK(contains(refusal([] { grown(by("zero"), 3); }), "--order zero needs --factor"));
     CHECK(contains(refusal([] { grown(by("stack", -2), 3); }), "--factor is -2, but must be 1 or more"));
     CHECK(contains(refusal([] { grown(by("zero", 2147483647), 3); }), "a model has at most 10000"));
     CHECK(refusal([] { grown(by("0,1", 2), 3); }) ==
-          "--order 0,1 does not take --factor; leave --factor out, or use --order stack, interleave, first, last, middle, random, zero");
+          "--order 0,1 does not take --factor; leave --factor out, or use --order stack, interleave, first, last, middle, random, "
+          "zero");
     CHECK(contains(refusal([] { grown(by("zero", 2, ValueEmbeds::layer), 3); }), "--order zero does not take --value-embeds"));
     CHECK(contains(refusal([] { grown({.order = "stack", .factor = 2, .seed = 1}, 3); }),
                    "--order stack does not take --seed; leave --seed out, or use --order random, zero"));
@@ -108,30 +110,39 @@ TEST_CASE("layers: what a flag of an order cannot be is refused with its rule an
         {{.order = "last", .depth = 10001}, 3, "--depth 10001 makes 10001 layers of 3, but a model has at most 10000"},
         {{.order = "last", .factor = 3334}, 3, "--factor 3334 makes 10002 layers of 3, but a model has at most 10000"},
         {{.order = "zero", .factor = 2}, 0, "--factor 2 of a model of 0 layers are 0; give --depth, its layers"},
-        {{.order = "stack", .depth = 2}, 0,
+        {{.order = "stack", .depth = 2},
+         0,
          "--order stack: the model has no layers to copy; use --order random or zero, with --depth"},
         {{.order = "solar", .drop = 0}, 0, "--order solar: the model has no layers to copy"},
         {{.order = "0,1"}, 0, "--order 0,1: the model has no layers to copy"},
-        {{.order = "middle", .depth = 6}, 2,
+        {{.order = "middle", .depth = 6},
+         2,
          "--order middle needs --middle a:b here: a model of 2 layers has none between its first and last"},
         {{.order = "middle", .depth = 6}, 1, "a model of 1 layer has none"},
         {{.order = "middle", .depth = 6, .middle = "1:3"}, 3, "--middle 1:3 names layer 3, but the model has layers 0 to 2"},
-        {{.order = "middle", .depth = 6, .middle = "2:1"}, 3,
+        {{.order = "middle", .depth = 6, .middle = "2:1"},
+         3,
          "--middle is '2:1', but must be two layers a:b, like 1:4, both included, the lower one first"},
         {{.order = "solar"}, 4, "--order solar needs --drop: how many layers each of the two copies leaves out"},
-        {{.order = "solar", .drop = 3}, 4,
+        {{.order = "solar", .drop = 3},
+         4,
          "--drop is 3, but must be 0 to 2: with more the model would not get deeper than its 4 layers"},
         {{.order = "solar", .drop = -1}, 4, "--drop is -1"},
         {{.order = "solar", .drop = 1}, 5002, "--drop 1 makes 10002 layers of 5002, but a model has at most 10000"},
         {{.order = "solar", .depth = 6, .drop = 1}, 4, "--order solar does not take --depth; leave --depth out"},
-        {{.order = "stack", .depth = 6, .middle = "0:1"}, 3,
+        {{.order = "stack", .depth = 6, .middle = "0:1"},
+         3,
          "--order stack does not take --middle; leave --middle out, or use --order middle"},
-        {{.order = "stack", .depth = 6, .drop = 1}, 3,
+        {{.order = "stack", .depth = 6, .drop = 1},
+         3,
          "--order stack does not take --drop; leave --drop out, or use --order solar"},
-        {{.order = "stack", .depth = 6, .at = NewAt::top}, 3,
+        {{.order = "stack", .depth = 6, .at = NewAt::top},
+         3,
          "--order stack does not take --at; leave --at out, or use --order random, zero"},
-        {{.order = "random", .depth = 6, .damp = "0.5"}, 3,
-         "--order random does not take --damp; leave --damp out, or use --order stack, interleave, first, last, middle, solar, LIST"},
+        {{.order = "random", .depth = 6, .damp = "0.5"},
+         3,
+         "--order random does not take --damp; leave --damp out, or use --order stack, interleave, first, last, middle, solar, "
+         "LIST"},
         {{.order = "zero", .depth = 6, .damp = "0.5"}, 3, "--order zero does not take --damp"},
     };
     for (const auto& [options, n_layer, words] : wrong) {
@@ -140,8 +151,8 @@ TEST_CASE("layers: what a flag of an order cannot be is refused with its rule an
         CHECK_MESSAGE(contains(text, words), text);
     }
     for (const char* middle : {"", ":", "1", "1:", ":1", "1:2:3", "a:b", "-1:1", "1,2", "0:1,2", "1.5:2", " 1:2"})
-        CHECK(contains(refusal([&] { grown({.order = "middle", .depth = 6, .middle = middle}, 3); }),
-                       "but must be two layers a:b"));
+        CHECK(
+            contains(refusal([&] { grown({.order = "middle", .depth = 6, .middle = middle}, 3); }), "but must be two layers a:b"));
     for (const char* damp : {"", "0", "-1", "x", "1/2", "1/copie", "1/copies ", "nan", "inf", "1e4", "0.5x", "0x1"})
         CHECK(contains(refusal([&] { grown({.order = "stack", .depth = 6, .damp = damp}, 3); }),
                        "but must be a number above 0, at most 1000, or 1/copies"));

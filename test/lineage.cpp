@@ -115,13 +115,15 @@ TEST_CASE("lineage: a parent's entry has what was spent under each identity") {
     CHECK(entry["tokens"] == 120);
     CHECK(entry["runs"].dump() == json{{{"id", id_of('a')}, {"tokens", 100}, {"flops", 1000.0}},
                                        {{"id", id_of('b')}, {"tokens", 20}, {"flops", 200.0}},
-                                       {{"id", id_of('c')}, {"tokens", 0}, {"flops", 0.0}}}.dump());
+                                       {{"id", id_of('c')}, {"tokens", 0}, {"flops", 0.0}}}
+                                      .dump());
     CHECK(!lineage_entry(made({}), "").contains("runs"));
     json bad = file({{'a', 1}});
     bad["training"]["runs"][0].erase("tokens");
     CHECK(refusal([&] { lineage_entry(bad, "", "a.safetensors"); }) == "a.safetensors: training: runs: 'tokens' is missing");
     bad["training"]["runs"] = 3;
-    CHECK(contains(refusal([&] { lineage_entry(bad, "", "a.safetensors"); }), "a.safetensors: training: runs: is 3, but must be an array"));
+    CHECK(contains(refusal([&] { lineage_entry(bad, "", "a.safetensors"); }),
+                   "a.safetensors: training: runs: is 3, but must be an array"));
 }
 
 TEST_CASE("lineage: what is mixed in joins the parents, and is listed whole only once") {
@@ -135,7 +137,8 @@ TEST_CASE("lineage: what is mixed in joins the parents, and is listed whole only
         return open_checkpoint(dir / name);
     };
     const Checkpoint root = write("root.bin", 0, make_lineage("train", "", {}));
-    const Checkpoint a = write("a.bin", 1, make_lineage("train", "", {&root})), b = write("b.bin", 2, make_lineage("train", "", {&root}));
+    const Checkpoint a = write("a.bin", 1, make_lineage("train", "", {&root})),
+                     b = write("b.bin", 2, make_lineage("train", "", {&root}));
     const json lineage = mixed_lineage(a, {&b, &b}, {0.25, -0.5});
     CHECK(lineage["operation"] == "train");
     REQUIRE(lineage["parents"].size() == 3);
@@ -148,5 +151,6 @@ TEST_CASE("lineage: what is mixed in joins the parents, and is listed whole only
     CHECK(lineage["parents"][2]["mixed"]["weight"] == -0.5);
     CHECK(!lineage["parents"][2].contains("parents"));
     CHECK(!lineage["parents"][2].contains("runs"));
-    CHECK(total_spent({{"progress", a.header["progress"]}, {"training", a.header["training"]}, {"lineage", lineage}}).tokens == 3 * 4096);
+    CHECK(total_spent({{"progress", a.header["progress"]}, {"training", a.header["training"]}, {"lineage", lineage}}).tokens ==
+          3 * 4096);
 }

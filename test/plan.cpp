@@ -232,7 +232,8 @@ TEST_CASE("plan: a run that continues a schedule takes what is left of the horiz
 
 TEST_CASE("plan: FLOPs of what is frozen: 4 a parameter, 2 where nothing below it trains") {
     const GPTConfig c = recipe_config(SPEEDRUN, 3, 2, 32, 96, 24), nanochat = recipe_config(NANOCHAT, 4, 2, 64, 128, 32, "SL");
-    const int64_t C = 32, head = 96 * C, qkv = 3 * C * C, proj = C * C, fc = 4 * C * C, layer = qkv + proj + 2 * fc, attention = C * 24;
+    const int64_t C = 32, head = 96 * C, qkv = 3 * C * C, proj = C * C, fc = 4 * C * C, layer = qkv + proj + 2 * fc,
+                  attention = C * 24;
     auto flops = [&](const std::string& patterns) { return flops_per_token(c, {.only = parse_train_only(patterns, c)}); };
     CHECK(flops("*") == flops_per_token(c));
     CHECK(flops_per_token(c) == 6 * (3 * layer + head) + 3 * 12 * attention);
@@ -273,7 +274,8 @@ TEST_CASE("plan: patterns of what trains") {
         }
         return std::string();
     };
-    for (const char* wrong : {"foo", "", ",", "wte,", "h.0.ve", "h.12.q", "h.0", "fc", "h.*.fc2", "H.1.fc"}) CHECK(has(error(wrong), "' is no tensor of the model"));
+    for (const char* wrong : {"foo", "", ",", "wte,", "h.0.ve", "h.12.q", "h.0", "fc", "h.*.fc2", "H.1.fc"})
+        CHECK(has(error(wrong), "' is no tensor of the model"));
     CHECK(error("wte,h.6-12.*") == "--train-only h.6-12.*: layers 6 to 12, but the model has layers 0 to 11");
     CHECK(has(error("h.5-3.fc"), "layers 5 to 3"));
     CHECK(has(error("h.2-3.foo"), "is no tensor"));

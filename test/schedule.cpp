@@ -59,7 +59,8 @@ TEST_CASE("1 - sqrt falls steeply first: 1 - sqrt of the part of the warmdown th
     CHECK(lr_multiplier(schedule, 10) == 0);
     // Longer than the run: a quarter of it is over at the first step of a run of three quarters.
     CHECK(lr_multiplier({.steps = 6, .warmdown_steps = 8, .fall = Fall::one_minus_sqrt}, 0) == close(0.5));
-    CHECK(lr_multiplier({.steps = 4, .warmup_steps = 4, .warmdown_steps = 4, .fall = Fall::one_minus_sqrt}, 1) == close(0.5));   // the smaller one
+    CHECK(lr_multiplier({.steps = 4, .warmup_steps = 4, .warmdown_steps = 4, .fall = Fall::one_minus_sqrt}, 1) ==
+          close(0.5));   // the smaller one
 }
 
 TEST_CASE("a cosine falls from 1 to 0 over the warmdown, half way at its middle") {

@@ -68,8 +68,8 @@ TEST_CASE("stack: slices: in any order, again, one layer alone, both ends includ
         check_layer(out, 4, b, 1, Norm::rms_norm);
         check_layer(out, 5, b, 2, Norm::none);
         CHECK(bytes_of(out, "wte") == bytes_of(a, "wte"));
-        CHECK(out.header["lineage"]["detail"] ==
-              concat("--layers A:2-3,B:0,A:1-1,B:1-2 --norm-inter-model rms_norm --norm-wte ", name_of(a.config.norm_wte), " --norm-lm-head rms_norm --head first"));
+        CHECK(out.header["lineage"]["detail"] == concat("--layers A:2-3,B:0,A:1-1,B:1-2 --norm-inter-model rms_norm --norm-wte ",
+                                                        name_of(a.config.norm_wte), " --norm-lm-head rms_norm --head first"));
         CHECK(out.header["lineage"]["layers"] == json::parse("[[0,2],[0,3],[1,0],[0,1],[1,1],[1,2]]"));
         CHECK(out.header["lineage"]["parents"][1]["hash"] == b.content_hash());
 
@@ -100,8 +100,8 @@ TEST_CASE("stack: slices that are none, or lie outside their model, get one line
     refused(stack + "B:5-2", "--layers 'B:5-2': its last layer stands before its first; write B:2-5");
     refused(stack + "C:0-1", "--layers 'C:0-1': there is no model C; the 2 given are A to B");
     refused(stack + "''", "--layers is empty");
-    for (const char* junk : {"A", "A:", "A:-1", "a:0-1", "A:0-", "A:0-1-2", "A:0-1x", "A:0:1", "0-3", "AA:0", "A:0,", ",A:0", "A:0,,B:1", "A:+1", "A:1.5", "A:0--1",
-                             "A:99999999999", "'A: 0'"})
+    for (const char* junk : {"A", "A:", "A:-1", "a:0-1", "A:0-", "A:0-1-2", "A:0-1x", "A:0:1", "0-3", "AA:0", "A:0,", ",A:0",
+                             "A:0,,B:1", "A:+1", "A:1.5", "A:0--1", "A:99999999999", "'A: 0'"})
         refused(stack + junk, is_none);
     refused(stack + "A:0 --use-first-layer", "--layers");
     refused(stack + "A:0 --use-last-layer", "--layers");
@@ -128,19 +128,23 @@ TEST_CASE("stack: mix: every weight is the sum in float64, rounded once; all els
     TempDir dir;
     for (auto make : {nano, speed}) {
         for (uint64_t seed : {1, 2, 3}) write_small_model(dir / concat(seed, ".bin"), make(2), seed);
-        const std::string text = done("./stack --overwrite --mix 0.7,0.5,-0.2 " + dir / "1.bin " + dir / "2.bin " + dir / "3.bin --out " + dir / "out.bin");
+        const std::string text = done("./stack --overwrite --mix 0.7,0.5,-0.2 " + dir / "1.bin " + dir / "2.bin " +
+                                      dir / "3.bin --out " + dir / "out.bin");
         CHECK(contains(text, "weights <- 0.5 of " + dir / "2.bin"));
         CHECK(contains(text, "parameters: "));
         CHECK(contains(text, "at step 7; train_gpt --resume goes on"));
-        const Checkpoint one = open_checkpoint(dir / "1.bin"), two = open_checkpoint(dir / "2.bin"), three = open_checkpoint(dir / "3.bin");
+        const Checkpoint one = open_checkpoint(dir / "1.bin"), two = open_checkpoint(dir / "2.bin"),
+                         three = open_checkpoint(dir / "3.bin");
         const Checkpoint out = open_checkpoint(dir / "out.bin");
         verify_tensors(out);
         CHECK(out.config == one.config);
         for (const std::string& name : weights_of(out.config)) {
-            const std::vector<float> a = values_of(one, name), b = values_of(two, name), c = values_of(three, name), mixed = values_of(out, name);
+            const std::vector<float> a = values_of(one, name), b = values_of(two, name), c = values_of(three, name),
+                                     mixed = values_of(out, name);
             size_t wrong = 0;
             for (size_t i = 0; i < a.size(); i++) {   // a sum in double may end on either side of the middle between two floats
-                const double terms[] = {0.7 * double{a[i]}, 0.5 * double{b[i]}, -0.2 * double{c[i]}}, sum = terms[0] + terms[1] + terms[2];
+                const double terms[] = {0.7 * double{a[i]}, 0.5 * double{b[i]}, -0.2 * double{c[i]}},
+                             sum = terms[0] + terms[1] + terms[2];
                 const double rounding = 0x1p-52 * (std::fabs(terms[0]) + std::fabs(terms[1]) + std::fabs(terms[2]));
                 wrong += mixed[i] != static_cast<float>(sum - rounding) && mixed[i] != static_cast<float>(sum + rounding);
             }
@@ -160,7 +164,8 @@ TEST_CASE("stack: mix: every weight is the sum in float64, rounded once; all els
 TEST_CASE("stack: mix: of a file with itself it is the same, NaN, Inf, -0 and the smallest number too") {
     TempDir dir;
     Values weights = small_weights(nano(2), 1);
-    const float special[] = {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity(), -0.0f, 1e-45f, 3.4e38f};
+    const float special[] = {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity(), -0.0f, 1e-45f,
+                             3.4e38f};
     std::copy(std::begin(special), std::end(special), weights["h.1.fc"].begin());
     write_small_model(dir / "a.bin", nano(2), weights);
     const Checkpoint a = open_checkpoint(dir / "a.bin");
@@ -169,7 +174,8 @@ TEST_CASE("stack: mix: of a file with itself it is the same, NaN, Inf, -0 and th
         // 0 times Inf is no number: where weights are 0, what is not finite may change.
         const Checkpoint out = open_checkpoint(dir / "out.bin");
         for (const std::string& name : weights_of(a.config))
-            if (std::string(mix) != "1,0" || name != "h.1.fc") CHECK_MESSAGE(bytes_of(out, name) == bytes_of(a, name), mix, " ", name);
+            if (std::string(mix) != "1,0" || name != "h.1.fc")
+                CHECK_MESSAGE(bytes_of(out, name) == bytes_of(a, name), mix, " ", name);
     }
 }
 
@@ -195,7 +201,8 @@ TEST_CASE("stack: mix: a tokenizer that the first lacks, no training state, and 
 
     header.erase("training");
     write_checkpoint(dir / "weights.bin", header, small_sources(config, small_weights(config, 1)));
-    CHECK(contains(done("./stack --overwrite --mix 0.5,0.5 " + dir / "weights.bin " + dir / "b.bin --out " + dir / "out.bin"), "no training state, as in "));
+    CHECK(contains(done("./stack --overwrite --mix 0.5,0.5 " + dir / "weights.bin " + dir / "b.bin --out " + dir / "out.bin"),
+                   "no training state, as in "));
     const Checkpoint out = open_checkpoint(dir / "out.bin");
     CHECK(!out.can_resume());
     CHECK(out.find("wte/m") == nullptr);
@@ -211,18 +218,22 @@ TEST_CASE("stack: mix: weights and models that cannot be get one line and no fil
     write_small_model(dir / "scaled.bin", scaled, 2);
     const std::string a = dir / "a.bin", models = " " + a + " " + a + " --out " + dir / "out.bin", stack = "./stack --mix ";
     for (const char* junk : {"0.5", "'0.5;0.5'", "0.5,", ",1", "half,half", "nan,1", "inf,1", "1e999,1", "0.5,0.5x", "'0.5, 0.5'"})
-        refused(stack + junk + models, junk == std::string("0.5") ? "--mix has 1 weights, but there are 2 models" : "must be numbers with commas between them");
+        refused(stack + junk + models, junk == std::string("0.5") ? "--mix has 1 weights, but there are 2 models"
+                                                                  : "must be numbers with commas between them");
     refused(stack + "0.5,0.25,0.25" + models, "--mix has 3 weights, but there are 2 models");
     refused(stack + "0.5,0.4" + models, "the weights of --mix sum to 0.9, but must sum to 1");
     refused(stack + "''" + models, "--mix is empty");
     refused(stack + "1 " + a + " --out " + dir / "out.bin --layers A:0", "--mix");
-    for (const char* flag : {"--layers A:0", "--use-first-layer", "--use-last-layer", "--norm-inter-model none", "--norm-wte none", "--norm-lm-head none", "--head first"})
+    for (const char* flag : {"--layers A:0", "--use-first-layer", "--use-last-layer", "--norm-inter-model none", "--norm-wte none",
+                             "--norm-lm-head none", "--head first"})
         refused(stack + "0.5,0.5" + models + " " + flag, "--mix");
     auto with = [&](const std::string& other) { return stack + "0.5,0.5 " + a + " " + dir / other + " --out " + dir / "out.bin"; };
     refused(with("b.bin"), "models that are mixed must agree in ");
     refused(with("b.bin"), " in " + a + " and ");
-    refused(with("scaled.bin"), "must agree in attn_scale, but it is [1.0,1.0] in " + a + " and [1.0,0.5] in " + dir / "scaled.bin");
-    refused(with("other.bin"), "models that are mixed must have the same tokenizer, but those in " + a + " and " + dir / "other.bin differ");
+    refused(with("scaled.bin"),
+            "must agree in attn_scale, but it is [1.0,1.0] in " + a + " and [1.0,0.5] in " + dir / "scaled.bin");
+    refused(with("other.bin"),
+            "models that are mixed must have the same tokenizer, but those in " + a + " and " + dir / "other.bin differ");
     CHECK(names_in(dir.path) == Names{"a.bin", "b.bin", "other.bin", "scaled.bin"});
 }
 
@@ -234,7 +245,9 @@ TEST_CASE("stack: mix: a run goes on with the mixture; of a file with itself, bi
         INFO(flags, ": ", result.err);
         REQUIRE(result.code == 0);
     };
-    const std::string model = "--recipe nanochat --depth 2 --width 32 --heads 2 --seq-len 16 --vocab-size 264 --batch-tokens 32 --steps 4 --save-every 2 --seed ";
+    const std::string model =
+        "--recipe nanochat --depth 2 --width 32 --heads 2 --seq-len 16 --vocab-size 264 --batch-tokens 32 --steps 4 --save-every 2 "
+        "--seed ";
     train(model + "1", "one");
     train(model + "2", "two");
     const std::string half = dir / "one/step_0000002.bin";
@@ -242,7 +255,8 @@ TEST_CASE("stack: mix: a run goes on with the mixture; of a file with itself, bi
     train("--resume " + dir / "same.bin", "same");
     const Checkpoint through = open_checkpoint(dir / "one/step_0000004.bin"), same = open_checkpoint(dir / "same/step_0000004.bin");
     REQUIRE(same.tensors.size() == through.tensors.size());
-    for (size_t i = 0; i < same.tensors.size(); i++) CHECK_MESSAGE(same.tensors[i].xxh3 == through.tensors[i].xxh3, same.tensors[i].name);
+    for (size_t i = 0; i < same.tensors.size(); i++)
+        CHECK_MESSAGE(same.tensors[i].xxh3 == through.tensors[i].xxh3, same.tensors[i].name);
     CHECK(same.header["progress"] == through.header["progress"]);
     CHECK(total_spent(same.header).flops == total_spent(through.header).flops);   // its own first half is no other run's
 
@@ -259,10 +273,12 @@ TEST_CASE("programs: what writes a file does so when nobody reads what it prints
     write_small_model(dir / "in.bin", nano(100), 1);
     // The reader is gone before the first word is written.
     auto unread = [&](const std::string& command) {
-        return "( while [ ! -e " + dir / "gone ]; do :; done; " + command + "; echo $? >" + dir / "code ) | ( exec <&-; : >" + dir / "gone ); rm " + dir / "gone";
+        return "( while [ ! -e " + dir / "gone ]; do :; done; " + command + "; echo $? >" + dir / "code ) | ( exec <&-; : >" +
+               dir / "gone ); rm " + dir / "gone";
     };
     const std::string in = dir / "in.bin ", commands[] = {"./grow " + in + dir / "out --order stack --factor 2",
-                                                          "./stack --use-first-layer " + in + in + "--out " + dir / "out", "./convert " + in + dir / "out"};
+                                                          "./stack --use-first-layer " + in + in + "--out " + dir / "out",
+                                                          "./convert " + in + dir / "out"};
     for (const std::string& command : commands) {
         done(command);
         const std::string expected = read_file(dir / "out");
@@ -285,12 +301,14 @@ TEST_CASE("programs: under 64 MiB of memory for models of thousands of layers") 
     const GPTConfig config = recipe_config(NANOCHAT, 2000, 1, 32, 8, 8, "SL");
     const std::vector<float> zeros(1 << 16);
     std::vector<TensorSource> sources;
-    for (const Tensor& tensor : tensor_table(config)) sources.push_back(source_from_memory(tensor.name, tensor.shape, zeros.data()));
+    for (const Tensor& tensor : tensor_table(config))
+        sources.push_back(source_from_memory(tensor.name, tensor.shape, zeros.data()));
     for (const Tensor& tensor : tensor_table(config))
         if (tensor.layer >= 0) sources.push_back(source_from_memory(tensor.name + "/momentum", tensor.shape, zeros.data()));
     write_checkpoint(dir / "in.bin", small_header(config), sources);
     const std::string in = dir / "in.bin ", out = dir / "out.bin";
-    for (const std::string& command : {"./grow " + in + out + " --order stack --factor 2", "./stack --use-first-layer --use-last-layer " + in + in + "--out " + out,
+    for (const std::string& command : {"./grow " + in + out + " --order stack --factor 2",
+                                       "./stack --use-first-layer --use-last-layer " + in + in + "--out " + out,
                                        "./stack --mix 0.5,0.5 " + in + in + "--out " + out}) {
         const std::string text = done("ulimit -d 65536; " + command);   // KiB of memory that a program writes to
         const size_t at = text.find("peak memory ");

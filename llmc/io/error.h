@@ -104,13 +104,14 @@ int run_program(const char* name, Body body, const char* more_memory = "free som
     return 2;
 }
 
-/// What a program does last that printed results: output that nobody reads any more is no error, output that was lost is, and throws
-/// std::invalid_argument. (std::cout is stdout.)
+/// What a program does last that printed results: output that nobody reads any more is no error, output that was lost is, and
+/// throws std::invalid_argument. (std::cout is stdout.)
 inline void require_printed() {
     std::cout.flush();
     if (std::fflush(stdout) == 0 && !std::ferror(stdout) && std::cout) return;
     const bool now = write(STDOUT_FILENO, "\n", 1) == 1;   // what failed is not known any more: asked once more
-    require(!now && errno == EPIPE, "stdout: cannot be written: ", now ? "some of the text is lost" : std::strerror(errno), "; make room, or send it elsewhere");
+    require(!now && errno == EPIPE, "stdout: cannot be written: ", now ? "some of the text is lost" : std::strerror(errno),
+            "; make room, or send it elsewhere");
 }
 
 /// run_program() for a program that is there to write a file: it does so whether its output is read to the end or not, or lost.

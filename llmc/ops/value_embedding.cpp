@@ -61,7 +61,7 @@ void value_embedding_backward(floatX* dh, float* dve, float* dw, float* scratch,
     }
 
     if (!dve) return;
-    // dve: whoever has the first of a run of equal tokens sums the run
+        // dve: whoever has the first of a run of equal tokens sums the run
 #pragma omp parallel for schedule(dynamic, 16)
     for (int64_t i = 0; i < N; i++) {
         int token = idx[order[i]];

@@ -121,8 +121,10 @@ int main(int argc, char** argv) {
         if (argc == 3) reference.open(argv[2], std::ios::binary);
         require(argc == 2 || reference.good(), argv[2], ": cannot be read; the CPU's build writes it");
         int passed = 0, failed = 0, skipped = 0;
-        // Not nanochat_nonzero, whose initial values alone are others. The last one: what is frozen above, beside and below what trains.
-        for (const Case& each : {Case{NANOCHAT, STEPS, {}}, Case{SPEEDRUN, STEPS, {}}, Case{NANOCHAT, 1, {"h.1.v", "h.2.ve_gate", "h.1.fc"}}}) {
+        // Not nanochat_nonzero, whose initial values alone are others. The last one: what is frozen above, beside and below what
+        // trains.
+        for (const Case& each :
+             {Case{NANOCHAT, STEPS, {}}, Case{SPEEDRUN, STEPS, {}}, Case{NANOCHAT, 1, {"h.1.v", "h.2.ve_gate", "h.1.fc"}}}) {
             const std::string name = concat(each.recipe.name, each.only.empty() ? "" : ", some of it");
             const Numbers* worst = nullptr;
             double worst_share = 0, worst_error = 0;
@@ -140,10 +142,14 @@ int main(int argc, char** argv) {
                 const double error = relative_error(numbers.values, expected);
                 const bool fine = error <= numbers.tolerance;
                 (fine ? passed : failed)++;
-                if (!fine) std::printf("%s, %s: the %s differs by %.2g of its norm, more than %.2g\n", name.c_str(), PRECISION_NAME, numbers.name.c_str(), error, numbers.tolerance);
+                if (!fine)
+                    std::printf("%s, %s: the %s differs by %.2g of its norm, more than %.2g\n", name.c_str(), PRECISION_NAME,
+                                numbers.name.c_str(), error, numbers.tolerance);
                 if (!(error / numbers.tolerance <= worst_share)) worst = &numbers, worst_share = error / numbers.tolerance, worst_error = error;
             }
-            if (worst) std::printf("%s, %s: nearest to its tolerance: the %s, %.2g of %.2g\n", name.c_str(), PRECISION_NAME, worst->name.c_str(), worst_error, worst->tolerance);
+            if (worst)
+                std::printf("%s, %s: nearest to its tolerance: the %s, %.2g of %.2g\n", name.c_str(), PRECISION_NAME,
+                            worst->name.c_str(), worst_error, worst->tolerance);
         }
         require(out.flush().good(), argv[1], ": cannot be written");
         std::printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped);
