@@ -27,7 +27,7 @@ struct Arguments {
                    "slices is a seam");
     std::optional<std::string>& mix =
         flags.text("--mix", Text{},
-                   "a weight for each model, as in 0.9,0.1, which sum to 1: models of one configuration are mixed by them instead\n"
+                   "a weight for each model, as in 0.9,0.1, or 1.5,-0.5, which sum to 1: models of one configuration are mixed by them instead\n"
                    "of stacked. Training state, data position and progress are the first's: train_gpt --resume goes on with it");
     std::string& norm_inter_model = flags.choice("--norm-inter-model", "none", norms, "norm at each seam (none)");
     std::optional<std::string>& norm_wte = flags.choice("--norm-wte", Text{}, norms, "norm after the embedding (the first model's)");

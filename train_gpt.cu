@@ -233,7 +233,7 @@ static int run(Settings& s, const Arguments& arguments) {
     std::vector<std::string> sources;
     for (const auto& source : {s.init, s.embeddings_from})
         if (source) sources.push_back(*source);
-    RunFolder{*s.out}.prepare(s.overwrite, s.resume.value_or(""), sources);
+    RunFolder{*s.out}.prepare(s.overwrite, s.resume.value_or(""), planned.done, sources);
     print_start(s, opened, planned, data);
     return Training(s, opened, planned, data, arguments).run();
 }
@@ -680,7 +680,7 @@ void Training::resume(const Checkpoint& parent) {
     const json& drawn = json_member(training, "sampler", where);
     require(drawn.is_number_unsigned(), where, ": sampler is ", drawn, ", but must be a whole number");
     sampler.restore(drawn);
-    if (training.contains("runs")) identities = json_array(training["runs"], where + ": runs");
+    identities = json_array(identities_of(parent.header), where + ": runs");
     if (telling(training["flags"]) != telling(s.flags.values(FlagKind::training))) identities.push_back(new_identity(identities));
 }
 

@@ -315,7 +315,7 @@ static bool has_value_embeds(const GPTConfig& config) {
     return std::find(config.value_embeds.begin(), config.value_embeds.end(), true) != config.value_embeds.end();
 }
 
-static constexpr double MAX_DAMP = 1000;
+static constexpr double MIN_DAMP = 1e-6, MAX_DAMP = 1000;
 
 /// Scales the branches of copied layers: of all uses of a layer by 1 / so many, or of all but the first by a number. The
 /// configuration has a scale for attention; for the MLP it is in the weights of fc_proj, which it is linear in.
@@ -325,8 +325,8 @@ static void damp_branches(LayerMap& map, const std::string& damp) {
     if (!by_copies) {
         const char* end = damp.data() + damp.size();
         auto [rest, error] = std::from_chars(damp.data(), end, number);
-        require(error == std::errc() && rest == end && number > 0 && number <= MAX_DAMP, "--damp is '", damp.substr(0, 60),
-                "', but must be a number above 0, at most ", MAX_DAMP, ", or 1/copies");
+        require(error == std::errc() && rest == end && number >= MIN_DAMP && number <= MAX_DAMP, "--damp is '", damp.substr(0, 60),
+                "', but must be a number, ", MIN_DAMP, " to ", MAX_DAMP, ", or 1/copies");
     }
     std::map<int, int> uses;
     for (const LayerFrom& from : map.layers) uses[from.layer]++;

@@ -4,6 +4,7 @@
 #include <map>
 #include <set>
 #include "llmc/io/error.h"
+#include "llmc/io/hash.h"
 #include "llmc/io/json.h"
 
 using nlohmann::json;
@@ -15,26 +16,65 @@ static std::string file_of(const json& entry) {
     return file;
 }
 
-/// Drops what leads from every file that was met before, so that a model stacked on itself again and again has a small tree.
-/// `path`: the files from the root to here, whose parents stay: two such growths in a row cannot be told apart.
-static void list_parents_once(json& lineage, std::set<std::string>& seen, std::vector<std::string>& path) {
-    for (json& parent : lineage["parents"]) {
-        if (!parent.contains("parents")) continue;
-        const std::string file = file_of(parent);
-        if (!seen.insert(file).second && std::find(path.begin(), path.end(), file) == path.end()) {
-            for (const char* key : {"parents", "layers", "runs"}) parent.erase(key);
-            continue;
-        }
-        path.push_back(file);
-        list_parents_once(parent, seen, path);
-        path.pop_back();
+/// What a family tree has been through, from its root on, parents in their order.
+struct Met {
+    std::set<std::string> files;
+    std::vector<std::string> path;             ///< from the root to here: their parents stay, since two growths in a row can be one file
+    std::map<std::string, int64_t> tokens;     ///< by a run's identity, the most that were spent under it
+};
+
+/// Says of a run's identity only what was not said before.
+static void list_runs_once(json& entry, Met& met) {
+    json news = json::array();
+    for (json& run : entry["runs"]) {
+        const int64_t tokens = run["tokens"];
+        auto [known, first] = met.tokens.insert({run["id"], tokens});
+        if (!first && known->second >= tokens) continue;
+        known->second = tokens;
+        news.push_back(std::move(run));
     }
+    entry["runs"] = std::move(news);
 }
 
-static void list_parents_once(json& lineage) {
-    std::set<std::string> seen;
-    std::vector<std::string> path;
-    list_parents_once(lineage, seen, path);
+/// Drops what leads from every file that was met before, so that a model stacked on itself again and again, or mixed with another,
+/// has a small tree.
+static void list_parents_once(json& lineage, Met& met) {
+    json parents = json::array();
+    for (json& parent : lineage["parents"]) {
+        bool news = parent.contains("parents");
+        if (news) {
+            const std::string file = file_of(parent);
+            news = met.files.insert(file).second || std::find(met.path.begin(), met.path.end(), file) != met.path.end();
+            if (news) {
+                if (parent.contains("runs")) list_runs_once(parent, met);
+                met.path.push_back(file);
+                list_parents_once(parent, met);
+                met.path.pop_back();
+            } else {
+                for (const char* key : {"parents", "layers", "runs"}) parent.erase(key);
+            }
+        }
+        if (news || met.path.empty() || !parent.contains("mixed")) parents.push_back(std::move(parent));   // no layer is of a mixed one
+    }
+    lineage["parents"] = std::move(parents);
+}
+
+static int generations(const json& lineage) {
+    int most = 0;
+    if (lineage.contains("parents"))
+        for (const json& parent : lineage["parents"]) most = std::max(most, 1 + generations(parent));
+    return most;
+}
+
+/// A parent nests two levels of JSON deeper, of which a file may have 1000 (llmc/io/json.h).
+static constexpr int MAX_GENERATIONS = 450;
+
+static void list_parents_once(json& lineage, const std::string& file) {
+    Met met;
+    list_parents_once(lineage, met);
+    const int deep = generations(lineage);
+    require(deep <= MAX_GENERATIONS, file, ": its family tree would have ", deep, " generations, but a file can tell of ", MAX_GENERATIONS,
+            "; begin a new one with its weights and config alone, in a safetensors file (see convert --help)");
 }
 
 /// What a run spent under each identity that it had, by its training.runs, which say where it was when each began.
@@ -53,10 +93,15 @@ static json spent_of_each(const json& runs, const json& progress, const std::str
     return spent;
 }
 
-/// training.runs of a header; null where it has none.
-static json runs_of(const json& header) {
+json identities_of(const json& header) {
     if (!header.contains("training") || !header["training"].is_object()) return nullptr;
-    return header["training"].value("runs", json());
+    const json& training = header["training"];
+    if (training.contains("runs")) return training["runs"];
+    json what{header.value("config", json()), header["lineage"], training.value("flags", json())};
+    for (const char* horizon : {"steps", "total-flops", "param-data-ratio"})
+        if (what[2].is_object()) what[2].erase(horizon);
+    if (header.contains("data") && header["data"].is_object()) what.push_back(header["data"].value("fingerprint", json()));
+    return json::array({{{"id", xxh3_128(dump_json(what))}, {"tokens", 0}, {"flops", 0}}});
 }
 
 json lineage_entry(const json& header, const std::string& hash, const std::string& where) {
@@ -64,7 +109,7 @@ json lineage_entry(const json& header, const std::string& hash, const std::strin
     const json& progress = json_member(header, "progress", where);
     for (const char* key : {"step", "tokens", "flops"}) entry[key] = json_member(progress, key, where + ": progress");
     entry["hash"] = hash;
-    if (const json runs = runs_of(header); !runs.is_null())
+    if (const json runs = identities_of(header); !runs.is_null())
         entry["runs"] = spent_of_each(runs, progress, where + ": training: runs");
     return entry;
 }
@@ -72,7 +117,7 @@ json lineage_entry(const json& header, const std::string& hash, const std::strin
 json make_lineage(const std::string& operation, const std::string& detail, const std::vector<const Checkpoint*>& parents) {
     json lineage{{"operation", operation}, {"detail", detail}, {"parents", json::array()}};
     for (const Checkpoint* parent : parents) lineage["parents"].push_back(lineage_entry(parent->header, parent->content_hash()));
-    list_parents_once(lineage);
+    list_parents_once(lineage, parents.empty() ? "" : parents[0]->path);
     return lineage;
 }
 
@@ -83,7 +128,7 @@ json mixed_lineage(const Checkpoint& first, const std::vector<const Checkpoint*>
         entry["mixed"] = {{"weight", weights[i]}, {"step", first.header["progress"]["step"]}};
         lineage["parents"].push_back(std::move(entry));
     }
-    list_parents_once(lineage);
+    list_parents_once(lineage, first.path);
     return lineage;
 }
 
@@ -94,17 +139,19 @@ namespace {
 /// What files spent, each part of it once.
 class Account {
 public:
-    /// entry: tokens, flops, and runs if any. file: tells it from others.
+    /// entry: runs, or else tokens and flops of a file that had no run, or whose run is not known. file: tells it from others.
     void add(const json& entry, const std::string& file) {
-        Spent left{entry["tokens"].get<int64_t>(), entry["flops"].get<double>()};
-        for (const json& run : entry.value("runs", json::array())) {
-            const Spent spent{run["tokens"].get<int64_t>(), run["flops"].get<double>()};
-            Spent& most = of_runs[run["id"].get<std::string>()];
-            most = {std::max(most.tokens, spent.tokens), std::max(most.flops, spent.flops)};
-            left = {left.tokens - spent.tokens, left.flops - spent.flops};
+        auto spent_in = [](const json& part) { return Spent{part["tokens"].get<int64_t>(), part["flops"].get<double>()}; };
+        if (entry.contains("runs")) {
+            for (const json& run : entry["runs"]) {
+                const Spent spent = spent_in(run);
+                Spent& most = of_runs[run["id"].get<std::string>()];
+                most = {std::max(most.tokens, spent.tokens), std::max(most.flops, spent.flops)};
+            }
+        } else if (files.insert(file).second) {
+            const Spent spent = spent_in(entry);
+            others = {sum_of(others.tokens, spent.tokens), others.flops + spent.flops};
         }
-        const bool all_of_runs = entry.contains("runs") && left.tokens == 0;   // in FLOPs a rounding may be left
-        if (!all_of_runs && files.insert(file).second) others = {sum_of(others.tokens, left.tokens), others.flops + left.flops};
     }
     void add_parents(const json& lineage) {
         if (!lineage.contains("parents")) return;
@@ -122,14 +169,14 @@ public:
 
 private:
     std::map<std::string, Spent> of_runs;   // by identity
-    std::set<std::string> files;            // whose rest is in others
+    std::set<std::string> files;            // that are in others
     Spent others;
 };
 }   // namespace
 
 Spent total_spent(const json& header) {
     json own = header["progress"];
-    if (const json runs = runs_of(header); !runs.is_null()) own["runs"] = spent_of_each(runs, own, "training: runs");
+    if (const json runs = identities_of(header); !runs.is_null()) own["runs"] = spent_of_each(runs, own, "training: runs");
     Account account;
     account.add(own, "the file itself");
     account.add_parents(header["lineage"]);

@@ -14,6 +14,11 @@ nlohmann::json make_lineage(const std::string& operation, const std::string& det
 /// Throws std::invalid_argument, `where` first, for a header that no checkpoint could have.
 nlohmann::json lineage_entry(const nlohmann::json& header, const std::string& hash, const std::string& where = "header");
 
+/// What tells a file's run from others in a family tree, training.runs of its header: one, and a further one from where it went on
+/// with other settings or mixed weights. Of a file from before there was such a thing, one made of all that it says of its run;
+/// null where there was no training.
+nlohmann::json identities_of(const nlohmann::json& header);
+
 /// The lineage of `first` when others were mixed into it by these weights, one of each: they join its parents.
 nlohmann::json mixed_lineage(const Checkpoint& first, const std::vector<const Checkpoint*>& others,
                              const std::vector<double>& weights);

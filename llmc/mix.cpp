@@ -20,10 +20,12 @@ std::vector<double> parse_weights(const std::string& text, size_t models) {
         auto [rest, error] = std::from_chars(at, end, weight);
         require(error == std::errc() && std::isfinite(weight) && (rest == end || *rest == ','), "--mix is '", text.substr(0, 60),
                 "', but must be numbers with commas between them, one a model, like 0.9,0.1");
+        require(weight != 0, "a weight of --mix is 0, which leaves its model out; leave out the model too");
         weights.push_back(weight);
         more = rest != end;
         at = rest + 1;
     }
+    require(models >= 2, "a mix needs two models or more");
     require(weights.size() == models, "--mix has ", weights.size(), " weights, but there are ", models,
             " models; give one a model");
     double sum = 0;
@@ -36,9 +38,12 @@ void require_one_shape(const std::vector<const Checkpoint*>& models) {
     const json first = to_json(models[0]->config);
     for (const Checkpoint* model : models) {
         const json other = to_json(model->config);
-        for (auto& [key, value] : first.items())
-            require(value == other[key], "models that are mixed must agree in ", key, ", but it is ", value.dump(), " in ",
+        auto require_equal = [&](const std::string& key) {
+            require(first[key] == other[key], "models that are mixed must agree in ", key, ", but it is ", first[key].dump(), " in ",
                     models[0]->path, " and ", other[key].dump(), " in ", model->path);
+        };
+        for (const char* key : {"recipe", "n_layer"}) require_equal(key);   // where these differ, most others do
+        for (auto& [key, ignored] : first.items()) require_equal(key);
     }
     const Checkpoint* owner = nullptr;
     for (const Checkpoint* model : models) {

@@ -32,7 +32,7 @@ std::vector<fs::path> RunFolder::checkpoints() const {
     return paths;
 }
 
-void RunFolder::prepare(bool overwrite, const std::string& resumed, const std::vector<std::string>& sources) const {
+void RunFolder::prepare(bool overwrite, const std::string& resumed, int64_t done, const std::vector<std::string>& sources) const {
     const std::string& name = path.native();
     std::error_code error;
     const bool there = fs::status(path, error).type() != fs::file_type::not_found;
@@ -43,6 +43,10 @@ void RunFolder::prepare(bool overwrite, const std::string& resumed, const std::v
     require(!overwrite || !continues, "--overwrite would remove the run that --resume continues; leave one of them out");
     require(!holds_run || overwrite || continues, name,
             " already holds a run; choose another --out, --resume one of its checkpoints, or say --overwrite");
+    const std::vector<fs::path> saved = checkpoints();
+    const bool own = fs::path(resumed).filename() == checkpoint_name(done);
+    require(!continues || own || saved.empty() || saved.back() <= checkpoint(done), name, " holds ", saved.empty() ? "" : saved.back().filename().string(),
+            " of the run that ", resumed, " was made of, which its own would replace; choose another --out");
     fs::create_directories(path, error);
     require(!error && fs::is_directory(path), name, ": cannot be made a folder: ", error ? error.message() : "it is a file");
     std::string probe = (path / concat("probe.", getpid(), ".tmp")).string();

@@ -88,6 +88,8 @@ static GPTConfig config_from(const Settings& s) {
     const Recipe& recipe = recipe_named(s.recipe);
     const int64_t wide = default_width(recipe, s.depth);
     require(s.width || s.depth > 0, "--depth 0 says nothing of the width; give --width");
+    for (const auto& [flag, given] : {std::pair{"--value-embeds", s.value_embeds.has_value()}, {"--attn-scale", s.attn_scale.has_value()}})
+        require(s.depth > 0 || !given, flag, " is for layers, and --depth 0 has none; leave it out (grow decides when it gets some)");
     require(s.width || wide <= (1 << 20), "--depth ", s.depth, " gives a width of ", wide, ", too large; give --width");
     const int width = s.width.value_or(static_cast<int>(wide)), heads = s.heads.value_or(default_heads(recipe, width));
     GPTConfig c = recipe_config(recipe, s.depth, heads, width, s.vocab_size.value_or(recipe.model.vocab_size),
@@ -137,6 +139,11 @@ Trained resolve_trained(const Settings& s, const GPTConfig& config, bool frozen_
     Trained trained;
     if (s.train_only) trained.only = parse_train_only(*s.train_only, config);
     trained.embedding = !frozen_embedding;
+    const std::vector<Tensor> tensors = tensor_table(config);
+    auto any_trains = [&](const Trained& these) { return std::any_of(tensors.begin(), tensors.end(), these); };
+    for (const std::string& pattern : trained.only)
+        require(any_trains({{pattern}, trained.embedding}), "--train-only ", pattern, " is frozen by --embeddings-from; name other tensors, or leave one of the two out");
+    require(any_trains(trained), "nothing would train: the embedding is all that the model has, and --embeddings-from freezes it; leave that out");
     return trained;
 }
 

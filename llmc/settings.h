@@ -143,7 +143,7 @@ struct Settings {
         concat("steps of linear warmup (", by_recipe([](const Recipe& r) { return r.schedule.warmup_steps; }), ")"), rates);
     Maybe<double>& warmdown_ratio =
         flags.number("--warmdown-ratio", Nothing<double>{-1}, 0.0, 10.0,
-                     concat("part of the steps over which the rate falls to 0; above 1 it starts at 1/ratio, 0: never decays (",
+                     concat("part of the steps over which the rate falls to 0; above 1 the fall began before step 1, 0: never decays (",
                             by_recipe([](const Recipe& r) { return r.schedule.warmdown_ratio; }), ")"),
                      rates);
     Maybe<int64_t>& warmdown_steps =

@@ -155,7 +155,7 @@ TEST_CASE("layers: what a flag of an order cannot be is refused with its rule an
             contains(refusal([&] { grown({.order = "middle", .depth = 6, .middle = middle}, 3); }), "but must be two layers a:b"));
     for (const char* damp : {"", "0", "-1", "x", "1/2", "1/copie", "1/copies ", "nan", "inf", "1e4", "0.5x", "0x1"})
         CHECK(contains(refusal([&] { grown({.order = "stack", .depth = 6, .damp = damp}, 3); }),
-                       "but must be a number above 0, at most 1000, or 1/copies"));
+                       "but must be a number, 1e-06 to 1000, or 1/copies"));
 }
 
 TEST_CASE("layers: random: windows of the new depth; new layers by the recipe, value embeddings by the deeper pattern") {

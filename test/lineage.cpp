@@ -2,6 +2,7 @@
 #include "llmc/lineage.h"
 #include <doctest/doctest.h>
 #include "llmc/io/error.h"
+#include "llmc/io/hash.h"
 #include "test/small_model.h"
 
 using nlohmann::json;
@@ -94,13 +95,25 @@ TEST_CASE("lineage: older files, and those that went on from them, are told apar
     json old = file({{'c', 10}});
     old.erase("training");
     check_spent(old, 10);
-    // A run that had no identity before it went on: what it spent before belongs to the file.
-    json late = file({{'c', 30}, {'d', 10}});
-    late["training"]["runs"].erase(0);
-    check_spent(late, 40);
-    json entry = lineage_entry(late, "a");
-    CHECK(entry["runs"] == json::array({{{"id", id_of('d')}, {"tokens", 10}, {"flops", 100}}}));
-    check_spent(made({entry, entry, node({{'d', 5}})}), 40);
+}
+
+TEST_CASE("lineage: a run from before there were identities has the one that its file tells, before it goes on and after") {
+    json old = file({{'c', 30}});
+    old["training"] = {{"flags", {{"seed", 1}, {"steps", 3}}}};
+    old["data"] = {{"fingerprint", "0123"}};
+    check_spent(old, 30);
+    const json identity = identities_of(old);
+    REQUIRE(identity.size() == 1);
+    json later = file({{'c', 50}});   // resumed for longer
+    later["training"] = {{"runs", identity}};
+    check_spent(made({lineage_entry(old, "a"), lineage_entry(later, "b"), lineage_entry(old, "a")}), 50);
+    json longer = old, other = old;
+    longer["training"]["flags"]["steps"] = 9;
+    other["training"]["flags"]["seed"] = 2;
+    CHECK(identities_of(longer) == identity);
+    CHECK(identities_of(other) != identity);
+    check_spent(made({lineage_entry(old, "a"), lineage_entry(other, "c")}), 60);
+    CHECK(identities_of(made({})).is_null());
 }
 
 TEST_CASE("lineage: sums of whatever files say do not overflow") {
@@ -153,4 +166,54 @@ TEST_CASE("lineage: what is mixed in joins the parents, and is listed whole only
     CHECK(!lineage["parents"][2].contains("runs"));
     CHECK(total_spent({{"progress", a.header["progress"]}, {"training", a.header["training"]}, {"lineage", lineage}}).tokens ==
           3 * 4096);
+}
+
+TEST_CASE("lineage: two runs that are mixed into each other again and again: each round adds as much as the one before") {
+    TempDir dir;
+    const GPTConfig config = recipe_config(SPEEDRUN, 0, 1, 8, 8, 4);
+    json runs[2] = {json::array(), json::array()}, trees[2] = {make_lineage("train", "", {}), make_lineage("train", "", {})};
+    size_t size[2] = {0, 0}, before = 0;
+    for (int round = 1; round <= 8; round++) {
+        std::vector<Checkpoint> files;
+        for (int side = 0; side < 2; side++) {
+            const int done = (round - 1) * 100;
+            runs[side].push_back({{"id", xxh3_128(concat(side, " ", round))}, {"tokens", done}, {"flops", 10.0 * done}});
+            json header{{"config", to_json(config)}, {"lineage", trees[side]}, {"training", {{"runs", runs[side]}}}};
+            header["progress"] = {{"step", round}, {"tokens", done + 100}, {"flops", 10.0 * (done + 100)}};
+            const std::string path = dir / concat(side, "_", round);
+            write_checkpoint(path, header, small_sources(config, small_weights(config, static_cast<uint64_t>(10 * round + side))));
+            files.push_back(open_checkpoint(path));
+        }
+        for (int side = 0; side < 2; side++) {
+            trees[side] = mixed_lineage(files[side], {&files[1 - side]}, {0.1});
+            json header = files[side].header;
+            header["lineage"] = trees[side];
+            check_spent(header, 200 * round);
+        }
+        before = size[0];
+        for (int side = 0; side < 2; side++) {
+            const size_t now = trees[side].dump().size();
+            if (side == 0 && round >= 4) CHECK(now - before <= size[1] + 64);   // of a round before; numbers get longer
+            if (side == 0) size[1] = now - before, size[0] = now;
+        }
+    }
+}
+
+TEST_CASE("lineage: a family of more generations than a file can tell of is refused") {
+    TempDir dir;
+    const GPTConfig config = recipe_config(SPEEDRUN, 0, 1, 8, 8, 4);
+    json header = small_header(config);
+    auto deep = [&](int generations) {
+        json lineage = make_lineage("train", "", {});
+        for (int n = 0; n < generations; n++) {
+            json entry = lineage_entry({{"progress", {{"step", n}, {"tokens", 0}, {"flops", 0}}}, {"lineage", lineage}}, concat("hash ", n));
+            lineage = {{"operation", "grow"}, {"detail", ""}, {"parents", json::array({entry})}};
+        }
+        header["lineage"] = lineage;
+        write_checkpoint(dir / "deep.bin", header, small_sources(config, small_weights(config, 1)));
+        return open_checkpoint(dir / "deep.bin");
+    };
+    const Checkpoint last = deep(449), beyond = deep(450);
+    CHECK_NOTHROW(make_lineage("grow", "", {&last}));
+    CHECK(contains(refusal([&] { make_lineage("grow", "", {&beyond}); }), "deep.bin: its family tree would have 451 generations, but a file can tell of 450"));
 }

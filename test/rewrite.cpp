@@ -640,7 +640,7 @@ TEST_CASE("grow: a flag with a wrong value, or one too few or too many for its o
         {"--order last --depth 6 --at top", "--order last does not take --at; leave --at out, or use --order random, zero"},
         {"--order random --depth 6 --damp 0.5", "--order random does not take --damp"},
         {"--order random --seed -1 --depth 6", "--seed"},
-        {"--order stack --depth 6 --damp 0", "--damp is '0', but must be a number above 0, at most 1000, or 1/copies"},
+        {"--order stack --depth 6 --damp 0", "--damp is '0', but must be a number, 1e-06 to 1000, or 1/copies"},
         {"--order stack --depth 6 --damp -0.5", "--damp is '-0.5', but must be"},
         {"--order stack --depth 6 --damp 1/2", "--damp is '1/2', but must be"},
         {"--order stack --depth 6 --damp ''", "--damp is empty"},

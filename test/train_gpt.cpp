@@ -662,6 +662,23 @@ TEST_CASE("train_gpt: --stop-at-step saves and ends; the schedule stays the whol
     CHECK(!fs::exists(w / "x"));
 }
 
+TEST_CASE("train_gpt: a mixed run goes on beside the run that it was made of, and takes no file's place") {
+    Workplace w;
+    go_all({NANOCHAT + w.data + " --steps 6 --save-every 2 --out " + w / "one", NANOCHAT + w.data + " --steps 6 --seed 2 --out " + w / "two"});
+    const std::string mixed = w / "one/mixed.bin", last = read_file(step_file(w / "one", 6));
+    REQUIRE(run("./stack " + step_file(w / "one", 2) + " " + step_file(w / "two", 6) + " --mix 0.9,0.1 --out " + mixed).code == 0);
+    check_refused("./train_gpt" + w.data + " --resume " + mixed, " holds step_0000006.bin of the run that " + mixed + " was made of, which its own would replace; choose another --out");
+    CHECK(read_file(step_file(w / "one", 6)) == last);
+    go_well("./train_gpt" + w.data + " --resume " + mixed + " --out " + w / "mixed");
+    for (int step : {4, 6}) fs::remove(step_file(w / "one", step));
+    go_well("./train_gpt" + w.data + " --resume " + mixed);   // nothing is lost any more
+    CHECK(read_file(step_file(w / "one", 6)) == read_file(step_file(w / "mixed", 6)));
+    CHECK(read_file(step_file(w / "one", 6)) != last);
+    const json described = json::parse(go_well("./train_gpt --json --describe " + step_file(w / "mixed", 6)));
+    CHECK(described["total"]["tokens"] == 12 * 128);
+    CHECK(described["family"]["parents"][0]["mixed"] == json{{"weight", 0.1}, {"step", 2}});
+}
+
 TEST_CASE("train_gpt: --train-only trains what it names, and nothing is kept of the rest") {
     Workplace w;
     go_well(NANOCHAT + w.data + " --steps 5 --out " + w / "parent");
@@ -693,6 +710,8 @@ TEST_CASE("train_gpt: --train-only trains what it names, and nothing is kept of 
     CHECK(read_file(step_file(w / "resumed", 6)) == read_file(step_file(w / "some", 6)));
     check_refused("./train_gpt" + w.data + BATCH + " --steps 6 --optimizer keep --init " + step_file(w / "some", 6) + " --out " + w / "x",
                   "holds no wte/m, a state of the optimizer; start it afresh with --optimizer reset");
+    const std::string embedded = "./train_gpt" + w.data + BATCH + " --steps 6 --embeddings-from " + parent + " --out " + w / "x --init " + parent;
+    for (std::string named : {"wte", "h.1.*,wte"}) check_refused(embedded + " --train-only " + named, "--train-only wte is frozen by --embeddings-from");
     go_well("./train_gpt" + w.data + BATCH + " --steps 6 --optimizer keep --train-only lm_head --init " + step_file(w / "some", 6) + " --out " + w / "head");
     CHECK(!fs::exists(w / "x"));
 }
@@ -721,6 +740,11 @@ TEST_CASE("train_gpt: a model of no layers is planned, trained, resumed, evaluat
     const std::string text = go_well("./train_gpt --init " + step_file(w / "letters", 60) + " --sample a --sample-tokens 40 --temperature 0");
     CHECK(text.starts_with(std::string(41, 'a') + "\n"));   // more tokens than the model sees at once
     check_refused("./train_gpt --depth 0 --plan", "--depth 0 says nothing of the width; give --width");
+    for (std::string flag : {"--value-embeds none", "--attn-scale 0.5"})
+        check_refused("./train_gpt --depth 0 --width 32 --plan " + flag, "is for layers, and --depth 0 has none; leave it out");
+    const std::string tied = "./train_gpt --recipe speedrun --depth 0 --width 32 --heads 2 --seq-len 32 --vocab-size 72 --steps 2" + BATCH + w.data + " --out " + w / "x";
+    check_refused(tied + " --embeddings-from " + step_file(w / "none", 40), "nothing would train: the embedding is all that the model has");
+    CHECK(!fs::exists(w / "x"));
     check_refused("./train_gpt --depth -1 --plan", "--depth is -1, but must be 0 to 10000");
 }
 
