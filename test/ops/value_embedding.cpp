@@ -126,6 +126,11 @@ TEST_CASE("value_embedding_backward is the formula, whatever the number of threa
                 CHECK(dw_again.same_bytes(dw));
                 CHECK(dh_again.same_bytes(dh));
             });
+        FloatXs dh_alone(start.dh);
+        Floats dw_alone(start.dw);
+        value_embedding_backward(dh_alone, nullptr, dw_alone, scratch, dqkv, gate, h, idx, order, ve, w, s.N, s.C, s.H, s.HK, s.D, nullptr);
+        CHECK(dw_alone.same_bytes(dw));   // a frozen value embedding changes nothing else
+        CHECK(dh_alone.same_bytes(dh));
     }
 }
 
