@@ -28,16 +28,17 @@
 //
 // Version 2 adds to lineage, and to any parent in it, where there is something to say:
 //
-//     layers    of grow and stack, where each layer came from: [parent, layer], an index into parents and a layer of that one; with
-//     a
-//               third element, {"fc_proj": "x 0.5", "proj": "0"}, where tensors of it were made by rules; null for a new layer
+//     layers    of grow and stack, where each layer came from: [parent, layer], an index into parents and a layer of that one;
+//               with a third element, {"fc_proj": "x 0.5", "proj": "0"}, where tensors of it were made by rules; null: a new layer
 //     schedule  of train: "continue" when its schedule went on from its first parent's
 //     optimizer of train: "keep" when it began with its first parent's optimizer state
 //
 // and to a parent alone:
 //
-//     runs      [{id, tokens, flops}, ...] what this run had spent under each identity that it had (training.runs), one after
-//     another mixed     {weight, step}: its weights, times `weight`, were mixed into the file's, at that step of the file's run
+//     runs      [{id, tokens, flops}, ...] what this run had spent under each identity that it had (training.runs), where no
+//               entry before this one says as much
+//     mixed     {weight, step}: its weights, times `weight`, were mixed into the file's, at that step of the file's run; among
+//               the parents of a parent only where it was not met before
 //
 // In version 1 too, where the trainer wrote it: training.runs, [{id, tokens, flops}, ...], the identities of a run and its progress
 // when each began. id: 32 hexadecimal digits. Files of one run share the identities up to where one of them went on in another way,
