@@ -7,6 +7,7 @@
 #include "llmc/io/hash.h"
 #include "llmc/io/json.h"
 #include "llmc/lineage.h"
+#include "llmc/rewrite.h"
 #include "llmc/tensors.h"
 
 using nlohmann::json;
@@ -45,15 +46,7 @@ void require_one_shape(const std::vector<const Checkpoint*>& models) {
         for (const char* key : {"recipe", "n_layer"}) require_equal(key);   // where these differ, most others do
         for (auto& [key, ignored] : first.items()) require_equal(key);
     }
-    const Checkpoint* owner = nullptr;
-    for (const Checkpoint* model : models) {
-        const TensorEntry* tokenizer = model->find("tokenizer");
-        if (!tokenizer) continue;
-        require(!owner || owner->at("tokenizer").xxh3 == tokenizer->xxh3,
-                "models that are mixed must have the same tokenizer, but those in ", owner ? owner->path : "", " and ", model->path,
-                " differ: their tokens mean different text");
-        if (!owner) owner = model;
-    }
+    tokenizer_owner(models, "models that are mixed");
 }
 
 struct Mix {
@@ -91,12 +84,8 @@ std::vector<TensorSource> mixed_tensors(const std::vector<const Checkpoint*>& mo
                     [&](const Tensor&) { sources.push_back(mixed_source(mix, sources.size())); });   // they come first
     for (size_t i = sources.size(); i < first.tensors.size(); i++)
         sources.push_back(source_from_checkpoint(first.tensors[i].name, first, first.tensors[i]));
-    for (const Checkpoint* model : models) {
-        const TensorEntry* tokenizer = model->find("tokenizer");
-        if (!tokenizer) continue;
-        if (model != &first) sources.push_back(source_from_checkpoint("tokenizer", *model, *tokenizer));
-        break;
-    }
+    const Checkpoint* owner = tokenizer_owner(models, "models that are mixed");
+    if (owner && owner != &first) sources.push_back(source_from_checkpoint("tokenizer", *owner, owner->at("tokenizer")));
     return sources;
 }
 

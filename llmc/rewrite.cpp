@@ -214,19 +214,16 @@ static void add_state(std::vector<TensorSource>& sources, const LayerMap& map, c
 
 // ---------------------------------------------------------------------------------------------------------- the whole model
 
-static void add_tokenizer(std::vector<TensorSource>& sources, const std::vector<const Checkpoint*>& models, const std::vector<Entries>& entries) {
-    const TensorEntry* first = nullptr;
-    size_t owner = 0;
-    for (size_t m = 0; m < models.size(); m++) {
-        const TensorEntry* found = entries[m].find("tokenizer");
-        if (!found) continue;
-        require(!first || first->xxh3 == found->xxh3, "models of a stack must have the same tokenizer, but those in ",
-                models[owner]->path, " and ", models[m]->path, " differ: their tokens mean different text");
-        if (first) continue;
-        first = found;
-        owner = m;
+const Checkpoint* tokenizer_owner(const std::vector<const Checkpoint*>& models, const char* models_are) {
+    const Checkpoint* owner = nullptr;
+    for (const Checkpoint* model : models) {
+        const TensorEntry* tokenizer = model->find("tokenizer");
+        if (!tokenizer) continue;
+        if (!owner) owner = model;
+        require(owner->at("tokenizer").xxh3 == tokenizer->xxh3, models_are, " must have the same tokenizer, but those in ", owner->path,
+                " and ", model->path, " differ: their tokens mean different text");
     }
-    if (first) sources.push_back(source_from_checkpoint("tokenizer", *models[owner], *first));
+    return owner;
 }
 
 /// A rule for a tensor that no layer has would do nothing, and nobody would see it.
@@ -259,7 +256,8 @@ std::vector<TensorSource> mapped_tensors(const LayerMap& map, const std::vector<
         }
     });
     if (map.state != GrownState::reset) add_state(sources, map, *models.at(0), entries.at(0));
-    add_tokenizer(sources, models, entries);
+    if (const Checkpoint* owner = tokenizer_owner(models, "models of a stack"))
+        sources.push_back(source_from_checkpoint("tokenizer", *owner, owner->at("tokenizer")));
     return sources;
 }
 

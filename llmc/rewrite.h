@@ -15,6 +15,10 @@ void print_map(const LayerMap& map, const std::vector<const Checkpoint*>& models
 /// for a tensor that no layer has, or there is no state to keep.
 std::vector<TensorSource> mapped_tensors(const LayerMap& map, const std::vector<const Checkpoint*>& models, const Checkpoint& head);
 
+/// The first model that has a tokenizer; null where none has. Throws std::invalid_argument when two of them differ, saying that
+/// `models_are` ("models of a stack") must agree.
+const Checkpoint* tokenizer_owner(const std::vector<const Checkpoint*>& models, const char* models_are);
+
 /// Verifies every tensor of every model, then writes, and prints bytes, time and memory.
 void verify_and_write(const std::string& out, const nlohmann::json& header, const std::vector<TensorSource>& sources,
                       const std::vector<const Checkpoint*>& models);

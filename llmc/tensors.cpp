@@ -147,10 +147,16 @@ int64_t free_params(const GPTConfig& config) {
     return total;
 }
 
+/// The head may be the embedding.
+static bool is_head(const Tensor& tensor, const GPTConfig& config) { return tensor.name == (config.tied ? "wte" : "lm_head"); }
+static bool multiplies(const Tensor& tensor, const GPTConfig& config) {
+    return tensor.spec->group == Group::matrix || is_head(tensor, config);
+}
+
 int64_t matmul_params(const GPTConfig& config) {
-    int64_t total = int64_t{config.vocab_size} * config.n_embd;   // the head, which may be the embedding
+    int64_t total = 0;
     for (const Tensor& tensor : tensor_table(config))
-        if (tensor.spec->group == Group::matrix) total += tensor.numel;
+        if (multiplies(tensor, config)) total += tensor.numel;
     return total;
 }
 
@@ -161,9 +167,9 @@ int64_t flops_per_token(const GPTConfig& config, const Trained& trained) {
     auto of_matrix = [&](const Tensor& tensor, int place) { return all || trained(tensor) ? 6 : lowest < place ? 4 : 2; };
     int64_t flops = 0;
     for (const Tensor& tensor : tensors) {
-        const bool head = tensor.name == (config.tied ? "wte" : "lm_head");
-        const int place = head ? place_of(-1, Place::head, config.n_layer) : place_of(tensor, config.n_layer);
-        if (head || tensor.spec->group == Group::matrix) flops += of_matrix(tensor, place) * tensor.numel;
+        if (!multiplies(tensor, config)) continue;
+        const int place = is_head(tensor, config) ? place_of(-1, Place::head, config.n_layer) : place_of(tensor, config.n_layer);
+        flops += of_matrix(tensor, place) * tensor.numel;
     }
     for (int l = 0; l < config.n_layer; l++) {
         const bool backward = all || lowest <= place_of(l, Place::qkv, config.n_layer);

@@ -6,7 +6,6 @@
 
 using nlohmann::json;
 
-static GPTConfig nano(int layers) { return recipe_config(NANOCHAT, layers, 2, 32, 64, 16, "SL"); }
 
 static json header_of(const GPTConfig& config, int tokens, char id, const json& lineage) {
     json header = small_header(config);

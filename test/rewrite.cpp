@@ -16,33 +16,6 @@
 using nlohmann::json;
 using Names = std::vector<std::string>;
 
-static GPTConfig nano(int layers) { return recipe_config(NANOCHAT, layers, 2, 32, 64, 16, "SL"); }
-static GPTConfig speed(int layers) { return recipe_config(SPEEDRUN, layers, 2, 16, 24, 8); }
-
-static std::string bytes_of(const Checkpoint& checkpoint, const std::string& name) {
-    std::string bytes(static_cast<size_t>(checkpoint.at(name).bytes), '\0');
-    read_tensor(checkpoint, checkpoint.at(name), bytes.data());
-    return bytes;
-}
-
-/// Runs a command that must work.
-static std::string done(const std::string& command) {
-    Result result = run(command);
-    INFO(command, ": ", result.err);
-    CHECK(result.code == 0);
-    CHECK(result.err == "");
-    return result.out;
-}
-
-/// Runs a command that must be refused: exit 2, one line on stderr that holds `words`.
-static void refused(const std::string& command, const std::string& words) {
-    Result result = run(command);
-    INFO(command, ": ", result.code, " ", result.err);
-    CHECK(result.code == 2);
-    CHECK(contains(result.err, words));
-    CHECK(std::count(result.err.begin(), result.err.end(), '\n') == 1);
-}
-
 static void check_layer(const Checkpoint& to, int n, const Checkpoint& from, int l) {
     for (const Tensor& tensor : tensor_table(to.config))
         if (tensor.layer == n) CHECK(bytes_of(to, tensor.name) == bytes_of(from, concat("h.", l, ".", tensor.spec->name)));

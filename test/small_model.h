@@ -10,6 +10,10 @@
 
 using Values = std::map<std::string, std::vector<float>>;
 
+/// Small models of both recipes.
+inline GPTConfig nano(int layers) { return recipe_config(NANOCHAT, layers, 2, 32, 64, 16, "SL"); }
+inline GPTConfig speed(int layers) { return recipe_config(SPEEDRUN, layers, 2, 16, 24, 8); }
+
 /// Random weights, one generator a tensor; every tensor of a recipe that starts at zero or one is moved off it.
 inline Values small_weights(const GPTConfig& config, uint64_t seed) {
     Values values;
@@ -55,6 +59,12 @@ inline std::vector<float> values_of(const Checkpoint& checkpoint, const std::str
     std::vector<float> values(static_cast<size_t>(entry.numel()));
     read_tensor(checkpoint, entry, values.data());
     return values;
+}
+
+inline std::string bytes_of(const Checkpoint& checkpoint, const std::string& name) {
+    std::string bytes(static_cast<size_t>(checkpoint.at(name).bytes), '\0');
+    read_tensor(checkpoint, checkpoint.at(name), bytes.data());
+    return bytes;
 }
 
 /// What the call throws; empty when it throws nothing.

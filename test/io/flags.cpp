@@ -5,6 +5,13 @@
 using nlohmann::json;
 
 namespace {
+bool parse_all(Flags& flags, std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), "program");
+    std::vector<char*> argv;
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    return flags.parse(static_cast<int>(argv.size()), argv.data());
+}
+
 struct Table {
     Flags flags{"program", "A program."};
     int& rows = flags.number("--rows", 8, 1, 64, "rows (8)", {FlagKind::training, "Sizes"});
@@ -19,23 +26,21 @@ struct Table {
     std::vector<std::string>& extra = flags.repeated("--extra", "one path each time");
     bool& dry = flags.toggle("--dry", "nothing is written");
 
-    bool parse(std::vector<std::string> arguments) {
-        arguments.insert(arguments.begin(), "program");
-        std::vector<char*> argv;
-        for (std::string& argument : arguments) argv.push_back(argument.data());
-        return flags.parse(static_cast<int>(argv.size()), argv.data());
-    }
+    bool parse(std::vector<std::string> arguments) { return parse_all(flags, std::move(arguments)); }
 };
 
 /// What parsing throws; empty when it throws nothing.
-std::string refusal(const std::vector<std::string>& arguments) {
-    Table table;
+std::string refusal(Flags& flags, std::vector<std::string> arguments) {
     try {
-        table.parse(arguments);
+        parse_all(flags, std::move(arguments));
     } catch (const std::invalid_argument& error) {
         return error.what();
     }
     return "";
+}
+std::string refusal(const std::vector<std::string>& arguments) {
+    Table table;
+    return refusal(table.flags, arguments);
 }
 }  // namespace
 
@@ -120,14 +125,7 @@ TEST_CASE("flags: what is given by its place, and rules between flags") {
         flags.toggle("--exact", "slower");
         flags.require_given("--out");
         flags.exclude("--quick", "--exact");
-        arguments.insert(arguments.begin(), "program");
-        std::vector<char*> argv;
-        for (std::string& argument : arguments) argv.push_back(argument.data());
-        try {
-            flags.parse(static_cast<int>(argv.size()), argv.data());
-        } catch (const std::invalid_argument& error) {
-            return std::string(error.what());
-        }
+        if (const std::string refused = refusal(flags, std::move(arguments)); !refused.empty()) return refused;
         return concat(in, " ", more.size(), " ", more.back(), " ", out);
     };
     CHECK(parse({"a", "b", "c", "--out", "d"}) == "a 2 c d");
@@ -144,14 +142,7 @@ TEST_CASE("flags: an argument that need not be, so many numbers, and a flag that
         const std::vector<double>& pair = flags.numbers("--pair", 2, "two numbers");
         flags.toggle("--quick", "faster");
         flags.alone("--pair");
-        arguments.insert(arguments.begin(), "program");
-        std::vector<char*> argv;
-        for (std::string& argument : arguments) argv.push_back(argument.data());
-        try {
-            flags.parse(static_cast<int>(argv.size()), argv.data());
-        } catch (const std::invalid_argument& error) {
-            return std::string(error.what());
-        }
+        if (const std::string refused = refusal(flags, std::move(arguments)); !refused.empty()) return refused;
         return concat(in.value_or("nothing"), " ", flags.values(FlagKind::run).dump(), " ", pair.size());
     };
     CHECK(parse({}) == R"(nothing {"pair":[],"quick":false} 0)");
