@@ -1,9 +1,7 @@
 // For tests that run the built programs: a command's exit code and output, a folder that goes away, whole files.
 #pragma once
-#include <doctest/doctest.h>
 #include <sys/wait.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -53,22 +51,4 @@ inline Result run(const std::string& command) {
     int status = std::system(("( " + command + "\n) </dev/null >" + dir / "out" + " 2>" + dir / "err").c_str());
     int code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
     return {code, read_file(dir / "out"), read_file(dir / "err")};
-}
-
-/// Runs a command that must work.
-inline std::string done(const std::string& command) {
-    Result result = run(command);
-    INFO(command, ": ", result.err);
-    CHECK(result.code == 0);
-    CHECK(result.err == "");
-    return result.out;
-}
-
-/// Runs a command that must be refused: exit 2, one line on stderr that holds `words`.
-inline void refused(const std::string& command, const std::string& words) {
-    Result result = run(command);
-    INFO(command, ": ", result.code, " ", result.err);
-    CHECK(result.code == 2);
-    CHECK(result.err.find(words) != std::string::npos);
-    CHECK(std::count(result.err.begin(), result.err.end(), '\n') == 1);
 }

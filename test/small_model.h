@@ -6,7 +6,7 @@
 #include "llmc/checkpoint.h"
 #include "llmc/lineage.h"
 #include "llmc/tensors.h"
-#include "test/program.h"
+#include "test/expect.h"
 
 using Values = std::map<std::string, std::vector<float>>;
 
