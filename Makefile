@@ -204,14 +204,15 @@ $(BUILD)/data/tokenize: $(call object,data/tokenize)
 $(BUILD)/bench: $(call object,dev/bench)
 $(BUILD)/bench_ops: $(call object,dev/bench_ops)
 $(BUILD)/report: $(call object,dev/report)
+$(BUILD)/measure: $(call object,dev/measure)
 $(BUILD)/tests: $(TESTS)
 $(BUILD)/op_tests: $(call object,$(OP_SUITES) test/gpt test/ops/matmul_tile test/isa test/main)
 $(BUILD)/step: $(call object,test/emulator/step)
-$(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/report $(BUILD)/tests $(BUILD)/op_tests $(BUILD)/step: $(BUILD)/llmc.a
+$(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/report $(BUILD)/measure $(BUILD)/tests $(BUILD)/op_tests $(BUILD)/step: $(BUILD)/llmc.a
 	@mkdir -p $(@D)
 	$(call says,link)
 	$(Q)$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
-all: $(BUILD)/report
+all: $(BUILD)/report $(BUILD)/measure
 
 # ---------------------------------------------------------------------------------------------------------- the rules: the emulator
 

@@ -9,71 +9,20 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
-#include <map>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
+#include "dev/run_log.h"
 #include "llmc/device/device.h"
 #include "llmc/device/types.h"
 #include "llmc/io/build.h"
 #include "llmc/io/error.h"
 
 namespace fs = std::filesystem;
-using nlohmann::json;
-
-struct Evaluation {
-    double total_flops, val_loss, val_bpb;
-};
-
-/// What a log tells of a run. A resume at step n takes back what was logged of the steps after n.
-struct RunLog {
-    int layers = 0;
-    double tokens = 0, total_flops = 0, seconds = 0;
-    std::vector<Evaluation> evaluations;
-
-    explicit RunLog(const std::string& folder) {
-        const std::string path = folder + "/log.jsonl";
-        std::ifstream file(path);
-        require(file.good(), "report: ", path, " cannot be read: make run writes it");
-        std::map<int64_t, double> ms;
-        std::map<int64_t, Evaluation> found;
-        int64_t number = 0, bad = 0;
-        for (std::string text; std::getline(file, text);) {
-            number++;
-            const json line = json::parse(text, nullptr, false);
-            // A run that was killed while it wrote leaves half a line; it goes on with another "start".
-            if (line.is_discarded()) {
-                require(bad == 0, "report: ", path, ": line ", bad, " is no record of a log");
-                bad = number;
-                continue;
-            }
-            const std::string event = line.at("event");
-            require(bad == 0 || event == "start", "report: ", path, ": line ", bad, " is no record of a log");
-            bad = 0;
-            if (event == "start") layers = line["config"]["n_layer"];
-            if (event == "resume") {
-                ms.erase(ms.upper_bound(line["step"]), ms.end());
-                found.erase(found.upper_bound(line["step"]), found.end());
-            }
-            if (event == "step") {
-                tokens = line["tokens"];
-                total_flops = line["total_flops"];
-                ms[line["step"]] = line["ms"];
-            }
-            if (event == "eval") found[line["step"]] = {line["total_flops"], line["val_loss"], line["val_bpb"]};
-        }
-        for (auto& [step, time] : ms) seconds += time / 1e3;
-        for (auto& [step, evaluation] : found) evaluations.push_back(evaluation);
-        require(!evaluations.empty(), "report: ", path, " holds no evaluation");
-    }
-    double val_loss() const { return evaluations.back().val_loss; }
-    double val_bpb() const { return evaluations.back().val_bpb; }
-};
 
 /// DIR/NAME-1, DIR/NAME-2, ...: one a seed.
 static std::vector<RunLog> runs(const std::string& dir, const std::string& name) {
     std::vector<RunLog> logs;
-    for (int seed = 1; fs::exists(concat(dir, "/", name, "-", seed)); seed++) logs.emplace_back(concat(dir, "/", name, "-", seed));
+    for (int seed = 1; fs::exists(concat(dir, "/", name, "-", seed)); seed++) logs.emplace_back("report", concat(dir, "/", name, "-", seed));
     require(logs.size() >= 2, "report: ", dir, "/", name, "-N: a spread needs the runs of two seeds or more; make run makes them");
     return logs;
 }
@@ -126,21 +75,8 @@ static void print_rows(const char* name, const std::vector<RunLog>& logs, const 
     char text[64];
     for (double value : bpb) std::snprintf(text, sizeof text, " %.4f", value), each += text;
     std::snprintf(text, sizeof text, "%.4f +- %.4f", mean(bpb), half_interval(bpb));
-    std::printf("  %-8s %6d  %-18s %s  %9.2e  %9.0f  %7.1f  %s\n", name, logs[0].layers, text, each.c_str(), logs[0].total_flops, logs[0].tokens,
-                mean(of_each(logs, [](const RunLog& log) { return log.seconds; })), what);
-}
-
-/// FLOPs, those of the shallow model with them, until the grown model's validation reaches what the model from scratch ends with;
-/// straight lines between evaluations; NaN where it does not. (The growth study asks it of the smoothed training loss; a run this
-/// short is too noisy for that.)
-static double flops_to_reach(const RunLog& grown, double goal) {
-    for (size_t i = 1; i < grown.evaluations.size(); i++) {
-        const Evaluation &before = grown.evaluations[i - 1], &after = grown.evaluations[i];
-        if (after.val_bpb > goal) continue;
-        double part = std::clamp((before.val_bpb - goal) / (before.val_bpb - after.val_bpb), 0.0, 1.0);
-        return before.total_flops + part * (after.total_flops - before.total_flops);
-    }
-    return NAN;
+    std::printf("  %-8s %6d  %-18s %s  %9.2e  %9.0f  %7.1f  %s\n", name, logs[0].layers, text, each.c_str(), logs[0].total_flops(), logs[0].tokens(),
+                mean(of_each(logs, [](const RunLog& log) { return log.seconds(); })), what);
 }
 
 static void print_growth(const std::vector<RunLog>& shallow, const std::vector<RunLog>& grown, const std::vector<RunLog>& scratch) {
@@ -150,8 +86,9 @@ static void print_growth(const std::vector<RunLog>& shallow, const std::vector<R
     std::printf("growing %d layers to %d, against %d from scratch with the same FLOPs: %+.4f val bpb (95 %% interval %s): %s\n", shallow[0].layers,
                 grown[0].layers, scratch[0].layers, mean(gain), interval(gain, "%+.4f").c_str(),
                 beyond_chance < 0 ? "better" : beyond_chance > 0 ? "worse" : "within chance");
+    // The growth study asks for the smoothed training loss (dev/measure.cpp); a run this short is too noisy for that.
     std::vector<double> saved;
-    for (size_t i = 0; i < grown.size(); i++) saved.push_back(100 * (1 - flops_to_reach(grown[i], scratch[i].val_bpb()) / scratch[i].total_flops));
+    for (size_t i = 0; i < grown.size(); i++) saved.push_back(100 * (1 - grown[i].flops_to_val_loss(scratch[i].val_loss()) / scratch[i].total_flops()));
     const auto missed = std::count_if(saved.begin(), saved.end(), [](double part) { return std::isnan(part); });
     if (missed > 0)
         std::printf("growing: with %ld of %zu seeds it does not come to the val bpb that scratch ends with: no compute is said to be saved\n",
