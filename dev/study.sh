@@ -1,0 +1,589 @@
+#!/bin/bash
+# dev/study.sh COMMAND: what dev/study.mk does with a study. The study is data, dev/STUDY.study: a bash file of declarations, read once; all of it
+# is of every seed. Its words:
+#
+#   experiment NAME               the rows that follow are of it. rank N: they come after those of a lower rank, of all seeds
+#   train [+100] NAME FROM HORIZON DEPTH WIDTH FLAGS...
+#                                 +100: of another seed, 100 above, for weights and data. A model by ./train_gpt. FROM: the model it goes on from (--init), or - . A flag @MODEL is that model's file. HORIZON:
+#                                   ratio:R         tokens a parameter (--param-data-ratio)
+#                                   like:MODEL      the FLOPs of that model and of all that it came from
+#                                   in-all:x*MODEL  what is left of x times these (x* may be left out) after what FROM and all before it have spent
+#                                   own             the recipe's own
+#   grow NAME MODEL FLAGS...      a model by ./grow
+#   stack NAME A+B FLAGS...       a model by ./stack, of these models
+#   mixed NAME COUNT EVERY WEIGHTS HORIZON DEPTH WIDTH FLAGS...
+#                                 models NAME-1 to NAME-COUNT, of seeds 100 apart, trained EVERY steps at a time; between these each is mixed with
+#                                 the next one (./stack --mix WEIGHTS)
+#   row MODEL column=value...     a row of the CSV, of a trained model and its log
+#   eval_row MODEL A+B column=value...
+#                                 a row of a stack, which is evaluated, beside its parts
+#   latents NAME A+B              rows of what ./latents says of these two models
+#   number EXPRESSION             arithmetic; ratio_of MODEL: tokens a parameter of its round
+#
+# A model that several rows need is declared by each of them and made once. Commands: graph (targets of all that is missing, for make), do TARGET
+# (makes one), plan, status, data NAME.
+set -euo pipefail
+: "${STUDY:?is set by dev/growth.mk and dev/stacking.mk}" "${SCALE:=nano}" "${SEEDS:=3}" "${RESULTS:=dev/results}" "${KEEP:=models}" "${ONLY:=}" "${OUT:=out/studies}"
+
+fail() {
+    local text="$STUDY: ${1//[[:cntrl:]]/ }"
+    [ ${#text} -le 600 ] || text="${text:0:360}... ($((${#text} - 600)) characters left out) ...${text: -240}"
+    echo "$text" >&2
+    exit "${2:-2}"
+}
+[ -e train_gpt ] || fail "./train_gpt is not built; make builds it"
+programs=$(dirname "$(readlink -f train_gpt)")
+[[ $SCALE =~ ^(smoke|nano|small|paper)$ ]] || fail "SCALE is '$SCALE', but must be smoke, nano, small or paper"
+[[ $SEEDS =~ ^([1-9][0-9]{0,3})(-([1-9][0-9]{0,3}))?$ ]] || fail "SEEDS is '$SEEDS', but must be a number, as 3 for 1 to 3, or a range, as 4-6"
+first_seed=1 last_seed=${BASH_REMATCH[1]}
+[ -z "${BASH_REMATCH[3]:-}" ] || { first_seed=$last_seed && last_seed=${BASH_REMATCH[3]}; }
+[ "$first_seed" -le "$last_seed" ] || fail "SEEDS is '$SEEDS', but its first is above its last"
+[[ $KEEP =~ ^(models|rows)$ ]] || fail "KEEP is '$KEEP', but must be models or rows"
+
+# shellcheck source=dev/growth.study
+. "dev/$STUDY.study"
+sizes
+export OMP_NUM_THREADS=$threads
+csv=$RESULTS/$STUDY.csv curves_csv=$RESULTS/${STUDY}_curves.csv latents_csv=$RESULTS/${STUDY}_latents.csv
+
+# What is compared is of one kind of machine, one precision and one number of threads. The models of each lie in a folder of their own, so that
+# on another machine a study begins beside what is there, and never goes on with it.
+machine=$("$programs/report" --machine)
+machine_is() { sed -n "s/^$1 //p" <<<"$machine"; }
+precision=$(machine_is precision) commit=$(machine_is commit) processor=$(machine_is processor)
+processor=$(sed 's/, [0-9]* threads\?//; s/,//g' <<<"$processor")
+kind="$processor $precision $threads"
+dir=${STUDY_DIR:-$OUT/$STUDY-$SCALE/${kind//[^A-Za-z0-9]/-}}   # STUDY_DIR: from make, for LAUNCH may start this on another machine
+data=$OUT/data/$corpus
+
+number() { awk "BEGIN { printf \"%.10g\", ($1) }"; }
+quoted() { printf '%q ' "$@"; }
+
+# -------------------------------------------------------------------------------------------------------- the words of a study
+declare -A declared=() needs=() total=() tokens_a_parameter=() plans=()   # of a model; plans: of flags
+declare -A row_needs=() row_experiment=() row_rank=()
+rows=() models=()
+
+experiment() { experiment=$1 rank=0; }
+rank() { rank=$1; }
+known() { [ -n "${declared[$1]:-}" ] || fail "dev/$STUDY.study: $2 names the model $1, which is not declared before it"; }
+ratio_of() { echo "${tokens_a_parameter[$1]}"; }
+
+# node NAME OP "MODELS" LINES...: what `do` needs to know of a model or a row, in a file that changes only when that does.
+node() {
+    local file=$dir/$1.node text
+    printf -v text '%s\n' "op=$2" "from=($3)" "${@:4}"
+    [ -e "$file" ] && [ "$(<"$file")" = "${text%$'\n'}" ] || printf '%s' "$text" >"$file"
+}
+declare_model() {
+    local text="$2 of ${*:3}"
+    if [ -n "${declared[$1]:-}" ]; then
+        [ "${declared[$1]}" = "$text" ] || fail "dev/$STUDY.study declares $1 twice and not alike: $text; before: ${declared[$1]}"
+        return
+    fi
+    declared[$1]=$text needs[$1]=$3
+    models+=("$1")
+    node "$@"
+}
+
+# plan FLAGS...: sets steps_of, tokens_of, matmul_of, memory_of, flops_token.
+plan() {
+    local key="$*" text
+    if [ -z "${plans[$key]:-}" ]; then
+        text=$(./train_gpt "$@" --plan 2>&1) || fail "there is no plan for $key: $(tail -n 1 <<<"$text")"
+        plans[$key]=$(awk '{ v[$1] = $2 } END { print v["steps:"], v["tokens:"], v["matmul_params:"], v["memory_bytes:"], v["flops_per_token:"] }' <<<"$text")
+    fi
+    read -r steps_of tokens_of matmul_of memory_of flops_token <<<"${plans[$key]}"
+}
+
+# planned NAME FROM HORIZON DEPTH WIDTH FLAGS...: sets what plan sets, and shape, flags, parents, own, spent, ratio.
+planned() {
+    local name=$1 from=$2 horizon=$3 depth=$4 width=$5 free=() asked=() continues= goal like times=1
+    shift 5
+    shape=(--recipe "$recipe" --depth "$depth" --width "$width" --heads $((width / head)) "${model[@]}") flags=() parents= spent=0
+    if [ "$from" != - ]; then
+        known "$from" "$name"
+        parents=$from spent=${total[$from]}
+    fi
+    for (( ; $# > 0; )); do
+        case $1 in
+            --embeddings-from) known "${2#@}" "$name" && flags+=("$1" "$2") && parents+=" ${2#@}" ;;
+            --optimizer | --schedule) flags+=("$1" "$2") && [[ $2 != continue ]] || continues=yes ;;   # --init's
+            *) flags+=("$1" "$2") && free+=("$1" "$2") ;;
+        esac
+        shift 2
+    done
+    case $horizon in
+        own) ;;
+        ratio:*) asked=(--param-data-ratio "${horizon#ratio:}") ;;
+        like:*) known "${horizon#like:}" "$name" && asked=(--total-flops "${total[${horizon#like:}]}") ;;
+        in-all:*)
+            like=${horizon#in-all:}
+            [[ $like != *\** ]] || { times=${like%%\**} && like=${like#*\*}; }
+            known "$like" "$name"
+            goal=$(number "$times * ${total[$like]}")
+            [ "$(number "$goal > $spent")" = 1 ] || fail "dev/$STUDY.study: $name is to have spent $goal FLOPs in all, but $from has spent $spent"
+            asked=(--total-flops "$(number "$goal - $spent")") ;;
+        *) fail "dev/$STUDY.study: the horizon of $name is '$horizon', but must be ratio:R, like:MODEL, in-all:MODEL or own" ;;
+    esac
+    plan "${shape[@]}" "${steps[@]}" "${asked[@]}" "${free[@]}"
+    [ -z "$continues" ] || asked=(--total-flops "$goal")   # which then counts what was spent before
+    flags=("${steps[@]}" "${asked[@]}" "${flags[@]}")
+    read -r own spent ratio < <(awk "BEGIN { printf \"%.10g %.10g %.4f\n\", $tokens_of * $flops_token, $spent + $tokens_of * $flops_token, $tokens_of / $matmul_of }")
+    run=("steps_of=$steps_of" "tokens_of=$tokens_of" "memory_of=$memory_of" "own=$own" "size=d$depth-w$width" "shape=($(quoted "${shape[@]}"))")
+}
+
+train() {
+    local steps_of tokens_of matmul_of memory_of flops_token shape flags parents spent own ratio run offset=0
+    if [ "$1" = +100 ]; then offset=100 && shift; fi
+    planned "$@"
+    if [ "$2" = - ]; then flags=("${shape[@]}" "${flags[@]}"); else flags=(--init "@$2" "${flags[@]}"); fi
+    total[$1]=$spent tokens_a_parameter[$1]=$ratio
+    declare_model "$1" train "$parents" "${run[@]}" "offset=$offset" "flags=($(quoted "${flags[@]}"))"
+}
+
+mixed() {
+    local name=$1 count=$2 every=$3 weights=$4 i
+    local steps_of tokens_of matmul_of memory_of flops_token shape flags parents spent own ratio run
+    planned "$1" - "${@:5}"
+    for ((i = 1; i <= count; i++)); do
+        total[$name-$i]=$spent tokens_a_parameter[$name-$i]=$ratio declared[$name-$i]="mixed $*" needs[$name-$i]=$name
+    done
+    declare_model "$name" mixed "" "${run[@]}" "count=$count" "every=$every" "weights=$weights" "flags=($(quoted "${shape[@]}" "${flags[@]}"))"
+}
+
+# made OP NAME A+B FLAGS...
+made() {
+    local parent
+    for parent in ${3//+/ }; do known "$parent" "$2"; done
+    total[$2]=${total[${3%%+*}]}
+    declare_model "$2" "$1" "${3//+/ }" "flags=($(quoted "${@:4}"))"
+}
+grow() { made grow "$@"; }
+stack() { made stack "$@"; }
+
+row() {
+    local pair baseline=
+    for pair in "$@"; do [[ $pair != baseline=* ]] || baseline=${pair#baseline=}; done
+    declare_row row "$1" "$1 $baseline" "${@:2}"
+}
+eval_row() { declare_row eval_row "$1" "$1 ${2//+/ }" parts="$2" "${@:3}"; }
+latents() { declare_row latents "$1" "${2//+/ }"; }
+
+# declare_row OP NAME "MODELS" column=value...: a row that is made from these models. One that several experiments have is a row of the first.
+declare_row() {
+    local op=$1 name=$2 pair
+    local -A column=([scale]=$SCALE [experiment]=$experiment [model]=$name)
+    for pair in "${@:4}"; do
+        [[ " ${columns[*]} " == *" ${pair%%=*} "* ]] || fail "dev/$STUDY.study: the row $name has '${pair%%=*}', which is none of its columns"
+        column[${pair%%=*}]=${pair#*=}
+    done
+    [ -z "${row_needs[$name]:-}" ] || return 0
+    row_needs[$name]=$3 row_experiment[$name]=$experiment row_rank[$name]=$rank
+    rows+=("$name")
+    node "$name.row" "$op" "$3" "$(declare -p column)"
+}
+
+read_study() {
+    { mkdir -p "$dir" && echo "$kind" >"$dir/kind"; } 2>/dev/null || fail "cannot write into the folder $dir"
+    experiment=none rank=0
+    study
+}
+
+# ------------------------------------------------------------------------------------------- what is there, and what is missing
+# in_csv FILE: MODEL-sSEED of each row of this scale and kind of machine.
+in_csv() {
+    [ ! -e "$1" ] || awk -F, -v kind="$SCALE,$processor,$precision,$threads" '
+        NR == 1 { for (f = 1; f <= NF; f++) at[$f] = f; next }
+        $at["scale"] "," $at["processor"] "," $at["precision"] "," $at["threads"] == kind { print $at["model"] "-s" $at["seed"] }' "$1"
+}
+
+# Sets wanted_rows (those that ONLY names and what they are compared with, of every seed, in the order in which they are made: noise, then rank by
+# rank and seed by seed) and left (those of them that are in no CSV).
+missing() {
+    local row other seed at=0 seeds
+    local -A there=() chosen=()
+    while read -r row; do there[$row]=yes; done < <(in_csv "$csv"; in_csv "$latents_csv")
+    for row in "${rows[@]}"; do
+        # shellcheck disable=SC2053 # ONLY is a pattern
+        [ -z "$ONLY" ] || [[ ${row_experiment[$row]} == $ONLY || $row == $ONLY ]] || continue
+        for other in $row ${row_needs[$row]}; do chosen[$other]=yes; done
+    done
+    [ ${#chosen[@]} != 0 ] || fail "ONLY is '$ONLY', which is no row and none of the experiments $(printf '%s\n' "${row_experiment[@]}" | sort -u | paste -sd ' ')"
+    mapfile -t wanted_rows < <(
+        for row in "${rows[@]}"; do
+            [ -n "${chosen[$row]:-}" ] || continue
+            at=$((at + 1)) seeds=$last_seed
+            # The noise is told by more seeds, if it is asked for.
+            if [ "${row_experiment[$row]}" = noise ] && [ "$first_seed" = 1 ] && [[ -z $ONLY || $ONLY == noise ]] && [ "$noise_seeds" -gt "$seeds" ]; then seeds=$noise_seeds; fi
+            for ((seed = first_seed; seed <= seeds; seed++)); do
+                echo "$([ "${row_experiment[$row]}" = noise ]; echo $?) ${row_rank[$row]} $seed $at $row-s$seed"
+            done
+        done | sort -n -k 1,1 -k 2,2 -k 3,3 -k 4,4 | cut -d ' ' -f 5)
+    left=()
+    for row in "${wanted_rows[@]}"; do [ -n "${there[$row]:-}" ] || left+=("$row"); done
+}
+
+# of_seed SEED NAME...: their files of this seed.
+of_seed() { [ $# = 1 ] || printf "$dir/%s-s$1.bin " "${@:2}"; }
+dones() { [ $# = 0 ] || printf "$dir/%s.done " "$@"; }
+
+graph() {
+    read_study
+    missing
+    local row name model seed i outputs file=$dir/graph.mk
+    {
+        echo "export STUDY_DIR := $dir"
+        echo "rows: $(dones "${left[@]}")"
+        [ ${#left[@]} != 0 ] || printf '\t@echo "%s"\n' "$STUDY: all ${#wanted_rows[@]} rows of $SCALE are in $csv"
+        for row in "${left[@]}"; do
+            name=${row%-s*}
+            rm -f "$dir/$row.done"
+            printf '%s: %s %s\n\t@$(LAUNCH) dev/study.sh do %s.row\n' "$dir/$row.done" "$dir/$name.row.node" "$(of_seed "${row##*-s}" ${row_needs[$name]})" "$row"
+        done
+        for model in "${models[@]}"; do
+            i=$(sed -n 's/^count=//p' "$dir/$model.node")
+            for ((seed = first_seed; seed <= (last_seed > noise_seeds ? last_seed : noise_seeds); seed++)); do
+                outputs=$(of_seed $seed "$model"):
+                # the models of `mixed` are made together
+                [ -z "$i" ] || outputs="$(of_seed $seed $(seq -f "$model-%g" "$i"))&:"
+                printf '%s %s %s| %s\n\t@$(LAUNCH) dev/study.sh do %s\n' "$outputs" "$dir/$model.node" "$(of_seed $seed ${needs[$model]})" "$data/tokenizer.txt" "$model-s$seed"
+                [ "$KEEP" = models ] || echo ".INTERMEDIATE: ${outputs%%[&:]*}"
+            done
+        done
+        printf '%s/tokenizer.txt:\n\t@dev/study.sh data\n' "$data"
+    } >"$file.$$"
+    mv "$file.$$" "$file"
+    echo "$file"
+}
+
+# ----------------------------------------------------------------------------------------------------------------- making one
+# The machine that makes it must be of the kind that the study was begun on: --resume across precisions or processors would mix them.
+begin() { # TARGET: only one process makes it; the programs that it starts hold the lock too, also after it was killed
+    local began
+    began=$(cat "$dir/kind") || fail "$dir is no folder of a study; make -f dev/$STUDY.mk makes it"
+    [ "$began" = "$kind" ] || fail "$1 belongs to runs on '$began', and this is '$kind' (processor, precision, threads), which a study does not mix; keep LAUNCH to machines of one kind"
+    exec 9>"$dir/$1.lock"
+    flock -n 9 || fail "$1 is being made by another process; wait for it, or stop it"
+    child=
+    trap 'stopped 130' INT
+    trap 'stopped 143' TERM
+    trap 'stopped 129' HUP
+}
+stopped() {
+    [ -z "$child" ] || { kill -TERM "$child" 2>/dev/null || true; wait "$child" || true; }
+    exit "$1"
+}
+# call COMMAND...: its output goes to $log; its last line is the error if it fails.
+call() {
+    "$@" </dev/null >>"$log" 2>&1 &
+    child=$!
+    local code=0
+    wait "$child" || code=$?
+    child=
+    [ $code = 0 ] || fail "$target: $(tail -n 1 "$log")" 1
+}
+
+last() { # FOLDER: its newest checkpoint, or nothing
+    local file newest=
+    for file in "$1"/step_*.bin; do [ ! -e "$file" ] || newest=$file; done
+    echo "$newest"
+}
+# @MODEL in $flags: that model's file, of this seed.
+name_files() {
+    local at
+    for at in "${!flags[@]}"; do [[ ${flags[at]} != @* ]] || flags[at]=$dir/${flags[at]#@}-s$seed.bin; done
+}
+step_in() { local name=${1##*/step_} && name=${name%.bin} && echo $((10#$name)); }
+finished() { grep -qE "\"event\":\"eval\".*\"step\":$steps_of[,}]" "$1/log.jsonl" 2>/dev/null; } # FOLDER: the evaluation after the last step
+
+# Every --eval-every steps also saves: what is lost by a kill is at most that.
+do_train() {
+    local folder=$dir/$target newest every
+    every=$(((steps_of + evals - 1) / evals))
+    local always=(--data "$data/*train_*.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}" --eval-every $every --save-every $every --keep 1)
+    newest=$(last "$folder")
+    if [ -n "$newest" ] && [ "$(step_in "$newest")" = "$steps_of" ] && ! finished "$folder"; then
+        rm "$newest"   # stopped between the last checkpoint and its evaluation
+        newest=
+    fi
+    if [ -z "$newest" ]; then
+        name_files
+        flags+=(--seed $((seed + offset)))
+        [ "${flags[0]}" = --init ] || flags+=(--data-seed $((seed + offset)))   # grown models go on in the data where they were
+        call ./train_gpt "${flags[@]}" "${always[@]}" --out "$folder" --overwrite
+    elif ! finished "$folder"; then
+        call ./train_gpt --resume "$newest" "${always[@]}"
+    fi
+    finished "$folder" || fail "$target: $(grep '^stopped' "$log" | tail -n 1)" 1
+    mv "$(last "$folder")" "$dir/$target.bin"
+}
+
+do_grow() { do_made; }
+do_stack() { do_made; }
+do_made() {
+    local files=()
+    local parent
+    for parent in "${from[@]}"; do files+=("$dir/$parent-s$seed.bin"); done
+    if [ "$op" = grow ]; then call ./grow "${files[0]}" "$dir/$target.bin" "${flags[@]}" --overwrite
+    else call ./stack "${files[@]}" --out "$dir/$target.bin" "${flags[@]}" --overwrite; fi
+}
+
+# Segment after segment: every model to the next multiple of $every, then each mixed with the next one. Begun again, it goes on with what is there.
+do_mixed() {
+    local i at folder newest mix before=0 always=(--data "$data/*train_*.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}" --eval-every 0)
+    for ((at = every; ; at += every)); do
+        [ $at -lt $steps_of ] || at=$steps_of
+        for ((i = 1; i <= count; i++)); do
+            folder=$dir/$name-$i-s$seed mix=$dir/$name-$i-s$seed.mix
+            newest=$(last "$folder")
+            if [ -n "$newest" ] && [ "$(step_in "$newest")" -ge $at ]; then continue; fi
+            # Between two mixes only the run's own checkpoints count; at the beginning of a segment, the mixed one.
+            if [ $before != 0 ] && { [ -z "$newest" ] || [ "$(step_in "$newest")" -le $before ]; }; then newest=$mix-$before.bin; fi
+            if [ -z "$newest" ]; then
+                call ./train_gpt "${flags[@]}" --seed $((seed + 100 * (i - 1))) --data-seed $((seed + 100 * (i - 1))) "${always[@]}" --out "$folder" --overwrite --stop-at-step $at
+            else
+                call ./train_gpt --resume "$newest" "${always[@]}" --out "$folder" --stop-at-step $at
+            fi
+            [ "$(step_in "$(last "$folder")")" = $at ] || fail "$target: $(grep '^stopped' "$log" | tail -n 1)" 1
+        done
+        [ $at -lt $steps_of ] || break
+        for ((i = 1; i <= count; i++)); do
+            mix=$dir/$name-$i-s$seed.mix
+            [ -e "$mix-$at.bin" ] || call ./stack "$(step_file $i)" "$(step_file $((i % count + 1)))" --mix "$weights" --out "$mix-$at.bin"
+        done
+        before=$at
+    done
+    rm -f "$dir/$name"-*-s"$seed".mix-*.bin
+    for ((i = 1; i <= count; i++)); do mv "$(last "$dir/$name-$i-s$seed")" "$dir/$name-$i-s$seed.bin"; done
+}
+step_file() { echo "$dir/$name-$1-s$seed/step_$(printf %07d $at).bin"; }
+
+# --------------------------------------------------------------------------------------------------------------- rows
+# append FILE HEADER LINES: whole lines at the end of a CSV, one process at a time.
+append() {
+    mkdir -p "$RESULTS"
+    (
+        flock 8
+        [ -s "$1" ] || echo "$2" >"$1"
+        [ "$(head -n 1 "$1")" = "$2" ] || fail "$1 begins with other columns than $2; move it away"
+        [ -z "$(tail -c 1 "$1")" ] || fail "$1 does not end with a whole line; remove the last one"
+        printf '%s\n' "$3" >>"$1" || fail "cannot write $1; is the disk full?"
+    ) 8>>"$OUT/rows.lock"
+}
+joined() { local IFS=,; echo "$*"; }
+line_of_columns() {
+    local name values=() value
+    for name in "${columns[@]}"; do
+        value=${column[$name]:-}
+        [[ $value != *[,\"]* ]] || value="\"${value//\"/\"\"}\""
+        values+=("$value")
+    done
+    joined "${values[@]}"
+}
+# The columns that every row has: where it was measured, and the command that measures it again.
+common_columns() {
+    column[seed]=$seed column[processor]=$processor column[precision]=$precision column[threads]=$threads
+    column[command]="make -f dev/$STUDY.mk SCALE=$SCALE SEEDS=$seed-$seed ONLY=$name"
+}
+measured() { # COMMAND...: `name value` lines into the columns that there are
+    local text name value
+    text=$("$@") || fail "$target: no measurement" 1
+    while read -r name value; do [[ " ${columns[*]} " != *" $name "* ]] || column[$name]=$value; done <<<"$text"
+}
+
+do_row() {
+    local model=$dir/${from[0]}-s$seed baseline=${from[1]:+$dir/${from[1]}-s$seed} arguments
+    arguments=("$model.bin" "$model")
+    [ -z "$baseline" ] || arguments+=("$baseline.bin" "$baseline")
+    measured "$programs/measure" "${arguments[@]}"
+    common_columns
+    if ! grep -qs "^$SCALE,$name,$seed,$processor,$precision,$threads," "$curves_csv"; then
+        append "$curves_csv" scale,model,seed,processor,precision,threads,round,event,step,total_flops,lr,loss "$(curve)"
+    fi
+    add_row
+    say "val bpb ${column[val_bpb]}${baseline:+, its baseline $("$programs/measure" "$baseline.bin" "$baseline" | sed -n 's/^val_bpb //p')}"
+}
+add_row() {
+    append "$csv" "$(joined "${columns[@]}")" "$(line_of_columns)"
+    touch "$dir/$what.done"
+}
+# A grown model's rounds, the shallow one first.
+curve() {
+    local round=scratch start prefix="$SCALE,$name,$seed,$processor,$precision,$threads"
+    start=$(. "$dir/$name.node" && echo "${from[0]:-}")
+    if [ -n "$start" ]; then
+        start=$(. "$dir/$start.node" && echo "${from[0]}")
+        "$programs/measure" --curve "$dir/$start-s$seed" | sed "s/^/$prefix,shallow,/"
+        round=deep
+    fi
+    "$programs/measure" --curve "$dir/$name-s$seed" | sed "s/^/$prefix,$round,/"
+}
+
+# evaluate MODEL: sets val_loss and val_bpb of this seed's. Each is evaluated once.
+evaluate() {
+    local file=$dir/$1-s$seed.eval
+    if [ ! -s "$file" ]; then
+        ./train_gpt --eval --init "$dir/$1-s$seed.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}" >"$file.$BASHPID" 2>>"$log" </dev/null ||
+            fail "$target: $(tail -n 1 "$log")" 1
+        mv "$file.$BASHPID" "$file"
+    fi
+    val_loss=$(sed -n 's/^val_loss: //p' "$file") val_bpb=$(sed -n 's/^val_bpb: //p' "$file")
+}
+do_eval_row() {
+    local part sum=0 text val_loss val_bpb
+    for part in "${from[@]:1}"; do evaluate "$part" && sum="$sum + $val_loss"; done
+    column[mean_val_loss]=$(number "($sum) / $((${#from[@]} - 1))")
+    evaluate "$name"
+    [ "${from[*]}" = "$name $name" ] || column[val_loss_stack]=$val_loss   # a part's own row has none
+    column[val_bpb]=$val_bpb column[commit]=$commit
+    text=$(./train_gpt --describe "$dir/$name-s$seed.bin") || fail "$target: $name cannot be described" 1
+    column[total_flops]=$(sed -n 's/^total_flops: //p' <<<"$text") column[tokens]=$(sed -n 's/^total_tokens: //p' <<<"$text")
+    common_columns
+    add_row
+    say "val loss $val_loss, of its parts ${column[mean_val_loss]}"
+}
+do_latents() {
+    local text files=() part
+    for part in "${from[@]}"; do files+=("$dir/$part-s$seed.bin"); done
+    text=$(./latents "${files[@]}" --val-data "$data/*val_*.bin" 2>>"$log" </dev/null) || fail "$target: $(tail -n 1 "$log")" 1
+    append "$latents_csv" "scale,experiment,model,seed,commit,processor,precision,threads,$(head -n 1 <<<"$text")" \
+        "$(tail -n +2 <<<"$text" | sed "s|$dir/||g; s|-s$seed\.bin||g; s|^|$SCALE,${column[experiment]},$name,$seed,$commit,$processor,$precision,$threads,|")"
+    touch "$dir/$what.done"
+    say "$(($(wc -l <<<"$text") - 1)) lines of latents"
+}
+
+say() { printf '%s %-40s %s\n' "$(date +%H:%M:%S)" "$target" "$*"; }
+do_target() {
+    target=$1
+    local what=${1%.row} began=$SECONDS
+    name=${what%-s*} seed=${what##*-s}
+    log=$dir/$target.txt
+    local node=$dir/$name${1#"$what"}.node
+    [ -e "$node" ] || fail "'$target' is no target of this study"
+    begin "$target"
+    # shellcheck disable=SC1090
+    . "$node"
+    "do_$op"
+    case $op in
+        train | mixed) say "$op: $steps_of steps, $((SECONDS - began)) s" ;;
+        grow | stack) say "$op" ;;
+    esac
+}
+
+# ------------------------------------------------------------------------------------------------------------- plan and status
+# speed of a size, in FLOP/s: the median of 20 steps but for the first two, one step a line in $log.
+do_speed() {
+    local folder=$dir/$target.run
+    : >"$log"
+    call ./train_gpt "${flags[@]}" --steps 20 --eval-every 0 --data "$data/*train_*.bin" --out "$folder" --overwrite
+    rm -rf "$folder"
+    awk '/^flops_per_token/ { flops = $2 } /^step / { for (f = 1; f < NF; f++) if ($f == "tok/s" && ++n > 2) print $(f + 1) * flops }' "$log" |
+        sort -g | awk '{ rate[NR] = $1 } END { print rate[int((NR + 1) / 2)] }' >"$dir/$target.done"
+}
+
+# need MODEL SEED: counts it, and what it is made from, once a seed.
+declare -A needed=() runs_of=()
+need() {
+    local parent
+    [ -z "${needed[$1 $2]:-}" ] || return 0
+    needed[$1 $2]=yes runs_of[$1]=$((${runs_of[$1]:-0} + 1))
+    for parent in ${needs[$1]:-}; do need "$parent" "$2"; done
+}
+need_rows() {
+    local row name
+    for row in "$@"; do for name in ${row_needs[${row%-s*}]}; do need "$name" "${row##*-s}"; done; done
+}
+
+# Sizes that a plan measures, as targets.
+speeds() {
+    [ "$gpu_flops" = 0 ] || return 0
+    read_study
+    missing
+    need_rows "${wanted_rows[@]}"
+    local name size
+    local -A seen=()
+    for name in "${models[@]}"; do
+        [ -n "${runs_of[$name]:-}" ] || continue
+        size=$(sed -n 's/^size=//p' "$dir/$name.node")
+        [ -n "$size" ] && [ -z "${seen[$size]:-}" ] || continue
+        seen[$size]=yes
+        ( . "$dir/$name.node" && node "speed-$size" speed "" "flags=($(quoted "${shape[@]}" "${steps[@]}"))" )
+        echo "$dir/speed-$size-s0.done"
+    done
+}
+
+# name, seeds, size, steps, tokens, FLOPs and bytes of each run.
+planned_runs() {
+    local name
+    for name in "${models[@]}"; do
+        [ -n "${runs_of[$name]:-}" ] || continue
+        ( . "$dir/$name.node" && [ -z "${steps_of:-}" ] || echo "$name ${runs_of[$name]} $size $steps_of $tokens_of $(number "$own * ${count:-1}") $memory_of" )
+    done
+}
+
+show_plan() {
+    read_study
+    missing
+    need_rows "${wanted_rows[@]}"
+    local list
+    list=$(planned_runs)
+    echo "$STUDY, $SCALE: ${#wanted_rows[@]} rows of $(wc -l <<<"$list") runs, seeds $first_seed to $last_seed; on $kind thread(s), commit $commit"
+    awk -v dir="$dir" -v gpu="$gpu_flops" -v places="$(nproc)" '
+        function speed(size, file, s) {
+            file = dir "/speed-" size "-s0.done"
+            if (!(size in known)) { known[size] = (getline s < file) > 0 ? s : 0; close(file) }
+            return known[size]
+        }
+        BEGIN { printf "%-40s %5s %8s %8s %10s %9s %8s %9s\n", "run", "seeds", "size", "steps", "tokens", "FLOPs", "MiB", "hours" }
+        {
+            rate = gpu > 0 ? gpu : speed($3)
+            hours = rate ? $2 * $6 / rate / 3600 : 0
+            all += $2 * $6; all_hours += hours
+            printf "%-40s %5d %8s %8d %10.3g %9.2e %8.0f %9s\n", $1, $2, $3, $4, $5, $6, $7 / 2^20, rate ? sprintf("%.3f", hours) : "?"
+        }
+        END {
+            if (gpu > 0) printf "in all %.2e FLOPs: %.1f hours of one GPU at %.2e FLOP/s, which is arithmetic (40 %% of 989e12, the dense bf16 peak of an H100) and not measured\n", all, all_hours, gpu
+            else printf "in all %.2e FLOPs: %.2f hours of one place, %.2f hours with %d side by side; evaluations come on top\n", all, all_hours, all_hours / places, places
+        }' <<<"$list"
+}
+
+show_status() {
+    read_study
+    missing
+    local key target running=() stopped=()
+    need_rows "${left[@]}"
+    echo "$STUDY, $SCALE, on $kind thread(s): $((${#wanted_rows[@]} - ${#left[@]})) of ${#wanted_rows[@]} rows are in $csv"
+    for key in "${!needed[@]}"; do
+        target=${key/ /-s}
+        if [ -e "$dir/$target.lock" ] && ! flock -n "$dir/$target.lock" true; then
+            running+=("$target: $(grep -E '^step ' "$dir/$target.txt" 2>/dev/null | tail -n 1)")
+        elif [ -n "$(last "$dir/$target")" ]; then
+            stopped+=("$target: $(basename "$(last "$dir/$target")")")
+        fi
+    done
+    [ ${#running[@]} = 0 ] || { echo "running:" && printf '  %s\n' "${running[@]}"; }
+    [ ${#stopped[@]} = 0 ] || { echo "stopped; they go on from:" && printf '  %s\n' "${stopped[@]}"; }
+    [ ${#left[@]} = 0 ] || { echo "left:" && printf '  %s\n' "${left[@]}"; }
+}
+
+# ---------------------------------------------------------------------------------------------------------------------- data
+get_data() {
+    case $corpus in
+        headers-*) rm -rf "$data.tmp" && data/tokenize /usr/include/asm-generic --separator $'\n\n' --train-tokenizer "${corpus#headers-}" --shard-tokens 4097 --out "$data.tmp" &&
+            mv "$data.tmp" "$data" ;;
+        linux-*) data/linux_source.sh --vocab-size "${corpus#linux-}" --tokens "$corpus_tokens" --out "$data" ;;
+        fineweb10B) data/fineweb10B.sh 103 "$data" ;;
+        *) fail "$data is to be made by hand at this scale; dev/$STUDY.study says from what" ;;
+    esac
+}
+
+case ${1:-} in
+    graph) graph ;;
+    do) do_target "$2" ;;
+    speeds) speeds ;;
+    plan) show_plan ;;
+    status) show_status ;;
+    data) get_data ;;
+    *) fail "dev/study.sh takes graph, do TARGET, speeds, plan, status or data, not '${1:-}'" ;;
+esac
