@@ -6,6 +6,7 @@
 #   train [+100] NAME FROM HORIZON DEPTH WIDTH FLAGS...
 #                                 +100: of another seed, 100 above, for weights and data. A model by ./train_gpt. FROM: the model it goes on from (--init), or - . A flag @MODEL is that model's file. HORIZON:
 #                                   ratio:R         tokens a parameter (--param-data-ratio)
+#                                   steps:N         updates
 #                                   like:MODEL      the FLOPs of that model and of all that it came from
 #                                   in-all:x*MODEL  what is left of x times these (x* may be left out) after what FROM and all before it have spent
 #                                   own             the recipe's own
@@ -116,6 +117,7 @@ planned() {
     case $horizon in
         own) ;;
         ratio:*) asked=(--param-data-ratio "${horizon#ratio:}") ;;
+        steps:*) asked=(--steps "${horizon#steps:}") ;;
         like:*) known "${horizon#like:}" "$name" && asked=(--total-flops "${total[${horizon#like:}]}") ;;
         in-all:*)
             like=${horizon#in-all:}
@@ -124,7 +126,7 @@ planned() {
             goal=$(number "$times * ${total[$like]}")
             [ "$(number "$goal > $spent")" = 1 ] || fail "dev/$STUDY.study: $name is to have spent $goal FLOPs in all, but $from has spent $spent"
             asked=(--total-flops "$(number "$goal - $spent")") ;;
-        *) fail "dev/$STUDY.study: the horizon of $name is '$horizon', but must be ratio:R, like:MODEL, in-all:MODEL or own" ;;
+        *) fail "dev/$STUDY.study: the horizon of $name is '$horizon', but must be ratio:R, steps:N, like:MODEL, in-all:MODEL or own" ;;
     esac
     plan "${shape[@]}" "${steps[@]}" "${asked[@]}" "${free[@]}"
     [ -z "$continues" ] || asked=(--total-flops "$goal")   # which then counts what was spent before
@@ -331,31 +333,34 @@ do_made() {
 
 # Segment after segment: every model to the next multiple of $every, then each mixed with the next one. Begun again, it goes on with what is there.
 do_mixed() {
-    local i at folder newest mix before=0 always=(--data "$data/*train_*.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}" --eval-every 0)
+    local i at folder newest before=0 always=(--data "$data/*train_*.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}" --eval-every 0)
     for ((at = every; ; at += every)); do
         [ $at -lt $steps_of ] || at=$steps_of
         for ((i = 1; i <= count; i++)); do
-            folder=$dir/$name-$i-s$seed mix=$dir/$name-$i-s$seed.mix
+            folder=$dir/$name-$i-s$seed
             newest=$(last "$folder")
             if [ -n "$newest" ] && [ "$(step_in "$newest")" -ge $at ]; then continue; fi
             # Between two mixes only the run's own checkpoints count; at the beginning of a segment, the mixed one.
-            if [ $before != 0 ] && { [ -z "$newest" ] || [ "$(step_in "$newest")" -le $before ]; }; then newest=$mix-$before.bin; fi
+            if [ $before != 0 ] && { [ -z "$newest" ] || [ "$(step_in "$newest")" -le $before ]; }; then newest=$folder/mixed_$before.bin; fi   # a run goes on in the folder of its file
             if [ -z "$newest" ]; then
                 call ./train_gpt "${flags[@]}" --seed $((seed + 100 * (i - 1))) --data-seed $((seed + 100 * (i - 1))) "${always[@]}" --out "$folder" --overwrite --stop-at-step $at
             else
-                call ./train_gpt --resume "$newest" "${always[@]}" --out "$folder" --stop-at-step $at
+                call ./train_gpt --resume "$newest" "${always[@]}" --stop-at-step $at
             fi
             [ "$(step_in "$(last "$folder")")" = $at ] || fail "$target: $(grep '^stopped' "$log" | tail -n 1)" 1
         done
         [ $at -lt $steps_of ] || break
         for ((i = 1; i <= count; i++)); do
-            mix=$dir/$name-$i-s$seed.mix
-            [ -e "$mix-$at.bin" ] || call ./stack "$(step_file $i)" "$(step_file $((i % count + 1)))" --mix "$weights" --out "$mix-$at.bin"
+            folder=$dir/$name-$i-s$seed
+            [ -e "$folder/mixed_$at.bin" ] || call ./stack "$(step_file $i)" "$(step_file $((i % count + 1)))" --mix "$weights" --out "$folder/mixed_$at.bin"
         done
         before=$at
     done
-    rm -f "$dir/$name"-*-s"$seed".mix-*.bin
-    for ((i = 1; i <= count; i++)); do mv "$(last "$dir/$name-$i-s$seed")" "$dir/$name-$i-s$seed.bin"; done
+    for ((i = 1; i <= count; i++)); do
+        folder=$dir/$name-$i-s$seed
+        mv "$(last "$folder")" "$folder.bin"
+        rm -f "$folder"/mixed_*.bin "$folder"/step_*.bin
+    done
 }
 step_file() { echo "$dir/$name-$1-s$seed/step_$(printf %07d $at).bin"; }
 
@@ -424,9 +429,9 @@ curve() {
 evaluate() {
     local file=$dir/$1-s$seed.eval
     if [ ! -s "$file" ]; then
-        ./train_gpt --eval --init "$dir/$1-s$seed.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}" >"$file.$BASHPID" 2>>"$log" </dev/null ||
+        ./train_gpt --eval --init "$dir/$1-s$seed.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}" >"$file.$$" 2>>"$log" </dev/null ||
             fail "$target: $(tail -n 1 "$log")" 1
-        mv "$file.$BASHPID" "$file"
+        mv "$file.$$" "$file"
     fi
     val_loss=$(sed -n 's/^val_loss: //p' "$file") val_bpb=$(sed -n 's/^val_bpb: //p' "$file")
 }
