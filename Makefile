@@ -84,14 +84,14 @@ else
   LDLIBS += -ldnnl
 endif
 
-PROGRAMS := train_gpt grow stack convert data/tokenize
+PROGRAMS := train_gpt grow stack convert latents data/tokenize
 # An op comes in two files of one name, the .cpp for the CPU and the .cu for CUDA; a .cu alone is a part of another.
 OPS := $(basename $(wildcard llmc/*/*.cu))
 SOURCES := $(basename $(wildcard llmc/*.cpp llmc/*/*.cpp))
 OP_SUITES := $(basename $(wildcard $(OPS:llmc/%=test/%.cpp))) test/golden test/recipe
 # What computes, and so is compiled in each precision. All else is compiled once (llmc/device/types.h holds it to that).
-IN_FLOATX := $(OPS) llmc/gpt llmc/optimizer llmc/generate llmc/memory_plan $(OP_SUITES) \
-             test/gpt test/ops/matmul_tile test/emulator/step train_gpt dev/bench dev/bench_ops dev/report
+IN_FLOATX := $(OPS) llmc/gpt llmc/load llmc/optimizer llmc/generate llmc/memory_plan $(OP_SUITES) \
+             test/gpt test/ops/matmul_tile test/emulator/step test/latents train_gpt dev/bench dev/bench_ops dev/latents dev/report
 # $(call object,NAMES): the object files of sources, given without their endings.
 object = $(foreach source,$(1),$(if $(filter $(IN_FLOATX),$(source)),$(HOST),$(PLAIN))/$(source).o)
 # What every program is linked with.
@@ -100,7 +100,7 @@ LIBRARY := $(if $(filter cuda,$(TARGET)),$(call object,$(filter-out $(OPS),$(SOU
 SUITES := $(filter-out test/emulator/% $(if $(filter cuda,$(TARGET)),test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp)))
 TESTS := $(call object,$(SUITES))
 # Suites that run the programs, or work with files alone: once, in the precision that the programs are built for.
-SUITES_OF_PROGRAMS := test/checkpoint test/describe test/downloads test/gpu_check test/includes test/io/error test/io/flags test/layers test/lineage test/rewrite test/run test/run_tests test/safetensors \
+SUITES_OF_PROGRAMS := test/checkpoint test/describe test/downloads test/gpu_check test/includes test/io/error test/io/flags test/latents test/layers test/lineage test/rewrite test/run test/run_tests test/safetensors \
                       test/setup test/stack test/text/dataloader test/text/shard test/text/tokenizer test/tokenize test/train_gpt
 # The same as doctest's --source-file takes them: *test/checkpoint.cpp,*test/downloads.cpp,...
 ONCE := $(shell echo $(SUITES_OF_PROGRAMS) | sed -E 's/([^ ]+)/*\1.cpp/g; s/ /,/g')
@@ -110,7 +110,7 @@ ONCE := $(shell echo $(SUITES_OF_PROGRAMS) | sed -E 's/([^ ]+)/*\1.cpp/g; s/ /,/
 .PHONY: all run test bench bench-ops profile kernels gpu-check emulator faults help clean deps
 .PHONY: parts packages check doctest plain tests emulator_tests planted_faults cuda_binaries FORCE
 
-all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert data/tokenize (DEVICE=auto|cpu|cuda, PRECISION=bf16|fp32, ISA=avx2, ARCH=sm_90a, THIRD_PARTY=dir of headers)
+all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert ./latents data/tokenize (DEVICE=auto|cpu|cuda, PRECISION=bf16|fp32, ISA=avx2, ARCH=sm_90a, THIRD_PARTY=dir of headers)
 
 run: packages  ## install what is missing, build, and do the main job: text, train, grow, train, stack, measure (MINUTES=3 of training; RESTART=1: not on from where it was stopped; SMOKE=1: in seconds)
 	@$(MAKE) --no-print-directory -j2 all
@@ -200,6 +200,7 @@ $(BUILD)/train_gpt: $(call object,train_gpt)
 $(BUILD)/grow: $(call object,grow)
 $(BUILD)/stack: $(call object,stack)
 $(BUILD)/convert: $(call object,dev/convert)
+$(BUILD)/latents: $(call object,dev/latents)
 $(BUILD)/data/tokenize: $(call object,data/tokenize)
 $(BUILD)/bench: $(call object,dev/bench)
 $(BUILD)/bench_ops: $(call object,dev/bench_ops)

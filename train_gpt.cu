@@ -22,6 +22,7 @@
 #include "llmc/io/log.h"
 #include "llmc/io/process.h"
 #include "llmc/lineage.h"
+#include "llmc/load.h"
 #include "llmc/memory_plan.h"
 #include "llmc/ops/peak.h"
 #include "llmc/ops/reduce.h"
@@ -626,26 +627,15 @@ static Planned plan_run(Settings& s, const Opened& opened) {
     return planned;
 }
 
-/// Reads tensors of a checkpoint straight into the device's memory.
-static void read_to_device(const Checkpoint& checkpoint, const std::string& name, float* destination) {
-    read_tensor(checkpoint, checkpoint.at(name), [&](const void* bytes, int64_t offset, int64_t count) {
-        copy_to_device(reinterpret_cast<char*>(destination) + offset, bytes, count, nullptr);
-    });
-}
-
 /// With the weights of the file, or those of a beginning. planned: null for a model that is not trained.
 static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened, Mode mode, const Planned* planned) {
     auto model = std::make_unique<GPT>(opened.config, *s.device_batch, mode, planned ? planned->trained : Trained{});
     model->allocate();
-    auto load = [&](const Tensor& tensor, const Checkpoint& from) {
-        read_to_device(from, tensor.name, model->master(tensor));
-        model->round_weights(tensor);
-    };
     if (opened.parent)
-        for (const Tensor& tensor : model->tensors) load(tensor, *opened.parent);
+        load_weights(*model, *opened.parent);
     else
         model->initialize_weights(s.seed);
-    if (planned && planned->embedding) load(model->tensors.front(), *planned->embedding);   // wte
+    if (planned && planned->embedding) load_weight(*model, model->tensors.front(), *planned->embedding);   // wte
     return model;
 }
 

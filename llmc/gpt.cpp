@@ -243,14 +243,14 @@ void GPT::mlp(int l, int64_t n) {
 }
 
 /// cache: null, and the tokens are `rows` rows of `length`; or one row, which goes on from the tokens whose keys and values the
-/// cache holds, and joins them.
-void GPT::forward(Input input, int rows, int length, KVCache* cache) {
+/// cache holds, and joins them. depth: layers that the pass goes through, after which the model ends.
+void GPT::forward(Input input, int rows, int length, KVCache* cache, int depth) {
     const int C = config.n_embd, H = config.n_head, HK = config.n_kv_head, D = config.head_size();
     const int64_t n = int64_t{rows} * length;
     const int before = cache ? cache->length : 0;
     Range phase("forward");
     embed(input, n);
-    for (int l = 0; l < config.n_layer; l++) {
+    for (int l = 0; l < depth; l++) {
         Range layer("forward of layer", l);
         LayerActivations& a = layers[l];
         auto& weights = w.layers[l];
@@ -265,7 +265,7 @@ void GPT::forward(Input input, int rows, int length, KVCache* cache) {
             attention_forward(a.y, a.lse, attention, a.qkv, rows, length, H, HK, D, config.windows[l], stream);
         mlp(l, n);
     }
-    if (config.n_layer > 0) residual_add(x, branch, n * C, stream);
+    if (depth > 0) residual_add(x, branch, n * C, stream);
     norm_forward(latents, latents_rstd, x, n, C, config.norm_lm_head, norm_eps(config, config.norm_lm_head), stream);
 }
 
@@ -387,6 +387,21 @@ void GPT::evaluate_micro_batch(float* host_out, const int* host_inputs, const in
     copy_to_host(host_out, losses, N * sizeof(float), stream);
 }
 
+static void floats_to_host(float* host, const floatX* device, int64_t n, Stream stream) {
+    std::vector<floatX> copied(n);
+    copy_to_host(copied.data(), device, n * sizeof(floatX), stream);
+    std::transform(copied.begin(), copied.end(), host, [](floatX value) { return to_float(value); });
+}
+
+void GPT::residual_stream(float* residual, float* normed, const int* host_inputs, int depth) {
+    require(depth >= 0 && depth <= config.n_layer, "gpt: the residual stream behind ", depth, " layers, of a model that has ",
+            config.n_layer, "; ask for 0 to ", config.n_layer);
+    copy_to_device(inputs, host_inputs, N * sizeof(int), stream);
+    forward(Input::tokens, B, T, nullptr, depth);
+    floats_to_host(residual, x, N * config.n_embd, stream);
+    floats_to_host(normed, latents, N * config.n_embd, stream);
+}
+
 void GPT::extend(KVCache& cache, const int* tokens, int count) {
     require(count >= 1 && cache.length + count <= config.seq_len, "gpt: a sequence of ", cache.length, " tokens cannot grow by ", count,
             ": the model sees ", config.seq_len);
@@ -403,13 +418,9 @@ void GPT::extend(KVCache& cache, const int* tokens, int count) {
 void GPT::row_logits(float* out, int64_t row) {
     const int C = config.n_embd, V = config.vocab_size;
     matmul_forward(logits, latents + row * C, w.head, 1, C, V, stream);
-    std::vector<floatX> host(V);
-    copy_to_host(host.data(), logits, V * sizeof(floatX), stream);
-    const float cap = static_cast<float>(config.softcap);
-    for (int v = 0; v < V; v++) {
-        float z = to_float(host[v]);
-        out[v] = cap > 0 ? cap * std::tanh(z / cap) : z;
-    }
+    floats_to_host(out, logits, V, stream);
+    if (const float cap = static_cast<float>(config.softcap); cap > 0)
+        for (int v = 0; v < V; v++) out[v] = cap * std::tanh(out[v] / cap);
 }
 
 void GPT::next_logits(float* out) { row_logits(out, last_row); }

@@ -118,6 +118,14 @@ public:
     /// Losses in nats of one micro-batch, forward only. losses, inputs, targets (B, T) on the host.
     void evaluate_micro_batch(float* losses, const int* inputs, const int* targets);
 
+    /// The residual stream of one micro-batch behind the first `depth` layers (0: the normed embedding; a norm at a seam belongs to
+    /// the layer above it), and the same through norm_lm_head; forward only. Throws std::invalid_argument unless depth is 0 to
+    /// n_layer.
+    ///
+    /// residual, normed (B, T, C)  =   on the host
+    /// inputs           (B, T)         on the host
+    void residual_stream(float* residual, float* normed, const int* inputs, int depth);
+
     /// Appends up to B T tokens to the cache's sequence. The last one's logits are then next_logits().
     void extend(KVCache& cache, const int* tokens, int count);
     /// logits (V) on the host, softcap applied: of the last token that extend() saw.
@@ -137,7 +145,8 @@ public:
 private:
     enum class Input { tokens, latents };
     void embed(Input input, int64_t n);
-    void forward(Input input, int rows, int length, KVCache* cache);
+    void forward(Input input, int rows, int length, KVCache* cache) { forward(input, rows, length, cache, config.n_layer); }
+    void forward(Input input, int rows, int length, KVCache* cache, int depth);
     void begin_layer(int l, const floatX* branch, int64_t n);
     void mlp(int l, int64_t n);
     void head(float dloss);

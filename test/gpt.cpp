@@ -216,6 +216,42 @@ TEST_CASE("gpt: loss and gradients of a looping pass, against float64" * needs_p
     check_against_float64({"nanochat", small_nanochat()}, true);
 }
 
+TEST_CASE("gpt: the residual stream behind every layer, and through norm_lm_head, against float64" * needs_products()) {
+    for (const NamedConfig& named : every_switch()) {
+        SmallModel small(named.config);
+        ReferenceGPT& r = small.reference;
+        r.loss(small.idx, small.targets);
+        REQUIRE(static_cast<int>(r.residual.size()) == named.config.n_layer + 1);
+        std::vector<float> residual(r.residual[0].size()), normed(residual.size());
+        for (int depth = named.config.n_layer; depth >= 0; depth--) {   // after a longer pass, of which nothing may be left
+            CAPTURE(named.name);
+            CAPTURE(depth);
+            std::fill(normed.begin(), normed.end(), std::numeric_limits<float>::quiet_NaN());
+            residual = normed;
+            small.model.residual_stream(residual.data(), normed.data(), small.idx.data(), depth);
+            Doubles expected = r.residual[depth];
+            // fp32: some hundred roundings of 6e-8. bf16: some ten a layer of 2^-9.
+            const double tolerance = FP32 ? 1e-5 : 3e-2;
+            CHECK(relative_error(residual, {expected.begin(), expected.end()}) <= tolerance);
+            ReferenceGPT::norm(expected, named.config.n_embd, named.config.norm_lm_head, named.config.norm_eps);
+            CHECK(relative_error(normed, {expected.begin(), expected.end()}) <= tolerance);
+        }
+    }
+}
+
+TEST_CASE("gpt: the residual stream behind a layer that the model lacks is refused, and what was asked before changes nothing" *
+          needs_products()) {
+    SmallModel small(small_nanochat());
+    std::vector<float> losses(small.idx.size()), again(losses.size()), residual(losses.size() * 32), normed(residual.size());
+    small.model.evaluate_micro_batch(losses.data(), small.idx.data(), small.targets.data());
+    for (int depth : {0, 2}) small.model.residual_stream(residual.data(), normed.data(), small.idx.data(), depth);
+    small.model.evaluate_micro_batch(again.data(), small.idx.data(), small.targets.data());
+    CHECK(again == losses);
+    for (int depth : {-1, 4})
+        CHECK(refusal([&] { small.model.residual_stream(residual.data(), normed.data(), small.idx.data(), depth); }) ==
+              concat("gpt: the residual stream behind ", depth, " layers, of a model that has 3; ask for 0 to 3"));
+}
+
 TEST_CASE("gpt: every switch learns a micro-batch by heart" * needs_products()) {
     for (const NamedConfig& named : every_switch()) {
         CAPTURE(named.name);

@@ -17,6 +17,7 @@ struct ReferenceGPT {
     std::map<std::string, Doubles> p;    ///< weights by name, (out, in)
     Doubles latents;                     ///< (N, C) of the last pass: what the head is applied to
     Doubles logits;                      ///< (N, V) of the last pass, softcap applied
+    std::vector<Doubles> residual{};     ///< (N, C) of the last pass: the residual stream before the layers, and after each of them
 
     /// Mean cross entropy in nats over the targets that are not -1. latents_in: in place of the token embeddings.
     double loss(const std::vector<int>& idx, const std::vector<int>& targets, const Doubles* latents_in = nullptr) {
@@ -33,6 +34,19 @@ struct ReferenceGPT {
         return sum / valid;
     }
 
+    /// Rows of `width` elements.
+    static void norm(Doubles& x, size_t width, Norm kind, double eps) {
+        if (kind == Norm::none) return;
+        for (size_t row = 0; row < x.size(); row += width) {
+            double mean = 0, squares = 0;
+            if (kind == Norm::layer_norm)
+                for (size_t i = 0; i < width; i++) mean += x[row + i] / static_cast<double>(width);
+            for (size_t i = 0; i < width; i++) squares += (x[row + i] - mean) * (x[row + i] - mean) / static_cast<double>(width);
+            double rstd = 1 / std::sqrt(squares + (kind == Norm::layer_norm ? 1e-6 : eps));
+            for (size_t i = 0; i < width; i++) x[row + i] = (x[row + i] - mean) * rstd;
+        }
+    }
+
 private:
     /// y (n, out) = x (n, in) W^T
     static Doubles product(const Doubles& x, const Doubles& w, size_t in) {
@@ -47,19 +61,6 @@ private:
                 y[i * out + o] = sum;
             }
         return y;
-    }
-
-    /// Rows of `width` elements.
-    static void norm(Doubles& x, size_t width, Norm kind, double eps) {
-        if (kind == Norm::none) return;
-        for (size_t row = 0; row < x.size(); row += width) {
-            double mean = 0, squares = 0;
-            if (kind == Norm::layer_norm)
-                for (size_t i = 0; i < width; i++) mean += x[row + i] / static_cast<double>(width);
-            for (size_t i = 0; i < width; i++) squares += (x[row + i] - mean) * (x[row + i] - mean) / static_cast<double>(width);
-            double rstd = 1 / std::sqrt(squares + (kind == Norm::layer_norm ? 1e-6 : eps));
-            for (size_t i = 0; i < width; i++) x[row + i] = (x[row + i] - mean) * rstd;
-        }
     }
 
     /// Turns the halves of every head by minus position times frequency. x (N, heads, D)
@@ -117,6 +118,7 @@ private:
         for (size_t i = 0; i < x.size(); i++) x[i] = latents_in ? (*latents_in)[i] : p["wte"][idx[i / C] * C + i % C];
         norm(x, C, c.norm_wte, eps);
         const Doubles x0 = x;
+        residual = {x};
         for (int l = 0; l < c.n_layer; l++) {
             const std::string layer = "h." + std::to_string(l) + ".";
             norm(x, C, c.norm_before[l], eps);
@@ -140,6 +142,7 @@ private:
             for (double& value : f) value = activation(value);
             branch = product(f, p[layer + "fc_proj"], 4 * C);
             for (size_t i = 0; i < x.size(); i++) x[i] += branch[i];
+            residual.push_back(x);
         }
         norm(x, C, c.norm_lm_head, eps);
         logits = product(x, p[c.tied ? "wte" : "lm_head"], C);

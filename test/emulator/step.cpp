@@ -72,6 +72,14 @@ std::vector<Numbers> train(const Case& run) {
             for (int& token : inputs) token = static_cast<int>(generator() % config.vocab_size);
             for (int& token : targets) token = static_cast<int>(generator() % config.vocab_size);
             targets[5] = -1;
+            if (step == 1 && i == 0) {
+                std::vector<float> residual(int64_t{N} * config.n_embd), normed(residual.size());
+                for (int depth = 0; depth <= config.n_layer; depth++) {
+                    model.residual_stream(residual.data(), normed.data(), inputs.data(), depth);
+                    all.push_back({concat("residual stream behind ", depth, " layers"), residual, GRADIENT});
+                    all.push_back({concat("normed residual stream behind ", depth, " layers"), normed, GRADIENT});
+                }
+            }
             model.train_micro_batch(inputs.data(), targets.data(), 1.0 / MICRO_BATCHES);
         }
         const StepSums sums = model.end_step();
