@@ -297,17 +297,31 @@ name_files() {
     for at in "${!flags[@]}"; do [[ ${flags[at]} != @* ]] || flags[at]=$dir/${flags[at]#@}-s$seed.bin; done
 }
 step_in() { local name=${1##*/step_} && name=${name%.bin} && echo $((10#$name)); }
-finished() { grep -qE "\"event\":\"eval\".*\"step\":$steps_of[,}]" "$1/log.jsonl" 2>/dev/null; } # FOLDER: the evaluation after the last step
+# FOLDER: the last step of its run, which may differ from the plan's: a grown model may have other windows; and whether its evaluation is there.
+steps_in() { sed -n 's/.*"event":"start".*"steps":\([0-9]*\).*/\1/p' "$1/log.jsonl" 2>/dev/null | tail -n 1; }
+finished() { grep -qE "\"event\":\"eval\".*\"step\":$(steps_in "$1" | grep . || echo none)[,}]" "$1/log.jsonl" 2>/dev/null; }
+
+# outdated: what is there of this model was made of another node or of other models, or is whole and yet asked for again.
+outdated() {
+    local parent
+    [ ! -e "$dir/$target.bin" ] && cmp -s "$dir/$name.node" "$dir/$target.begun" || return 0
+    for parent in "${from[@]}"; do [ ! "$dir/$parent-s$seed.bin" -nt "$dir/$target.begun" ] || return 0; done
+    return 1
+}
+begin_again() { # FOLDER...
+    rm -rf "$@" "$dir/$target.bin" "$dir/$target.eval"
+    cp "$dir/$name.node" "$dir/$target.begun"
+}
 
 # Every --eval-every steps also saves: what is lost by a kill is at most that.
 do_train() {
     local folder=$dir/$target newest every
+    newest=$(last "$folder")
+    if outdated || { finished "$folder" && [ -z "$newest" ]; }; then begin_again "$folder" && newest=; fi
     every=$(((steps_of + evals - 1) / evals))
     local always=(--data "$data/*train_*.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}" --eval-every $every --save-every $every --keep 1)
-    newest=$(last "$folder")
-    if [ -n "$newest" ] && [ "$(step_in "$newest")" = "$steps_of" ] && ! finished "$folder"; then
-        rm "$newest"   # stopped between the last checkpoint and its evaluation
-        newest=
+    if [ -n "$newest" ] && [ "$(step_in "$newest")" = "$(steps_in "$folder")" ] && ! finished "$folder"; then
+        begin_again "$folder" && newest=   # stopped between the only checkpoint and its evaluation
     fi
     if [ -z "$newest" ]; then
         name_files
@@ -324,8 +338,8 @@ do_train() {
 do_grow() { do_made; }
 do_stack() { do_made; }
 do_made() {
-    local files=()
-    local parent
+    local files=() parent
+    rm -f "$dir/$target.eval"
     for parent in "${from[@]}"; do files+=("$dir/$parent-s$seed.bin"); done
     if [ "$op" = grow ]; then call ./grow "${files[0]}" "$dir/$target.bin" "${flags[@]}" --overwrite
     else call ./stack "${files[@]}" --out "$dir/$target.bin" "${flags[@]}" --overwrite; fi
@@ -334,8 +348,9 @@ do_made() {
 # Segment after segment: every model to the next multiple of $every, then each mixed with the next one. Begun again, it goes on with what is there.
 do_mixed() {
     local i at folder newest before=0 always=(--data "$data/*train_*.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}" --eval-every 0)
+    if [ -e "$dir/$name-1-s$seed.bin" ] || outdated; then begin_again "$dir/$name"-[0-9]*-s"$seed" "$dir/$name"-[0-9]*-s"$seed".{bin,eval}; fi
     for ((at = every; ; at += every)); do
-        [ $at -lt $steps_of ] || at=$steps_of
+        [ $at -lt "$steps_of" ] || at=$steps_of
         for ((i = 1; i <= count; i++)); do
             folder=$dir/$name-$i-s$seed
             newest=$(last "$folder")
@@ -471,7 +486,8 @@ do_target() {
     . "$node"
     "do_$op"
     case $op in
-        train | mixed) say "$op: $steps_of steps, $((SECONDS - began)) s" ;;
+        train) say "$op: $(steps_in "$dir/$target") steps, $((SECONDS - began)) s" ;;
+        mixed) say "$op: $count x $steps_of steps, $((SECONDS - began)) s" ;;
         grow | stack) say "$op" ;;
     esac
 }
