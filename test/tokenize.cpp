@@ -3,44 +3,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <random>
 #include <span>
 #include <string>
 #include <vector>
-#include "llmc/text/shard.h"
 #include "llmc/text/tokenizer.h"
 #include "test/program.h"
+#include "test/shards.h"
 
 namespace fs = std::filesystem;
-
-using Names = std::vector<std::string>;
-
-static Names names_in(const std::string& folder) {
-    Names names;
-    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename());
-    std::sort(names.begin(), names.end());
-    return names;
-}
-
-static std::vector<uint16_t> tokens_in(const std::string& path) {
-    std::vector<uint16_t> tokens(static_cast<size_t>(read_shard_header(path)));
-    std::memcpy(tokens.data(), read_file(path).data() + sizeof(ShardHeader), tokens.size() * sizeof tokens[0]);
-    return tokens;
-}
-
-/// The texts of a shard's documents: what stands between one bos and the next.
-static Names documents_in(const std::string& path) {
-    Tokenizer tokenizer = Tokenizer::load(tokenizer_beside(path));
-    std::vector<uint16_t> tokens = tokens_in(path);
-    REQUIRE(tokens[0] == tokenizer.bos());
-    Names documents;
-    for (uint16_t token : tokens)
-        if (token == tokenizer.bos()) documents.emplace_back();
-        else documents.back() += tokenizer.decode({&token, 1});
-    return documents;
-}
 
 static bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 static bool one_line(const std::string& text) { return std::count(text.begin(), text.end(), '\n') == 1; }
