@@ -97,6 +97,7 @@ TEST_CASE("linux_source.sh: every wanted text is a document once, whole files ar
     all.insert(all.end(), val.begin(), val.end());
     CHECK(sorted(all) == sorted(source.texts));
     CHECK(train != sorted(train));
+    CHECK(one_line(result.err));   // of what the script sorts out nothing is said
     CHECK_MESSAGE(contains(result.err, "skipped 1 file: binary (a NUL in the first 8 KiB): "), result.err);
     CHECK(contains(result.out, "next: ./train_gpt --data '" + source.dir / "out/train_*.bin'"));
 }
