@@ -1,4 +1,4 @@
-# Downloads that go on where they stopped. For the scripts beside it, which source this file.
+# Downloads that go on where they stopped, and folders that one script at a time works in. For the scripts beside it, which source this file.
 
 # fail TEXT: ends the script with one short line, as the programs do (llmc/io/error.h).
 fail() {
@@ -11,11 +11,16 @@ fail() {
 
 bytes_of() { stat -c %s "$1" 2>/dev/null || echo 0; }
 
-# open_folder DIR: makes the folder, and keeps other downloads out of it until the script ends.
-open_folder() {
-    command -v curl >/dev/null || fail "curl is missing; install it (make deps)"
+# lock_folder DIR: makes the folder, and keeps other scripts out of it until this one ends.
+lock_folder() {
     { mkdir -p "$1" && exec 9<"$1"; } 2>/dev/null || fail "cannot make the folder '$1'; name another one"
     flock -n 9 || fail "another download is going into '$1'; wait for it, or name another folder"
+}
+
+# open_folder DIR: the same, for what comes through download.
+open_folder() {
+    command -v curl >/dev/null || fail "curl is missing; install it (make deps)"
+    lock_folder "$1"
 }
 
 # download URL FILE CHECK: afterwards FILE is there and whole; else the script ends with a line that says why.

@@ -13,6 +13,7 @@
 #include "llmc/io/error.h"
 #include "llmc/io/file.h"
 #include "llmc/io/flags.h"
+#include "llmc/io/hash.h"
 #include "llmc/io/json.h"
 #include "llmc/text/shard.h"
 #include "llmc/text/shuffle.h"
@@ -46,6 +47,10 @@ struct Options {
                                            "documents are shuffled before they are cut into shards; another seed, another order (1)");
     bool& no_shuffle = flags.toggle("--no-shuffle", "leave them in the order of the inputs, in a folder in that of the paths");
     int64_t& shard_tokens = flags.number("--shard-tokens", int64_t{100'000'000}, 1, INT32_MAX, "tokens in a shard, 1 to 2147483647 (100000000)");
+    int64_t& train_tokens = flags.at_least("--train-tokens", int64_t{0}, int64_t{0},
+                                           "write so many tokens of the training documents, the last of which is cut; 0: all (0)");
+    int64_t& val_tokens = flags.at_least("--val-tokens", int64_t{0}, int64_t{0}, "and so many of those for validation; 0: all (0)");
+    bool& unique = flags.toggle("--unique", "take each text once: a document that another one equals is left out, for training also one that --val has");
     bool& overwrite = flags.toggle("--overwrite", "replace the shards and the tokenizer that --out holds");
 
     bool parse(int argc, char** argv) {
@@ -257,6 +262,28 @@ private:
     int64_t at = 0;   // of the document, what has been read
 };
 
+/// What stands for a text: two of one length and one hash count as the same.
+using Fingerprint = std::pair<int64_t, uint64_t>;
+
+/// Takes out the documents whose text `seen` knows, and adds that of the others to it.
+static void drop_duplicates(const Corpus& corpus, std::vector<Document>& documents, std::set<Fingerprint>& seen) {
+    Reader reader(corpus);
+    std::string text;
+    std::erase_if(documents, [&](const Document& document) {
+        reader.open(document);
+        Xxh3 hash;
+        int64_t bytes = 0;
+        for (bool more = true; more;) {
+            check_stop();
+            text.clear();
+            more = reader.append(text, PART_BYTES);
+            hash.add(text.data(), std::ssize(text));
+            bytes += std::ssize(text);
+        }
+        return !seen.insert({bytes, hash.value()}).second;
+    });
+}
+
 // ----------------------------------------------------------------------------------------------------------- tokenizer
 
 /// Of a corpus larger than the sample, the start of every document; of very many documents, of every n-th.
@@ -326,12 +353,18 @@ private:
     bool made_out = false, published = false;
 };
 
-/// Tokens, one after another, into shards NAME_000000.bin, NAME_000001.bin, ... that are full but for the last.
+/// Tokens, one after another, into shards NAME_000000.bin, NAME_000001.bin, ... that are full but for the last; those beyond the most that are
+/// wanted are left out.
 class ShardSequence {
 public:
-    ShardSequence(const fs::path& out, const char* kind, int64_t shard_tokens) : folder(out), prefix(kind), limit(shard_tokens) {}
+    ShardSequence(const fs::path& out, const char* kind, int64_t shard_tokens, int64_t most_tokens)
+        : folder(out), prefix(kind), limit(shard_tokens), most(most_tokens) {}
 
-    void write(std::span<const uint16_t> ids) {
+    bool full() const { return tokens == most; }
+    /// Returns what it wrote of them.
+    std::span<const uint16_t> write(std::span<const uint16_t> ids) {
+        ids = ids.first(static_cast<size_t>(std::min<int64_t>(std::ssize(ids), most - tokens)));
+        const std::span<const uint16_t> written = ids;
         while (!ids.empty()) {
             if (!shard) start();
             size_t count = std::min(ids.size(), static_cast<size_t>(limit - shard->tokens()));
@@ -340,6 +373,7 @@ public:
             tokens += static_cast<int64_t>(count);
             if (shard->tokens() == limit) finish();
         }
+        return written;
     }
     void finish() {
         if (!shard) return;
@@ -362,40 +396,45 @@ private:
 
     fs::path folder;
     std::string prefix, name;
-    int64_t limit;
+    int64_t limit, most;
     std::optional<ShardWriter> shard;
 };
 
 /// Encodes a document in parts that begin and end where pieces of the text do, so that they give the tokens of the whole. Returns
-/// the bytes of its text.
+/// the bytes of the text that was written.
 static int64_t encode_document(Reader& reader, const Document& document, Tokenizer& tokenizer, ShardSequence& shards) {
     uint16_t bos = static_cast<uint16_t>(tokenizer.bos());
     shards.write({&bos, 1});
     reader.open(document);
     std::string text;  // read, but not yet encoded
     int64_t bytes = 0;
-    for (bool more = true; more;) {
+    for (bool more = true; more && !shards.full();) {
         check_stop();
         more = reader.append(text, PART_BYTES);
         size_t end = more ? last_border(text) : text.size();
-        shards.write(tokenizer.encode(std::string_view(text).substr(0, end)));
+        const std::vector<uint16_t> ids = tokenizer.encode(std::string_view(text).substr(0, end));
+        const std::span<const uint16_t> written = shards.write(ids);
+        bytes += written.size() == ids.size() ? static_cast<int64_t>(end) : std::ssize(tokenizer.decode(written));
         text.erase(0, end);
-        bytes += static_cast<int64_t>(end);
     }
     return bytes;
 }
 
+/// most_tokens: so many are written; 0: all there are.
 static void encode(const char* kind, const Corpus& corpus, const std::vector<Document>& documents, Tokenizer& tokenizer, const fs::path& folder,
-                   int64_t shard_tokens) {
+                   int64_t shard_tokens, int64_t most_tokens) {
     double begin = seconds(), bytes = 0;
-    ShardSequence shards(folder, kind, shard_tokens);
+    ShardSequence shards(folder, kind, shard_tokens, most_tokens > 0 ? most_tokens : INT64_MAX);
     Reader reader(corpus);
-    for (const Document& document : documents) bytes += static_cast<double>(encode_document(reader, document, tokenizer, shards));
+    size_t used = 0;
+    for (; used < documents.size() && !shards.full(); used++) bytes += static_cast<double>(encode_document(reader, documents[used], tokenizer, shards));
     shards.finish();
+    require(most_tokens == 0 || shards.full(), "--", kind, "-tokens is ", most_tokens, ", but the documents give only ", shards.tokens,
+            "; give that or less, or more text");
     double time = seconds() - begin;
-    double text_tokens = static_cast<double>(shards.tokens) - static_cast<double>(documents.size());
-    std::printf("%s: %zu documents, %.0f bytes, %lld tokens, %.3f bytes/token, %d shard%s, %.1f MB/s\n", kind, documents.size(), bytes,
-                static_cast<long long>(shards.tokens), bytes / text_tokens, shards.shards, shards.shards == 1 ? "" : "s",
+    double text_tokens = static_cast<double>(shards.tokens) - static_cast<double>(used);
+    std::printf("%s: %zu documents, %.0f bytes, %lld tokens, %.3f bytes/token, %d shard%s, %.1f MB/s\n", kind, used, bytes,
+                static_cast<long long>(shards.tokens), bytes / std::max(text_tokens, 1.0), shards.shards, shards.shards == 1 ? "" : "s",
                 bytes / 1e6 / std::max(time, 1e-9));
 }
 
@@ -429,11 +468,21 @@ static int tokenize(const Options& options) {
     corpus.val = finder.find(options.val_inputs), corpus.train = finder.find(options.inputs);
     finder.print_skipped();
     require(!corpus.train.empty(), "no text in '", options.inputs[0], "'", options.inputs.size() > 1 ? " and the other inputs" : "");
+    if (options.unique) {
+        const size_t before = corpus.val.size() + corpus.train.size();
+        std::set<Fingerprint> seen;
+        for (std::vector<Document>* documents : {&corpus.val, &corpus.train}) drop_duplicates(corpus, *documents, seen);
+        require(!corpus.train.empty(), "every text in '", options.inputs[0], "' is in what --val names, too");
+        std::printf("unique: %zu of %zu documents\n", corpus.val.size() + corpus.train.size(), before);
+    }
     // Validation is chosen, and the tokenizer learned, before anything is shuffled: another seed changes neither.
     if (options.val_inputs.empty())
         corpus.val = take_validation(corpus.train, options.val_every);
     else
         require(!corpus.val.empty(), "no text in '", options.val_inputs[0], "', which --val names");
+
+    require(options.val_tokens == 0 || !corpus.val.empty(), "--val-tokens is ", options.val_tokens, ", but of ", corpus.train.size(),
+            " documents none is for validation; give --val, or another --val-every");
 
     Tokenizer tokenizer = options.tokenizer ? Tokenizer::load(*options.tokenizer) : train_tokenizer(corpus, *options.train_tokenizer);
     if (!options.no_shuffle)
@@ -441,8 +490,8 @@ static int tokenize(const Options& options) {
 
     Workplace workplace(options.out);
     tokenizer.save(tokenizer_beside(workplace.folder() / "shard"));
-    encode("train", corpus, corpus.train, tokenizer, workplace.folder(), options.shard_tokens);
-    if (!corpus.val.empty()) encode("val", corpus, corpus.val, tokenizer, workplace.folder(), options.shard_tokens);
+    encode("train", corpus, corpus.train, tokenizer, workplace.folder(), options.shard_tokens, options.train_tokens);
+    if (!corpus.val.empty()) encode("val", corpus, corpus.val, tokenizer, workplace.folder(), options.shard_tokens, options.val_tokens);
     check_out(options);
     workplace.publish(finished_files(options.out));
     if (corpus.val.empty() && options.val_every > 0)

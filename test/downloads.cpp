@@ -1,4 +1,4 @@
-// data/fineweb10B.sh and data/tinyshakespeare.sh, against test/range_server.py on this machine.
+// data/fineweb10B.sh, fineweb100B.sh, fineweb_edu.sh and tinyshakespeare.sh, against test/range_server.py on this machine; what makes text of parquet.
 #include <doctest/doctest.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -9,7 +9,9 @@
 #include <vector>
 #include "llmc/text/shard.h"
 #include "llmc/text/tokenizer.h"
+#include "test/needs.h"
 #include "test/program.h"
+#include "test/shards.h"
 
 namespace fs = std::filesystem;
 
@@ -63,13 +65,6 @@ static std::string shard(int32_t tokens, size_t bytes_of_tokens) {
 }
 
 static const std::string VAL = "fineweb_val_000000.bin", TRAIN1 = "fineweb_train_000001.bin", TRAIN2 = "fineweb_train_000002.bin";
-
-static std::vector<std::string> names_in(const std::string& folder) {
-    std::vector<std::string> names;
-    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename());
-    std::sort(names.begin(), names.end());
-    return names;
-}
 
 static bool one_line(const std::string& text) { return std::count(text.begin(), text.end(), '\n') == 1; }
 
@@ -197,6 +192,148 @@ TEST_CASE("two downloads do not go into one folder") {
     CHECK(result.code == 2);
     CHECK(result.err.find("another download") != std::string::npos);
     CHECK(names_in(dir.path).empty());
+}
+
+TEST_CASE("fineweb100B.sh: the same of more shards") {
+    Server server;
+    if (!can_serve(server)) return;
+    TempDir dir;
+    server.publish(VAL, shard(500, 1000));
+    server.publish(TRAIN1, shard(3000, 6000));
+    Result result = server.fetch("whole", "data/fineweb100B.sh 1 " + dir / "new");
+    CHECK_MESSAGE(result.code == 0, result.err);
+    CHECK(names_in(dir / "new") == Names{TRAIN1, VAL, "tokenizer.txt"});
+    for (std::string arguments : {"", "0", "1031", "01"})
+        CHECK(run("data/fineweb100B.sh " + arguments).err == "fineweb100B.sh: expected a number of shards from 1 to 1030: data/fineweb100B.sh N [DIR]\n");
+}
+
+/// What a parquet file is from outside: its magic at both ends and the length of a footer.
+static std::string parquet(uint32_t footer, size_t columns_and_footer) {
+    return "PAR1" + std::string(columns_and_footer, 'x') + std::string(reinterpret_cast<const char*>(&footer), 4) + "PAR1";
+}
+
+static const std::string EDU0 = "shard_00000.parquet", EDU1 = "shard_00001.parquet", EDU_VAL = "shard_01822.parquet";
+
+TEST_CASE("fineweb_edu.sh fetches the first files and that of validation, and goes on where it stopped") {
+    Server server;
+    if (!can_serve(server)) return;
+    TempDir dir;
+    server.publish(EDU0, parquet(100, 3000));
+    server.publish(EDU1, parquet(200, 200));
+    server.publish(EDU_VAL, parquet(300, 5000));
+    Result one = server.fetch("whole", "data/fineweb_edu.sh 1 " + dir / "new");
+    REQUIRE_MESSAGE(one.code == 0, one.err);
+    CHECK(names_in(dir / "new") == Names{EDU0, EDU_VAL});
+
+    write_file(dir / "new/" + EDU1 + ".tmp", parquet(200, 200).substr(0, 150));
+    Result two = server.fetch("whole", "data/fineweb_edu.sh 2 " + dir / "new");
+    REQUIRE_MESSAGE(two.code == 0, two.err);
+    CHECK(names_in(dir / "new") == Names{EDU0, EDU1, EDU_VAL});
+    CHECK(read_file(dir / "new/" + EDU1) == parquet(200, 200));
+    CHECK(read_file(dir / "new/" + EDU_VAL) == parquet(300, 5000));
+    const std::string requests = server.log();
+    CHECK(requests.ends_with("/whole/" + EDU1 + " bytes=150-\n"));
+    CHECK(std::count(requests.begin(), requests.end(), '\n') == 3);
+    CHECK(two.out.find("data/tokenize '" + dir / "new'/shard_*.jsonl --val '" + dir / "new/shard_01822.jsonl' --train-tokenizer 32768") != std::string::npos);
+}
+
+TEST_CASE("fineweb_edu.sh refuses what is no parquet, and what it cannot do") {
+    Server server;
+    if (!can_serve(server)) return;
+    TempDir dir;
+    server.publish(EDU_VAL, parquet(1, 1));
+    const std::string whole = parquet(100, 3000);
+    for (auto& [bytes, found] : std::vector<std::pair<std::string, std::string>>{{whole.substr(0, 2999), "its 2999 bytes do not begin and end as parquet does"},
+                                                                                 {"<html>please sign in</html>", "do not begin and end"},
+                                                                                 {"PAR1", "its 4 bytes do not begin and end"},
+                                                                                 {"X" + whole.substr(1), "do not begin and end"},
+                                                                                 {parquet(3001, 3000), "its footer says that it has 3001 bytes, in a file of 3012"},
+                                                                                 {parquet(0, 3000), "its footer says that it has 0 bytes"}}) {
+        server.publish(EDU0, bytes);
+        Result result = server.fetch("whole", "data/fineweb_edu.sh 1 " + dir / "new");
+        CHECK(result.code == 2);
+        CHECK(one_line(result.err));
+        CHECK_MESSAGE(result.err.find(found) != std::string::npos, result.err);
+        CHECK(names_in(dir / "new") == Names{EDU_VAL});
+    }
+    for (std::string arguments : {"", "0", "1823", "-1", "1x", "1 a b", "01"})
+        CHECK(run("data/fineweb_edu.sh " + arguments).err == "fineweb_edu.sh: expected a number of files from 1 to 1822: data/fineweb_edu.sh N [DIR]\n");
+}
+
+// ------------------------------------------------------------------------------------------------------------- parquet to text
+
+static Needs needs_python() { return {run("command -v python3").code == 0, "programs named python3"}; }
+static Needs needs_pyarrow() {
+    static const bool there = run("python3 -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec(\"pyarrow\") is None)'").code == 0;
+    return {there, "readers of parquet (pyarrow)"};
+}
+
+static Result convert(const std::string& files) { return run("python3 data/parquet_to_jsonl.py " + files); }
+
+/// Runs a line of Python that may write parquet: `table` is pyarrow.table, `write` pyarrow.parquet.write_table.
+static void make_parquet(const std::string& line) {
+    Result result = run("python3 -c 'import pyarrow as pa, pyarrow.parquet; table = pa.table; write = pa.parquet.write_table; " + line + "'");
+    REQUIRE_MESSAGE(result.code == 0, result.err);
+}
+
+TEST_CASE("parquet_to_jsonl.py: every row is a line that tokenize reads as that text" * needs_pyarrow()) {
+    TempDir dir;
+    make_parquet(R"(write(table({"n": [1, 2, 3, 4, 5], "text": ["one\ntwo", "\"quoted\" \\ \x00\u00e9\u2028", None, "", "last"]}), ")" + dir / R"(a.parquet", row_group_size=2))");
+    make_parquet(R"(write(table({"text": pa.array(["large"], pa.large_string())}), ")" + dir / R"(b.parquet"))");
+    Result result = convert(dir / "a.parquet " + dir / "b.parquet");
+    REQUIRE_MESSAGE(result.code == 0, result.err);
+    CHECK(result.out == dir / "a.jsonl: 3 documents, 2 rows without text left out\n" + dir / "b.jsonl: 1 documents\n");
+    CHECK(names_in(dir.path) == Names{"a.jsonl", "a.parquet", "b.jsonl", "b.parquet"});
+    if (can_split()) {
+        REQUIRE(run("data/tokenize " + dir / "a.jsonl " + dir / "b.jsonl --no-shuffle --train-tokenizer 257 --out " + dir / "out").code == 0);
+        CHECK(documents_in(dir / "out/train_000000.bin") == Names{"one\ntwo", std::string("\"quoted\" \\ \0\u00e9\u2028", 17), "last", "large"});
+    }
+    // What is there stays as it is.
+    write_file(dir / "a.jsonl", "mine");
+    CHECK(convert(dir / "a.parquet").out == dir / "a.jsonl: already there\n");
+    CHECK(read_file(dir / "a.jsonl") == "mine");
+}
+
+TEST_CASE("parquet_to_jsonl.py: what is damaged, has no text or does not fit is one line, and leaves nothing" * needs_pyarrow()) {
+    TempDir dir;
+    const std::string file = dir / "a.parquet";
+    std::string found, limit;
+    make_parquet(R"(write(table({"text": [str(i ** 40) for i in range(20000)]}), ")" + file + R"("))");
+    const std::string whole = read_file(file);
+    SUBCASE("cut") { write_file(file, whole.substr(0, whole.size() - 10)), found = "is damaged: "; }
+    SUBCASE("empty") { write_file(file, ""), found = "is damaged: "; }
+    SUBCASE("overwritten") { write_file(file, whole.substr(0, 20000) + std::string(5000, '\0') + whole.substr(25000)), found = "is damaged: "; }
+    SUBCASE("no UTF-8") {
+        make_parquet(R"(write(table({"text": pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())}), ")" + file + R"("))");
+        found = "is damaged: ";
+    }
+    SUBCASE("another column") { make_parquet(R"(write(table({"body": ["a"], "id": [1]}), ")" + file + R"("))"), found = "has no column 'text'; it has body, id"; }
+    SUBCASE("another type") { make_parquet(R"(write(table({"text": [1]}), ")" + file + R"("))"), found = "is of type int64, but must be string"; }
+    SUBCASE("a full disk") { limit = "ulimit -f 100; ", found = "File too large; is there room"; }
+    Result result = run(limit + "python3 data/parquet_to_jsonl.py " + file);
+    CHECK(result.code == 2);
+    CHECK(one_line(result.err));
+    CHECK_MESSAGE(result.err.find(found) != std::string::npos, result.err);
+    CHECK(names_in(dir.path) == Names{"a.parquet"});
+}
+
+TEST_CASE("parquet_to_jsonl.py says what is missing" * needs_python()) {
+    TempDir dir;
+    write_file(dir / "a.parquet", parquet(1, 1));
+    write_file(dir / "a.txt", "");
+    // A module that cannot be imported stands for one that is not there.
+    fs::create_directory(dir / "pyarrow");
+    write_file(dir / "pyarrow/__init__.py", "raise ModuleNotFoundError(\"No module named 'pyarrow'\")\n");
+    for (auto& [arguments, found] : std::vector<std::pair<std::string, std::string>>{{dir / "a.parquet", "pyarrow is missing (No module named 'pyarrow'); install it from PyPI"},
+                                                                                     {dir / "none.parquet", "none.parquet' is not there"},
+                                                                                     {dir / "a.txt", "a.txt' does not end in .parquet"}}) {
+        Result result = run("PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=" + dir.path + " python3 data/parquet_to_jsonl.py " + arguments);
+        CHECK(result.code == 2);
+        CHECK(one_line(result.err));
+        CHECK_MESSAGE(result.err.find("parquet_to_jsonl.py: ") == 0, result.err);
+        CHECK_MESSAGE(result.err.find(found) != std::string::npos, result.err);
+    }
+    CHECK(names_in(dir.path) == Names{"a.parquet", "a.txt", "pyarrow"});
 }
 
 TEST_CASE("download scripts refuse what they cannot do") {

@@ -3,44 +3,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <random>
 #include <span>
 #include <string>
 #include <vector>
-#include "llmc/text/shard.h"
 #include "llmc/text/tokenizer.h"
 #include "test/program.h"
+#include "test/shards.h"
 
 namespace fs = std::filesystem;
-
-using Names = std::vector<std::string>;
-
-static Names names_in(const std::string& folder) {
-    Names names;
-    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename());
-    std::sort(names.begin(), names.end());
-    return names;
-}
-
-static std::vector<uint16_t> tokens_in(const std::string& path) {
-    std::vector<uint16_t> tokens(static_cast<size_t>(read_shard_header(path)));
-    std::memcpy(tokens.data(), read_file(path).data() + sizeof(ShardHeader), tokens.size() * sizeof tokens[0]);
-    return tokens;
-}
-
-/// The texts of a shard's documents: what stands between one bos and the next.
-static Names documents_in(const std::string& path) {
-    Tokenizer tokenizer = Tokenizer::load(tokenizer_beside(path));
-    std::vector<uint16_t> tokens = tokens_in(path);
-    REQUIRE(tokens[0] == tokenizer.bos());
-    Names documents;
-    for (uint16_t token : tokens)
-        if (token == tokenizer.bos()) documents.emplace_back();
-        else documents.back() += tokenizer.decode({&token, 1});
-    return documents;
-}
 
 static bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 static bool one_line(const std::string& text) { return std::count(text.begin(), text.end(), '\n') == 1; }
@@ -106,6 +78,82 @@ TEST_CASE("tokenize: validation is every n-th document, or what --val names") {
         REQUIRE(run(command + "--val " + dir / "other --val " + dir / "in/4").code == 0);
         CHECK(documents_in(train) == Names{"text 0", "text 1", "text 2", "text 3", "text 5", "text 6"});
         CHECK(documents_in(val) == Names{"other", "text 4"});
+    }
+}
+
+TEST_CASE("tokenize: --unique takes every text once") {
+    TempDir dir;
+    fs::create_directory(dir / "in");
+    write_file(dir / "in/a", "one");
+    write_file(dir / "in/b", "two");
+    write_file(dir / "in/c", "one");        // a's
+    write_file(dir / "in/d", "one\n");      // not quite
+    write_file(dir / "in/e.jsonl", "{\"text\": \"tw\\u006f\"}\n{\"text\": \"three\"}\n{\"text\": \"eno\"}\n");   // b's, and of a's letters
+    std::string command = "data/tokenize --no-shuffle " + dir / "in --train-tokenizer 257 --out " + dir / "out ", train = dir / "out/train_000000.bin";
+    SUBCASE("among all the documents, before validation is chosen of them") {
+        Result result = run(command + "--unique --val-every 2");
+        REQUIRE_MESSAGE(result.code == 0, result.err);
+        CHECK(contains(result.out, "unique: 5 of 7 documents"));
+        CHECK(documents_in(train) == Names{"one", "one\n", "eno"});
+        CHECK(documents_in(dir / "out/val_000000.bin") == Names{"two", "three"});
+    }
+    SUBCASE("what --val has is for validation alone") {
+        write_file(dir / "val.jsonl", "{\"text\": \"one\"}\n{\"text\": \"four\"}\n{\"text\": \"four\"}\n");
+        REQUIRE(run(command + "--unique --val " + dir / "val.jsonl").code == 0);
+        CHECK(documents_in(train) == Names{"two", "one\n", "three", "eno"});
+        CHECK(documents_in(dir / "out/val_000000.bin") == Names{"one", "four"});
+    }
+    SUBCASE("only when asked to") {
+        REQUIRE(run(command + "--val-every 0").code == 0);
+        CHECK(documents_in(train) == Names{"one", "two", "one", "one\n", "two", "three", "eno"});
+    }
+    SUBCASE("none is left") {
+        write_file(dir / "more", "three");
+        Result result = run("data/tokenize " + dir / "more --unique --val " + dir / "in --train-tokenizer 257 --out " + dir / "out");
+        CHECK(result.code == 2);
+        CHECK_MESSAGE(contains(result.err, "every text in '" + dir / "more' is in what --val names, too"), result.err);
+    }
+    SUBCASE("also of texts that are read in parts") {
+        std::string text;
+        while (text.size() < 9'000'000) text += "all of it counts " + std::to_string(text.size()) + "\n";
+        for (std::string name : {"long", "same"}) write_file(dir / ("in/" + name), text);
+        write_file(dir / "in/other", text.substr(0, text.size() - 1) + ".");
+        Result result = run(command + "--unique --val-every 0");
+        REQUIRE(result.code == 0);
+        CHECK_MESSAGE(contains(result.out, "unique: 7 of 10 documents"), result.out);
+    }
+}
+
+TEST_CASE("tokenize: --train-tokens and --val-tokens write so many, or nothing") {
+    TempDir dir;
+    fs::create_directory(dir / "in");
+    for (std::string name : {"0", "1", "2", "3", "4", "5"}) write_file(dir / ("in/" + name), "text " + name);   // 7 tokens each, with bos
+    std::string command = "data/tokenize --no-shuffle " + dir / "in --train-tokenizer 257 --val-every 3 --out " + dir / "out ", train = dir / "out/train_000000.bin";
+    SUBCASE("the last document is cut") {
+        Result result = run(command + "--train-tokens 18 --val-tokens 7 --shard-tokens 12");
+        REQUIRE_MESSAGE(result.code == 0, result.err);
+        CHECK(names_in(dir / "out") == Names{"tokenizer.txt", "train_000000.bin", "train_000001.bin", "val_000000.bin"});
+        CHECK(documents_in(train) == Names{"text 0", "text"});
+        CHECK(tokens_in(dir / "out/train_000001.bin") == std::vector<uint16_t>{' ', '1', 256, 't', 'e', 'x'});
+        CHECK(documents_in(dir / "out/val_000000.bin") == Names{"text 2"});
+        CHECK_MESSAGE(contains(result.out, "train: 3 documents, 15 bytes, 18 tokens, 1.000 bytes/token, 2 shards"), result.out);
+        CHECK_MESSAGE(contains(result.out, "val: 1 documents, 6 bytes, 7 tokens, 1.000 bytes/token, 1 shard"), result.out);
+    }
+    SUBCASE("as many as there are") {
+        REQUIRE(run(command + "--train-tokens 28 --val-tokens 14").code == 0);
+        CHECK(documents_in(train) == Names{"text 0", "text 1", "text 3", "text 4"});
+    }
+    SUBCASE("fewer than there must be") {
+        for (auto& [flags, found] : {std::pair{"--train-tokens 29", "--train-tokens is 29, but the documents give only 28"},
+                                     std::pair{"--val-tokens 15", "--val-tokens is 15, but the documents give only 14"},
+                                     std::pair{"--val-every 7 --val-tokens 1", "--val-tokens is 1, but of 6 documents none is for validation"}}) {
+            Result result = run("data/tokenize --no-shuffle " + dir / "in --train-tokenizer 257 --out " + dir / "out " +
+                                (contains(flags, "every") ? "" : "--val-every 3 ") + flags);
+            CHECK(result.code == 2);
+            CHECK(one_line(result.err));
+            CHECK_MESSAGE(contains(result.err, found), result.err);
+            CHECK(!fs::exists(dir / "out"));
+        }
     }
 }
 
@@ -313,6 +361,7 @@ TEST_CASE("tokenize: what cannot be is one line and code 2, and changes nothing"
         {in + out + " --train-tokenizer 257 --val-every 1", "--val-every is 1, but must be 0, or 2 or more"},
         {in + out + " --train-tokenizer 257 --val-every -5", "--val-every is -5, but must be 0 or more"},
         {in + out + " --train-tokenizer 257 --val-every 5 --val " + in, "--val excludes --val-every"},
+        {in + out + " --train-tokenizer 257 --train-tokens -1", "--train-tokens is -1, but must be 0 or more"},
         {in + out + " --train-tokenizer 257 --shuffle-seed -1", "--shuffle-seed is -1, but must be 0 or more"},
         {in + out + " --train-tokenizer 257 --shuffle-seed 9223372036854775808", "--shuffle-seed is 9223372036854775808, which is out of range"},
         {in + out + " --train-tokenizer 257 --shuffle-seed x", "--shuffle-seed is 'x', but must be a whole number"},
