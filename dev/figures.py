@@ -218,14 +218,14 @@ def printed_differences(experiment):
 def early(plt, study):
     sweep = usable(study, "early")
     return sweep and with_baselines(
-        plt, sweep, "shallow_data_ratio", "Early FLOPs", "tokens a parameter in the shallow round", printed_differences("early")
+        plt, sweep, "study_ratio", "Early FLOPs", "tokens a parameter in the shallow round", printed_differences("early")
     )
 
 
 def fixed(plt, study):
     sweep = usable(study, "fixed")
     return sweep and with_baselines(
-        plt, sweep, "shallow_data_ratio", "Fixed FLOPs", "tokens a parameter in the shallow round", printed_differences("fixed")
+        plt, sweep, "study_ratio", "Fixed FLOPs", "tokens a parameter in the shallow round", printed_differences("fixed")
     )
 
 
@@ -245,11 +245,13 @@ def rounds(plt, study):
     series = [(points[0].row["baseline"], "baseline", COLORS[0])] + [
         (point.row["model"], f"warmdown {shown(point.level['warmdown'])}", COLORS[1 + i]) for i, point in enumerate(points)
     ]
+    machine_of = {seed: machine for machine, seeds in sweep.machines.items() for seed in seeds}
     low, high = math.inf, -math.inf
     for model, label, color in series:
         of_rounds = defaultdict(list)
         for (seed, of_round), rows in sorted(curves.get(model, {}).items()):
-            if seed in sweep.seeds:
+            rows = [row for row in rows if tuple(row[column] for column in studies.MACHINE) == machine_of.get(seed)]
+            if rows:
                 of_rounds[of_round].append(sorted(rows, key=lambda row: row["step"]))
         for of_round, found in of_rounds.items():
             lines = [([row["total_flops"] for row in rows], [row["loss"] for row in rows]) for rows in found]
@@ -258,7 +260,7 @@ def rounds(plt, study):
                 loss.plot(x, y, color=color, alpha=0.3, linewidth=0.7, linestyle=dashes)
             x, y = mean_curve(lines)
             loss.plot(x, y, color=color, linestyle=dashes, label=label + (", shallow round" if of_round == "shallow" else ""))
-            if of_round == "deep":
+            if of_round != "shallow":
                 low, high = min(low, *y), max(high, y[len(y) // 10])
             rates = [(row["total_flops"], row["lr"]) for row in found[0] if row["lr"] is not None]
             if rates:
@@ -324,7 +326,7 @@ def acceleration(plt, study):
             (0.17, "val_acceleration", COLORS[1], "to its validation loss"),
         ):
             marks(axes, i + shift, [100 * value for value in point.values(column).values()], color, label, width=0.3)
-        key = (experiment, point.row["shallow_data_ratio"], point.row["shallow_warmdown"])
+        key = (experiment, studies.study_ratio(point.row), point.row["shallow_warmdown"])
         if key in printed:
             diamonds(axes, [(i, 100 * printed[key])], "published (training loss)")
     zero_line(axes)
@@ -553,20 +555,22 @@ embeddings = by_models(
 
 def latents(plt, study):
     """Cosines between positions, within a model and across two: a map for each pair of models, each cell the mean over seeds."""
-    rows = study.beside("stacking_latents")
-    needed = ("model_a", "position_a", "model_b", "position_b", "cosine")
-    if not rows or not all(column in rows[0] for column in needed):
-        return None
+    rows = [row for row in study.beside("stacking_latents") if row["quantity"] == "cosine" and row.get("mean") and studies.is_number(row["mean"])]
     maps = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if all(row[column] is not None for column in needed) and studies.is_number(row["cosine"]):
-            maps[row["model_a"], row["model_b"]][row["position_a"], row["position_b"]].append(float(row["cosine"]))
+        a, b = row["model_a"], row["model_b"] or row["model_a"]
+        maps[a, b][row["position_a"], row["position_b"]].append(float(row["mean"]))
+        if a == b:   # there each pair of positions is once
+            for one in {row["position_a"], row["position_b"]}:
+                maps[a, b][one, one] = [1.0]
+            maps[a, b][row["position_b"], row["position_a"]].append(float(row["mean"]))
     if not maps:
         return None
     columns = min(4, len(maps))
     figure, grid = panels(plt, columns, rows=math.ceil(len(maps) / columns), width=3.7, height=3.5)
     for axes, ((a, b), cells) in zip(grid.flat, maps.items()):
-        down, across = (list(dict.fromkeys(pair[i] for pair in cells)) for i in (0, 1))
+        order = ["in", "first", "last", "out"]
+        down, across = (sorted({pair[i] for pair in cells}, key=lambda position: (order + [position]).index(position)) for i in (0, 1))
         values = [[mean(cells[p, q]) if (p, q) in cells else math.nan for q in across] for p in down]
         axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1)
         for i, line_of in enumerate(values):

@@ -72,13 +72,14 @@ COLUMNS = {
         number="factor shallow_data_ratio deep_data_ratio shallow_warmdown warmdown total_flops start_val_loss val_loss val_bpb"
         " train_loss train_acceleration val_acceleration",
     ),
-    "growth_curves": columns(name="scale", text="model round event", whole="seed step", number="total_flops lr loss"),
+    "growth_curves": MACHINE | columns(name="scale", text="model round event", whole="seed step", number="total_flops lr loss"),
     "stacking": FIRST | MACHINE | columns(
         text="parts norm_wte norm_lm_head norm_inter_model coconut_targets embeddings head command",
         flag="use_first_layer use_last_layer unique_model",
         number="val_loss_stack mean_val_loss coconut_every mix_every times models total_flops",
     ),
-    "stacking_latents": columns(name="scale experiment", whole="seed"),
+    "stacking_latents": MACHINE
+    | columns(name="scale experiment", text="model quantity model_a position_a model_b position_b", whole="seed"),
     "published_growth": columns(
         name="experiment",
         text="model baseline note",
@@ -335,11 +336,11 @@ GROWTH = {
     "warmdown": Experiment("Warmdown of the deep round", {"warmdown": [0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]}, {"warmdown": 0.5}),
     "early": Experiment(
         "Early FLOPs: how long the shallow round, against baselines of the same FLOPs",
-        {"shallow_data_ratio": [6.5, 7.5, 8.5, 9.5, 10.5]},
+        {"study_ratio": [6.5, 7.5, 8.5, 9.5, 10.5]},
     ),
     "fixed": Experiment(
         "Fixed FLOPs: how long the shallow round, with warmdown in it and without",
-        {"shallow_warmdown": [0, 0.5], "shallow_data_ratio": [1.25, 2.25, 3.25, 4.25, 5.25]},
+        {"shallow_warmdown": [0, 0.5], "study_ratio": [1.25, 2.25, 3.25, 4.25, 5.25]},
         {"shallow_warmdown": 0.5},
     ),
     "factor": Experiment("Growth factor", {"factor": [2, 4]}, {"factor": 2}),
@@ -398,7 +399,16 @@ VARIED = (
 )
 
 
+def study_ratio(row):
+    """The document's data ratio of a row's shallow round, which its name has (fixed-3.25-w0): those of the columns are of the models that
+    were trained, in whole steps, and another scale multiplies them."""
+    found = re.fullmatch(r"[a-z]+-([0-9]+(?:\.[0-9]+)?)(?:-.*)?", row["model"])
+    return float(found[1]) if found else row["shallow_data_ratio"]
+
+
 def value_of(row, column):
+    if column == "study_ratio":
+        return study_ratio(row)
     return (row["norm_wte"], row["norm_lm_head"]) if column == "norms" else row[column]
 
 
@@ -429,8 +439,7 @@ class Sweep:
             for row in study.rows
             if row["experiment"] == experiment and (row["baseline"] if growth else row["val_loss_stack"]) is not None
         ]
-        if growth:
-            rows += self.borrowed(rows)
+        rows += self.borrowed(rows) if growth else self.borrowed_stacks(rows)
         rows = self.one_machine(rows)
         if growth:
             rows = self.with_baseline(rows)
@@ -468,15 +477,26 @@ class Sweep:
             if row["baseline"] is not None
             and self.is_usual(row)
             and all(row[column] == rows[0][column] for column in fixed)
-            and all(row[column] is not None for column in self.experiment.columns)
+            and all(value_of(row, column) is not None for column in self.experiment.columns)
         ]
         model_of = {}  # a level has one model, the first
         for row in found:
-            model_of.setdefault(tuple(row[column] for column in self.experiment.columns), row["model"])
+            model_of.setdefault(tuple(value_of(row, column) for column in self.experiment.columns), row["model"])
         self.notes += [
             f"`{model}` has its row in another sweep, and serves here too." for model in dict.fromkeys(model_of.values())
         ]
         return [row for row in found if row["model"] in model_of.values()]
+
+    def borrowed_stacks(self, rows):
+        """The usual ones, where they belong to the sweep and have their rows among the norms."""
+        usual = self.experiment.usual or {}
+        if not any(value in (self.experiment.expected.get(column) or []) for column, value in usual.items()):
+            return []
+        there = {identity("stacking", row) for row in rows}
+        found = [self.study.find(row, identity("stacking", {**row, **usual})) for row in rows]
+        unseen = {(row["model"], row["seed"], row["machine"]): row for row in found if row and identity("stacking", row) not in there}
+        self.notes += [f"`{model}` has its row in another sweep, and serves here too." for model in dict.fromkeys(m for m, _, _ in unseen)]
+        return list(unseen.values())
 
     def is_usual(self, row):
         return all(row[column] == value for column, value in self.experiment.usual.items())
@@ -567,13 +587,16 @@ class Sweep:
         }
 
     def against(self, point, changed, column):
-        """Of a stack: differences to the one that has these settings instead; None where it is that one."""
+        """Of a stack: differences to the one that has these settings instead; None where it is that one. Of one model twice it does not
+        matter whose embedding the other is said to have."""
         differences = {}
         for seed, row in sorted(point.rows.items()):
             other = {**row, **changed}
             if identity("stacking", other) == identity("stacking", row):
                 return None
             found = self.study.find(row, identity("stacking", other))
+            if found is None and not row["unique_model"]:
+                found = self.study.find(row, identity("stacking", {**other, "embeddings": "frozen"}))
             if found is not None:
                 differences[seed] = row[column] - found[column]
         return differences
@@ -609,9 +632,12 @@ def summarized(levels, of_all):
 
 
 def chance(study):
-    """The loss of equal odds, ln(vocabulary), or None: the vocabulary is in the commands that trained the parts."""
-    sizes = {int(size) for row in study.rows for size in re.findall(r"--vocab-size[ =]([0-9]{1,9})(?![0-9])", row["command"] or "")}
-    return math.log(sizes.pop()) if len(sizes) == 1 else None
+    """The loss of equal odds, ln(vocabulary), or None. The vocabulary is where the study is described, in the lines of its scale."""
+    path = Path(__file__).resolve().parent / f"{study.name}.study"
+    described = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    of_scale = re.search(rf"^ *{study.scale}\).*?;;", described, re.MULTILINE | re.DOTALL)
+    size = re.search(r"--vocab-size ([0-9]{1,9})", of_scale[0]) if of_scale else None
+    return math.log(int(size[1])) if size else math.log(50257) if study.scale == "paper" else None
 
 
 # ----------------------------------------------------------------------------------------------------------- over many stacks
@@ -643,7 +669,7 @@ def means(stacks, where):
 
 def split_columns(rows):
     """Of rows of latents: the columns of numbers, and those that tell the rows apart."""
-    columns = [column for column in rows[0] if column not in ("scale", "seed")]
+    columns = [column for column in rows[0] if column not in ("scale", "seed", "commit", "tokens", *MACHINE)]
     numbers = [column for column in columns if all(is_number(row[column]) for row in rows) and any(row[column] for row in rows)]
     return numbers, [column for column in columns if column not in numbers]
 

@@ -201,7 +201,7 @@ def reading(study, sections, comparisons):
 def published_growth(experiment, level):
     """The document's row of a level, and of its baseline."""
     rows = [row for row in studies.published("growth") if row["experiment"] == experiment]
-    found = next((row for row in rows if row["baseline"] and all(row[column] == value for column, value in level.items())), None)
+    found = next((row for row in rows if row["baseline"] and all(row["shallow_data_ratio" if column == "study_ratio" else column] == value for column, value in level.items())), None)
     return found, next((row for row in rows if found and row["model"] == found["baseline"]), None)
 
 
@@ -281,7 +281,7 @@ def trend(sweep, comparisons):
     slopes = {}
     for seed in sweep.seeds:
         line = [
-            (point.level["shallow_data_ratio"], point.against_baseline("val_bpb")[seed])
+            (point.level["study_ratio"], point.against_baseline("val_bpb")[seed])
             for point in sweep.points
             if seed in point.rows
         ]
@@ -290,7 +290,7 @@ def trend(sweep, comparisons):
     if not slopes:
         return []
     document = [
-        (level["shallow_data_ratio"], found["val_bpb"] - base["val_bpb"])
+        (level["study_ratio"], found["val_bpb"] - base["val_bpb"])
         for level in sweep.experiment.levels()
         for found, base in [published_growth("early", level)]
     ]
@@ -411,7 +411,7 @@ def parts(study, comparisons):
     models = defaultdict(dict)
     machines = set()
     for row in study.rows:
-        if row["val_loss_stack"] is None and row["experiment"] != "noise":
+        if row["val_loss_stack"] is None and row["seed"] in study.seeds:
             models[row["model"], row["machine"]][row["seed"]] = row
             machines.add(row["machine"])
     rows = []
