@@ -555,7 +555,8 @@ embeddings = by_models(
 
 def latents(plt, study):
     """Cosines between positions, within a model and across two: a map for each pair of models, each cell the mean over seeds."""
-    rows = [row for row in study.beside("stacking_latents") if row["quantity"] == "cosine" and row.get("mean") and studies.is_number(row["mean"])]
+    cosines = [row for row in study.beside("stacking_latents") if row["quantity"] == "cosine"]
+    rows = [row for row in cosines if row.get("mean") and studies.is_number(row["mean"])]
     maps = defaultdict(lambda: defaultdict(list))
     for row in rows:
         a, b = row["model_a"], row["model_b"] or row["model_a"]
@@ -569,8 +570,8 @@ def latents(plt, study):
     columns = min(4, len(maps))
     figure, grid = panels(plt, columns, rows=math.ceil(len(maps) / columns), width=3.7, height=3.5)
     for axes, ((a, b), cells) in zip(grid.flat, maps.items()):
-        order = ["in", "first", "last", "out"]
-        down, across = (sorted({pair[i] for pair in cells}, key=lambda position: (order + [position]).index(position)) for i in (0, 1))
+        order = {"in": 0, "first": 1, "last": 2, "out": 3}
+        down, across = (sorted({pair[i] for pair in cells}, key=lambda position: order.get(position, 4)) for i in (0, 1))
         values = [[mean(cells[p, q]) if (p, q) in cells else math.nan for q in across] for p in down]
         axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1)
         for i, line_of in enumerate(values):

@@ -400,8 +400,8 @@ VARIED = (
 
 
 def study_ratio(row):
-    """The document's data ratio of a row's shallow round, which its name has (fixed-3.25-w0): those of the columns are of the models that
-    were trained, in whole steps, and another scale multiplies them."""
+    """The document's data ratio of a row's shallow round, which its name has (fixed-3.25-w0): those of the columns are of the
+    models that were trained, in whole steps, and a scale may multiply them."""
     found = re.fullmatch(r"[a-z]+-([0-9]+(?:\.[0-9]+)?)(?:-.*)?", row["model"])
     return float(found[1]) if found else row["shallow_data_ratio"]
 
@@ -494,8 +494,9 @@ class Sweep:
             return []
         there = {identity("stacking", row) for row in rows}
         found = [self.study.find(row, identity("stacking", {**row, **usual})) for row in rows]
-        unseen = {(row["model"], row["seed"], row["machine"]): row for row in found if row and identity("stacking", row) not in there}
-        self.notes += [f"`{model}` has its row in another sweep, and serves here too." for model in dict.fromkeys(m for m, _, _ in unseen)]
+        found = [row for row in found if row and identity("stacking", row) not in there]
+        unseen = {(row["model"], row["seed"], row["machine"]): row for row in found}
+        self.notes += [f"`{model}` has its row in another sweep, and serves here too." for model in {m: None for m, _, _ in unseen}]
         return list(unseen.values())
 
     def is_usual(self, row):
@@ -587,8 +588,8 @@ class Sweep:
         }
 
     def against(self, point, changed, column):
-        """Of a stack: differences to the one that has these settings instead; None where it is that one. Of one model twice it does not
-        matter whose embedding the other is said to have."""
+        """Of a stack: differences to the one that has these settings instead; None where it is that one. Of one model twice it does
+        not matter whose embedding the other is said to have."""
         differences = {}
         for seed, row in sorted(point.rows.items()):
             other = {**row, **changed}
@@ -632,7 +633,7 @@ def summarized(levels, of_all):
 
 
 def chance(study):
-    """The loss of equal odds, ln(vocabulary), or None. The vocabulary is where the study is described, in the lines of its scale."""
+    """The loss of equal odds, ln(vocabulary), or None. The vocabulary is where the study is described, at its scale."""
     path = Path(__file__).resolve().parent / f"{study.name}.study"
     described = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     of_scale = re.search(rf"^ *{study.scale}\).*?;;", described, re.MULTILINE | re.DOTALL)

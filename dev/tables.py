@@ -188,7 +188,7 @@ def reading(study, sections, comparisons):
             f"Losses are in nats per token. Equal odds over the vocabulary have {odds:.3f} nats here, in the document ln 50257 = "
             "10.825."
             if odds
-            else "Losses are in nats per token. Chance is not known: the commands of the rows name no --vocab-size, or several."
+            else "Losses are in nats per token. Chance is not known: dev/stacking.study names no --vocab-size of this scale."
         )
     else:
         text.append("Bits per byte (bpb) are of validation text, losses in nats per token; lower is better.")
@@ -201,7 +201,8 @@ def reading(study, sections, comparisons):
 def published_growth(experiment, level):
     """The document's row of a level, and of its baseline."""
     rows = [row for row in studies.published("growth") if row["experiment"] == experiment]
-    found = next((row for row in rows if row["baseline"] and all(row["shallow_data_ratio" if column == "study_ratio" else column] == value for column, value in level.items())), None)
+    wanted = {"shallow_data_ratio" if column == "study_ratio" else column: value for column, value in level.items()}
+    found = next((row for row in rows if row["baseline"] and all(row[column] == value for column, value in wanted.items())), None)
     return found, next((row for row in rows if found and row["model"] == found["baseline"]), None)
 
 
@@ -565,12 +566,17 @@ def stacks(study, experiment, comparisons, against=()):
     return text + about(sweep)
 
 
+def has_unmixed(row):
+    """Threes of different models that took in nothing are not part of the study."""
+    return row["models"] == 2 or not row["unique_model"]
+
+
 UNIQUE = Against("Two different models minus the same model twice", {"unique_model": False})
 UNLOOPED = Against("Minus the stack of parts without looping", {"coconut_every": 0, "coconut_targets": ""}, parts_too=True)
 SHORT = Against("Minus the stack of parts on the usual tokens", {"times": 1}, parts_too=True)
 FROZEN = Against("Minus the stack with frozen embeddings", {"embeddings": "frozen", "head": "first"}, parts_too=True)
 UNMIXED = Against(
-    "Minus the stack of parts that took in nothing", {"mix_every": 0}, parts_too=True, only=lambda row: row["models"] == 2
+    "Minus the stack of parts that took in nothing", {"mix_every": 0}, parts_too=True, only=has_unmixed
 )
 THREES = Against("Threes minus twos", {"models": 2})
 
@@ -665,9 +671,9 @@ def norm(study, comparisons):
             for point in sweep.points
             if point.level["norms"] == best
         ),
-        {},
+        None,
     )
-    for pair, unique in found:
+    for pair, unique in found if settings else []:
         values, pairs = matched(
             sweep, settings, lambda row: (row["norm_wte"], row["norm_lm_head"]) == pair and row["unique_model"] == unique
         )

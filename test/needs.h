@@ -1,8 +1,10 @@
 // Cases that this machine cannot run: they are named, and counted as skipped.
 #pragma once
 #include <doctest/doctest.h>
+#ifndef PRECISION_ANY
 #include "llmc/device/types.h"
 #include "llmc/ops/matmul.h"
+#endif
 
 /// TEST_CASE("..." * Needs{is_it_there(), "what"}): without it, the case is skipped. (doctest::skip is for a case that has no meaning in a
 /// build, whatever the machine: it is not counted.)
@@ -16,8 +18,10 @@ struct Needs {
     }
 };
 
+#ifndef PRECISION_ANY   // a suite that is the same in every precision makes none
 /// A case whose op makes matrix products: oneDNN may have none in bf16 for a CPU (2.6 on AVX2).
 inline Needs needs_products() {
     static const bool there = matmul_supported();
     return {there, sizeof(floatX) == 4 ? "matrix products in fp32" : "matrix products in bf16"};
 }
+#endif
