@@ -76,6 +76,11 @@ TEST_CASE("studies: a verdict is what its seeds say" * needs_python()) {
     // The acceleration of two losses: one reached by all, one by none.
     CHECK_MESSAGE(contains(text, "| fixed | `fixed-3.25-w0` | +5.0 ± 0.0 | +5.0 +5.0 +5.0 | 3 of 3 | *holds*: higher | – | – – – | 0 of 3 | *cannot be told*: not reached by all | 5.4 |"), text);
 
+    // -0.01, 1, 1, 1, 1: mean 0.798 is 3.95 standard errors, and 2.776 would do; but one seed has the other sign.
+    std::string five;
+    for (int seed = 1; seed <= 5; seed++) five += baseline(seed, "2") + fixed("3.25", "0", seed, seed == 1 ? "1.99" : "3");
+    CHECK(contains(results.of("growth", five), "| 0 | 3.25 | +0.7980 ± 0.2020 | -0.0100 +1.0000 +1.0000 +1.0000 +1.0000 | 5 | *cannot be told* |"));
+
     // Two seeds take 12.706: mean 0.1, standard error 0.01, and then 0.005.
     text = results.of("growth", bases + fixed("1.25", "0", 1, "2.09") + fixed("1.25", "0", 2, "2.11") + fixed("2.25", "0", 1, "2.095") + fixed("2.25", "0", 2, "2.105") +
                                     fixed("3.25", "0", 1, "1.5") + fixed("4.25", "0", 1, "2.2") + fixed("4.25", "0", 2, "1.99"));
