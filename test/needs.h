@@ -1,8 +1,10 @@
 // Cases that this machine cannot run: they are named, and counted as skipped.
 #pragma once
 #include <doctest/doctest.h>
+#ifndef PRECISION_ANY
 #include "llmc/device/types.h"
 #include "llmc/ops/matmul.h"
+#endif
 
 /// TEST_CASE("..." * Needs{is_it_there(), "what"}): without it, the case is skipped. (doctest::skip is for a case that has no meaning in a
 /// build, whatever the machine: it is not counted.)

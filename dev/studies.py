@@ -1,0 +1,682 @@
+"""What tables.py and figures.py share: the rows of a study, which of them are compared, and what a comparison says.
+
+A comparison is paired: the difference of two rows of one seed on one machine (processor, precision, threads), a difference a seed.
+Rows of different machines are never compared: of each seed a table takes the machine that has the most pairs of it, and counts the
+rest."""
+
+import csv
+import math
+import os
+import re
+import sys
+from collections import Counter, defaultdict
+from functools import cache
+from pathlib import Path
+from statistics import mean, stdev
+
+RESULTS = Path(__file__).resolve().parent / "results"
+STUDIES = ("stacking", "growth")
+
+
+def refuse(message):
+    """Ends the program with one short line, as the programs in C++ do (llmc/io/error.h)."""
+    text = re.sub(r"[\x00-\x1f\x7f]", " ", f"{Path(sys.argv[0]).stem}: {message}")
+    if len(text) > 600:
+        text = f"{text[:360]}... ({len(text) - 600} characters left out) ...{text[-240:]}"
+    sys.stderr.buffer.write(text.encode("utf-8", "replace") + b"\n")
+    sys.exit(2)
+
+
+# ------------------------------------------------------------------------------------------------------------- the columns
+
+
+def text(value):
+    return value
+
+
+def name(value):
+    """Of what becomes a part of a file's name."""
+    if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", value):
+        raise ValueError("a word of letters, digits and _")
+    return value
+
+
+def number(value):
+    if not re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,4})?", value) or not math.isfinite(float(value)):
+        raise ValueError("a finite number")
+    return float(value)
+
+
+def whole(value):
+    if not re.fullmatch(r"[0-9]{1,15}", value):
+        raise ValueError("a whole number")
+    return int(value)
+
+
+def flag(value):
+    if value not in ("True", "False"):
+        raise ValueError("True or False")
+    return value == "True"
+
+
+def columns(**kinds):
+    return {column: globals()[kind] for kind, names in kinds.items() for column in names.split()}
+
+
+MACHINE = columns(text="processor precision", whole="threads")
+FIRST = columns(name="scale experiment", text="model", whole="seed")
+COLUMNS = {
+    "growth": FIRST | MACHINE | columns(
+        text="baseline order optimizer schedule command",
+        whole="depth shallow_depth width",
+        number="factor shallow_data_ratio deep_data_ratio shallow_warmdown warmdown total_flops start_val_loss val_loss val_bpb"
+        " train_loss train_acceleration val_acceleration",
+    ),
+    "growth_curves": MACHINE | columns(name="scale", text="model round event", whole="seed step", number="total_flops lr loss"),
+    "stacking": FIRST | MACHINE | columns(
+        text="parts norm_wte norm_lm_head norm_inter_model coconut_targets embeddings head command",
+        flag="use_first_layer use_last_layer unique_model",
+        number="val_loss_stack mean_val_loss coconut_every mix_every times models total_flops",
+    ),
+    "stacking_latents": MACHINE
+    | columns(name="scale experiment", text="model quantity model_a position_a model_b position_b", whole="seed"),
+    "published_growth": columns(
+        name="experiment",
+        text="model baseline note",
+        number="factor depth shallow_data_ratio deep_data_ratio shallow_warmdown warmdown total_flops val_bpb train_loss"
+        " train_acceleration corrected_train_acceleration",
+    ),
+    "published_stacking": columns(
+        name="experiment",
+        text="source norm_wte norm_lm_head norm_inter_model note",
+        flag="use_first_layer use_last_layer unique_model corrected_unique_model",
+        number="val_loss_stack mean_val_loss coconut_every corrected_val_loss_stack",
+    ),
+}
+# What a row cannot do without.
+NEEDED = {
+    "growth": {*FIRST, *MACHINE, "val_loss", "val_bpb"},
+    "growth_curves": {"scale", "model", "seed", "round", "event", "step", "total_flops", "loss"},
+    "stacking": {*FIRST, *MACHINE, "mean_val_loss"},
+    "stacking_latents": {"scale", "experiment", "seed"},
+    "published_growth": {"experiment"},
+    "published_stacking": {"experiment", "val_loss_stack"},
+}
+# What an empty field of a stack means: the plain one.
+PLAIN = {
+    "coconut_every": 0,
+    "coconut_targets": "",
+    "embeddings": "frozen",
+    "mix_every": 0,
+    "times": 1,
+    "models": 2,
+    "head": "first",
+}
+
+
+def read(path, kind, way_out="remove the line: the study writes it again"):
+    """The rows of a file, their fields as COLUMNS has them, None where there is nothing. Other columns stay text."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            lines = csv.reader(file, strict=True)
+            header = next(lines, None)
+            if not header:
+                refuse(f"{path}: is empty; its first line must name the columns")
+            twice = [column for column, count in Counter(header).items() if count > 1]
+            missing = [column for column in COLUMNS[kind] if column not in header]
+            if twice or missing:
+                refuse(
+                    f"{path}: line 1: {'column ' + twice[0] + ' is there twice' if twice else 'there is no column ' + missing[0]}; "
+                    f"dev/results/README.md lists them"
+                )
+            rows = []
+            for fields in lines:
+                if not fields:
+                    continue
+                where = f"{path}: line {lines.line_num}"
+                if len(fields) != len(header):
+                    refuse(f"{where}: has {len(fields)} fields, and there are {len(header)} columns; {way_out}")
+                row = {}
+                for column, field in zip(header, fields):
+                    if field == "":
+                        if column in NEEDED[kind]:
+                            refuse(f"{where}: {column} is empty; {way_out}")
+                        row[column] = None
+                        continue
+                    try:
+                        row[column] = COLUMNS[kind].get(column, text)(field)
+                    except ValueError as error:
+                        refuse(f"{where}: {column} must be {error}, not '{field[:60]}'; {way_out}")
+                rows.append(row)
+            return rows
+    except OSError as error:
+        refuse(f"{path}: cannot be read: {error.strerror}; the study writes it (make -f dev/{kind.split('_')[0]}.mk)")
+    except UnicodeDecodeError as error:
+        refuse(f"{path}: is no UTF-8 text: {error.reason}; take the last good version of it (git checkout)")
+    except csv.Error as error:
+        refuse(f"{path}: line {lines.line_num}: is no CSV: {error}; {way_out}")
+
+
+def write_whole(path, write):
+    """Calls write(temporary file), which then becomes `path`, or nothing does."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            pass
+        refuse(f"{path}: cannot be written: {error.strerror}; make room there, or name another folder (--results)")
+
+
+class Study:
+    """The rows of one study at one scale."""
+
+    def __init__(self, kind, scale, rows, results):
+        self.name, self.scale, self.results = kind, scale, results
+        newest = {}
+        for row in rows:
+            newest[row["experiment"], row["model"], row["seed"], row["machine"]] = (
+                row  # of a run that was done again the last row counts
+            )
+        self.rows = list(newest.values())
+        self.superseded = len(rows) - len(self.rows)
+        self.seeds = sorted({row["seed"] for row in self.rows if row["experiment"] != "noise"})
+        self.index = defaultdict(list)
+        for row in self.rows:
+            self.index[identity(self.name, row), row["seed"], row["machine"]].append(row)
+        self.part_norms = {
+            row["model"]: (row["norm_wte"], row["norm_lm_head"])
+            for row in self.rows
+            if kind == "stacking" and row["val_loss_stack"] is None
+        }
+
+    def beside(self, kind):
+        """The rows of another file of this study, at this scale; none where it is not there."""
+        path = self.results / f"{kind}.csv"
+        return [row for row in read(path, kind) if row["scale"] == self.scale] if path.exists() else []
+
+    def find(self, row, wanted):
+        """The row of this identity that is compared with `row`: of its seed and machine, if it can be of its experiment; of stacks,
+        one whose parts were trained with the same norms, which are not always those that they are stacked with."""
+        norms = self.trained_norms(row)
+        found = [
+            other
+            for other in self.index.get((wanted, row["seed"], row["machine"]), [])
+            if not norms or self.trained_norms(other) in (norms, None)
+        ]
+        order = {row["experiment"]: 0, "norms": 1}
+        return min(found, key=lambda other: order.get(other["experiment"], 2), default=None)
+
+    def trained_norms(self, row):
+        """Those of a stack's parts; None where a part has no row."""
+        norms = {self.part_norms.get(part) for part in (row.get("parts") or "").split("+")}
+        return None if None in norms else norms
+
+
+def identity(kind, row):
+    """What tells a row from others of its seed: of a stack all that was varied, of a trained model its name."""
+    return row["model"] if kind == "growth" or row["val_loss_stack"] is None else tuple(row[column] for column in VARIED)
+
+
+def load(kind, results, scale=None):
+    """A study at each scale that it was run at, or at the one that was asked for."""
+    path = Path(results) / f"{kind}.csv"
+    rows = read(path, kind)
+    for row in rows:
+        row["machine"] = tuple(row[column] for column in MACHINE)
+        if kind == "stacking":
+            row.update({column: value for column, value in PLAIN.items() if row[column] is None})
+            if row["coconut_every"] == 0:
+                row["coconut_targets"] = ""
+    scales = list(dict.fromkeys(row["scale"] for row in rows))
+    if scale is not None and scale not in scales:
+        refuse(
+            f"--scale '{scale[:60]}': {path} has no row of it; "
+            + (f"it has {', '.join(scales)}" if scales else "it has no row yet")
+        )
+    return [Study(kind, s, [row for row in rows if row["scale"] == s], Path(results)) for s in ([scale] if scale else scales)]
+
+
+@cache
+def published(kind):
+    """The numbers of the document, corrected; `printed` is what stands there. dev/results/published_*.csv says what was wrong."""
+    rows = read(RESULTS / f"published_{kind}.csv", f"published_{kind}", "take the last good version of it (git checkout)")
+    for row in rows:
+        row["printed"] = row.get("val_loss_stack")
+        if row.get("corrected_unique_model") is not None:
+            row["unique_model"] = row["corrected_unique_model"]
+        for column in ("val_loss_stack", "train_acceleration"):
+            if row.get(f"corrected_{column}") is not None:
+                row[column] = row[f"corrected_{column}"]
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------- what a comparison says
+
+# 97.5 % points of Student's t, of 1, 2, ... degrees of freedom. More seeds than that take the last, which is on the safe side.
+T = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+    2.120,
+    2.110,
+    2.101,
+    2.093,
+    2.086,
+)
+
+
+def t_of(seeds):
+    return T[min(seeds - 1, len(T)) - 1]
+
+
+def standard_error(values):
+    return stdev(values) / math.sqrt(len(values))
+
+
+def verdict(differences):
+    """Of paired differences, one a seed: whether they hold (95 %), and then in which direction."""
+    values = list(differences)
+    if len(values) < 2:
+        return "one seed" if values else "no pair"
+    same_sign = all(d > 0 for d in values) or all(d < 0 for d in values)
+    if same_sign and abs(mean(values)) > t_of(len(values)) * standard_error(values):
+        return f"*holds*: {'lower' if values[0] < 0 else 'higher'}"
+    return "*cannot be told*"
+
+
+def paired(left, right):
+    """Values by seed; the differences of the seeds that have both."""
+    return {seed: left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())}
+
+
+def slope(points):
+    """Of a least-squares line through (x, y)."""
+    middle = mean(x for x, _ in points)
+    return sum((x - middle) * y for x, y in points) / sum((x - middle) ** 2 for x, _ in points)
+
+
+# ------------------------------------------------------------------------------------------------------------- the sweeps
+
+
+class Experiment:
+    """A sweep: the columns that it varies, the values that it should have of each, and which of them is the usual."""
+
+    def __init__(self, title, expected, usual=None):
+        self.title, self.expected, self.usual = title, expected, usual
+        self.columns = tuple(expected)
+
+    def levels(self):
+        """Every combination that there should be. A column of which None is expected takes what there is."""
+        levels = [{}]
+        for column, values in self.expected.items():
+            levels = [
+                {**level, **({column: value} if value is not None else {})} for level in levels for value in (values or [None])
+            ]
+        return levels
+
+
+GROWTH = {
+    "miniseries": Experiment("Miniseries, with growth and without", {"depth": None}),
+    "warmdown": Experiment("Warmdown of the deep round", {"warmdown": [0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]}, {"warmdown": 0.5}),
+    "early": Experiment(
+        "Early FLOPs: how long the shallow round, against baselines of the same FLOPs",
+        {"study_ratio": [6.5, 7.5, 8.5, 9.5, 10.5]},
+    ),
+    "fixed": Experiment(
+        "Fixed FLOPs: how long the shallow round, with warmdown in it and without",
+        {"shallow_warmdown": [0, 0.5], "study_ratio": [1.25, 2.25, 3.25, 4.25, 5.25]},
+        {"shallow_warmdown": 0.5},
+    ),
+    "factor": Experiment("Growth factor", {"factor": [2, 4]}, {"factor": 2}),
+    "order": Experiment(
+        "Order of the layers", {"order": ["stack", "interleave", "first", "last", "middle", "random", "zero"]}, {"order": "stack"}
+    ),
+    "state": Experiment(
+        "Optimizer state and schedule after growth",
+        {"optimizer": ["reset", "copy"], "schedule": ["restart", "continue"]},
+        {"optimizer": "reset", "schedule": "restart"},
+    ),
+}
+RATIOS = ("shallow_data_ratio", "shallow_warmdown", "warmdown")
+BOTH = [False, True]
+CELL = {"use_first_layer": BOTH, "use_last_layer": BOTH}
+NORMS = [("none", "rms_norm"), ("rms_norm", "rms_norm"), ("layer_norm", "layer_norm"), ("none", "none")]  # norm_wte, norm_lm_head
+DOCUMENT_NORMS = NORMS[:3]
+STACKING = {
+    "norms": Experiment("Every stack", {"norms": NORMS, "unique_model": BOTH, **CELL}),
+    "loop": Experiment(
+        "Parts that were trained with looping",
+        {"coconut_targets": ["same", "next"], "coconut_every": [100, 10], "unique_model": BOTH, **CELL},
+        {"coconut_every": 0, "coconut_targets": ""},
+    ),
+    "long": Experiment(
+        "Parts that were trained on five times the tokens",
+        {"times": [5], "unique_model": BOTH, "use_first_layer": None, "use_last_layer": None},
+        {"times": 1},
+    ),
+    "embeddings": Experiment(
+        "Embeddings frozen from the first model, and each model's own",
+        {"embeddings": ["frozen", "own"], "unique_model": BOTH},
+        {"embeddings": "frozen", "head": "first"},
+    ),
+    "mix": Experiment(
+        "Parts that took in each other's weights, in twos and threes",
+        {"mix_every": [100], "models": [2, 3], "unique_model": BOTH},
+        {"mix_every": 0},
+    ),
+}
+EXPERIMENTS = {"growth": GROWTH, "stacking": STACKING}
+VARIED = (
+    "norm_wte",
+    "norm_lm_head",
+    "norm_inter_model",
+    "coconut_targets",
+    "coconut_every",
+    "times",
+    "embeddings",
+    "head",
+    "mix_every",
+    "models",
+    "unique_model",
+    "use_first_layer",
+    "use_last_layer",
+)
+
+
+def study_ratio(row):
+    """The document's data ratio of a row's shallow round, which its name has (fixed-3.25-w0): those of the columns are of the
+    models that were trained, in whole steps, and a scale may multiply them."""
+    found = re.fullmatch(r"[a-z]+-([0-9]+(?:\.[0-9]+)?)(?:-.*)?", row["model"])
+    return float(found[1]) if found else row["shallow_data_ratio"]
+
+
+def value_of(row, column):
+    if column == "study_ratio":
+        return study_ratio(row)
+    return (row["norm_wte"], row["norm_lm_head"]) if column == "norms" else row[column]
+
+
+class Point:
+    """A level of a sweep: its row of each seed, and in growth the baseline's row of each seed."""
+
+    def __init__(self, level, rows, baselines):
+        self.level, self.rows, self.baselines = level, rows, baselines
+        self.row = next(iter(rows.values()))
+
+    def values(self, column, of_baseline=False):
+        rows = self.baselines if of_baseline else self.rows
+        return {seed: row[column] for seed, row in sorted(rows.items()) if row[column] is not None}
+
+    def against_baseline(self, column):
+        return paired(self.values(column), self.values(column, of_baseline=True))
+
+
+class Sweep:
+    """The points of an experiment, in order, and what there is to say of rows that are missing or left out."""
+
+    def __init__(self, study, experiment):
+        self.study, self.name, self.experiment = study, experiment, EXPERIMENTS[study.name][experiment]
+        self.notes, self.left_out = [], 0
+        growth = study.name == "growth"
+        rows = [
+            row
+            for row in study.rows
+            if row["experiment"] == experiment and (row["baseline"] if growth else row["val_loss_stack"]) is not None
+        ]
+        rows += self.borrowed(rows) if growth else self.borrowed_stacks(rows)
+        rows = self.one_machine(rows)
+        if growth:
+            rows = self.with_baseline(rows)
+        groups, twins = defaultdict(dict), []
+        for row in rows:
+            if groups[identity(study.name, row)].setdefault(row["seed"], row) is not row:
+                twins.append(row["model"])
+        if twins:
+            self.leave_out(len(twins), f"with the settings and the seed of another row: {', '.join(twins)}")
+        self.points = []
+        for members in groups.values():
+            level = self.level(members)
+            self.points.append(Point(level, members, {seed: self.baseline(row) for seed, row in members.items()} if growth else {}))
+        self.points.sort(key=lambda point: self.place(point.level))
+        self.seeds = sorted({row["seed"] for row in rows})
+        self.machines = defaultdict(list)
+        for seed in self.seeds:
+            self.machines[next(row["machine"] for row in rows if row["seed"] == seed)].append(seed)
+        self.say_missing()
+
+    def borrowed(self, rows):
+        """A model may serve several sweeps, and has its row in the first: those rows of other sweeps that have the usual setting
+        here, and else what all of these have."""
+        fixed = [
+            column
+            for column in ("factor", "order", "optimizer", "schedule", "depth", "width", *RATIOS, "baseline")
+            if column not in self.experiment.columns and len({row[column] for row in rows}) == 1
+        ]
+        usual = self.experiment.usual
+        if not rows or not usual or any(self.is_usual(row) for row in rows):
+            return []
+        found = [
+            row
+            for row in self.study.rows
+            if row["baseline"] is not None
+            and self.is_usual(row)
+            and all(row[column] == rows[0][column] for column in fixed)
+            and all(value_of(row, column) is not None for column in self.experiment.columns)
+        ]
+        model_of = {}  # a level has one model, the first
+        for row in found:
+            model_of.setdefault(tuple(value_of(row, column) for column in self.experiment.columns), row["model"])
+        self.notes += [
+            f"`{model}` has its row in another sweep, and serves here too." for model in dict.fromkeys(model_of.values())
+        ]
+        return [row for row in found if row["model"] in model_of.values()]
+
+    def borrowed_stacks(self, rows):
+        """The usual ones, where they belong to the sweep and have their rows among the norms."""
+        usual = self.experiment.usual or {}
+        if not any(value in (self.experiment.expected.get(column) or []) for column, value in usual.items()):
+            return []
+        there = {identity("stacking", row) for row in rows}
+        found = [self.study.find(row, identity("stacking", {**row, **usual})) for row in rows]
+        found = [row for row in found if row and identity("stacking", row) not in there]
+        unseen = {(row["model"], row["seed"], row["machine"]): row for row in found}
+        self.notes += [f"`{model}` has its row in another sweep, and serves here too." for model in {m: None for m, _, _ in unseen}]
+        return list(unseen.values())
+
+    def is_usual(self, row):
+        return all(row[column] == value for column, value in self.experiment.usual.items())
+
+    def baseline(self, row):
+        return self.study.find(row, row["baseline"])
+
+    def one_machine(self, rows):
+        by_seed = defaultdict(lambda: defaultdict(list))
+        for row in rows:
+            by_seed[row["seed"]][row["machine"]].append(row)
+        kept, others = [], Counter()
+        for machines in by_seed.values():
+            pairs = lambda rows: sum(self.study.name != "growth" or self.baseline(row) is not None for row in rows)
+            best = max(machines, key=lambda machine: (pairs(machines[machine]), len(machines[machine])))  # of equals the first
+            kept += machines[best]
+            others.update({machine: len(rows) for machine, rows in machines.items() if machine != best})
+        for machine, count in others.items():
+            self.leave_out(count, f"on another machine ({machine_name(machine)})")
+        return kept
+
+    def with_baseline(self, rows):
+        alone = [row for row in rows if self.baseline(row) is None]
+        if alone:
+            self.leave_out(
+                len(alone),
+                "without a baseline of their seed and machine: "
+                + ", ".join(f"{row['model']} of seed {row['seed']}" for row in alone),
+            )
+        return [row for row in rows if self.baseline(row) is not None]
+
+    def leave_out(self, count, why):
+        self.left_out += count
+        self.notes.append(f"Left out: {count} {'row' if count == 1 else 'rows'} {why}.")
+
+    def level(self, members):
+        levels = {tuple(value_of(row, column) for column in self.experiment.columns) for row in members.values()}
+        if len(levels) > 1:
+            model = next(iter(members.values()))["model"]
+            refuse(
+                f"{self.study.results / self.study.name}.csv: the seeds of {model} differ in "
+                f"{' or '.join(self.experiment.columns)}; give each setting a name of its own"
+            )
+        return dict(zip(self.experiment.columns, levels.pop()))
+
+    def place(self, level):
+        """Where a level stands: as the sweep has it, then what it has not."""
+
+        def of(expected, value):
+            if value in expected:
+                return expected.index(value), 0, ""
+            return (len(expected), 0, shown(value)) if isinstance(value, (str, tuple)) else (len(expected), value or 0, "")
+
+        return [of(self.experiment.expected[column] or [], value) for column, value in level.items()]
+
+    def say_missing(self):
+        there = [point.level for point in self.points]
+        wanted = (
+            [level for level in self.experiment.levels() if not any(level.items() <= found.items() for found in there)]
+            if there
+            else []
+        )
+        if not there:
+            self.notes.append("Missing: all of it; no row yet.")
+        if wanted:
+            self.notes.append("Missing, no seed of: " + summarized(wanted, self.experiment.levels()) + ".")
+        lacking = defaultdict(list)
+        for point in self.points:
+            seeds = tuple(seed for seed in self.study.seeds if seed not in point.rows)
+            if seeds:
+                lacking[seeds].append(point)
+        for seeds, points in lacking.items():
+            which = summarized([point.level for point in points], there)
+            self.notes.append(f"Missing, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))} of: {which}.")
+
+    def against_usual(self, point, column):
+        """Differences to the same with the usual setting; nothing where it is the usual one."""
+        changed = self.experiment.usual
+        if self.study.name == "stacking":
+            return self.against(point, changed, column)
+        if self.is_usual(point.row):
+            return None
+        usual = next((other for other in self.points if other.level == {**point.level, **changed}), None)
+        return {
+            seed: value - usual.rows[seed][column]
+            for seed, value in point.values(column).items()
+            if usual and seed in usual.rows and usual.rows[seed]["machine"] == point.rows[seed]["machine"]
+        }
+
+    def against(self, point, changed, column):
+        """Of a stack: differences to the one that has these settings instead; None where it is that one. Of one model twice it does
+        not matter whose embedding the other is said to have."""
+        differences = {}
+        for seed, row in sorted(point.rows.items()):
+            other = {**row, **changed}
+            if identity("stacking", other) == identity("stacking", row):
+                return None
+            found = self.study.find(row, identity("stacking", other))
+            if found is None and not row["unique_model"]:
+                found = self.study.find(row, identity("stacking", {**other, "embeddings": "frozen"}))
+            if found is not None:
+                differences[seed] = row[column] - found[column]
+        return differences
+
+
+def machine_name(machine):
+    processor, precision, threads = machine
+    return f"{processor}, {precision}, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def shown(value):
+    if isinstance(value, tuple):
+        return "/".join(value)
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else "" if value is None else str(value)
+
+
+def level_name(level):
+    return ", ".join(f"{column} {shown(value)}" for column, value in level.items())
+
+
+def summarized(levels, of_all):
+    """Some levels out of all, in few words: where they are all that have a value, by that value."""
+    if len(levels) == len(of_all) > 1:
+        return "every row"
+    words = []
+    for column in of_all[0]:
+        for value in dict.fromkeys(level.get(column) for level in levels):
+            alike = [level for level in of_all if level.get(column) == value]
+            if len(alike) > 1 and all(level in levels for level in alike):
+                words.append(f"every row of {column} {shown(value)}")
+                levels = [level for level in levels if level not in alike]
+    return "; ".join(words + [level_name(level) for level in levels])
+
+
+def chance(study):
+    """The loss of equal odds, ln(vocabulary), or None. The vocabulary is where the study is described, at its scale."""
+    path = Path(__file__).resolve().parent / f"{study.name}.study"
+    described = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    of_scale = re.search(rf"^ *{study.scale}\).*?;;", described, re.MULTILINE | re.DOTALL)
+    size = re.search(r"--vocab-size ([0-9]{1,9})", of_scale[0]) if of_scale else None
+    return math.log(int(size[1])) if size else math.log(50257) if study.scale == "paper" else None
+
+
+# ----------------------------------------------------------------------------------------------------------- over many stacks
+
+
+def matched(stacks, changed, where):
+    """By seed: the mean difference between the stacks that `where` takes and those with `changed` settings that are alike in all
+    else; and of how many pairs that is."""
+    rows = {(seed, identity("stacking", row)): row for point in stacks.points for seed, row in point.rows.items()}
+    found = defaultdict(list)
+    for (seed, _), row in rows.items():
+        other = rows.get((seed, identity("stacking", {**row, **changed}))) if where(row) else None
+        if other:
+            found[seed].append(row["val_loss_stack"] - other["val_loss_stack"])
+    most = max(map(len, found.values()), default=0)
+    return {seed: mean(values) for seed, values in sorted(found.items()) if len(values) == most}, most
+
+
+def means(stacks, where):
+    """By seed: the mean loss of the stacks that `where` takes, of seeds that have as many of them as any; and how many that is."""
+    found = defaultdict(list)
+    for point in stacks.points:
+        if where(point.row):
+            for seed, row in point.rows.items():
+                found[seed].append(row["val_loss_stack"])
+    most = max(map(len, found.values()), default=0)
+    return {seed: mean(values) for seed, values in sorted(found.items()) if len(values) == most}, most
+
+
+def split_columns(rows):
+    """Of rows of latents: the columns of numbers, and those that tell the rows apart."""
+    columns = [column for column in rows[0] if column not in ("scale", "seed", "commit", "tokens", *MACHINE)]
+    numbers = [column for column in columns if all(is_number(row[column]) for row in rows) and any(row[column] for row in rows)]
+    return numbers, [column for column in columns if column not in numbers]
+
+
+def is_number(field):
+    try:
+        return field is None or number(field) is not None
+    except ValueError:
+        return False

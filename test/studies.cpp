@@ -1,0 +1,235 @@
+// dev/tables.py and dev/figures.py on made-up rows: verdicts against numbers worked by hand, what is compared and what is not, what is
+// missing or damaged; and the published numbers, corrected.
+#include <doctest/doctest.h>
+#include <algorithm>
+#include <filesystem>
+#include <regex>
+#include <sstream>
+#include <string>
+#include <vector>
+#include "llmc/io/error.h"
+#include "test/expect.h"
+#include "test/needs.h"
+#include "test/program.h"
+
+namespace fs = std::filesystem;
+
+static const std::string PYTHON = fs::exists("/usr/bin/python3") ? "/usr/bin/python3" : "python3";
+
+static Needs needs_python() {
+    static const bool there = run(PYTHON + " -c ''").code == 0;
+    return {there, "python3"};
+}
+static Needs needs_matplotlib() {
+    static const bool there = run(PYTHON + " -c 'import matplotlib'").code == 0;
+    return {there, "matplotlib"};
+}
+
+static bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+static const std::string GROWTH =
+    "scale,experiment,model,baseline,seed,factor,order,grow_flags,optimizer,schedule,depth,shallow_depth,width,shallow_data_ratio,"
+    "deep_data_ratio,shallow_warmdown,warmdown,total_flops,tokens,start_val_loss,val_loss,val_bpb,train_loss,train_acceleration,"
+    "val_acceleration,commit,processor,precision,threads,seconds,command\n";
+static const std::string STACKING =
+    "scale,experiment,model,parts,seed,val_loss_stack,mean_val_loss,use_first_layer,use_last_layer,norm_wte,norm_lm_head,"
+    "norm_inter_model,unique_model,coconut_every,coconut_targets,embeddings,mix_every,times,models,head,val_bpb,total_flops,tokens,"
+    "commit,processor,precision,threads,seconds,command\n";
+
+static std::string baseline(int seed, const std::string& bpb, const std::string& experiment = "noise", const std::string& machine = "cpu,fp32,1") {
+    return "nano," + experiment + ",base,," + std::to_string(seed) + ",,,,,,4,,48,,10.5,,0.5,1e12,1,6,1," + bpb + ",1,,,c," + machine + ",1,make\n";
+}
+static std::string fixed(const std::string& ratio, const std::string& warmdown, int seed, const std::string& bpb, const std::string& machine = "cpu,fp32,1") {
+    return "nano,fixed,fixed-" + ratio + "-w" + warmdown + ",base," + std::to_string(seed) + ",2,stack,,reset,restart,4,2,48," + ratio + ",9," + warmdown +
+           ",1,1e12,1,2,1," + bpb + ",1,0.05,,c," + machine + ",1,make\n";
+}
+static std::string stack_row(const std::string& experiment, const std::string& norms, bool unique, bool first, bool last, int seed, double loss,
+                             const std::string& more = ",,,,,,,,") {
+    auto word = [](bool value) { return std::string(value ? "True" : "False"); };
+    std::ostringstream line;
+    line << "nano," << experiment << ",s-" << norms.substr(0, norms.find(',')) << unique << first << last << ",," << seed << "," << loss << ",2," << word(first) << "," << word(last) << "," << norms << "," << word(unique) << more
+         << "1,1e12,1,c,cpu,fp32,1,1,make\n";
+    return line.str();
+}
+
+/// A folder of results, with the programs' own published numbers beside the programs.
+struct Results : TempDir {
+    std::string tables(const std::string& study) const { return PYTHON + " dev/tables.py " + study + " --results " + path; }
+    std::string figures(const std::string& study) const { return PYTHON + " dev/figures.py " + study + " --results " + path; }
+    std::string of(const std::string& study, const std::string& rows) const {
+        write_file(*this / (study + ".csv"), (study == "growth" ? GROWTH : STACKING) + rows);
+        return done(tables(study));
+    }
+};
+
+TEST_SUITE_BEGIN("studies");
+
+TEST_CASE("studies: a verdict is what its seeds say" * needs_python()) {
+    Results results;
+    // Differences -0.19, -0.20, -0.21: mean -0.2, standard error 0.01 / sqrt(3) = 0.0058. -0.1, -0.2, -0.3: 0.0577, and 0.2 is below 4.303 of them.
+    const std::string bases = baseline(1, "2") + baseline(2, "2") + baseline(3, "2");
+    std::string text = results.of("growth", bases + fixed("3.25", "0", 1, "1.81") + fixed("3.25", "0", 2, "1.80") + fixed("3.25", "0", 3, "1.79") +
+                                                fixed("4.25", "0", 1, "1.9") + fixed("4.25", "0", 2, "1.8") + fixed("4.25", "0", 3, "1.7"));
+    CHECK_MESSAGE(contains(text, "| 0 | 3.25 | -0.2000 ± 0.0058 | -0.1900 -0.2000 -0.2100 | 3 | *holds*: lower |"), text);
+    CHECK_MESSAGE(contains(text, "| 0 | 4.25 | -0.2000 ± 0.0577 | -0.1000 -0.2000 -0.3000 | 3 | *cannot be told* |"), text);
+    CHECK(contains(text, "0.9086 - 0.9095 = -0.0009"));
+    // The acceleration of two losses: one reached by all, one by none.
+    CHECK_MESSAGE(contains(text, "| fixed | `fixed-3.25-w0` | +5.0 ± 0.0 | +5.0 +5.0 +5.0 | 3 of 3 | *holds*: higher | – | – – – | 0 of 3 | *cannot be told*: not reached by all | 5.4 |"), text);
+
+    // -0.01, 1, 1, 1, 1: mean 0.798 is 3.95 standard errors, and 2.776 would do; but one seed has the other sign.
+    std::string five;
+    for (int seed = 1; seed <= 5; seed++) five += baseline(seed, "2") + fixed("3.25", "0", seed, seed == 1 ? "1.99" : "3");
+    CHECK(contains(results.of("growth", five), "| 0 | 3.25 | +0.7980 ± 0.2020 | -0.0100 +1.0000 +1.0000 +1.0000 +1.0000 | 5 | *cannot be told* |"));
+
+    // Two seeds take 12.706: mean 0.1, standard error 0.01, and then 0.005.
+    text = results.of("growth", bases + fixed("1.25", "0", 1, "2.09") + fixed("1.25", "0", 2, "2.11") + fixed("2.25", "0", 1, "2.095") + fixed("2.25", "0", 2, "2.105") +
+                                    fixed("3.25", "0", 1, "1.5") + fixed("4.25", "0", 1, "2.2") + fixed("4.25", "0", 2, "1.99"));
+    CHECK_MESSAGE(contains(text, "| 0 | 1.25 | +0.1000 ± 0.0100 | +0.0900 +0.1100 | 2 | *cannot be told* |"), text);
+    CHECK_MESSAGE(contains(text, "| 0 | 2.25 | +0.1000 ± 0.0050 | +0.0950 +0.1050 | 2 | *holds*: higher |"), text);
+    CHECK_MESSAGE(contains(text, "| 0 | 3.25 | -0.5000 | -0.5000 – | 1 | one seed |"), text);
+    CHECK_MESSAGE(contains(text, "| 0 | 4.25 | +0.0950 ± 0.1050 | +0.2000 -0.0100 | 2 | *cannot be told* |"), text);
+}
+
+TEST_CASE("studies: the noise comes first, and says what one pair and three pairs show" * needs_python()) {
+    Results results;
+    std::string rows;
+    for (int seed = 1; seed <= 8; seed++) rows += baseline(seed, seed % 2 ? "1.99" : "2.01");
+    const std::string text = results.of("growth", rows);
+    // Deviation sqrt(8 x 0.0001 / 7) = 0.01069; t of 8 seeds 2.365: one pair 2.365 x sqrt(2) x 0.01069 = 0.0358; three 4.303 x sqrt(2 / 3) x 0.01069 = 0.0376.
+    CHECK_MESSAGE(contains(text, "| `base`, val_bpb (bpb) | 2.0000 ± 0.0038 | 1.9900 2.0100 1.9900 2.0100 1.9900 2.0100 1.9900 2.0100 | 8 | 0.0107 | 0.0358 | 0.0376 |"), text);
+    CHECK(text.find("### Noise") < text.find("### Miniseries"));
+    CHECK_MESSAGE(contains(results.of("growth", baseline(1, "2") + baseline(2, "2.1")), "Missing: 6 of 8 seeds of `base`."), text);
+}
+
+TEST_CASE("studies: only rows of one machine are compared, and the others are counted" * needs_python()) {
+    Results results;
+    std::string text = results.of("growth", baseline(1, "2") + baseline(2, "2", "noise", "other,fp32,1") + fixed("1.25", "0", 1, "1.9") + fixed("2.25", "0", 1, "1.9") +
+                                                fixed("3.25", "0", 1, "1.5", "cpu,bf16,1") + fixed("4.25", "0", 2, "1.4") + fixed("5.25", "0", 2, "1.3", "other,fp32,1"));
+    CHECK_MESSAGE(contains(text, "Left out: 1 row on another machine (cpu, bf16, 1 thread)."), text);
+    CHECK_MESSAGE(contains(text, "Left out: 1 row on another machine (cpu, fp32, 1 thread)."), text);
+    CHECK_MESSAGE(contains(text, "| 0 | 5.25 | -0.7000 | – -0.7000 | 1 | one seed |"), text);
+    CHECK_MESSAGE(!contains(text, "1.4000"), text);
+    text = results.of("growth", baseline(1, "2") + fixed("1.25", "0", 1, "1.9") + fixed("1.25", "0", 2, "1.9"));
+    CHECK_MESSAGE(contains(text, "Left out: 1 row without a baseline of their seed and machine: fixed-1.25-w0 of seed 2."), text);
+    // Of a run that was done again the last row counts.
+    text = results.of("growth", baseline(1, "2") + fixed("1.25", "0", 1, "1.9") + fixed("1.25", "0", 1, "1.8"));
+    CHECK_MESSAGE(contains(text, "| 0 | 1.25 | -0.2000 | -0.2000 | 1 | one seed |"), text);
+    CHECK_MESSAGE(contains(text, "1 earlier row is left out"), text);
+}
+
+TEST_CASE("studies: what is missing from a sweep is named" * needs_python()) {
+    Results results;
+    std::string rows = baseline(1, "2") + baseline(2, "2");
+    for (std::string ratio : {"1.25", "2.25", "3.25", "4.25"}) rows += fixed(ratio, "0", 1, "1.9");
+    const std::string text = results.of("growth", rows + fixed("1.25", "0", 2, "1.9"));
+    CHECK_MESSAGE(contains(text, "Missing, no seed of: every row of shallow_warmdown 0.5; shallow_warmdown 0, study_ratio 5.25."), text);
+    CHECK_MESSAGE(contains(text, "Missing, seed 2 of: shallow_warmdown 0, study_ratio 2.25; shallow_warmdown 0, study_ratio 3.25; "), text);
+    CHECK_MESSAGE(contains(text, "### Growth factor\n\nMissing: all of it; no row yet."), text);
+}
+
+TEST_CASE("studies: the published means are those that are right" * needs_python()) {
+    Results results;
+    std::string rows;
+    for (bool unique : {false, true})
+        for (bool first : {false, true})
+            for (bool last : {false, true})
+                for (std::string norms : {"none,rms_norm,none", "rms_norm,rms_norm,rms_norm", "layer_norm,layer_norm,layer_norm"})
+                    rows += stack_row("norms", norms, unique, first, last, 1, 5 + unique + 0.5 * first - 0.25 * last);
+    const std::string text = results.of("stacking", rows);
+    // studies/README.md of the document: cells 9.70, 9.84, 9.88 and 9.365; two models 7.74, 12.58, 10.24, one twice 7.36, 10.19, 10.06.
+    CHECK_MESSAGE(contains(text, "| False | False | 5.500 | 5.500 | 1 | 6 of 6 | 9.70 | 9.79 |"), text);
+    CHECK_MESSAGE(contains(text, "| False | True | 5.250 | 5.250 | 1 | 6 of 6 | 9.84 | 9.60 |"), text);
+    CHECK_MESSAGE(contains(text, "| True | False | 6.000 | 6.000 | 1 | 6 of 6 | 9.88 | 9.79 |"), text);
+    CHECK_MESSAGE((contains(text, "| True | True | 5.750 | 5.750 | 1 | 6 of 6 | 9.36 | 9.60 |") || contains(text, "| True | True | 5.750 | 5.750 | 1 | 6 of 6 | 9.37 | 9.60 |")), text);
+    for (auto [norms, two, one] : {std::tuple{"none/rms_norm", "7.74", "7.36"}, {"rms_norm/rms_norm", "12.58", "10.19"}, {"layer_norm/layer_norm", "10.24", "10.06"}}) {
+        CHECK_MESSAGE(contains(text, concat("| ", norms, " | True | 6.125 | 6.125 | 1 | 4 of 4 | ", two, " |")), text);
+        CHECK_MESSAGE(contains(text, concat("| ", norms, " | False | 5.125 | 5.125 | 1 | 4 of 4 | ", one, " |")), text);
+    }
+    CHECK_MESSAGE(contains(text, "| use_first_layer: True minus False | +0.500 | +0.500 | 1 | one seed | 12 of 12 | -0.15 |"), text);
+    CHECK_MESSAGE(contains(text, "| use_last_layer: True minus False | -0.250 | -0.250 | 1 | one seed | 12 of 12 | -0.19 |"), text);
+    CHECK_MESSAGE(contains(text, "| the document's three together | +1.000 | +1.000 | 1 | one seed | 12 of 12 | +0.99 | -0.99 |"), text);
+    // The first stack of the document: its label says one model twice, its loss of parts says two.
+    CHECK_MESSAGE(contains(text, "| layer_norm/layer_norm | True | False | False | 6.000 | 6.000 | 1 | 2.000 | +4.000 | one seed | 10.57 (parts 3.31) |"), text);
+}
+
+TEST_CASE("studies: looped stacks are compared with unlooped ones of the same cell" * needs_python()) {
+    Results results;
+    const std::string text = results.of("stacking", stack_row("norms", "rms_norm,rms_norm,rms_norm", true, true, false, 1, 6) +
+                                                        stack_row("norms", "rms_norm,rms_norm,rms_norm", true, true, true, 1, 5) +
+                                                        stack_row("loop", "rms_norm,rms_norm,rms_norm", true, true, true, 1, 5.5, ",10,same,,,,,,"));
+    CHECK_MESSAGE(contains(text, "Minus the stack of parts without looping:\n\n| coconut_targets | coconut_every | unique_model | use_first_layer | use_last_layer | "
+                                 "difference | of each seed | n | verdict |\n|---|---|---|---|---|---|---|---|---|\n| same | 10 | True | True | True | +0.500 | +0.500 | 1 | one seed |"), text);
+}
+
+TEST_CASE("studies: a damaged file is one line" * needs_python()) {
+    Results results;
+    const std::string csv = results / "growth.csv";
+    refused(results.tables("growth"), "growth.csv: cannot be read");
+    for (auto [text, words] : {std::pair{std::string(), "is empty"},
+                               {std::string("scale,model\nnano,base\n"), "line 1: there is no column experiment"},
+                               {GROWTH + "nano,fixed,bas", "line 2: has 3 fields, and there are 31 columns; remove the line"},
+                               {GROWTH + baseline(1, "two"), "line 2: val_bpb must be a finite number, not 'two'"},
+                               {GROWTH + baseline(1, "nan"), "val_bpb must be a finite number"},
+                               {GROWTH + baseline(1, "1e999"), "val_bpb must be a finite number"},
+                               {GROWTH + baseline(1, ""), "line 2: val_bpb is empty"},
+                               {GROWTH + "\"nano", "is no CSV"},
+                               {GROWTH + "\xff\xfe\n", "is no UTF-8 text"},
+                               {GROWTH + "../x" + baseline(1, "2").substr(4), "scale must be a word of letters"},
+                               {GROWTH + baseline(1, "2") + baseline(2, "2") + "nano,order,new" + fixed("1", "0", 1, "2").substr(21) + "nano,order,new" +
+                                    std::regex_replace(fixed("1", "0", 2, "2").substr(21), std::regex("stack"), "last"),
+                                "the seeds of new differ in order"}}) {
+        write_file(csv, text);
+        CAPTURE(words);
+        refused(results.tables("growth"), words);
+    }
+    write_file(csv, GROWTH + baseline(1, "2"));
+    refused(results.tables("growth") + " --scale small", "--scale 'small': ");
+    write_file(csv, GROWTH);
+    CHECK(done(results.tables("growth")) == "No row yet.\n");
+}
+
+TEST_CASE("studies: tables go between their marks, and the prose stays" * needs_python()) {
+    Results results;
+    const std::string page = results / "growth.md";
+    write_file(results / "growth.csv", GROWTH + baseline(1, "2") + fixed("1.25", "0", 1, "1.9"));
+    write_file(page, "Before.\n<!-- table: nano fixed -->\nold\n<!-- end -->\nAfter.\n<!-- table: small noise -->\n<!-- end -->\n");
+    done(results.tables("growth") + " --write");
+    const std::string once = read_file(page);
+    CHECK(once.rfind("Before.\n<!-- table: nano fixed -->\n\n| shallow_warmdown", 0) == 0);
+    CHECK(!contains(once, "old"));
+    CHECK(contains(once, "<!-- end -->\nAfter.\n<!-- table: small noise -->\n\nNo row of small yet.\n"));
+    done(results.tables("growth") + " --write");
+    CHECK(read_file(page) == once);
+    for (auto [text, words] : {std::pair{"<!-- table: nano fixed -->\n", "has no end"}, {"<!-- end -->\n", "ends no table"},
+                               {"<!-- table: nano fixd -->\n<!-- end -->\n", "there is no table 'fixd'"},
+                               {"<!-- table: nano fixed -->\n<!-- table: nano noise -->\n<!-- end -->\n", "comes before the end"}}) {
+        write_file(page, text);
+        refused(results.tables("growth") + " --write", words);
+        CHECK(read_file(page) == text);
+    }
+}
+
+TEST_CASE("studies: figures are drawn of what there is, the same each time" * needs_matplotlib()) {
+    Results results;
+    write_file(results / "growth.csv", GROWTH + baseline(1, "2") + baseline(2, "2.1") + fixed("1.25", "0", 1, "1.9") + fixed("1.25", "0", 2, "1.95") + fixed("3.25", "0.5", 1, "1.8"));
+    Result drawn = run(results.figures("growth"));
+    REQUIRE_MESSAGE(drawn.code == 0, drawn.err);
+    CHECK_MESSAGE(contains(drawn.err, "growth_nano_order: no row for it yet"), drawn.err);
+    CHECK(fs::file_size(results / "growth_nano_fixed.png") > 10000);
+    CHECK(!fs::exists(results / "growth_nano_order.svg"));
+    const std::string svg = read_file(results / "growth_nano_fixed.svg");
+    CHECK(contains(svg, "Fixed FLOPs"));
+    run(results.figures("growth"));
+    CHECK(read_file(results / "growth_nano_fixed.svg") == svg);
+
+    std::string rows;
+    for (bool unique : {false, true}) rows += stack_row("norms", "none,none,none", unique, true, true, 1, 5) + stack_row("mix", "none,none,none", unique, true, true, 1, 6, ",,,,100,,3,,");
+    write_file(results / "stacking.csv", STACKING + rows);
+    drawn = run(results.figures("stacking"));
+    REQUIRE_MESSAGE(drawn.code == 0, drawn.err);
+    for (std::string name : {"stacks", "mix"}) CHECK(fs::exists(results / ("stacking_nano_" + name + ".svg")));
+    write_file(results / "stacking.csv", "no\n");
+    refused(results.figures("stacking"), "there is no column");
+}
+
+TEST_SUITE_END();
