@@ -1,11 +1,15 @@
 #!/bin/bash
-# data/linux_source.sh [--vocab-size V] [--tokens N] [--val-tokens N] [--out DIR]: the source of Linux as Debian's package linux-source has it, as
-# shards of a million tokens and a tokenizer of V tokens in DIR (4096; all of the text; 2e6; linux). The same package gives the same bytes.
+# data/linux_source.sh [--vocab-size V] [--tokens N] [--val-tokens N] [--piece-bytes N] [--out DIR]: the source of Linux as Debian's package
+# linux-source has it, as shards of a million tokens and a tokenizer of V tokens in DIR (4096; all of the text; 2e6; whole files; linux). The same
+# package gives the same bytes.
+#
+# --piece-bytes cuts files at the first empty line behind so many bytes, and shuffles the pieces: a step of a few rows would otherwise be of one
+# file, and successive steps so much alike that two orders of the data differ more than two models.
 #
 # The text is LINUX_SOURCE=linux-6.1.tar.xz, else /usr/src/linux-source-*.tar.xz, else what apt-get download gets (140 MB, kept beside DIR for the
 # next call; nothing is installed). Unpacked it takes 1.2 GB for a minute. DIR appears when all is there; source.txt in it says what it was made of.
 #
-# A document is a file: C, assembly, Kconfig, and English (.rst, .txt, the descriptions in Documentation/ABI), 770 MB in all. A text that is there
+# A document is a file, or a piece of one: C, assembly, Kconfig, and English (.rst, .txt, the descriptions in Documentation/ABI), 770 MB in all. A text that is there
 # twice is taken once, the order is shuffled, every hundredth file is validation and the others are never cut into it. What is left out would be a
 # third of the text and teaches little more than to count:
 #   asic_reg, drivers/gpu/drm/amd/include   registers of chips, generated: 380 MB of #define
@@ -19,14 +23,15 @@ unwanted=(asic_reg drivers/gpu/drm/amd/include '*.json' '*.dts' '*.dtsi' '*.svg'
 wanted=(-name '*.c' -o -name '*.h' -o -name '*.S' -o -name '*.rst' -o -name '*.txt' -o -name 'Kconfig*' -o -path '*/Documentation/ABI/*')
 
 # ------------------------------------------------------------------------------------------------------------ arguments
-vocab=4096 tokens=0 val_tokens=2e6 out=linux
-usage="data/linux_source.sh [--vocab-size V] [--tokens N] [--val-tokens N] [--out DIR]"
+vocab=4096 tokens=0 val_tokens=2e6 piece_bytes=0 out=linux
+usage="data/linux_source.sh [--vocab-size V] [--tokens N] [--val-tokens N] [--piece-bytes N] [--out DIR]"
 while [ $# -gt 0 ]; do
     [ $# -ge 2 ] || fail "'$1' is no option, or lacks its value; expected $usage"
     case $1 in
         --vocab-size) vocab=$2 ;;
         --tokens) tokens=$2 ;;
         --val-tokens) val_tokens=$2 ;;
+        --piece-bytes) piece_bytes=$2 ;;
         --out) out=$2 ;;
         *) fail "'$1' is no option; expected $usage" ;;
     esac
@@ -39,9 +44,10 @@ while [[ $out == ?*/ ]]; do out=${out%/}; done
 number='^[0-9]{1,12}(\.[0-9]{1,9})?(e[0-9])?$'
 [[ $tokens =~ $number ]] || fail "--tokens is '$tokens', but must be a number like 60e6, or 0 for all there are"
 [[ $val_tokens =~ $number ]] || fail "--val-tokens is '$val_tokens', but must be a number like 2e6, or 0 for all there are"
+[[ $piece_bytes =~ ^[0-9]{1,9}$ ]] || fail "--piece-bytes is '$piece_bytes', but must be a number of bytes, or 0 for whole files"
 printf -v tokens %.0f "$tokens"
 printf -v val_tokens %.0f "$val_tokens"
-made_by="data/linux_source.sh --vocab-size $vocab --tokens $tokens --val-tokens $val_tokens"
+made_by="data/linux_source.sh --vocab-size $vocab --tokens $tokens --val-tokens $val_tokens --piece-bytes $piece_bytes"
 
 [ -x "$tokenize" ] || fail "data/tokenize is not built; run make"
 tarball=${LINUX_SOURCE:-}
@@ -137,8 +143,14 @@ try tar --force-local -xf "$tarball" -C "$work/text" --no-same-owner --no-same-p
     fail "cannot unpack '$tarball' to '$work': $said; is it whole, and are 1.5 GB free there?"
 sum=$(sum_of "$tarball")
 find "$work/text" ! -type d \( ! -type f -o -empty -o -size +256k -o ! \( "${wanted[@]}" \) \) -delete
+# Held out by file, so that no piece of a file is on both sides.
+mkdir "$work/val"
+(cd "$work/text" && find . -type f | sort | awk 'NR % 100 == 0' | tar -cf - -T - --remove-files) | tar -xf - -C "$work/val" ||
+    fail "cannot hold out files in '$work'; is the disk full?"
+pieces=()
+[ "$piece_bytes" = 0 ] || pieces=(--separator $'\n\n' --piece-bytes "$piece_bytes")
 
-try "$tokenize" "$work/text" --unique --val-every 100 --train-tokenizer "$vocab" --train-tokens "$tokens" --val-tokens "$val_tokens" \
+try "$tokenize" "$work/text" --val "$work/val" --unique "${pieces[@]}" --train-tokenizer "$vocab" --train-tokens "$tokens" --val-tokens "$val_tokens" \
     --shard-tokens 1000000 --out "$work/shards" >"$work/printed" || fail "${said//train-tokens/tokens}"
 cat "$work/said" >&2
 grep -v -e '^shard: ' -e '^written: ' "$work/printed"

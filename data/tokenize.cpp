@@ -43,6 +43,8 @@ struct Options {
     int& val_every = flags.at_least("--val-every", 20, 0, "without --val, every n-th document is validation; 0: none (20)");
     std::string& separator =
         flags.text("--separator", "", "a text that stands between two documents of one file, like '<|endoftext|>'; it is in neither");
+    int64_t& piece_bytes = flags.at_least("--piece-bytes", int64_t{0}, int64_t{0},
+                                          "with --separator: pieces are joined, what stands between them too, until they have so many bytes (0)");
     int64_t& shuffle_seed = flags.at_least("--shuffle-seed", int64_t{1}, int64_t{0},
                                            "documents are shuffled before they are cut into shards; another seed, another order (1)");
     bool& no_shuffle = flags.toggle("--no-shuffle", "leave them in the order of the inputs, in a folder in that of the paths");
@@ -57,6 +59,7 @@ struct Options {
         flags.require_given("--out");
         flags.exclude("--val-every", "--val");
         flags.exclude("--no-shuffle", "--shuffle-seed");
+        flags.need("--piece-bytes", "--separator");
         if (!flags.parse(argc, argv)) return false;
         require(train_tokenizer.has_value() != tokenizer.has_value(), "give one of --train-tokenizer and --tokenizer");
         require(val_every != 1, "--val-every is 1, but must be 0, or 2 or more");
@@ -99,7 +102,8 @@ static std::string text_of_line(std::string_view line, const std::string& where)
 /// lies.) A file or folder that can be reached by two ways, links too, is taken once, so a link that leads back up ends there.
 class DocumentFinder {
 public:
-    DocumentFinder(std::vector<std::string>& file_list, const std::string& separator_text) : files(file_list), separator(separator_text) {}
+    DocumentFinder(std::vector<std::string>& file_list, const std::string& separator_text, int64_t least_bytes)
+        : files(file_list), separator(separator_text), piece_bytes(least_bytes) {}
 
     std::vector<Document> find(const std::vector<std::string>& inputs) {
         std::vector<Document> documents;
@@ -179,11 +183,20 @@ private:
         });
     }
 
-    /// Nothing, or white space alone, between two separators is no document.
+    /// A document begins and ends with a piece that is not white space alone, and ends with the one that makes it piece_bytes long.
     void list_pieces(const File& file, int number, std::vector<Document>& documents) {
+        Document joined{number, 0, 0};   // of no bytes: none has begun
+        const auto end = [&] {
+            if (joined.bytes > 0) documents.push_back(joined);
+            joined.bytes = 0;
+        };
         for_each_piece(file, separator, [&](std::string_view text, int64_t offset, bool) {
-            if (text.find_first_not_of(" \t\r\n\v\f") != text.npos) documents.push_back({number, offset, static_cast<int64_t>(text.size())});
+            if (text.find_first_not_of(" \t\r\n\v\f") == text.npos) return;
+            if (joined.bytes == 0) joined.offset = offset;
+            joined.bytes = offset + static_cast<int64_t>(text.size()) - joined.offset;
+            if (joined.bytes >= piece_bytes) end();
         });
+        end();
     }
 
     /// take(text, offset, last) for what stands between one `end` and the next. Memory: that of the longest.
@@ -212,6 +225,7 @@ private:
 
     std::vector<std::string>& files;
     std::string separator;
+    int64_t piece_bytes;
     std::set<fs::path> seen;
     std::map<std::string, std::vector<std::string>> skipped;
     int64_t empty_lines = 0;
@@ -464,7 +478,7 @@ static void check_out(const Options& options) {
 static int tokenize(const Options& options) {
     check_out(options);
     Corpus corpus;
-    DocumentFinder finder(corpus.files, options.separator);
+    DocumentFinder finder(corpus.files, options.separator, options.piece_bytes);
     corpus.val = finder.find(options.val_inputs), corpus.train = finder.find(options.inputs);
     finder.print_skipped();
     require(!corpus.train.empty(), "no text in '", options.inputs[0], "'", options.inputs.size() > 1 ? " and the other inputs" : "");

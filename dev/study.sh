@@ -593,7 +593,7 @@ get_data() {
     case $corpus in
         headers-*) rm -rf "$data.tmp" && data/tokenize /usr/include/asm-generic --separator $'\n\n' --train-tokenizer "${corpus#headers-}" --shard-tokens 4097 --out "$data.tmp" &&
             mv "$data.tmp" "$data" ;;
-        linux-*) data/linux_source.sh --vocab-size "${corpus#linux-}" --tokens "$corpus_tokens" --out "$data" ;;
+        linux-*) data/linux_source.sh --vocab-size "${corpus#linux-}" "${corpus_flags[@]}" --out "$data" ;;
         fineweb10B) data/fineweb10B.sh 103 "$data" ;;
         *) fail "$data is to be made by hand at this scale; dev/$STUDY.study says from what" ;;
     esac

@@ -152,6 +152,8 @@ public:
     /// Rules between flags that are declared: this one must be given; these two must not both be.
     void require_given(const std::string& flag) { find(flag).option->required(); }
     void exclude(const std::string& flag, const std::string& other) { find(flag).option->excludes(find(other).option); }
+    /// `flag` means nothing without `other`.
+    void need(const std::string& flag, const std::string& other) { find(flag).option->needs(find(other).option); }
     /// Where this one is given, nothing else may be, arguments included.
     void alone(const std::string& flag) {
         check(flag, [this, flag, option = find(flag).option] {
