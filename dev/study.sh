@@ -41,11 +41,13 @@ programs=$(dirname "$(readlink -f train_gpt)")
 first_seed=1 last_seed=${BASH_REMATCH[1]}
 [ -z "${BASH_REMATCH[3]:-}" ] || { first_seed=$last_seed && last_seed=${BASH_REMATCH[3]}; }
 [ "$first_seed" -le "$last_seed" ] || fail "SEEDS is '$SEEDS', but its first is above its last"
+[[ $OUT =~ ^[A-Za-z0-9_./+-]+$ ]] || fail "OUT is '$OUT', but must be a path of letters, digits and . _ + - alone, as make's targets are"
 [[ $KEEP =~ ^(models|rows)$ ]] || fail "KEEP is '$KEEP', but must be models or rows"
 
 # shellcheck source=dev/growth.study
 . "dev/$STUDY.study"
 sizes
+[[ $programs != */cuda-* ]] || gpu_flops=0   # there speeds are measured
 export OMP_NUM_THREADS=$threads
 csv=$RESULTS/$STUDY.csv curves_csv=$RESULTS/${STUDY}_curves.csv latents_csv=$RESULTS/${STUDY}_latents.csv
 
@@ -61,6 +63,7 @@ if [ -e train_gpt ] && [ "${1:-}" != expected ]; then
 fi
 dir=${STUDY_DIR:-$OUT/$STUDY-$SCALE/${kind//[^A-Za-z0-9]/-}}   # STUDY_DIR: from make, for LAUNCH may start this on another machine
 data=$OUT/data/$corpus
+shards=(--data "$data/*train_*.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}")
 
 number() { awk "BEGIN { printf \"%.10g\", ($1) }"; }
 quoted() { printf '%q ' "$@"; }
@@ -372,6 +375,10 @@ name_files() {
     local at
     for at in "${!flags[@]}"; do [[ ${flags[at]} != @* ]] || flags[at]=$dir/${flags[at]#@}-s$seed.bin; done
 }
+name_seed() {
+    flags+=(--seed $((seed + offset)))
+    [ "${flags[0]}" = --init ] || flags+=(--data-seed $((seed + offset)))   # grown models go on in the data where they were
+}
 step_in() { local name=${1##*/step_} && name=${name%.bin} && echo $((10#$name)); }
 # FOLDER: the last step of its run, which may differ from the plan's: a grown model may have other windows; and whether its evaluation is there.
 steps_in() { sed -n 's/.*"event":"start".*"steps":\([0-9]*\).*/\1/p' "$1/log.jsonl" 2>/dev/null | tail -n 1; }
@@ -395,14 +402,13 @@ do_train() {
     newest=$(last "$folder")
     if outdated || { finished "$folder" && [ -z "$newest" ]; }; then begin_again "$folder" && newest=; fi
     every=$(((steps_of + evals - 1) / evals))
-    local always=(--data "$data/*train_*.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}" --eval-every $every --save-every $every --keep 1)
+    local always=("${shards[@]}" --eval-every $every --save-every $every --keep 1)
     if [ -n "$newest" ] && [ "$(step_in "$newest")" = "$(steps_in "$folder")" ] && ! finished "$folder"; then
         begin_again "$folder" && newest=   # stopped between the only checkpoint and its evaluation
     fi
     if [ -z "$newest" ]; then
         name_files
-        flags+=(--seed $((seed + offset)))
-        [ "${flags[0]}" = --init ] || flags+=(--data-seed $((seed + offset)))   # grown models go on in the data where they were
+        name_seed
         call ./train_gpt "${flags[@]}" "${always[@]}" --out "$folder" --overwrite
     elif ! finished "$folder"; then
         call ./train_gpt --resume "$newest" "${always[@]}"
@@ -423,7 +429,7 @@ do_made() {
 
 # Segment after segment: every model to the next multiple of $every, then each mixed with the next one. Begun again, it goes on with what is there.
 do_mixed() {
-    local i at folder newest before=0 always=(--data "$data/*train_*.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}" --eval-every 0)
+    local i at folder newest before=0 always=("${shards[@]}" --eval-every 0)
     if [ -e "$dir/$name-1-s$seed.bin" ] || outdated; then begin_again "$dir/$name"-[0-9]*-s"$seed" "$dir/$name"-[0-9]*-s"$seed".{bin,eval}; fi
     for ((at = every; ; at += every)); do
         [ $at -lt "$steps_of" ] || at=$steps_of
@@ -649,6 +655,25 @@ show_plan() {
             if (gpu > 0) printf "in all %.2e FLOPs: %.1f hours of one GPU at %.2e FLOP/s, which is arithmetic (40 %% of 989e12, the dense bf16 peak of an H100) and not measured\n", all, all_hours, gpu
             else printf "in all %.2e FLOPs: %.2f hours of one place, %.2f hours with %d side by side; evaluations come on top\n", all, all_hours, all_hours / places, places
         }' <<<"$list"
+    [ "$SCALE" != paper ] || show_commands
+}
+
+# The commands of one seed, as `make` runs them.
+show_commands() {
+    local name seed=$first_seed data_flags="--data '${shards[1]}' --val-data '${shards[3]}' ${evaluation[*]}"
+    echo
+    echo "of seed $seed, in $dir (make -f dev/$STUDY.mk SCALE=$SCALE runs these, and goes on where it was stopped):"
+    echo "  $(data_command)"
+    for name in "${models[@]}"; do
+        [ -n "${runs_of[$name]:-}" ] || continue
+        ( . "$dir/$name.node"
+          case $op in
+              train) name_seed && name_files && echo "  ./train_gpt ${flags[*]} $data_flags --out $dir/$name-s$seed" ;;
+              grow) echo "  ./grow $(of_seed $seed "${from[@]}")$(of_seed $seed "$name")${flags[*]}" ;;
+              stack) echo "  ./stack $(of_seed $seed "${from[@]}")--out $(of_seed $seed "$name")${flags[*]}" ;;
+              mixed) echo "  # $count models, $every steps at a time, between which ./stack --mix $weights: ./train_gpt ${flags[*]} $data_flags" ;;
+          esac )
+    done
 }
 
 show_status() {
@@ -696,14 +721,20 @@ show_expected() {
 }
 
 # ---------------------------------------------------------------------------------------------------------------------- data
-get_data() {
+# What makes $data. The studies' own sizes take so many files that each is read once.
+data_command() {
     case $corpus in
-        headers-*) rm -rf "$data.tmp" && data/tokenize /usr/include/asm-generic --separator $'\n\n' --train-tokenizer "${corpus#headers-}" --shard-tokens 4097 --out "$data.tmp" &&
-            mv "$data.tmp" "$data" ;;
-        linux-*) data/linux_source.sh --vocab-size "${corpus#linux-}" "${corpus_flags[@]}" --out "$data" ;;
-        fineweb10B) data/fineweb10B.sh 103 "$data" ;;
-        *) fail "$data is to be made by hand at this scale; dev/$STUDY.study says from what" ;;
+        headers-*) echo "data/tokenize /usr/include/asm-generic --separator \$'\n\n' --train-tokenizer ${corpus#headers-} --shard-tokens 4097 --out $data" ;;
+        linux-*) echo "data/linux_source.sh --vocab-size ${corpus#linux-} ${corpus_flags[*]} --out $data" ;;
+        fineweb100B) echo "data/fineweb100B.sh $corpus_files $data" ;;
+        fineweb-edu)
+            echo "data/fineweb_edu.sh $corpus_files $data.parquet && python3 data/parquet_to_jsonl.py $data.parquet/shard_*.parquet &&" \
+                "data/tokenize $data.parquet/shard_*.jsonl --val $data.parquet/shard_01822.jsonl --train-tokenizer 32768 --out $data" ;;
     esac
+}
+get_data() {
+    mkdir -p "$OUT/data"
+    eval "$(data_command)"
 }
 
 case ${1:-} in

@@ -102,6 +102,31 @@ TEST_CASE("linux_source.sh: every wanted text is a document once, whole files ar
     CHECK(contains(result.out, "next: ./train_gpt --data '" + source.dir / "out/train_*.bin'"));
 }
 
+TEST_CASE("linux_source.sh: --piece-bytes cuts files at empty lines, but none into both training and validation") {
+    Source source;
+    for (int i = 0; i < 60; i++) {
+        const std::string name = "file" + std::to_string(i);
+        source.add("fs/" + name + ".c", name + " 1\n\n" + name + " 2\n\n" + name + " 3\n");
+    }
+    source.pack();
+    Result result = source.make("out", "--piece-bytes 12");
+    REQUIRE_MESSAGE(result.code == 0, result.err);
+    const Names train = documents_in(source.dir / "out/train_000000.bin"), val = documents_in(source.dir / "out/val_000000.bin");
+    auto pieces = [](const Names& documents, const std::string& name) {
+        return std::count_if(documents.begin(), documents.end(), [&](const std::string& text) { return text.rfind(name + " ", 0) == 0; });
+    };
+    int held_out = 0;
+    for (int i = 0; i < 60; i++) {
+        const std::string name = "file" + std::to_string(i);
+        CAPTURE(name);
+        const auto in_val = pieces(val, name);
+        CHECK(pieces(train, name) + in_val == 2);   // 1 and 2 in one, 3
+        CHECK((in_val == 0 || in_val == 2));
+        held_out += in_val == 2;
+    }
+    CHECK(held_out >= 1);
+}
+
 TEST_CASE("linux_source.sh: the same text gives the same bytes, wherever they go, and source.txt says what they were made of") {
     Source source;
     for (std::string out : {"a", "deeper/folder/b", "with space/c"})
@@ -109,7 +134,7 @@ TEST_CASE("linux_source.sh: the same text gives the same bytes, wherever they go
     const auto files = files_of(source.dir / "a");
     CHECK(files == files_of(source.dir / "deeper/folder/b"));
     CHECK(files == files_of(source.dir / "with space/c"));
-    CHECK(files.at("source.txt") == "data/linux_source.sh --vocab-size 260 --tokens 1500 --val-tokens 10\ntext linux-source-9.9.tar.xz\nSHA-256 " +
+    CHECK(files.at("source.txt") == "data/linux_source.sh --vocab-size 260 --tokens 1500 --val-tokens 10 --piece-bytes 0\ntext linux-source-9.9.tar.xz\nSHA-256 " +
                                         run("sha256sum <" + source.tar()).out.substr(0, 64) + "\n");
     CHECK(Tokenizer::load(source.dir / "a/tokenizer.txt").vocab_size() == 260);
     CHECK(read_shard_header(source.dir / "a/train_000000.bin") == 1500);
@@ -144,7 +169,7 @@ TEST_CASE("linux_source.sh: called again it does nothing, and touches nothing th
         // Of what it was made need not be there any more.
         CHECK(run("data/linux_source.sh " + source.few + "--out " + out).out == result.out);
     }
-    SUBCASE("other options") { result = source.make("out", "--tokens 100"), found = "has what data/linux_source.sh --vocab-size 257 --tokens 0 --val-tokens 0 made"; }
+    SUBCASE("other options") { result = source.make("out", "--tokens 100"), found = "has what data/linux_source.sh --vocab-size 257 --tokens 0 --val-tokens 0 --piece-bytes 0 made"; }
     SUBCASE("another text") {
         source.add("new.c", "int x;\n");
         source.pack();
@@ -250,6 +275,7 @@ TEST_CASE("linux_source.sh refuses what it cannot do, before it unpacks anything
         {"--tokens 1e10", "--tokens is '1e10'"},
         {"--tokens 60M", "--tokens is '60M'"},
         {"--val-tokens 1e", "--val-tokens is '1e'"},
+        {"--piece-bytes 1e3", "--piece-bytes is '1e3'"},
         {"--tokens", "'--tokens' is no option, or lacks its value"},
         {"--frobnicate 3", "'--frobnicate' is no option"},
         {"--help", "expected data/linux_source.sh [--vocab-size V]"},

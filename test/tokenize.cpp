@@ -266,6 +266,25 @@ TEST_CASE("tokenize: --separator splits the text of a file") {
     CHECK(contains(none.err, "no text in"));
 }
 
+TEST_CASE("tokenize: --piece-bytes joins pieces until they are long enough, with what stands between them") {
+    TempDir dir;
+    auto split = [&](const std::string& text, int bytes) {
+        write_file(dir / "in", text);
+        Result result = run("data/tokenize " + dir / "in --no-shuffle --train-tokenizer 257 --val-every 0 --overwrite --separator '|' --piece-bytes " +
+                            std::to_string(bytes) + " --out " + dir / "out");
+        REQUIRE_MESSAGE(result.code == 0, result.err);
+        return documents_in(dir / "out/train_000000.bin");
+    };
+    CHECK(split("ab|c|d|efgh|i", 0) == Names{"ab", "c", "d", "efgh", "i"});
+    CHECK(split("ab|c|d|efgh|i", 2) == Names{"ab", "c|d", "efgh", "i"});
+    CHECK(split("ab|c|d|efgh|i", 3) == Names{"ab|c", "d|efgh", "i"});
+    CHECK(split("ab|c|d|efgh|i", 100) == Names{"ab|c|d|efgh|i"});
+    CHECK(split("| \n|ab||c| |", 4) == Names{"ab||c"});   // neither begins nor ends with nothing
+    Result alone = run("data/tokenize " + dir / "in --train-tokenizer 257 --piece-bytes 3 --overwrite --out " + dir / "out");
+    CHECK(alone.code == 2);
+    CHECK_MESSAGE(alone.err.find("--piece-bytes requires --separator") != std::string::npos, alone.err);
+}
+
 TEST_CASE("tokenize: of a large file with many documents nothing but their places is kept") {
     TempDir dir;
     std::string line = "{\"padding\": \"" + std::string(4000, '.') + "\", \"text\": \"t\"}\n", lines;
