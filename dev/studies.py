@@ -8,14 +8,17 @@ import csv
 import math
 import os
 import re
+import subprocess
 import sys
 from collections import Counter, defaultdict
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import mean, stdev
 
-RESULTS = Path(__file__).resolve().parent / "results"
+DEV = Path(__file__).resolve().parent
+RESULTS = DEV / "results"
 STUDIES = ("stacking", "growth")
+SCALES = ("smoke", "nano", "small", "paper")
 
 
 def refuse(message):
@@ -115,46 +118,77 @@ PLAIN = {
 
 
 def read(path, kind, way_out="remove the line: the study writes it again"):
-    """The rows of a file, their fields as COLUMNS has them, None where there is nothing. Other columns stay text."""
+    """The rows of a file."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            lines = csv.reader(file, strict=True)
-            header = next(lines, None)
-            if not header:
-                refuse(f"{path}: is empty; its first line must name the columns")
-            twice = [column for column, count in Counter(header).items() if count > 1]
-            missing = [column for column in COLUMNS[kind] if column not in header]
-            if twice or missing:
-                refuse(
-                    f"{path}: line 1: {'column ' + twice[0] + ' is there twice' if twice else 'there is no column ' + missing[0]}; "
-                    f"dev/results/README.md lists them"
-                )
-            rows = []
-            for fields in lines:
-                if not fields:
-                    continue
-                where = f"{path}: line {lines.line_num}"
-                if len(fields) != len(header):
-                    refuse(f"{where}: has {len(fields)} fields, and there are {len(header)} columns; {way_out}")
-                row = {}
-                for column, field in zip(header, fields):
-                    if field == "":
-                        if column in NEEDED[kind]:
-                            refuse(f"{where}: {column} is empty; {way_out}")
-                        row[column] = None
-                        continue
-                    try:
-                        row[column] = COLUMNS[kind].get(column, text)(field)
-                    except ValueError as error:
-                        refuse(f"{where}: {column} must be {error}, not '{field[:60]}'; {way_out}")
-                rows.append(row)
-            return rows
+            return rows_of(file, path, kind, NEEDED[kind], way_out)
     except OSError as error:
         refuse(f"{path}: cannot be read: {error.strerror}; the study writes it (make -f dev/{kind.split('_')[0]}.mk)")
     except UnicodeDecodeError as error:
         refuse(f"{path}: is no UTF-8 text: {error.reason}; take the last good version of it (git checkout)")
+
+
+def rows_of(file, path, kind, needed, way_out):
+    """Rows, their fields as COLUMNS has them, None where there is nothing. Other columns stay text."""
+    lines = csv.reader(file, strict=True)
+    try:
+        header = next(lines, None)
+        if not header:
+            refuse(f"{path}: is empty; its first line must name the columns")
+        twice = [column for column, count in Counter(header).items() if count > 1]
+        missing = [column for column in COLUMNS[kind] if column not in header]
+        if twice or missing:
+            refuse(
+                f"{path}: line 1: {'column ' + twice[0] + ' is there twice' if twice else 'there is no column ' + missing[0]}; "
+                f"dev/results/README.md lists them"
+            )
+        rows = []
+        for fields in lines:
+            if not fields:
+                continue
+            where = f"{path}: line {lines.line_num}"
+            if len(fields) != len(header):
+                refuse(f"{where}: has {len(fields)} fields, and there are {len(header)} columns; {way_out}")
+            row = {}
+            for column, field in zip(header, fields):
+                if field == "":
+                    if column in needed:
+                        refuse(f"{where}: {column} is empty; {way_out}")
+                    row[column] = None
+                    continue
+                try:
+                    row[column] = COLUMNS[kind].get(column, text)(field)
+                except ValueError as error:
+                    refuse(f"{where}: {column} must be {error}, not '{field[:60]}'; {way_out}")
+            rows.append(row)
+        return rows
     except csv.Error as error:
         refuse(f"{path}: line {lines.line_num}: is no CSV: {error}; {way_out}")
+
+
+def expected(kind, scale):
+    """The rows that the study declares at a scale, of one seed and as many as it has of the noise: dev/study.sh expected. Rows of latents
+    have the csv stacking_latents. Without one that can be read there is nothing to hold the rows against."""
+    command = [DEV / "study.sh", "expected"]
+    settings = {"STUDY": kind, "SCALE": scale, "SEEDS": "1", "ONLY": ""}
+    try:
+        said = subprocess.run(command, cwd=DEV.parent, env={**os.environ, **settings}, capture_output=True, text=True, errors="replace")
+    except OSError as error:
+        refuse(f"{command[0]}: cannot be run: {error.strerror}; it says which rows {kind} has")
+    if said.returncode != 0:
+        refuse((said.stderr.strip().splitlines() or [f"{command[0]}: ended with exit code {said.returncode}"])[-1])
+    name = f"dev/study.sh expected, of dev/{kind}.study"
+    rows = rows_of(said.stdout.splitlines(), name, kind, {"csv", "scale", "experiment", "model", "seed"}, "correct its declaration")
+    return [plain(kind, row) for row in rows]
+
+
+def plain(kind, row):
+    """An empty field of a stack is the plain setting."""
+    if kind == "stacking":
+        row.update({column: value for column, value in PLAIN.items() if row[column] is None})
+        if row["coconut_every"] == 0:
+            row["coconut_targets"] = ""
+    return row
 
 
 def write_whole(path, write):
@@ -187,11 +221,34 @@ class Study:
         self.index = defaultdict(list)
         for row in self.rows:
             self.index[identity(self.name, row), row["seed"], row["machine"]].append(row)
-        self.part_norms = {
-            row["model"]: (row["norm_wte"], row["norm_lm_head"])
+        # A part's row says how the part was trained.
+        self.parts = {
+            (row["model"], row["seed"], row["machine"]): row
             for row in self.rows
-            if kind == "stacking" and row["val_loss_stack"] is None
+            if kind == "stacking" and row["val_loss_stack"] is None and row["norm_wte"]
         }
+
+    @cached_property
+    def expected(self):
+        return expected(self.name, self.scale)
+
+    def experiment(self, name):
+        """What Python knows of an experiment; of another one, that it varies what its rows differ in."""
+        known = EXPERIMENTS[self.name].get(name)
+        if known:
+            return known
+        rows = [row for row in self.declared(name) + self.rows if row["experiment"] == name]
+        return Experiment(name.replace("_", " ").capitalize(), varying(rows))
+
+    def declared(self, experiment):
+        """Rows of an experiment that are compared, a model a row."""
+        rows = {row["model"]: row for row in self.expected if row["csv"] == self.name and row["experiment"] == experiment}
+        return [row for row in rows.values() if experiment not in EXPERIMENTS[self.name] or is_compared(self.name, row)]
+
+    def others(self):
+        """Experiments that Python does not know by name."""
+        names = dict.fromkeys(row["experiment"] for row in self.expected + self.rows if row.get("csv", self.name) == self.name)
+        return [name for name in names if name != "noise" and name not in EXPERIMENTS[self.name]]
 
     def beside(self, kind):
         """The rows of another file of this study, at this scale; none where it is not there."""
@@ -212,8 +269,8 @@ class Study:
 
     def trained_norms(self, row):
         """Those of a stack's parts; None where a part has no row."""
-        norms = {self.part_norms.get(part) for part in (row.get("parts") or "").split("+")}
-        return None if None in norms else norms
+        parts = [self.parts.get((part, row["seed"], row["machine"])) for part in (row.get("parts") or "").split("+")]
+        return None if None in parts else {(part["norm_wte"], part["norm_lm_head"]) for part in parts}
 
 
 def identity(kind, row):
@@ -221,23 +278,31 @@ def identity(kind, row):
     return row["model"] if kind == "growth" or row["val_loss_stack"] is None else tuple(row[column] for column in VARIED)
 
 
+def is_compared(kind, row):
+    """Not a baseline, and not a part."""
+    return row["baseline"] is not None if kind == "growth" else row["unique_model"] is not None
+
+
+def varying(rows):
+    """The columns that say what was set, and that differ in these rows."""
+    columns = dict.fromkeys(column for row in rows for column in row)
+    said = [column for column in columns if column not in MEASURED and len({row.get(column) for row in rows}) > 1]
+    return tuple(said)
+
+
 def load(kind, results, scale=None):
-    """A study at each scale that it was run at, or at the one that was asked for."""
+    """A study at each scale that it was run at, or at the one that was asked for; nothing where there is no row yet."""
+    if scale is not None and scale not in SCALES:
+        refuse(f"--scale '{scale[:60]}': must be {', '.join(SCALES[:-1])} or {SCALES[-1]}")
+    if not Path(results).is_dir():
+        refuse(f"--results {results}: is no folder; it is where {kind}.csv is")
     path = Path(results) / f"{kind}.csv"
-    rows = read(path, kind)
+    rows = read(path, kind) if path.exists() else []
     for row in rows:
         row["machine"] = tuple(row[column] for column in MACHINE)
-        if kind == "stacking":
-            row.update({column: value for column, value in PLAIN.items() if row[column] is None})
-            if row["coconut_every"] == 0:
-                row["coconut_targets"] = ""
-    scales = list(dict.fromkeys(row["scale"] for row in rows))
-    if scale is not None and scale not in scales:
-        refuse(
-            f"--scale '{scale[:60]}': {path} has no row of it; "
-            + (f"it has {', '.join(scales)}" if scales else "it has no row yet")
-        )
-    return [Study(kind, s, [row for row in rows if row["scale"] == s], Path(results)) for s in ([scale] if scale else scales)]
+        plain(kind, row)
+    scales = [s for s in dict.fromkeys(row["scale"] for row in rows) if scale in (None, s)]
+    return [Study(kind, s, [row for row in rows if row["scale"] == s], Path(results)) for s in scales]
 
 
 @cache
@@ -315,73 +380,63 @@ def slope(points):
 
 
 class Experiment:
-    """A sweep: the columns that it varies, the values that it should have of each, and which of them is the usual."""
+    """A sweep: the columns that it varies, which setting of them is the usual, and whether the usual rows of other experiments belong
+    to it. Its levels are those that the study declares (Study.declared)."""
 
-    def __init__(self, title, expected, usual=None):
-        self.title, self.expected, self.usual = title, expected, usual
-        self.columns = tuple(expected)
-
-    def levels(self):
-        """Every combination that there should be. A column of which None is expected takes what there is."""
-        levels = [{}]
-        for column, values in self.expected.items():
-            levels = [
-                {**level, **({column: value} if value is not None else {})} for level in levels for value in (values or [None])
-            ]
-        return levels
+    def __init__(self, title, columns, usual=None, borrows=True):
+        self.title, self.columns, self.usual, self.borrows = title, columns, usual, borrows
 
 
 GROWTH = {
-    "miniseries": Experiment("Miniseries, with growth and without", {"depth": None}),
-    "warmdown": Experiment("Warmdown of the deep round", {"warmdown": [0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]}, {"warmdown": 0.5}),
-    "early": Experiment(
-        "Early FLOPs: how long the shallow round, against baselines of the same FLOPs",
-        {"study_ratio": [6.5, 7.5, 8.5, 9.5, 10.5]},
-    ),
+    "miniseries": Experiment("Miniseries, with growth and without", ("depth",)),
+    "warmdown": Experiment("Warmdown of the deep round", ("warmdown",), {"warmdown": 0.5}),
+    "early": Experiment("Early FLOPs: how long the shallow round, against baselines of the same FLOPs", ("study_ratio",)),
     "fixed": Experiment(
         "Fixed FLOPs: how long the shallow round, with warmdown in it and without",
-        {"shallow_warmdown": [0, 0.5], "study_ratio": [1.25, 2.25, 3.25, 4.25, 5.25]},
+        ("shallow_warmdown", "study_ratio"),
         {"shallow_warmdown": 0.5},
     ),
-    "factor": Experiment("Growth factor", {"factor": [2, 4]}, {"factor": 2}),
-    "order": Experiment(
-        "Order of the layers", {"order": ["stack", "interleave", "first", "last", "middle", "random", "zero"]}, {"order": "stack"}
-    ),
+    "factor": Experiment("Growth factor", ("factor",), {"factor": 2}),
+    "order": Experiment("Order of the layers", ("order",), {"order": "stack"}),
     "state": Experiment(
-        "Optimizer state and schedule after growth",
-        {"optimizer": ["reset", "copy"], "schedule": ["restart", "continue"]},
-        {"optimizer": "reset", "schedule": "restart"},
+        "Optimizer state and schedule after growth", ("optimizer", "schedule"), {"optimizer": "reset", "schedule": "restart"}
     ),
 }
 RATIOS = ("shallow_data_ratio", "shallow_warmdown", "warmdown")
 BOTH = [False, True]
-CELL = {"use_first_layer": BOTH, "use_last_layer": BOTH}
+CELL = ("use_first_layer", "use_last_layer")
 NORMS = [("none", "rms_norm"), ("rms_norm", "rms_norm"), ("layer_norm", "layer_norm"), ("none", "none")]  # norm_wte, norm_lm_head
 DOCUMENT_NORMS = NORMS[:3]
 STACKING = {
-    "norms": Experiment("Every stack", {"norms": NORMS, "unique_model": BOTH, **CELL}),
+    "norms": Experiment("Every stack", ("norms", "unique_model", *CELL)),
     "loop": Experiment(
         "Parts that were trained with looping",
-        {"coconut_targets": ["same", "next"], "coconut_every": [100, 10], "unique_model": BOTH, **CELL},
+        ("coconut_targets", "coconut_every", "unique_model", *CELL),
         {"coconut_every": 0, "coconut_targets": ""},
+        borrows=False,
     ),
     "long": Experiment(
-        "Parts that were trained on five times the tokens",
-        {"times": [5], "unique_model": BOTH, "use_first_layer": None, "use_last_layer": None},
-        {"times": 1},
+        "Parts that were trained on five times the tokens", ("times", "unique_model", *CELL), {"times": 1}, borrows=False
     ),
     "embeddings": Experiment(
         "Embeddings frozen from the first model, and each model's own",
-        {"embeddings": ["frozen", "own"], "unique_model": BOTH},
+        ("embeddings", "unique_model"),
         {"embeddings": "frozen", "head": "first"},
     ),
     "mix": Experiment(
         "Parts that took in each other's weights, in twos and threes",
-        {"mix_every": [100], "models": [2, 3], "unique_model": BOTH},
+        ("mix_every", "models", "unique_model"),
         {"mix_every": 0},
+        borrows=False,
     ),
 }
 EXPERIMENTS = {"growth": GROWTH, "stacking": STACKING}
+# What a row says that was not set for it.
+MEASURED = {"csv", "machine", "command", "commit", "seed", "scale", "experiment", "model", "baseline", "parts", *MACHINE}
+MEASURED |= set("val_loss_stack mean_val_loss total_flops tokens parameters start_val_loss val_loss val_bpb train_loss".split())
+MEASURED |= set("train_acceleration val_acceleration seconds shallow_data_ratio deep_data_ratio".split())
+# What the row of a part says of its training, and the row of a stack of its parts.
+TRAINED = ("norm_wte", "norm_lm_head", "coconut_every", "coconut_targets", "times", "mix_every")
 VARIED = (
     "norm_wte",
     "norm_lm_head",
@@ -409,7 +464,7 @@ def study_ratio(row):
 def value_of(row, column):
     if column == "study_ratio":
         return study_ratio(row)
-    return (row["norm_wte"], row["norm_lm_head"]) if column == "norms" else row[column]
+    return (row["norm_wte"], row["norm_lm_head"]) if column == "norms" else row.get(column)
 
 
 class Point:
@@ -431,13 +486,15 @@ class Sweep:
     """The points of an experiment, in order, and what there is to say of rows that are missing or left out."""
 
     def __init__(self, study, experiment):
-        self.study, self.name, self.experiment = study, experiment, EXPERIMENTS[study.name][experiment]
+        self.study, self.name, self.experiment = study, experiment, study.experiment(experiment)
+        self.declared = study.declared(experiment)
         self.notes, self.left_out = [], 0
-        growth = study.name == "growth"
+        growth, known = study.name == "growth", experiment in EXPERIMENTS[study.name]
         rows = [
             row
             for row in study.rows
-            if row["experiment"] == experiment and (row["baseline"] if growth else row["val_loss_stack"]) is not None
+            if row["experiment"] == experiment
+            and (not known or (row["baseline"] if growth else row["val_loss_stack"]) is not None)
         ]
         rows += self.borrowed(rows) if growth else self.borrowed_stacks(rows)
         rows = self.one_machine(rows)
@@ -452,8 +509,10 @@ class Sweep:
         self.points = []
         for members in groups.values():
             level = self.level(members)
-            self.points.append(Point(level, members, {seed: self.baseline(row) for seed, row in members.items()} if growth else {}))
-        self.points.sort(key=lambda point: self.place(point.level))
+            baselines = {seed: self.baseline(row) for seed, row in members.items() if growth and row["baseline"] is not None}
+            self.points.append(Point(level, members, baselines))
+        order = {column: list(dict.fromkeys(value_of(row, column) for row in self.declared)) for column in self.experiment.columns}
+        self.points.sort(key=lambda point: [place(order[column], value) for column, value in point.level.items()])
         self.seeds = sorted({row["seed"] for row in rows})
         self.machines = defaultdict(list)
         for seed in self.seeds:
@@ -489,8 +548,8 @@ class Sweep:
 
     def borrowed_stacks(self, rows):
         """The usual ones, where they belong to the sweep and have their rows among the norms."""
-        usual = self.experiment.usual or {}
-        if not any(value in (self.experiment.expected.get(column) or []) for column, value in usual.items()):
+        usual = self.experiment.usual
+        if not usual or not self.experiment.borrows:
             return []
         there = {identity("stacking", row) for row in rows}
         found = [self.study.find(row, identity("stacking", {**row, **usual})) for row in rows]
@@ -511,7 +570,7 @@ class Sweep:
             by_seed[row["seed"]][row["machine"]].append(row)
         kept, others = [], Counter()
         for machines in by_seed.values():
-            pairs = lambda rows: sum(self.study.name != "growth" or self.baseline(row) is not None for row in rows)
+            pairs = lambda rows: sum(not self.lacks_baseline(row) for row in rows)
             best = max(machines, key=lambda machine: (pairs(machines[machine]), len(machines[machine])))  # of equals the first
             kept += machines[best]
             others.update({machine: len(rows) for machine, rows in machines.items() if machine != best})
@@ -520,14 +579,17 @@ class Sweep:
         return kept
 
     def with_baseline(self, rows):
-        alone = [row for row in rows if self.baseline(row) is None]
+        alone = [row for row in rows if self.lacks_baseline(row)]
         if alone:
             self.leave_out(
                 len(alone),
                 "without a baseline of their seed and machine: "
                 + ", ".join(f"{row['model']} of seed {row['seed']}" for row in alone),
             )
-        return [row for row in rows if self.baseline(row) is not None]
+        return [row for row in rows if not self.lacks_baseline(row)]
+
+    def lacks_baseline(self, row):
+        return self.study.name == "growth" and row["baseline"] is not None and self.baseline(row) is None
 
     def leave_out(self, count, why):
         self.left_out += count
@@ -543,27 +605,18 @@ class Sweep:
             )
         return dict(zip(self.experiment.columns, levels.pop()))
 
-    def place(self, level):
-        """Where a level stands: as the sweep has it, then what it has not."""
-
-        def of(expected, value):
-            if value in expected:
-                return expected.index(value), 0, ""
-            return (len(expected), 0, shown(value)) if isinstance(value, (str, tuple)) else (len(expected), value or 0, "")
-
-        return [of(self.experiment.expected[column] or [], value) for column, value in level.items()]
-
     def say_missing(self):
         there = [point.level for point in self.points]
-        wanted = (
-            [level for level in self.experiment.levels() if not any(level.items() <= found.items() for found in there)]
-            if there
-            else []
-        )
         if not there:
             self.notes.append("Missing: all of it; no row yet.")
-        if wanted:
-            self.notes.append("Missing, no seed of: " + summarized(wanted, self.experiment.levels()) + ".")
+        # A declared row is known by its model: what the table has no column for may tell it from another one.
+        models = {point.row["model"] for point in self.points} | {row["model"] for row in self.study.rows}
+        columns = [*self.experiment.columns]
+        columns += [c for c in varying(self.declared) if c not in columns and not ("norms" in columns and c.startswith("norm_"))]
+        levels = {row["model"]: {column: value_of(row, column) for column in columns} for row in self.declared}
+        wanted = [level for model, level in levels.items() if model not in models]
+        if there and wanted:
+            self.notes.append("Missing, no seed of: " + summarized(wanted, list(levels.values())) + ".")
         lacking = defaultdict(list)
         for point in self.points:
             seeds = tuple(seed for seed in self.study.seeds if seed not in point.rows)
@@ -603,6 +656,13 @@ class Sweep:
         return differences
 
 
+def place(order, value):
+    """Where a value stands: as the study declares it, then what it does not declare."""
+    if value in order:
+        return order.index(value), 0, ""
+    return (len(order), 0, shown(value)) if isinstance(value, (str, tuple)) else (len(order), value or 0, "")
+
+
 def machine_name(machine):
     processor, precision, threads = machine
     return f"{processor}, {precision}, {threads} {'thread' if threads == 1 else 'threads'}"
@@ -634,7 +694,7 @@ def summarized(levels, of_all):
 
 def chance(study):
     """The loss of equal odds, ln(vocabulary), or None. The vocabulary is where the study is described, at its scale."""
-    path = Path(__file__).resolve().parent / f"{study.name}.study"
+    path = DEV / f"{study.name}.study"
     described = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     of_scale = re.search(rf"^ *{study.scale}\).*?;;", described, re.MULTILINE | re.DOTALL)
     size = re.search(r"--vocab-size ([0-9]{1,9})", of_scale[0]) if of_scale else None

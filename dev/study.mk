@@ -4,7 +4,9 @@
 #   make -f dev/growth.mk -j2                 every row, and then tables and figures; what was stopped goes on, what is in the CSV is left alone
 #   make -f dev/growth.mk plan                every run with its FLOPs, tokens and memory, and hours from 20 measured steps of each size
 #   make -f dev/growth.mk status              what is done, running and left
-#   make -f dev/growth.mk rows|tables|figures
+#   make -f dev/growth.mk rows                every row, and no more
+#   make -f dev/growth.mk tables figures      of the rows that there are. Tables are written into RESULTS/growth.md, where it has marks of this scale, and
+#                                             else printed
 #
 #   SCALE=nano      smoke: in seconds. nano: two cores, hours. small: one GPU, minutes a comparison. paper: the studies' own size.
 #   SEEDS=3         1 to 3; or from-to, as in 4-6
@@ -26,20 +28,24 @@ export STUDY SCALE SEEDS ONLY RESULTS OUT KEEP
 quoted = '$(subst ','\'',$(1))'
 ask = $(foreach name,STUDY SCALE SEEDS ONLY RESULTS OUT KEEP,$(name)=$(call quoted,$($(name)))) dev/study.sh
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
-study := dev/study.sh
 
 .PHONY: all rows plan status tables figures
-all: figures tables
-figures tables: rows
-	@$(PYTHON) dev/$@.py $(STUDY) --scale $(SCALE) --results $(RESULTS)
+all: tables figures
+tables:
+	@if grep -qsF "<!-- table: $$SCALE " "$$RESULTS/$$STUDY.md"; then set -- --write; else set -- --scale "$$SCALE"; fi; \
+	    $(PYTHON) dev/tables.py $(STUDY) --results "$$RESULTS" "$$@"
+figures:
+	@$(PYTHON) dev/figures.py $(STUDY) --results "$$RESULTS" --scale "$$SCALE"
 status:
 	@dev/study.sh status
 
-ifeq ($(filter-out plan status,$(or $(MAKECMDGOALS),all)),)
-  # The sizes that a plan measures.
-  SPEEDS := $(if $(filter plan,$(MAKECMDGOALS)),$(shell $(ask) speeds))
-else
+GOALS := $(or $(MAKECMDGOALS),all)
+ifneq ($(filter-out plan status tables figures,$(GOALS)),)
   GRAPH := $(shell $(ask) graph)
+  tables figures: rows
+else
+  # The sizes that a plan measures.
+  SPEEDS := $(if $(filter plan,$(GOALS)),$(shell $(ask) speeds))
 endif
 ifneq ($(filter-out 0,$(.SHELLSTATUS)),)
   $(error $(STUDY): stopped; the line above says why)

@@ -22,7 +22,7 @@
 #   number EXPRESSION             arithmetic; ratio_of MODEL: tokens a parameter of its round
 #
 # A model that several rows need is declared by each of them and made once. Commands: graph (targets of all that is missing, for make), do TARGET
-# (makes one), plan, status, data NAME.
+# (makes one), expected (every row that is declared, as CSV), speeds, plan, status, data.
 set -euo pipefail
 : "${STUDY:?is set by dev/growth.mk and dev/stacking.mk}" "${SCALE:=nano}" "${SEEDS:=3}" "${RESULTS:=dev/results}" "${KEEP:=models}" "${ONLY:=}" "${OUT:=out/studies}"
 
@@ -32,7 +32,9 @@ fail() {
     echo "$text" >&2
     exit "${2:-2}"
 }
-[ -e train_gpt ] || fail "./train_gpt is not built; make builds it"
+unplanned=   # yes: a study is read for the names and columns of its rows alone, which needs no program, and writes nothing
+[[ ! ${1:-} =~ ^(expected|status)$ ]] || unplanned=yes
+[ -e train_gpt ] || [ -n "$unplanned" ] || fail "./train_gpt is not built; make builds it"
 programs=$(dirname "$(readlink -f train_gpt)")
 [[ $SCALE =~ ^(smoke|nano|small|paper)$ ]] || fail "SCALE is '$SCALE', but must be smoke, nano, small or paper"
 [[ $SEEDS =~ ^([1-9][0-9]{0,3})(-([1-9][0-9]{0,3}))?$ ]] || fail "SEEDS is '$SEEDS', but must be a number, as 3 for 1 to 3, or a range, as 4-6"
@@ -51,11 +53,14 @@ csv=$RESULTS/$STUDY.csv curves_csv=$RESULTS/${STUDY}_curves.csv latents_csv=$RES
 
 # What is compared is of one kind of machine, one precision and one number of threads. The models of each lie in a folder of their own, so that
 # on another machine a study begins beside what is there, and never goes on with it.
-machine=$("$programs/report" --machine)
-machine_is() { sed -n "s/^$1 //p" <<<"$machine"; }
-precision=$(machine_is precision) commit=$(machine_is commit) processor=$(machine_is processor)
-processor=$(sed 's/, [0-9]* threads\?//; s/,//g' <<<"$processor")
-kind="$processor $precision $threads"
+kind='' processor='' precision=''   # unknown where no program tells them
+if [ -e train_gpt ] && [ "${1:-}" != expected ]; then
+    machine=$("$programs/report" --machine)
+    machine_is() { sed -n "s/^$1 //p" <<<"$machine"; }
+    precision=$(machine_is precision) commit=$(machine_is commit) processor=$(machine_is processor)
+    processor=$(sed 's/, [0-9]* threads\?//; s/,//g' <<<"$processor")
+    kind="$processor $precision $threads"
+fi
 dir=${STUDY_DIR:-$OUT/$STUDY-$SCALE/${kind//[^A-Za-z0-9]/-}}   # STUDY_DIR: from make, for LAUNCH may start this on another machine
 data=$OUT/data/$corpus
 shards=(--data "$data/*train_*.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}")
@@ -64,23 +69,26 @@ number() { awk "BEGIN { printf \"%.10g\", ($1) }"; }
 quoted() { printf '%q ' "$@"; }
 
 # -------------------------------------------------------------------------------------------------------- the words of a study
-declare -A declared=() needs=() total=() tokens_a_parameter=() plans=()   # of a model; plans: of flags
-declare -A row_needs=() row_experiment=() row_rank=()
+declare -A declared=() needs=() total=() tokens_a_parameter=() node_of=() memory=() plans=()   # of a model; plans: of flags
+declare -A row_needs=() row_experiment=() row_rank=() row_csv=() row_line=()
 rows=() models=()
 
 experiment() { experiment=$1 rank=0; }
 rank() { rank=$1; }
 known() { [ -n "${declared[$1]:-}" ] || fail "dev/$STUDY.study: $2 names the model $1, which is not declared before it"; }
-ratio_of() { echo "${tokens_a_parameter[$1]}"; }
+ratio_of() { echo "${tokens_a_parameter[$1]-undeclared $1}"; }   # which declare_row refuses: here it would end a subshell
 
 # node NAME OP "MODELS" LINES...: what `do` needs to know of a model or a row, in a file that changes only when that does.
 node() {
-    local file=$dir/$1.node text
+    local text
     printf -v text '%s\n' "op=$2" "from=($3)" "${@:4}"
-    [ -e "$file" ] && [ "$(<"$file")" = "${text%$'\n'}" ] || printf '%s' "$text" >"$file"
+    node_of[$1]=$text
+    holds "$dir/$1.node" "$text"
 }
+holds() { [ -n "$unplanned" ] || { [ -e "$1" ] && [ "$(<"$1")" = "${2%$'\n'}" ]; } || printf '%s' "$2" >"$1"; }
 declare_model() {
     local text="$2 of ${*:3}"
+    [[ $1 =~ ^[A-Za-z0-9._-]{1,100}$ ]] || fail "dev/$STUDY.study: a model is called '$1', but a name is of letters, digits, points, - and _"
     if [ -n "${declared[$1]:-}" ]; then
         [ "${declared[$1]}" = "$text" ] || fail "dev/$STUDY.study declares $1 twice and not alike: $text; before: ${declared[$1]}"
         return
@@ -117,6 +125,10 @@ planned() {
         esac
         shift 2
     done
+    if [ -n "$unplanned" ]; then
+        own='' ratio='' run=()
+        return
+    fi
     case $horizon in
         own) ;;
         ratio:*) asked=(--param-data-ratio "${horizon#ratio:}") ;;
@@ -135,7 +147,8 @@ planned() {
     [ -z "$continues" ] || asked=(--total-flops "$goal")   # which then counts what was spent before
     flags=("${steps[@]}" "${asked[@]}" "${flags[@]}")
     read -r own spent ratio < <(awk "BEGIN { printf \"%.10g %.10g %.4f\n\", $tokens_of * $flops_token, $spent + $tokens_of * $flops_token, $tokens_of / $matmul_of }")
-    run=("steps_of=$steps_of" "tokens_of=$tokens_of" "memory_of=$memory_of" "own=$own" "size=d$depth-w$width" "shape=($(quoted "${shape[@]}"))")
+    memory[$name]=$memory_of   # not in the node: it takes in what the process has at this moment, which is never twice the same
+    run=("steps_of=$steps_of" "tokens_of=$tokens_of" "own=$own" "size=d$depth-w$width" "shape=($(quoted "${shape[@]}"))")
 }
 
 train() {
@@ -181,34 +194,59 @@ declare_row() {
     local -A column=([scale]=$SCALE [experiment]=$experiment [model]=$name)
     for pair in "${@:4}"; do
         [[ " ${columns[*]} " == *" ${pair%%=*} "* ]] || fail "dev/$STUDY.study: the row $name has '${pair%%=*}', which is none of its columns"
+        [[ $pair != *"=undeclared "* ]] || fail "dev/$STUDY.study: the row $name asks for the ratio of ${pair##* }, which is not declared before it"
+        [[ ${pair#*=} != *[[:cntrl:],\"]* ]] || fail "dev/$STUDY.study: the row $name has $pair, but a value holds no comma, quote or line end"
         column[${pair%%=*}]=${pair#*=}
     done
     [ -z "${row_needs[$name]:-}" ] || return 0
-    row_needs[$name]=$3 row_experiment[$name]=$experiment row_rank[$name]=$rank
+    row_needs[$name]=$3 row_experiment[$name]=$experiment row_rank[$name]=$rank row_csv[$name]=$STUDY
+    [ "$op" != latents ] || row_csv[$name]=${STUDY}_latents
     rows+=("$name")
-    node "$name.row" "$op" "$3" "$(declare -p column)"
+    if [ -n "$unplanned" ]; then
+        column[seed]=SEED
+        line_of_columns
+        row_line[$name]=$line
+    else
+        node "$name.row" "$op" "$3" "$(declare -p column)"
+    fi
 }
 
 read_study() {
-    { mkdir -p "$dir" && echo "$kind" >"$dir/kind"; } 2>/dev/null || fail "cannot write into the folder $dir"
+    local row name
+    [ -n "$unplanned" ] || { mkdir -p "$dir" && echo "$kind" >"$dir/kind"; } 2>/dev/null || fail "cannot write into the folder $dir"
     experiment=none rank=0
     study
+    for row in "${rows[@]}"; do
+        for name in ${row_needs[$row]}; do
+            [ -n "${declared[$name]:-}" ] || fail "dev/$STUDY.study: the row $row is of the model $name, which is not declared"
+        done
+    done
 }
 
 # ------------------------------------------------------------------------------------------- what is there, and what is missing
-# in_csv FILE: MODEL-sSEED of each row of this scale and kind of machine.
-in_csv() {
-    [ ! -e "$1" ] || awk -F, -v kind="$SCALE,$processor,$precision,$threads" '
+# in_csv FILE: MODEL-sSEED of each row of this scale and kind of machine, or of any where no program says what kind this is.
+in_csv() { of_csv "$1" '$at["model"] "-s" $at["seed"]'; }
+of_csv() { # FILE EXPRESSION
+    [ ! -e "$1" ] || awk -F, -v kind="${kind:+$SCALE,$processor,$precision,$threads}" -v scale="$SCALE" '
         NR == 1 { for (f = 1; f <= NF; f++) at[$f] = f; next }
-        $at["scale"] "," $at["processor"] "," $at["precision"] "," $at["threads"] == kind { print $at["model"] "-s" $at["seed"] }' "$1"
+        kind ? $at["scale"] "," $at["processor"] "," $at["precision"] "," $at["threads"] == kind : $at["scale"] == scale { print '"$2"' }' "$1"
+}
+# Whole lines, or what is there cannot be told: a row that was cut would pass for one.
+check_csv() {
+    local file wrong
+    for file in "$csv" "$curves_csv" "$latents_csv"; do
+        [ -s "$file" ] || continue
+        [ -z "$(tail -c 1 "$file")" ] || fail "$file does not end with a whole line; remove the last one: the study writes it again"
+        wrong=$(awk -F, 'NR == 1 { fields = NF } NF != fields { print NR " has " NF " fields, and there are " fields " columns"; exit }' "$file")
+        [ -z "$wrong" ] || fail "$file: line $wrong; remove the line: the study writes it again"
+    done
 }
 
-# Sets wanted_rows (those that ONLY names and what they are compared with, of every seed, in the order in which they are made: noise, then rank by
-# rank and seed by seed) and left (those of them that are in no CSV).
-missing() {
-    local row other seed at=0 seeds
-    local -A there=() chosen=()
-    while read -r row; do there[$row]=yes; done < <(in_csv "$csv"; in_csv "$latents_csv")
+# Sets wanted_rows: those that ONLY names and what they are compared with, of every seed, in the order in which they are made: noise, then rank by
+# rank and seed by seed.
+choose() {
+    local row other seed at=0 seeds after
+    local -A chosen=()
     for row in "${rows[@]}"; do
         # shellcheck disable=SC2053 # ONLY is a pattern
         [ -z "$ONLY" ] || [[ ${row_experiment[$row]} == $ONLY || $row == $ONLY ]] || continue
@@ -218,15 +256,51 @@ missing() {
     mapfile -t wanted_rows < <(
         for row in "${rows[@]}"; do
             [ -n "${chosen[$row]:-}" ] || continue
-            at=$((at + 1)) seeds=$last_seed
-            # The noise is told by more seeds, if it is asked for.
-            if [ "${row_experiment[$row]}" = noise ] && [ "$first_seed" = 1 ] && [[ -z $ONLY || $ONLY == noise ]] && [ "$noise_seeds" -gt "$seeds" ]; then seeds=$noise_seeds; fi
-            for ((seed = first_seed; seed <= seeds; seed++)); do
-                echo "$([ "${row_experiment[$row]}" = noise ]; echo $?) ${row_rank[$row]} $seed $at $row-s$seed"
-            done
+            at=$((at + 1)) seeds=$last_seed after=1
+            if [ "${row_experiment[$row]}" = noise ]; then
+                after=0
+                # The noise is told by more seeds, if it is asked for.
+                if [ "$first_seed" = 1 ] && [[ -z $ONLY || $ONLY == noise ]] && [ "$noise_seeds" -gt "$seeds" ]; then seeds=$noise_seeds; fi
+            fi
+            for ((seed = first_seed; seed <= seeds; seed++)); do echo "$after ${row_rank[$row]} $seed $at $row-s$seed"; done
         done | sort -n -k 1,1 -k 2,2 -k 3,3 -k 4,4 | cut -d ' ' -f 5)
+}
+
+# Sets what choose sets, and left: those that are in no CSV, or that are there by another definition than the study's.
+missing() {
+    local row
+    local -A there=()
+    check_csv
+    choose
+    while read -r row; do there[$row]=yes; done < <(in_csv "$csv"; in_csv "$latents_csv")
     left=()
-    for row in "${wanted_rows[@]}"; do [ -n "${there[$row]:-}" ] || left+=("$row"); done
+    for row in "${wanted_rows[@]}"; do
+        [ -n "${there[$row]:-}" ] && ! redefined "${row%-s*}" "${row##*-s}" || left+=("$row")
+    done
+}
+
+# definition ROW: sets whole, of all models that a row comes from; its own is in node_of.
+definition() {
+    local -A seen=()
+    whole=
+    for name in ${row_needs[$1]}; do define "$name"; done
+}
+define() {
+    local parent
+    [ -z "${seen[$1]:-}" ] || return 0
+    seen[$1]=yes whole+=${node_of[$1]:-}
+    for parent in ${needs[$1]}; do define "$parent"; done
+}
+# redefined ROW SEED: it was made of models that were declared otherwise than they are now, or its own columns were, and its models are still there.
+# What made it is in its .done (one that is empty, or of another machine, says nothing).
+redefined() {
+    local made=$dir/$1-s$2.done text name whole
+    if [ -n "$unplanned" ] || [ ! -s "$made" ]; then return 1; fi
+    definition "$1"
+    IFS='' read -r -d '' text <"$made" || true
+    [ "$text" != "$whole${node_of[$1.row]}" ] || return 1
+    [[ $text == "$whole"* ]] || return 0
+    for name in ${row_needs[$1]}; do [ -e "$dir/$name-s$2.bin" ] || return 1; done
 }
 
 # of_seed SEED NAME...: their files of this seed.
@@ -236,7 +310,7 @@ dones() { [ $# = 0 ] || printf "$dir/%s.done " "$@"; }
 graph() {
     read_study
     missing
-    local row name model seed i outputs file=$dir/graph.mk
+    local row name model seed i outputs whole file=$dir/graph.mk
     {
         echo "export STUDY_DIR := $dir"
         echo "rows: $(dones "${left[@]}")"
@@ -244,6 +318,8 @@ graph() {
         for row in "${left[@]}"; do
             name=${row%-s*}
             rm -f "$dir/$row.done"
+            definition "$name"
+            holds "$dir/$name.row.definition" "$whole${node_of[$name.row]}"
             printf '%s: %s %s\n\t@$(LAUNCH) dev/study.sh do %s.row\n' "$dir/$row.done" "$dir/$name.row.node" "$(of_seed "${row##*-s}" ${row_needs[$name]})" "$row"
         done
         for model in "${models[@]}"; do
@@ -394,18 +470,23 @@ append() {
         [ -s "$1" ] || echo "$2" >"$1"
         [ "$(head -n 1 "$1")" = "$2" ] || fail "$1 begins with other columns than $2; move it away"
         [ -z "$(tail -c 1 "$1")" ] || fail "$1 does not end with a whole line; remove the last one"
-        printf '%s\n' "$3" >>"$1" || fail "cannot write $1; is the disk full?"
+        if in_csv "$1" | grep -qxF "$name-s$seed"; then   # of another definition, or without its .done because of a kill: this replaces it
+            { without_row "$1" && printf '%s\n' "$3"; } >"$1.tmp" && mv "$1.tmp" "$1" || fail "cannot write $1; is the disk full?"
+        else
+            printf '%s\n' "$3" >>"$1" || fail "cannot write $1; is the disk full?"
+        fi
     ) 8>>"$OUT/rows.lock"
 }
+without_row() { # FILE
+    awk -F, -v row="$SCALE,$name,$seed,$processor,$precision,$threads" '
+        NR == 1 { for (f = 1; f <= NF; f++) at[$f] = f }
+        $at["scale"] "," $at["model"] "," $at["seed"] "," $at["processor"] "," $at["precision"] "," $at["threads"] != row' "$1"
+}
 joined() { local IFS=,; echo "$*"; }
-line_of_columns() {
-    local name values=() value
-    for name in "${columns[@]}"; do
-        value=${column[$name]:-}
-        [[ $value != *[,\"]* ]] || value="\"${value//\"/\"\"}\""
-        values+=("$value")
-    done
-    joined "${values[@]}"
+line_of_columns() { # sets line
+    local name values=() IFS=,
+    for name in "${columns[@]}"; do values+=("${column[$name]:-}"); done
+    line="${values[*]}"
 }
 # The columns that every row has: where it was measured, and the command that measures it again.
 common_columns() {
@@ -424,16 +505,17 @@ do_row() {
     [ -z "$baseline" ] || arguments+=("$baseline.bin" "$baseline")
     measured "$programs/measure" "${arguments[@]}"
     common_columns
-    if ! grep -qs "^$SCALE,$name,$seed,$processor,$precision,$threads," "$curves_csv"; then
-        append "$curves_csv" scale,model,seed,processor,precision,threads,round,event,step,total_flops,lr,loss "$(curve)"
-    fi
+    append "$curves_csv" scale,model,seed,processor,precision,threads,round,event,step,total_flops,lr,loss "$(curve)"
     add_row
     say "val bpb ${column[val_bpb]}${baseline:+, its baseline $("$programs/measure" "$baseline.bin" "$baseline" | sed -n 's/^val_bpb //p')}"
 }
 add_row() {
-    append "$csv" "$(joined "${columns[@]}")" "$(line_of_columns)"
-    touch "$dir/$what.done"
+    local line
+    line_of_columns
+    append "$csv" "$(joined "${columns[@]}")" "$line"
+    row_done
 }
+row_done() { cp "$dir/$name.row.definition" "$dir/$what.done"; }
 # A grown model's rounds, the shallow one first.
 curve() {
     local round=scratch start prefix="$SCALE,$name,$seed,$processor,$precision,$threads"
@@ -475,7 +557,7 @@ do_latents() {
     text=$(./latents "${files[@]}" --val-data "$data/*val_*.bin" 2>>"$log" </dev/null) || fail "$target: $(tail -n 1 "$log")" 1
     append "$latents_csv" "scale,experiment,model,seed,commit,processor,precision,threads,$(head -n 1 <<<"$text")" \
         "$(tail -n +2 <<<"$text" | sed "s|$dir/||g; s|-s$seed\.bin||g; s|^|$SCALE,${column[experiment]},$name,$seed,$commit,$processor,$precision,$threads,|")"
-    touch "$dir/$what.done"
+    row_done
     say "$(($(wc -l <<<"$text") - 1)) lines of latents"
 }
 
@@ -545,7 +627,7 @@ planned_runs() {
     local name
     for name in "${models[@]}"; do
         [ -n "${runs_of[$name]:-}" ] || continue
-        ( . "$dir/$name.node" && [ -z "${steps_of:-}" ] || echo "$name ${runs_of[$name]} $size $steps_of $tokens_of $(number "$own * ${count:-1}") $memory_of" )
+        ( . "$dir/$name.node" && [ -z "${steps_of:-}" ] || echo "$name ${runs_of[$name]} $size $steps_of $tokens_of $(number "$own * ${count:-1}") ${memory[$name]}" )
     done
 }
 
@@ -597,20 +679,45 @@ show_commands() {
 show_status() {
     read_study
     missing
-    local key target running=() stopped=()
+    local key target count other running=() stopped=()
     need_rows "${left[@]}"
-    echo "$STUDY, $SCALE, on $kind thread(s): $((${#wanted_rows[@]} - ${#left[@]})) of ${#wanted_rows[@]} rows are in $csv"
-    for key in "${!needed[@]}"; do
-        target=${key/ /-s}
-        if [ -e "$dir/$target.lock" ] && ! flock -n "$dir/$target.lock" true; then
-            running+=("$target: $(grep -E '^step ' "$dir/$target.txt" 2>/dev/null | tail -n 1)")
-        elif [ -n "$(last "$dir/$target")" ]; then
-            stopped+=("$target: $(basename "$(last "$dir/$target")")")
-        fi
-    done
+    echo "$STUDY, $SCALE: ${#wanted_rows[@]} rows${kind:+; this machine is $kind thread(s)}"
+    while read -r count other; do echo "  $count of them are in $csv, of $other thread(s)"; done < <(machines)
+    if [ -n "$kind" ]; then
+        for key in "${!needed[@]}"; do
+            target=${key/ /-s}
+            if [ -e "$dir/$target.lock" ] && ! flock -n "$dir/$target.lock" true; then
+                running+=("$target: $(grep -E '^step ' "$dir/$target.txt" 2>/dev/null | tail -n 1)")
+            elif [ -n "$(last "$dir/$target")" ]; then
+                stopped+=("$target: $(basename "$(last "$dir/$target")")")
+            fi
+        done
+    else
+        echo "what runs on this machine is not known: ./train_gpt is not built; make builds it"
+    fi
     [ ${#running[@]} = 0 ] || { echo "running:" && printf '  %s\n' "${running[@]}"; }
     [ ${#stopped[@]} = 0 ] || { echo "stopped; they go on from:" && printf '  %s\n' "${stopped[@]}"; }
-    [ ${#left[@]} = 0 ] || { echo "left:" && printf '  %s\n' "${left[@]}"; }
+    [ ${#left[@]} = 0 ] || { echo "left${kind:+ on this machine}:" && printf '  %s\n' "${left[@]}"; }
+}
+# How many of the wanted rows each kind of machine has.
+machines() {
+    local file
+    local kind=
+    for file in "$csv" "$latents_csv"; do of_csv "$file" '$at["model"] "-s" $at["seed"] "," $at["processor"] " " $at["precision"] " " $at["threads"]'; done |
+        sort -u | awk -F, 'NR == FNR { wanted[$1] = 1; next } $1 in wanted { count[$2]++ } END { for (kind in count) print count[kind], kind }' \
+            <(printf '%s\n' "${wanted_rows[@]}") - | sort -k 1,1rn -k 2
+}
+
+# Every row that is declared and chosen, of each seed, as lines of CSV; csv: the file that has it.
+show_expected() {
+    read_study
+    choose
+    local row name
+    echo "csv,$(joined "${columns[@]}")"
+    for row in "${wanted_rows[@]}"; do
+        name=${row%-s*}
+        echo "${row_csv[$name]},${row_line[$name]/,SEED,/,${row##*-s},}"
+    done
 }
 
 # ---------------------------------------------------------------------------------------------------------------------- data
@@ -633,9 +740,10 @@ get_data() {
 case ${1:-} in
     graph) graph ;;
     do) do_target "$2" ;;
+    expected) show_expected ;;
     speeds) speeds ;;
     plan) show_plan ;;
     status) show_status ;;
     data) get_data ;;
-    *) fail "dev/study.sh takes graph, do TARGET, speeds, plan, status or data, not '${1:-}'" ;;
+    *) fail "dev/study.sh takes graph, do TARGET, expected, speeds, plan, status or data, not '${1:-}'" ;;
 esac

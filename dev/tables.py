@@ -132,8 +132,9 @@ def noise(study, measures, comparisons):
         notes.append(f"`{model}`: {listed(sorted(members))}, in this order: {machine_name(machine)}.")
         if others:
             notes.append(f"Left out: {others} {'row' if others == 1 else 'rows'} of `{model}` on other machines.")
-        if len(members) < 8:
-            notes.append(f"Missing: {8 - len(members)} of 8 seeds of `{model}`.")
+        wanted = {row["seed"] for row in study.expected if (row["experiment"], row["model"]) == ("noise", model)}
+        if wanted - members.keys():
+            notes.append(f"Missing: {len(wanted - members.keys())} of {len(wanted)} seeds of `{model}`.")
         for column, unit, digits in measures:
             values = {seed: row[column] for seed, row in sorted(members.items()) if row[column] is not None}
             if not values:
@@ -291,13 +292,14 @@ def trend(sweep, comparisons):
     if not slopes:
         return []
     document = [
-        (level["study_ratio"], found["val_bpb"] - base["val_bpb"])
-        for level in sweep.experiment.levels()
-        for found, base in [published_growth("early", level)]
+        (ratio, found["val_bpb"] - base["val_bpb"])
+        for ratio in map(studies.study_ratio, sweep.declared)
+        for found, base in [published_growth("early", {"study_ratio": ratio})]
+        if found
     ]
     return ["Trend of the difference, bpb per 1 of the shallow data ratio (least squares, a slope a seed):", ""] + grid(
         ["slope", *DIFFERENCE[1:], "published"],
-        [difference_row(slopes, sweep.seeds, 5, comparisons) + [f"{studies.slope(document):+.5f}"]],
+        [difference_row(slopes, sweep.seeds, 5, comparisons) + [f"{studies.slope(document):+.5f}" if len(document) > 1 else "–"]],
     )
 
 
@@ -454,7 +456,13 @@ def parts(study, comparisons):
         ]
         + (["machine"] if len(machines) > 1 else []),
         rows,
-    ) + [f"Of each seed: {listed(study.seeds)}, in this order. In the document parts have 3.28 to 3.31 (mean_val_loss below).", ""]
+    ) + [f"Of each seed: {listed(study.seeds)}, in this order. In the document parts have 3.28 to 3.31 (mean_val_loss below)."] + missing_parts(study)
+
+
+def missing_parts(study):
+    there = {row["model"] for row in study.rows}
+    lacking = [row["model"] for row in study.expected if row["parts"] == row["model"] and row["model"] not in there]
+    return [f"Missing, no seed of: {', '.join(f'`{model}`' for model in dict.fromkeys(lacking))}.", ""] if lacking else [""]
 
 
 def stack_rows(sweep, of_parts=False):
@@ -563,7 +571,23 @@ def stacks(study, experiment, comparisons, against=()):
             f"Beside it, from the study's code (the document has none of these): stacks of {losses[0]:.2f} to {losses[-1]:.2f}.",
             "",
         ]
+    say_parts(sweep)
     return text + about(sweep)
+
+
+def say_parts(sweep):
+    """Where the rows of its parts say that a stack was made of parts trained with other settings than it has."""
+    found = defaultdict(dict)
+    for point in sweep.points:
+        for row in point.rows.values():
+            for name in (row["parts"] or "").split("+"):
+                part = sweep.study.parts.get((name, row["seed"], row["machine"]))
+                for column in studies.TRAINED if part else ():
+                    if row[column] != part[column]:
+                        has, was = shown(row[column]) or "nothing", shown(part[column]) or "nothing"
+                        found[f"{column}: stacked with {has}, trained with {was}"][row["model"]] = True
+    for what, models in found.items():
+        sweep.notes.append(f"Parts that were trained with other settings, {what}: {', '.join(f'`{model}`' for model in models)}.")
 
 
 def has_unmixed(row):
@@ -726,9 +750,41 @@ def unique(study, comparisons):
     ) + about(sweep)
 
 
+def more(study, comparisons):
+    """Experiments of a study that nothing here knows by name: what varies in each, and what it is compared with."""
+    text = []
+    for experiment in study.others():
+        sweep = Sweep(study, experiment)
+        text += [f"### {sweep.experiment.title}", "", *(generic(sweep, comparisons) if sweep.points else []), *about(sweep)]
+    return text or [f"None: every experiment of dev/{study.name}.study has its table.", ""]
+
+
+def generic(sweep, comparisons):
+    seeds, growth = sweep.seeds, sweep.study.name == "growth"
+    column, digits, unit = ("val_bpb", BPB, "bpb") if growth else ("val_loss_stack", STACK, "nats of a stack")
+    if growth:
+        against = {"minus its baseline": lambda point: point.against_baseline(column)}
+    else:
+        against = {
+            "minus its parts": lambda point: paired(point.values(column), point.values("mean_val_loss")),
+            "minus one model twice": lambda point: sweep.against(point, {"unique_model": False}, column) or {},
+        }
+    rows = []
+    for point in sweep.points:
+        values = point.values(column) or point.values("mean_val_loss")
+        line = [f"`{point.row['model']}`", *level_cells(point), with_error(values, digits), each(values, seeds, digits), len(values)]
+        for difference in against.values():
+            line += difference_row(difference(point), seeds, digits, comparisons, unit)
+        rows.append(line)
+    header = ["model", *sweep.experiment.columns, column if growth else "val_loss_stack (a part: val loss)", "of each seed", "n"]
+    return grid(header + [cell for title in against for cell in (title, *DIFFERENCE[1:])], rows)
+
+
 def latents(study, comparisons):
     """What the program latents says of a row, over seeds: every column of numbers is averaged, the others tell the rows apart."""
     rows = study.beside("stacking_latents")
+    there = {row["model"] for row in rows}
+    lacking = [row["model"] for row in study.expected if row["csv"] == "stacking_latents" and row["model"] not in there]
     if not rows:
         return ["Missing: all of it; no row yet.", ""]
     numbers, names = studies.split_columns(rows)
@@ -743,7 +799,7 @@ def latents(study, comparisons):
             + [len(members)]
             for group, members in groups.items()
         ],
-    )
+    ) + ([f"Missing, no seed of: {', '.join(f'`{model}`' for model in lacking)}.", ""] if lacking else [])
 
 
 # --------------------------------------------------------------------------------------------------------------------- sections
@@ -762,6 +818,7 @@ SECTIONS = {
             if experiment != "miniseries"
         },
         "acceleration": ("Compute acceleration", acceleration),
+        "more": ("Other experiments", more),
     },
     "stacking": {
         "noise": ("Noise: seeds of one part", lambda study, c: noise(study, [("mean_val_loss", "nats", NATS)], c)),
@@ -775,6 +832,7 @@ SECTIONS = {
         "embeddings": (STACKING["embeddings"].title, lambda study, c: stacks(study, "embeddings", c, [FROZEN, UNIQUE])),
         "mix": (STACKING["mix"].title, lambda study, c: stacks(study, "mix", c, [UNMIXED, THREES, UNIQUE])),
         "latents": ("Latents", latents),
+        "more": ("Other experiments", more),
     },
 }
 
@@ -857,7 +915,8 @@ def main():
     if arguments.write:
         fill(arguments.results / f"{arguments.study}.md", arguments.study, found)
     else:
-        for text in printed(found) if found else ["No row yet."]:
+        of_scale = f" of {arguments.scale}" if arguments.scale else ""
+        for text in printed(found) if found else [f"No row{of_scale} yet; make -f dev/{arguments.study}.mk makes them."]:
             print(text)
 
 

@@ -127,6 +127,45 @@ TEST_CASE("studies: what is missing from a sweep is named" * needs_python()) {
     CHECK_MESSAGE(contains(text, "### Growth factor\n\nMissing: all of it; no row yet."), text);
 }
 
+TEST_CASE("studies: an experiment that has no table of its own gets one of what varies in it" * needs_python()) {
+    Results results;
+    auto mine = [](const std::string& depth, int seed, const std::string& bpb, const std::string& base) {
+        return "nano,mine,mine-" + depth + "," + base + "," + std::to_string(seed) + ",2,stack,,reset,restart," + depth + ",2,48,1,9,0,1,1e12,1,2,1," + bpb +
+               ",1,0.05,,c,cpu,fp32,1,1,make\n";
+    };
+    std::string text = results.of("growth", baseline(1, "2") + baseline(2, "2.1") + mine("4", 1, "1.9", "base") + mine("4", 2, "1.99", "base") + mine("6", 1, "1.8", "base") +
+                                                mine("8", 1, "1.7", "") + mine("9", 1, "1.6", "nothing"));
+    CHECK_MESSAGE(contains(text, "### Mine\n\n| model | depth | val_bpb | of each seed | n | minus its baseline | of each seed | n | verdict |\n|---|---|---|---|---|---|---|---|---|\n"
+                                 "| `mine-4` | 4 | 1.9450 ± 0.0450 | 1.9000 1.9900 | 2 | -0.1050 ± 0.0050 | -0.1000 -0.1100 | 2 | *holds*: lower |\n"
+                                 "| `mine-6` | 6 | 1.8000 | 1.8000 – | 1 | -0.2000 | -0.2000 – | 1 | one seed |\n"
+                                 "| `mine-8` | 8 | 1.7000 | 1.7000 – | 1 | – | – – | 0 | no pair |\n"), text);
+    CHECK_MESSAGE(contains(text, "Left out: 1 row without a baseline of their seed and machine: mine-9 of seed 1."), text);
+    CHECK_MESSAGE(contains(text, "Missing, seed 2 of: depth 6; depth 8."), text);
+
+    std::string rows;
+    for (bool last : {false, true})
+        for (bool unique : {false, true}) rows += stack_row("mine", "none,rms_norm,none", unique, false, last, 1, 5 + unique + 0.5 * last);
+    text = results.of("stacking", rows);
+    CHECK_MESSAGE(contains(text, "### Mine\n\n| model | use_last_layer | unique_model | val_loss_stack (a part: val loss) |"), text);
+    CHECK_MESSAGE(contains(text, "| `s-none101` | True | True | 6.500 | 6.500 | 1 | +4.500 | +4.500 | 1 | one seed | +1.000 | +1.000 | 1 | one seed |"), text);
+    CHECK_MESSAGE(contains(text, "| `s-none001` | True | False | 5.500 | 5.500 | 1 | +3.500 | +3.500 | 1 | one seed | – | – | 0 | no pair |"), text);
+}
+
+TEST_CASE("studies: the rows of the parts are held against what a stack says" * needs_python()) {
+    Results results;
+    auto part = [](const std::string& name, const std::string& norms, const std::string& times) {
+        return "nano,norms," + name + "," + name + ",1,,2,,," + norms + ",,,,,own,," + times + ",1,,1,1e12,1,c,cpu,fp32,1,1,make\n";
+    };
+    auto of_parts = [](std::string stack, const std::string& parts) {
+        return stack.replace(stack.find(",,1,"), 4, "," + parts + ",1,");
+    };
+    const std::string stack = of_parts(stack_row("norms", "none,rms_norm,none", true, true, true, 1, 5), "a+b");
+    CHECK(!contains(results.of("stacking", part("a", "none,rms_norm", "") + part("b", "none,rms_norm", "1") + stack), "Parts that were trained with other"));
+    const std::string text = results.of("stacking", part("a", "none,rms_norm", "") + part("b", "rms_norm,rms_norm", "5") + stack);
+    CHECK_MESSAGE(contains(text, "Parts that were trained with other settings, norm_wte: stacked with none, trained with rms_norm: `s-none111`."), text);
+    CHECK_MESSAGE(contains(text, "Parts that were trained with other settings, times: stacked with 1, trained with 5: `s-none111`."), text);
+}
+
 TEST_CASE("studies: the published means are those that are right" * needs_python()) {
     Results results;
     std::string rows;
@@ -149,7 +188,7 @@ TEST_CASE("studies: the published means are those that are right" * needs_python
     CHECK_MESSAGE(contains(text, "| use_last_layer: True minus False | -0.250 | -0.250 | 1 | one seed | 12 of 12 | -0.19 |"), text);
     CHECK_MESSAGE(contains(text, "| the document's three together | +1.000 | +1.000 | 1 | one seed | 12 of 12 | +0.99 | -0.99 |"), text);
     // The first stack of the document: its label says one model twice, its loss of parts says two.
-    CHECK_MESSAGE(contains(text, "| layer_norm/layer_norm | True | False | False | 6.000 | 6.000 | 1 | 2.000 | +4.000 | one seed | 10.57 (parts 3.31) |"), text);
+    CHECK_MESSAGE(contains(text, "| layer_norm/layer_norm | True | False | False | 6.000 | 6.000 | 1 | 2.000 | +4.000 | one seed | -0.238 | one seed | 10.57 (parts 3.31) |"), text);
 }
 
 TEST_CASE("studies: looped stacks are compared with unlooped ones of the same cell" * needs_python()) {
@@ -164,7 +203,11 @@ TEST_CASE("studies: looped stacks are compared with unlooped ones of the same ce
 TEST_CASE("studies: a damaged file is one line" * needs_python()) {
     Results results;
     const std::string csv = results / "growth.csv";
-    refused(results.tables("growth"), "growth.csv: cannot be read");
+    CHECK(done(results.tables("growth")) == "No row yet; make -f dev/growth.mk makes them.\n");
+    fs::create_directory(csv);
+    refused(results.tables("growth"), "growth.csv: cannot be read: Is a directory");
+    fs::remove(csv);
+    refused(results.tables("growth") + "/none", "none: is no folder");
     for (auto [text, words] : {std::pair{std::string(), "is empty"},
                                {std::string("scale,model\nnano,base\n"), "line 1: there is no column experiment"},
                                {GROWTH + "nano,fixed,bas", "line 2: has 3 fields, and there are 31 columns; remove the line"},
@@ -183,9 +226,10 @@ TEST_CASE("studies: a damaged file is one line" * needs_python()) {
         refused(results.tables("growth"), words);
     }
     write_file(csv, GROWTH + baseline(1, "2"));
-    refused(results.tables("growth") + " --scale small", "--scale 'small': ");
+    CHECK(done(results.tables("growth") + " --scale small") == "No row of small yet; make -f dev/growth.mk makes them.\n");
+    refused(results.tables("growth") + " --scale smal", "--scale 'smal': must be smoke, nano, small or paper");
     write_file(csv, GROWTH);
-    CHECK(done(results.tables("growth")) == "No row yet.\n");
+    CHECK(done(results.tables("growth")) == "No row yet; make -f dev/growth.mk makes them.\n");
 }
 
 TEST_CASE("studies: tables go between their marks, and the prose stays" * needs_python()) {
