@@ -281,6 +281,7 @@ missing() {
 
 # definition ROW: sets whole, of all models that a row comes from; its own is in node_of.
 definition() {
+    local name
     local -A seen=()
     whole=
     for name in ${row_needs[$1]}; do define "$name"; done

@@ -585,7 +585,8 @@ def say_parts(sweep):
                 for column in studies.TRAINED if part else ():
                     if row[column] != part[column]:
                         has, was = shown(row[column]) or "nothing", shown(part[column]) or "nothing"
-                        found[f"{column}: stacked with {has}, trained with {was}"][row["model"]] = True
+                        stack = re.sub("-[FT]{2}$", "", row["model"])  # without the cell of its layers
+                        found[f"{column}: stacked with {has}, trained with {was}"][stack] = True
     for what, models in found.items():
         sweep.notes.append(f"Parts that were trained with other settings, {what}: {', '.join(f'`{model}`' for model in models)}.")
 
