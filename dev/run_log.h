@@ -40,13 +40,14 @@ struct RunLog {
             const std::string event = line.at("event");
             require(bad == 0 || event == "start", program, ": ", path, ": line ", bad, " is no record of a log");
             bad = 0;
-            if (event == "start") layers = line["config"]["n_layer"], commit = line["build"]["commit"];
+            if (event == "start") layers = line.at("config").at("n_layer"), commit = line.value("build", nlohmann::json::object()).value("commit", "unknown");
             if (event == "resume") {
-                steps.erase(steps.upper_bound(line["step"]), steps.end());
-                evaluations.erase(evaluations.upper_bound(line["step"]), evaluations.end());
+                steps.erase(steps.upper_bound(line.at("step")), steps.end());
+                evaluations.erase(evaluations.upper_bound(line.at("step")), evaluations.end());
             }
-            if (event == "step") steps[line["step"]] = {line["tokens"], line["total_flops"], line["lr"], line["smooth_loss"], line["ms"]};
-            if (event == "eval") evaluations[line["step"]] = {line["total_flops"], line["val_loss"], line["val_bpb"]};
+            if (event == "step")
+                steps[line.at("step")] = {line.at("tokens"), line.at("total_flops"), line.value("lr", NAN), line.value("smooth_loss", NAN), line.at("ms")};
+            if (event == "eval") evaluations[line.at("step")] = {line.at("total_flops"), line.at("val_loss"), line.at("val_bpb")};
         }
         require(!evaluations.empty(), program, ": ", path, " holds no evaluation");
     }
