@@ -4,6 +4,7 @@
 #   make -f dev/growth.mk -j2                 every row, and then tables and figures; what was stopped goes on, what is in the CSV is left alone
 #   make -f dev/growth.mk plan                every run with its FLOPs, tokens and memory, and hours from 20 measured steps of each size
 #   make -f dev/growth.mk status              what is done, running and left
+#   make -f dev/growth.mk data                the text that models are trained on, which rows make by themselves
 #   make -f dev/growth.mk rows                every row, and no more
 #   make -f dev/growth.mk tables figures      of the rows that there are. Tables are written into RESULTS/growth.md, where it has marks of this scale, and
 #                                             else printed
@@ -29,18 +30,18 @@ quoted = '$(subst ','\'',$(1))'
 ask = $(foreach name,STUDY SCALE SEEDS ONLY RESULTS OUT KEEP,$(name)=$(call quoted,$($(name)))) dev/study.sh
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 
-.PHONY: all rows plan status tables figures
+.PHONY: all rows plan status tables figures data
 all: tables figures
 tables:
 	@if grep -qsF "<!-- table: $$SCALE " "$$RESULTS/$$STUDY.md"; then set -- --write; else set -- --scale "$$SCALE"; fi; \
 	    $(PYTHON) dev/tables.py $(STUDY) --results "$$RESULTS" "$$@"
 figures:
 	@$(PYTHON) dev/figures.py $(STUDY) --results "$$RESULTS" --scale "$$SCALE"
-status:
-	@dev/study.sh status
+status data:
+	@dev/study.sh $@
 
 GOALS := $(or $(MAKECMDGOALS),all)
-ifneq ($(filter-out plan status tables figures,$(GOALS)),)
+ifneq ($(filter-out plan status tables figures data,$(GOALS)),)
   GRAPH := $(shell $(ask) graph)
   tables figures: rows
 else

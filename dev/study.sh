@@ -608,6 +608,10 @@ need_rows() {
 # Sizes that a plan measures, as targets.
 speeds() {
     [ "$gpu_flops" = 0 ] || return 0
+    if [ ! -e "$data/tokenizer.txt" ]; then
+        [[ $corpus == headers-* ]] || return 0   # a plan fetches nothing
+        get_data >/dev/null
+    fi
     read_study
     missing
     need_rows "${wanted_rows[@]}"
@@ -639,7 +643,7 @@ show_plan() {
     local list
     list=$(planned_runs)
     echo "$STUDY, $SCALE: ${#wanted_rows[@]} rows of $(wc -l <<<"$list") runs, seeds $first_seed to $last_seed; on $kind thread(s), commit $commit"
-    awk -v dir="$dir" -v gpu="$gpu_flops" -v places="$(nproc)" '
+    awk -v study="$STUDY" -v scale="$SCALE" -v dir="$dir" -v gpu="$gpu_flops" -v places="$(nproc)" '
         function speed(size, file, s) {
             file = dir "/speed-" size "-s0.done"
             if (!(size in known)) { known[size] = (getline s < file) > 0 ? s : 0; close(file) }
@@ -654,6 +658,7 @@ show_plan() {
         }
         END {
             if (gpu > 0) printf "in all %.2e FLOPs: %.1f hours of one GPU at %.2e FLOP/s, which is arithmetic (40 %% of 989e12, the dense bf16 peak of an H100) and not measured\n", all, all_hours, gpu
+            else if (!all_hours) printf "in all %.2e FLOPs; hours are not known: steps are measured once the data are there (make -f dev/%s.mk SCALE=%s data)\n", all, study, scale
             else printf "in all %.2e FLOPs: %.2f hours of one place, %.2f hours with %d side by side; evaluations come on top\n", all, all_hours, all_hours / places, places
         }' <<<"$list"
     [ "$SCALE" != paper ] || show_commands
@@ -734,6 +739,7 @@ data_command() {
     esac
 }
 get_data() {
+    [ ! -e "$data/tokenizer.txt" ] || return 0
     mkdir -p "$OUT/data"
     eval "$(data_command)"
 }

@@ -151,7 +151,6 @@ TEST_CASE("study: both studies in small hold every row that they declare, once, 
         for (const Row& row : rows_of(done(place.script(study, "expected")))) (row.at("csv") == study ? wanted : latents).push_back(row);
         const std::vector<Row> rows = rows_of(place.csv(study));
         CHECK(names(rows) == names(wanted));
-        CHECK(std::set<std::string>(names(rows).begin(), names(rows).end()).size() <= rows.size());
         CHECK(contains(made.out, concat(study, ": all ", wanted.size() + latents.size(), " rows of smoke are in ")));
         std::map<std::string, int> of_experiment;
         for (const Row& row : rows) of_experiment[row.at("experiment")] += study == "growth" || row.at("val_loss_stack") != "";
@@ -262,7 +261,7 @@ TEST_CASE("study: a changed definition makes again what depends on it, and nothi
 
 TEST_CASE("study: killed and stopped, a run goes on to the same row") {
     Place place, whole;
-    for (const Place* each : {&place, &whole}) each->edit("dev/growth.study", "unit=0.002", "unit=0.02");
+    for (const Place* each : {&place, &whole}) each->edit("dev/growth.study", "unit=0.002", "unit=0.012");
     done(whole.make("growth", "rows ONLY=base"));
     const Row wanted = rows_of(whole.csv("growth")).at(0);
     std::string folder;
@@ -303,7 +302,7 @@ TEST_CASE("study: models that are mixed go on after a kill") {
     done(whole.make("stacking", "rows ONLY=mix-3"));
     done(place.script("stacking", "graph", "ONLY=mix-3"));
     const std::string folder = place.models("stacking") + "/mix-2-s1/";
-    Making(place, place.make("stacking", "rows ONLY=mix-3")).stop(SIGKILL, folder + "mixed_0000010.bin");
+    Making(place, place.make("stacking", "rows ONLY=mix-3")).stop(SIGKILL, folder + "mixed_10.bin");
     CHECK(!fs::exists(place.models("stacking") + "/mix-3-s1.bin"));
     done(place.make("stacking", "rows ONLY=mix-3"));
     CHECK(essence(rows_of(place.csv("stacking")).at(0)) == essence(rows_of(whole.csv("stacking")).at(0)));
@@ -379,13 +378,14 @@ TEST_CASE("study: plans of all scales") {
             CAPTURE(scale);
             const std::string text = done(place.script(study, "plan", "SCALE=" + scale));
             CHECK_MESSAGE(std::regex_search(text, std::regex(study + ", " + scale + ": [0-9]+ rows of [0-9]+ runs, seeds 1 to 1; on ")), text);
-            CHECK_MESSAGE(std::regex_search(text, std::regex("\nin all [0-9.]+e\\+[0-9]+ FLOPs: [0-9.]+ hours of ")), text);
+            CHECK_MESSAGE(std::regex_search(text, std::regex("\nin all [0-9.]+e\\+[0-9]+ FLOPs(: [0-9.]+ hours of |; hours are not known)")), text);
             if (study != "growth" || scale != "paper") continue;
             // The study's own numbers.
             CHECK_MESSAGE(std::regex_search(text, std::regex("\nbase +8 +d12-w768 +2205 +[0-9.e+]+ +9\\.27e\\+17 ")), text);
             CHECK_MESSAGE(std::regex_search(text, std::regex("\nshallow-6-of-12-r3.25-w0 +1 +d6-w768 +419 +[0-9.e+]+ +1\\.06e\\+17 ")), text);
         }
-    // Hours from steps that were measured.
+    // Without data there is no speed to tell hours by, and a plan fetches none; those of smoke are made at once.
+    CHECK(contains(done(place.make("growth", "plan SCALE=nano ONLY=base")), "hours are not known: steps are measured once the data are there (make -f dev/growth.mk SCALE=nano data)\n"));
     const std::string plan = done(place.make("growth", "plan ONLY=base"));
     CHECK_MESSAGE(std::regex_search(plan, std::regex("\nbase +1 +d4-w64 +[0-9]+ +[0-9]+ +[0-9.e+]+ +[0-9]+ +[0-9.]+\n")), plan);
 }
