@@ -643,7 +643,7 @@ show_plan() {
     local list
     list=$(planned_runs)
     echo "$STUDY, $SCALE: ${#wanted_rows[@]} rows of $(wc -l <<<"$list") runs, seeds $first_seed to $last_seed; on $kind thread(s), commit $commit"
-    awk -v study="$STUDY" -v scale="$SCALE" -v dir="$dir" -v gpu="$gpu_flops" -v places="$(nproc)" '
+    awk -v study="$STUDY" -v scale="$SCALE" -v dir="$dir" -v gpu="$gpu_flops" -v places="$(env -u OMP_NUM_THREADS nproc)" '
         function speed(size, file, s) {
             file = dir "/speed-" size "-s0.done"
             if (!(size in known)) { known[size] = (getline s < file) > 0 ? s : 0; close(file) }

@@ -151,11 +151,11 @@ TEST_CASE("study: both studies in small hold every row that they declare, once, 
         for (const Row& row : rows_of(done(place.script(study, "expected")))) (row.at("csv") == study ? wanted : latents).push_back(row);
         const std::vector<Row> rows = rows_of(place.csv(study));
         CHECK(names(rows) == names(wanted));
-        CHECK(contains(made.out, concat(study, ": all ", wanted.size() + latents.size(), " rows of smoke are in ")));
         std::map<std::string, int> of_experiment;
         for (const Row& row : rows) of_experiment[row.at("experiment")] += study == "growth" || row.at("val_loss_stack") != "";
-        CHECK(of_experiment == (study == "growth" ? std::map<std::string, int>{{"noise", 3}, {"warmdown", 7}, {"early", 10}, {"fixed", 10}, {"factor", 3}, {"order", 7}, {"state", 4}, {"miniseries", 4}}
-                                                  : std::map<std::string, int>{{"noise", 0}, {"norms", 32}, {"loop", 24}, {"embeddings", 16}, {"mix", 24}, {"long", 8}}));
+        std::string counts;
+        for (auto& [experiment, count] : of_experiment) counts += concat(experiment, " ", count, " ");
+        CHECK(counts == (study == "growth" ? "early 10 factor 3 fixed 10 miniseries 4 noise 3 order 7 state 4 warmdown 7 " : "embeddings 16 long 8 loop 24 mix 24 noise 0 norms 32 "));
         // What was declared of a row is in it, and so is what was measured.
         std::map<std::string, Row> declared;
         for (const Row& row : wanted) declared[row.at("model") + row.at("seed")] = row;
@@ -387,7 +387,7 @@ TEST_CASE("study: plans of all scales") {
     // Without data there is no speed to tell hours by, and a plan fetches none; those of smoke are made at once.
     CHECK(contains(done(place.make("growth", "plan SCALE=nano ONLY=base")), "hours are not known: steps are measured once the data are there (make -f dev/growth.mk SCALE=nano data)\n"));
     const std::string plan = done(place.make("growth", "plan ONLY=base"));
-    CHECK_MESSAGE(std::regex_search(plan, std::regex("\nbase +1 +d4-w64 +[0-9]+ +[0-9]+ +[0-9.e+]+ +[0-9]+ +[0-9.]+\n")), plan);
+    CHECK_MESSAGE(std::regex_search(plan, std::regex("\nbase +1 +d4-w64 +[0-9]+ +[0-9.e+]+ +[0-9.e+]+ +[0-9]+ +[0-9.]+\n")), plan);
 }
 
 TEST_CASE("study: tables and status are of what there is, and train nothing" * needs_python()) {
