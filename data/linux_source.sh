@@ -3,7 +3,7 @@
 # linux-source has it, as shards of a million tokens and a tokenizer of V tokens in DIR (4096; all of the text; 2e6; whole files; linux). The same
 # package gives the same bytes.
 #
-# --piece-bytes cuts files at the first empty line behind so many bytes, and shuffles the pieces: a step of a few rows would otherwise be of one
+# --piece-bytes cuts files at the first end of a line behind so many bytes, and shuffles the pieces: a step of a few rows would otherwise be of one
 # file, and successive steps so much alike that two orders of the data differ more than two models.
 #
 # The text is LINUX_SOURCE=linux-6.1.tar.xz, else /usr/src/linux-source-*.tar.xz, else what apt-get download gets (140 MB, kept beside DIR for the
@@ -148,7 +148,7 @@ mkdir "$work/val"
 (cd "$work/text" && find . -type f | sort | awk 'NR % 100 == 0' | tar -cf - -T - --remove-files) | tar -xf - -C "$work/val" ||
     fail "cannot hold out files in '$work'; is the disk full?"
 pieces=()
-[ "$piece_bytes" = 0 ] || pieces=(--separator $'\n\n' --piece-bytes "$piece_bytes")
+[ "$piece_bytes" = 0 ] || pieces=(--separator $'\n' --piece-bytes "$piece_bytes")
 
 try "$tokenize" "$work/text" --val "$work/val" --unique "${pieces[@]}" --train-tokenizer "$vocab" --train-tokens "$tokens" --val-tokens "$val_tokens" \
     --shard-tokens 1000000 --out "$work/shards" >"$work/printed" || fail "${said//train-tokens/tokens}"

@@ -14,7 +14,7 @@
 #   ONLY=fixed      an experiment, or the rows that a pattern names: 'fixed-3.25*'; with what they are compared with
 #   LAUNCH=         put before each run, as in LAUNCH='srun -n1 --exclusive' with -j64
 #   RESULTS=dev/results   where rows (STUDY.csv), tables and figures go
-#   OUT=out/studies       where models, logs and data lie
+#   WORK=out/studies      where models, logs and data lie
 #   KEEP=models     rows: models are removed when no row needs them any more; rows and logs stay
 ifeq ($(STUDY),)
   $(error dev/study.mk is read by dev/growth.mk and dev/stacking.mk: make -f one of these)
@@ -22,12 +22,12 @@ endif
 SCALE ?= nano
 SEEDS ?= 3
 RESULTS ?= dev/results
-OUT ?= out/studies
+WORK ?= out/studies
 KEEP ?= $(if $(filter small,$(SCALE)),rows,models)
-export STUDY SCALE SEEDS ONLY RESULTS OUT KEEP
+export STUDY SCALE SEEDS ONLY RESULTS WORK KEEP
 # The same for $(shell), which make exports nothing to before 4.4.
 quoted = '$(subst ','\'',$(1))'
-ask = $(foreach name,STUDY SCALE SEEDS ONLY RESULTS OUT KEEP,$(name)=$(call quoted,$($(name)))) dev/study.sh
+ask = $(foreach name,STUDY SCALE SEEDS ONLY RESULTS WORK KEEP,$(name)=$(call quoted,$($(name)))) dev/study.sh
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 
 .PHONY: all rows plan status tables figures data

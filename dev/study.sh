@@ -24,7 +24,7 @@
 # A model that several rows need is declared by each of them and made once. Commands: graph (targets of all that is missing, for make), do TARGET
 # (makes one), expected (every row that is declared, as CSV), speeds, plan, status, data.
 set -euo pipefail
-: "${STUDY:?is set by dev/growth.mk and dev/stacking.mk}" "${SCALE:=nano}" "${SEEDS:=3}" "${RESULTS:=dev/results}" "${KEEP:=models}" "${ONLY:=}" "${OUT:=out/studies}"
+: "${STUDY:?is set by dev/growth.mk and dev/stacking.mk}" "${SCALE:=nano}" "${SEEDS:=3}" "${RESULTS:=dev/results}" "${KEEP:=models}" "${ONLY:=}" "${WORK:=out/studies}"
 
 fail() {
     local text="$STUDY: ${1//[[:cntrl:]]/ }"
@@ -41,7 +41,7 @@ programs=$(dirname "$(readlink -f train_gpt)")
 first_seed=1 last_seed=${BASH_REMATCH[1]}
 [ -z "${BASH_REMATCH[3]:-}" ] || { first_seed=$last_seed && last_seed=${BASH_REMATCH[3]}; }
 [ "$first_seed" -le "$last_seed" ] || fail "SEEDS is '$SEEDS', but its first is above its last"
-[[ $OUT =~ ^[A-Za-z0-9_./+-]+$ ]] || fail "OUT is '$OUT', but must be a path of letters, digits and . _ + - alone, as make's targets are"
+[[ $WORK =~ ^[A-Za-z0-9_./+-]+$ ]] || fail "WORK is '$WORK', but must be a path of letters, digits and . _ + - alone, as make's targets are"
 [[ $KEEP =~ ^(models|rows)$ ]] || fail "KEEP is '$KEEP', but must be models or rows"
 
 # shellcheck source=dev/growth.study
@@ -61,8 +61,8 @@ if [ -e train_gpt ] && [ "${1:-}" != expected ]; then
     processor=$(sed 's/, [0-9]* threads\?//; s/,//g' <<<"$processor")
     kind="$processor $precision $threads"
 fi
-dir=${STUDY_DIR:-$OUT/$STUDY-$SCALE/${kind//[^A-Za-z0-9]/-}}   # STUDY_DIR: from make, for LAUNCH may start this on another machine
-data=$OUT/data/$corpus
+dir=${STUDY_DIR:-$WORK/$STUDY-$SCALE/${kind//[^A-Za-z0-9]/-}}   # STUDY_DIR: from make, for LAUNCH may start this on another machine
+data=$WORK/data/$corpus
 shards=(--data "$data/*train_*.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}")
 
 number() { awk "BEGIN { printf \"%.10g\", ($1) }"; }
@@ -476,7 +476,7 @@ append() {
         else
             printf '%s\n' "$3" >>"$1" || fail "cannot write $1; is the disk full?"
         fi
-    ) 8>>"$OUT/rows.lock"
+    ) 8>>"$WORK/rows.lock"
 }
 without_row() { # FILE
     awk -F, -v row="$SCALE,$name,$seed,$processor,$precision,$threads" '
@@ -740,7 +740,7 @@ data_command() {
 }
 get_data() {
     [ ! -e "$data/tokenizer.txt" ] || return 0
-    mkdir -p "$OUT/data"
+    mkdir -p "$WORK/data"
     eval "$(data_command)"
 }
 

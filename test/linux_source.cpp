@@ -102,7 +102,7 @@ TEST_CASE("linux_source.sh: every wanted text is a document once, whole files ar
     CHECK(contains(result.out, "next: ./train_gpt --data '" + source.dir / "out/train_*.bin'"));
 }
 
-TEST_CASE("linux_source.sh: --piece-bytes cuts files at empty lines, but none into both training and validation") {
+TEST_CASE("linux_source.sh: --piece-bytes cuts files at ends of lines, but none into both training and validation") {
     Source source;
     for (int i = 0; i < 60; i++) {
         const std::string name = "file" + std::to_string(i);

@@ -328,8 +328,8 @@ TEST_CASE("study: what cannot be, is one line") {
                                    {"SEEDS=all", "growth: SEEDS is 'all'"},
                                    {"ONLY=fixd", "growth: ONLY is 'fixd', which is no row and none of the experiments early factor fixed"},
                                    {"KEEP=none", "growth: KEEP is 'none', but must be models or rows"},
-                                   {"OUT='a b'", "growth: OUT is 'a b', but must be a path of letters"},
-                                   {"OUT=/proc/none", "growth: cannot write into the folder /proc/none"}}) {
+                                   {"WORK='a b'", "growth: WORK is 'a b', but must be a path of letters"},
+                                   {"WORK=/proc/none", "growth: cannot write into the folder /proc/none"}}) {
         CAPTURE(settings);
         refused(place.script("growth", "graph", settings), words);
     }
