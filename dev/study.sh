@@ -533,7 +533,7 @@ curve() {
 evaluate() {
     local file=$dir/$1-s$seed.eval
     if [ ! -s "$file" ]; then
-        ./train_gpt --eval --init "$dir/$1-s$seed.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}" >"$file.$$" 2>>"$log" </dev/null ||
+        ./train_gpt --eval --init "$dir/$1-s$seed.bin" "${shards[@]:2}" >"$file.$$" 2>>"$log" </dev/null ||
             fail "$target: $(tail -n 1 "$log")" 1
         mv "$file.$$" "$file"
     fi
@@ -555,7 +555,7 @@ do_eval_row() {
 do_latents() {
     local text files=() part
     for part in "${from[@]}"; do files+=("$dir/$part-s$seed.bin"); done
-    text=$(./latents "${files[@]}" --val-data "$data/*val_*.bin" 2>>"$log" </dev/null) || fail "$target: $(tail -n 1 "$log")" 1
+    text=$(./latents "${files[@]}" "${shards[@]:2:2}" 2>>"$log" </dev/null) || fail "$target: $(tail -n 1 "$log")" 1
     append "$latents_csv" "scale,experiment,model,seed,commit,processor,precision,threads,$(head -n 1 <<<"$text")" \
         "$(tail -n +2 <<<"$text" | sed "s|$dir/||g; s|-s$seed\.bin||g; s|^|$SCALE,${column[experiment]},$name,$seed,$commit,$processor,$precision,$threads,|")"
     row_done
@@ -586,7 +586,7 @@ do_target() {
 do_speed() {
     local folder=$dir/$target.run
     : >"$log"
-    call ./train_gpt "${flags[@]}" --steps 20 --eval-every 0 --data "$data/*train_*.bin" --out "$folder" --overwrite
+    call ./train_gpt "${flags[@]}" --steps 20 --eval-every 0 "${shards[@]:0:2}" --out "$folder" --overwrite
     rm -rf "$folder"
     awk '/^flops_per_token/ { flops = $2 } /^step / { for (f = 1; f < NF; f++) if ($f == "tok/s" && ++n > 2) print $(f + 1) * flops }' "$log" |
         sort -g | awk '{ rate[NR] = $1 } END { print rate[int((NR + 1) / 2)] }' >"$dir/$target.done"
