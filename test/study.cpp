@@ -15,21 +15,9 @@
 #include <vector>
 #include "llmc/io/error.h"
 #include "test/expect.h"
-#include "test/needs.h"
-#include "test/program.h"
+#include "test/python.h"
 
 namespace fs = std::filesystem;
-
-static const std::string PYTHON = fs::exists("/usr/bin/python3") ? "/usr/bin/python3" : "python3";
-
-static Needs needs_python() {
-    static const bool there = run(PYTHON + " -c ''").code == 0;
-    return {there, "python3"};
-}
-static bool has_matplotlib() {
-    static const bool there = run(PYTHON + " -c 'import matplotlib'").code == 0;
-    return there;
-}
 
 static bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
