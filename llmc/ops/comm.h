@@ -1,0 +1,73 @@
+// The processes of a job, on one machine or on many. Communication moves bytes; what is added up, kernels of ours add (tree_sum in reduce.h), so that
+// every count of processes gives the same bits, which no library's own sums do. comm.cpp is MPI, for processes on CPUs; comm.cu is NCCL, a GPU a
+// process. A build that found neither is one process.
+#pragma once
+#include <csignal>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include "llmc/device/types.h"
+
+/// Another process died, or did not come within the deadline, or the transport failed: the job cannot go on. The text names host, rank, step,
+/// phase, and for whom it waited.
+struct CommError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+struct CommOptions {
+    double deadline = 600;                                ///< seconds that one call waits for the others
+    std::string meet;                                     ///< a file that all processes see, by which those of a CUDA build meet without MPI; empty: none
+    const volatile std::sig_atomic_t* stop = nullptr;     ///< set by a signal: a call that still waits then says on stderr for whom
+};
+
+/// Every member is called by every process of the job, in the same order with the same sizes, unless it says otherwise. With one process nothing
+/// is sent, and all of them are copies.
+class Comm {
+public:
+    /// Meets the others. Which process this is comes from the launcher's environment (Open MPI, PMIx, Slurm, or RANK and WORLD_SIZE).
+    /// Throws std::invalid_argument where a launcher started several and this build cannot reach them, CommError beyond the deadline.
+    explicit Comm(const CommOptions& options = {});
+    ~Comm();
+    Comm(const Comm&) = delete;
+    Comm& operator=(const Comm&) = delete;
+
+    int rank() const { return own_rank; }
+    int count() const { return processes; }
+    int local_rank() const { return own_local_rank; }     ///< among the processes of this host: the GPU it takes
+    int local_count() const { return local_processes; }
+    const std::string& host() const { return host_name; }
+    /// Where errors say it happened, from now on: "step 17". Local, as the members above.
+    void set_place(std::string where) { place = std::move(where); }
+
+    /// Every process sends to every other the part of its block that is theirs.
+    ///
+    /// parts (count, n)        =   elements [at, at + n) of segment `rank` of everyone's block, in the order of ranks
+    /// block (count, segment)
+    void exchange(float* parts, const float* block, int64_t segment, int64_t at, int64_t n, Stream stream);
+
+    /// block (count, bytes): segment r comes from process r, in place.
+    void gather(void* block, int64_t bytes, Stream stream);
+
+    /// all (count, bytes) = the `bytes` of everyone's `mine`, in the order of ranks; both on the host. Waits.
+    void collect(void* all, const void* mine, int64_t bytes);
+
+    /// host (bytes) at process 0 = device (bytes) at process `owner`. Waits; what other processes give is not looked at.
+    void bring(void* host, const void* device, int64_t bytes, int owner);
+
+    /// Waits until everything on the stream is done: device_wait() with a deadline. Throws CommError.
+    void wait(Stream stream);
+
+    /// For a process that ends with an error: whether all of them end, with this same text; it asks for two seconds. Then one line is enough, and
+    /// each can end as it would alone. Otherwise who has an error says it, and abort() ends the others.
+    bool all_fail_alike(const std::string& text) noexcept;
+    /// Ends every process of the job, this one with exit code 2.
+    [[noreturn]] void abort() noexcept;
+
+private:
+    struct Transport;
+    std::unique_ptr<Transport> transport;                 // null: one process
+    int own_rank = 0, processes = 1, own_local_rank = 0, local_processes = 1;
+    std::string host_name, place = "the start";
+    CommOptions options;
+};
