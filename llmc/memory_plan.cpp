@@ -7,7 +7,7 @@
 
 /// All that the run itself takes.
 static MemoryPlan arenas_of(const MemoryNeed& need) {
-    GPT model(need.config, need.device_batch, Mode::train, need.trained);
+    GPT model(need.config, need.device_batch, Mode::train, need.trained, need.job);
     Optimizer optimizer(model);
     KVCache cache(need.config);
     std::vector<const Arena*> arenas = model.arenas();

@@ -4,7 +4,7 @@
 #include <string>
 #include <utility>
 #include <vector>
-#include "llmc/tensors.h"
+#include "llmc/layout.h"
 
 /// A training run as its memory is concerned.
 struct MemoryNeed {
@@ -12,6 +12,7 @@ struct MemoryNeed {
     int device_batch;   ///< rows of a micro-batch
     Trained trained;
     bool samples;   ///< it keeps a key/value cache
+    Job job;        ///< whose share of it
 };
 
 /// Bytes by lifetime, named, and all of them.

@@ -19,18 +19,18 @@ static double squares_of(const float* x, int64_t n) {
     return total;
 }
 
-void sum_of_squares(float* out, float* scratch, const float* x, int64_t n, Stream) {
-    Range range("sum_of_squares");
-    require(n >= 1, "sum_of_squares: n must be at least 1, not ", n);
-    const int64_t size = (n + REDUCE_PARTS - 1) / REDUCE_PARTS;
-#pragma omp parallel for
-    for (int part = 0; part < REDUCE_PARTS; part++) {
-        int64_t begin = std::min(n, part * size), end = std::min(n, begin + size);
-        scratch[part] = static_cast<float>(squares_of(x + begin, end - begin));
-    }
-    double total = 0;
-    for (int part = 0; part < REDUCE_PARTS; part++) total += scratch[part];
-    *out = static_cast<float>(total);
+void sums_of_squares(float* out, const float* x, const Span* spans, int count, Stream) {
+    Range range("sums_of_squares");
+    require(count >= 0, "sums_of_squares: count must not be negative, but is ", count);
+#pragma omp parallel for schedule(dynamic, 4)
+    for (int i = 0; i < count; i++) out[i] = static_cast<float>(squares_of(x + spans[i].begin, spans[i].count));
+}
+
+void add(float* sum, const float* x, int64_t n, Stream) {
+    Range range("add");
+    require(n >= 1, "add: n must be at least 1, not ", n);
+#pragma omp parallel for simd
+    for (int64_t i = 0; i < n; i++) sum[i] += x[i];
 }
 
 void mean_loss(double* total, double* last, const float* losses, int64_t N, double valid, double share, Stream) {

@@ -2,13 +2,18 @@
 #pragma once
 #include "llmc/device/types.h"
 
-/// Number of partial sums that sum_of_squares makes.
-inline constexpr int REDUCE_PARTS = 1024;
+/// Elements [begin, begin + count) of an array; begin a multiple of 4.
+struct Span {
+    int64_t begin, count;
+};
 
-/// out     (1)             =   fp32: sum over i of x[i]^2, the partial sums added in double
-/// scratch (REDUCE_PARTS)      fp32
-/// x       (n)
-void sum_of_squares(float* out, float* scratch, const float* x, int64_t n, Stream stream);
+/// out   (count)  =   fp32: sum over i of x[i]^2 over span number c
+/// x
+/// spans (count)      on the device, as the others
+void sums_of_squares(float* out, const float* x, const Span* spans, int count, Stream stream);
+
+/// sum (n) += x (n)
+void add(float* sum, const float* x, int64_t n, Stream stream);
 
 /// A micro-batch's mean loss joins the step's:  last = sum over n of losses[n] / valid,  total += share * last
 ///
@@ -24,3 +29,4 @@ int64_t first_nonfinite(const bf16* x, int64_t n, Stream stream);
 
 /// out (n) = in (n), rounded to the storage type.
 void cast(floatX* out, const float* in, int64_t n, Stream stream);
+void tree_sum(float* out, const float* parts, int count, int64_t n, Stream stream);
