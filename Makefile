@@ -64,6 +64,18 @@ ifeq ($(PCRE2),yes)   # only then: where it is missing, packages may have instal
 export PCRE2
 endif
 LDLIBS := $(if $(filter yes,$(PCRE2)),-lpcre2-8) -lpthread
+# Without MPI a program is one process (in a build for GPUs its processes meet by a file). Open MPI's compiler says what it takes; Fedora and
+# openSUSE do not put it on the PATH.
+comma := ,
+ifeq ($(origin MPI),undefined)
+MPICC ?= $(firstword $(shell command -v mpicc) $(wildcard /usr/lib64/openmpi/bin/mpicc /usr/lib64/mpi/gcc/openmpi*/bin/mpicc) mpicc)
+MPI_CFLAGS := $(shell $(MPICC) --showme:compile 2>/dev/null) -DOMPI_SKIP_MPICXX
+MPI_LIBS := $(shell $(MPICC) --showme:link 2>/dev/null)
+MPI := $(if $(shell echo 'int main(){return MPI_Init(nullptr,nullptr);}' | $(CXX) -include mpi.h $(MPI_CFLAGS) -x c++ - $(MPI_LIBS) -o /dev/null 2>/dev/null && echo yes),yes,no)
+endif
+ifeq ($(MPI),yes)
+export MPI MPI_CFLAGS MPI_LIBS
+endif
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
 # CUDA: the code of A100 and its kind and of H100 and its kind, and what newer cards translate for themselves; or ARCH="sm_90a ...".
@@ -78,10 +90,10 @@ ifeq ($(TARGET),cuda)
     $(error DEVICE=cuda needs nvcc: install CUDA's toolkit and put nvcc on the PATH (or NVCC=where/it/is), or make DEVICE=cpu)
   endif
   LINK = $(NVCC) -Xcompiler=-fopenmp -Xlinker=-rpath,$(abspath $(dir $(realpath $(NVCC)))/../lib64)
-  LDLIBS += -lcublasLt
+  LDLIBS += -lcublasLt $(if $(filter yes,$(MPI)),$(patsubst -pthread,-lpthread,$(subst -Wl$(comma),-Xlinker=,$(MPI_LIBS))))
 else
   LINK = $(CXX) $(CXXFLAGS)
-  LDLIBS += -ldnnl
+  LDLIBS += -ldnnl $(if $(filter yes,$(MPI)),$(MPI_LIBS))
 endif
 
 PROGRAMS := train_gpt grow stack convert latents data/tokenize
@@ -96,8 +108,8 @@ IN_FLOATX := $(OPS) llmc/gpt llmc/load llmc/optimizer llmc/generate llmc/memory_
 object = $(foreach source,$(1),$(if $(filter $(IN_FLOATX),$(source)),$(HOST),$(PLAIN))/$(source).o)
 # What every program is linked with.
 LIBRARY := $(if $(filter cuda,$(TARGET)),$(call object,$(filter-out $(OPS),$(SOURCES))) $(OPS:%=$(BUILD)/%.cu.o),$(call object,$(SOURCES)))
-# Suites. test/emulator has programs of its own; llmc/ops/matmul_tile.h is the CPU's alone.
-SUITES := $(filter-out test/emulator/% $(if $(filter cuda,$(TARGET)),test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp)))
+# Suites. test/emulator has programs of its own, test/comm_worker is one; llmc/ops/matmul_tile.h is the CPU's alone.
+SUITES := $(filter-out test/emulator/% test/comm_worker $(if $(filter cuda,$(TARGET)),test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp)))
 TESTS := $(call object,$(SUITES))
 # Suites that run the programs, or work with files alone: once, in the precision that the programs are built for.
 SUITES_OF_PROGRAMS := test/checkpoint test/describe test/downloads test/gpu_check test/includes test/io/error test/io/flags test/latents test/layers test/lineage test/linux_source test/rewrite test/run test/run_tests test/safetensors \
@@ -169,6 +181,7 @@ parts: check
 	      "  $(call tick,GPU,$(GPU))" \
 	      "  $$(sed -n 's/.*DNNL_VERSION_\(MAJOR\|MINOR\|PATCH\) \([0-9]*\).*/\2/p' $(firstword $(wildcard $(THIRD_PARTY)/oneapi/dnnl/dnnl_version.h /usr/include/oneapi/dnnl/dnnl_version.h) /dev/null) | paste -sd. | sed 's/.\+/✓ oneDNN &/; s/^$$/✗ oneDNN/')" \
 	      "  $(call tick,PCRE2,$(filter yes,$(PCRE2)))$(if $(filter yes,$(PCRE2)),, (text cannot be encoded; make deps installs it))" \
+	      "  $(call tick,MPI,$(filter yes,$(MPI)))$(if $(filter yes,$(MPI)),, (one process; make deps installs it))" \
 	      "  $(call tick,bf16 products of the CPU,$(HAS_BF16))  built for: $(TARGET) ($(WHY)), $(PRECISION)"
 
 # ------------------------------------------------------------------------------------------------------------ what make test builds
@@ -179,7 +192,7 @@ bf16/%: FORCE
 fp32/%: FORCE
 	+@$(MAKE) --no-print-directory PRECISION=fp32 $*
 plain: $(sort $(filter $(PLAIN)/%,$(LIBRARY) $(TESTS)))
-tests: $(BUILD)/tests $(BUILD)/step $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
+tests: $(BUILD)/tests $(BUILD)/step $(BUILD)/comm_worker $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
 tests: $(BUILD)/bench $(BUILD)/bench_ops
 cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/ladder
 emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(BUILD)/step
@@ -209,7 +222,8 @@ $(BUILD)/measure: $(call object,dev/measure)
 $(BUILD)/tests: $(TESTS)
 $(BUILD)/op_tests: $(call object,$(OP_SUITES) test/gpt test/ops/matmul_tile test/isa test/main)
 $(BUILD)/step: $(call object,test/emulator/step)
-$(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/report $(BUILD)/measure $(BUILD)/tests $(BUILD)/op_tests $(BUILD)/step: $(BUILD)/llmc.a
+$(BUILD)/comm_worker: $(call object,test/comm_worker)
+$(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/report $(BUILD)/measure $(BUILD)/tests $(BUILD)/op_tests $(BUILD)/step $(BUILD)/comm_worker: $(BUILD)/llmc.a
 	@mkdir -p $(@D)
 	$(call says,link)
 	$(Q)$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
@@ -285,11 +299,15 @@ $(BUILD)/gencode: FORCE
 	$(call holds,$(GENCODE))
 $(PLAIN)/pcre2: FORCE
 	$(call holds,$(PCRE2))
+$(PLAIN)/mpi: FORCE
+	$(call holds,$(MPI) $(MPI_CFLAGS))
 
 $(PLAIN)/llmc/text/split.o: $(PLAIN)/pcre2
 ifneq ($(PCRE2),yes)
 $(PLAIN)/llmc/text/split.o: CXXFLAGS += -DNO_PCRE2
 endif
+$(PLAIN)/llmc/io/mpi_job.o: $(PLAIN)/mpi
+$(PLAIN)/llmc/io/mpi_job.o: CXXFLAGS += $(if $(filter yes,$(MPI)),$(MPI_CFLAGS),-DNO_MPI)
 # What a build without PCRE2 does: the suites linked once more, with the splitter of such a build.
 $(PLAIN)/without_pcre2.o: llmc/text/split.cpp
 	$(call compile,-DPRECISION_ANY -DNO_PCRE2)
