@@ -57,6 +57,7 @@ int main(int argc, char** argv) {
         Settings settings;
         if (!settings.parse(argc, argv)) return 0;
         Comm comm({.deadline = settings.deadline, .meet = settings.meet, .stop = &stop_asked});
+        if (comm.rank() > 0 && !std::freopen("/dev/null", "w", stdout)) fail("stdout cannot be turned off: ", std::strerror(errno));
         return run_job("train_gpt", comm, [&] {
             int code = run(settings, {argv, argv + argc}, comm);
             require_printed();
