@@ -60,16 +60,3 @@ void cast(floatX* out, const float* in, int64_t n, Stream) {
 #pragma omp parallel for simd
     for (int64_t i = 0; i < n; i++) out[i] = to_floatX(in[i]);
 }
-
-void tree_sum(float* out, const float* parts, int count, int64_t n, Stream) {
-    Range range("tree_sum");
-    require(count >= 1 && count <= 1024, "tree_sum: count must be 1 to 1024, not ", count);
-#pragma omp parallel for
-    for (int64_t i = 0; i < n; i++) {
-        float sums[1024];
-        for (int c = 0; c < count; c++) sums[c] = parts[c * n + i];
-        for (int m = count; m > 1; m = (m + 1) / 2)
-            for (int c = 0; c < (m + 1) / 2; c++) sums[c] = 2 * c + 1 < m ? sums[2 * c] + sums[2 * c + 1] : sums[2 * c];
-        out[i] = sums[0];
-    }
-}

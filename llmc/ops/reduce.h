@@ -29,4 +29,3 @@ int64_t first_nonfinite(const bf16* x, int64_t n, Stream stream);
 
 /// out (n) = in (n), rounded to the storage type.
 void cast(floatX* out, const float* in, int64_t n, Stream stream);
-void tree_sum(float* out, const float* parts, int count, int64_t n, Stream stream);
