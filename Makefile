@@ -67,7 +67,7 @@ LDLIBS := $(if $(filter yes,$(PCRE2)),-lpcre2-8) -lpthread
 # Without MPI a program is one process (in a build for GPUs its processes meet by a file). Open MPI's compiler says what it takes; Fedora and
 # openSUSE do not put it on the PATH.
 comma := ,
-ifeq ($(origin MPI),undefined)
+ifeq ($(filter yes no,$(MPI)),)   # clusters have variables of that name too
 MPICC ?= $(firstword $(shell command -v mpicc) $(wildcard /usr/lib64/openmpi/bin/mpicc /usr/lib64/mpi/gcc/openmpi*/bin/mpicc) mpicc)
 MPI_CFLAGS := $(shell $(MPICC) --showme:compile 2>/dev/null) -DOMPI_SKIP_MPICXX
 MPI_LIBS := $(shell $(MPICC) --showme:link 2>/dev/null)
