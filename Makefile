@@ -67,7 +67,7 @@ LDLIBS := $(if $(filter yes,$(PCRE2)),-lpcre2-8) -lpthread
 # Without MPI a program is one process (in a build for GPUs its processes meet by a file). Open MPI's compiler says what it takes; Fedora and
 # openSUSE do not put it on the PATH.
 comma := ,
-ifeq ($(origin MPI),undefined)
+ifeq ($(filter yes no,$(MPI)),)   # clusters have variables of that name too
 MPICC ?= $(firstword $(shell command -v mpicc) $(wildcard /usr/lib64/openmpi/bin/mpicc /usr/lib64/mpi/gcc/openmpi*/bin/mpicc) mpicc)
 MPI_CFLAGS := $(shell $(MPICC) --showme:compile 2>/dev/null) -DOMPI_SKIP_MPICXX
 MPI_LIBS := $(shell $(MPICC) --showme:link 2>/dev/null)
@@ -112,7 +112,7 @@ LIBRARY := $(if $(filter cuda,$(TARGET)),$(call object,$(filter-out $(OPS),$(SOU
 SUITES := $(filter-out test/emulator/% test/comm_worker $(if $(filter cuda,$(TARGET)),test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp)))
 TESTS := $(call object,$(SUITES))
 # Suites that run the programs, or work with files alone: once, in the precision that the programs are built for.
-SUITES_OF_PROGRAMS := test/checkpoint test/describe test/downloads test/gpu_check test/includes test/io/error test/io/flags test/latents test/layers test/lineage test/linux_source test/rewrite test/run test/run_tests test/safetensors \
+SUITES_OF_PROGRAMS := test/checkpoint test/describe test/downloads test/gpu_check test/includes test/io/error test/io/flags test/latents test/layers test/lineage test/linux_source test/ops/comm test/rewrite test/run test/run_tests test/safetensors \
                       test/setup test/stack test/studies test/study test/text/dataloader test/text/shard test/text/tokenizer test/tokenize test/train_gpt
 # The same as doctest's --source-file takes them: *test/checkpoint.cpp,*test/downloads.cpp,...
 ONCE := $(shell echo $(SUITES_OF_PROGRAMS) | sed -E 's/([^ ]+)/*\1.cpp/g; s/ /,/g')
@@ -192,7 +192,7 @@ bf16/%: FORCE
 fp32/%: FORCE
 	+@$(MAKE) --no-print-directory PRECISION=fp32 $*
 plain: $(sort $(filter $(PLAIN)/%,$(LIBRARY) $(TESTS)))
-tests: $(BUILD)/tests $(BUILD)/step $(BUILD)/comm_worker $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
+tests: $(BUILD)/tests $(BUILD)/step $(BUILD)/comm_worker $(BUILD)/comm_worker_without_mpi $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
 tests: $(BUILD)/bench $(BUILD)/bench_ops
 cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/ladder
 emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(BUILD)/step
@@ -308,6 +308,12 @@ $(PLAIN)/llmc/text/split.o: CXXFLAGS += -DNO_PCRE2
 endif
 $(PLAIN)/llmc/io/mpi_job.o: $(PLAIN)/mpi
 $(PLAIN)/llmc/io/mpi_job.o: CXXFLAGS += $(if $(filter yes,$(MPI)),$(MPI_CFLAGS),-DNO_MPI)
+# What a build without MPI does: one process of a job, of such a build.
+$(PLAIN)/without_mpi.o: llmc/io/mpi_job.cpp
+	$(call compile,-DPRECISION_ANY -DNO_MPI)
+$(BUILD)/comm_worker_without_mpi: $(call object,test/comm_worker) $(PLAIN)/without_mpi.o $(BUILD)/llmc.a
+	$(call says,link)
+	$(Q)$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
 # What a build without PCRE2 does: the suites linked once more, with the splitter of such a build.
 $(PLAIN)/without_pcre2.o: llmc/text/split.cpp
 	$(call compile,-DPRECISION_ANY -DNO_PCRE2)
@@ -330,7 +336,7 @@ $(BUILD)/ladder: $(addprefix $(BUILD)/,$(LADDER) dev/kernels/ladder.cu.o) $(BUIL
 # ------------------------------------------------------------------------------------- the rules: what comes before any compilation
 
 # Nothing is compiled before what it takes is known to be here.
-COMPILED := $(basename $(wildcard *.cu llmc/*.cpp llmc/*/*.cpp data/*.cpp dev/*.cpp dev/kernels/*.cpp test/*.cpp test/*/*.cpp)) without_pcre2
+COMPILED := $(basename $(wildcard *.cu llmc/*.cpp llmc/*/*.cpp data/*.cpp dev/*.cpp dev/kernels/*.cpp test/*.cpp test/*/*.cpp)) without_pcre2 without_mpi
 KERNELS := $(wildcard llmc/*/*.cu dev/kernels/*.cu)
 $(foreach folder,$(PLAIN) $(HOST) $(EMULATOR),$(COMPILED:%=$(folder)/%.o)) $(foreach folder,$(EMULATOR) $(BUILD),$(KERNELS:%=$(folder)/%.o)): | check
 $(TESTS) $(EMULATOR_TESTS) $(EMULATOR)/dev/kernels/test.o: | doctest

@@ -101,7 +101,7 @@ void contract(Comm& comm) {
         check_collect(comm, turn++, n);
         for (int owner = 0; owner < comm.count(); owner++) check_bring(comm, turn++, n, owner);
     }
-    const int64_t large = (int64_t{16} << 20) / sizeof(float) + 3;   // more than one message takes
+    const int64_t large = (int64_t{4} << 20) / sizeof(float) + 3;   // more than one message takes
     check_exchange(comm, turn++, large + 1, 1, large);
     check_gather(comm, turn++, large);
     check_bring(comm, turn++, large, comm.count() - 1);
@@ -159,9 +159,8 @@ int main(int argc, char** argv) {
                 if (comm->rank() == who) {
                     if (what == "killed") raise(SIGKILL);
                     if (what == "stopped") raise(SIGSTOP);
-                    sleep_for(30);
-                }
-                if (what == "asked-to-stop") stop = 1;
+                    sleep_for(what == "asked-to-stop" ? 1.5 : 30);
+                } else if (what == "asked-to-stop") stop = 1;
                 everyone_again();
             } else if (what == "exchange-late") {
                 if (comm->rank() == who) sleep_for(30);

@@ -54,7 +54,7 @@ public:
         }
         // Most waits are short, and a transport moves data when it is asked alone; a long wait is for a process that computes, perhaps on this core.
         if (waited < 0.001) sched_yield();
-        else std::this_thread::sleep_for(std::chrono::microseconds(waited < 1 ? 50 : 1000));
+        else std::this_thread::sleep_for(std::chrono::microseconds(waited < 0.1 ? 50 : 1000));
     }
 
     static std::string seconds(double count) { return concat(std::round(count * 10) / 10, " s"); }
