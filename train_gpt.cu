@@ -816,6 +816,27 @@ static MemoryNeed memory_need(const Settings& s, const Opened& opened, const Pla
     return {opened.config, *s.device_batch, planned.trained, planned.samples, planned.job};
 }
 
+/// What several processes send, and who owns what.
+static void print_shares(const GPTConfig& config, const Planned& planned) {
+    const std::vector<Tensor> tensors = tensor_table(config);
+    const Layout layout(config, tensors, planned.trained, planned.job);
+    const int64_t others = layout.job.processes - 1, shared = layout.sliced.segment + layout.whole.segment;
+    std::printf("processes: %d, parts of a step: %d\n", layout.job.processes, layout.job.parts);
+    if (others == 0) return;
+    std::printf("sent by each in a step: %ld bytes of gradients, %ld bytes of weights\n",
+                others * (shared + layout.replicated.segment) * static_cast<int64_t>(sizeof(float)), others * shared * static_cast<int64_t>(sizeof(floatX)));
+    for (int rank = 0; rank < layout.job.processes; rank++) {
+        int64_t elements = 0;
+        std::string matrices;
+        for (size_t i = 0; i < tensors.size(); i++) {
+            if (!planned.trained(tensors[i])) continue;
+            if (rule_of(*config.recipe, tensors[i].spec->group).by_element()) elements += layout.owned(i, rank).count;
+            else if (layout.owned(i, rank).count > 0) matrices += " " + tensors[i].name;
+        }
+        std::printf("rank %d updates %ld elements, and the matrices%s\n", rank, elements, matrices.empty() ? " of none" : matrices.c_str());
+    }
+}
+
 static void print_plan(const GPTConfig& config, const Planned& planned, const MemoryPlan& memory) {
     const Plan& plan = planned.plan;
     std::printf("matmul_params: %ld\n", matmul_params(config));
@@ -829,8 +850,9 @@ static void print_plan(const GPTConfig& config, const Planned& planned, const Me
         std::printf("schedule: %ld steps, of which %ld steps, %ld tokens and %.4e FLOPs lie before this run\n", plan.schedule_steps,
                     planned.before.steps, planned.before.tokens, planned.before.flops);
     std::printf("tokens: %ld\n", plan.tokens);
-    std::printf("memory_bytes: %zu\n", memory.total);
+    std::printf("memory_bytes: %zu\n", memory.total);   // of a process
     std::printf("total_flops: %.4e\n", plan.total_flops);
+    if (planned.job.parts > 1) print_shares(config, planned);
 }
 
 /// A value on a line of the start-up table: of several, the first, the last and how many.

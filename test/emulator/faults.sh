@@ -13,7 +13,7 @@ faults() {
     fault "no barrier between the warps' sums and the sum of those" norm '*forward is the formula' llmc/device/cuda_common.h \
         $'x = warp_sum(x);\n    if (lane_of_thread() == 0) scratch[warp_of_thread()] = x;\n    __syncthreads();' \
         $'x = warp_sum(x);\n    if (lane_of_thread() == 0) scratch[warp_of_thread()] = x;'
-    fault "no barrier before the next half of a tree of sums" reduce 'sum_of_squares*' llmc/ops/reduce.cu \
+    fault "no barrier before the next half of a tree of sums" reduce 'mean_loss*' llmc/ops/reduce.cu \
         $'__syncthreads();\n        if (threadIdx.x < half)' 'if (threadIdx.x < half)'
     fault "no barrier between the denominators of the warps and of the row" cross_entropy '*loss and its gradient' llmc/ops/cross_entropy.cu \
         $'scratch[warp_of_thread()] = mine;\n    __syncthreads();' 'scratch[warp_of_thread()] = mine;'
@@ -27,7 +27,8 @@ faults() {
         'false>(target >= 0 ? to_float(row[target])' 'false>(target >= 0 ? to_float(row[target + 1])'
     fault "a capped row kept in a neighbour's place" cross_entropy '*loss and its gradient' llmc/ops/cross_entropy.cu \
         'store_packed(cache + v, {kept' 'store_packed(cache + (v ^ VECTOR), {kept'
-    fault "a loop that reads one element too many" reduce 'sum_of_squares*' llmc/ops/reduce.cu 'i + 3 < end' 'i + 2 < end'
+    fault "a loop that reads one element too many" reduce 'sums_of_squares*' llmc/ops/reduce.cu 'i + 3 < span.count' 'i + 2 < span.count'
+    fault "a vector of four beyond the end that is not taken apart" reduce 'add adds' llmc/ops/reduce.cu 'if (i + 3 < n) {' 'if (i < n) {'
     fault "a sum of a tree that takes no more than one neighbour" reduce 'tree_sum*' llmc/ops/reduce.cu 'carried = part >> level & 1;' 'carried = level == 0 && (part & 1);'
     fault "a thread beyond the end that adds all the same" reduce 'tree_sum*' llmc/ops/reduce.cu $'if (at >= n) return;\n    float sums' 'float sums'
     fault "a row looked up one too far" embedding '*forward copies*' llmc/ops/embedding.cu 'wte + int64_t{idx[n]} * C' 'wte + int64_t{idx[n] + 1} * C'
