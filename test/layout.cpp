@@ -20,7 +20,7 @@ std::vector<Model> models() {
     GPTConfig speedrun = recipe_config(SPEEDRUN, 12, 12, 768, 50304, 1024), nanochat = recipe_config(NANOCHAT, 3, 4, 96, 88, 37, "SL");
     nanochat.n_kv_head = 2;
     return {{speedrun, {}}, {nanochat, {}}, {nanochat, {.only = parse_train_only("h.1.q,wte", nanochat)}},
-            {nanochat, {.only = parse_train_only("*.fc,x0_lambdas", nanochat)}}, {speedrun, {.embedding = false}}};
+            {nanochat, {.only = parse_train_only("*.fc,x0_lambdas", nanochat)}}, {speedrun, {.only = {}, .embedding = false}}};
 }
 
 bool is_vector(const Tensor& tensor) { return tensor.shape.size() == 1; }

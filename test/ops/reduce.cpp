@@ -159,9 +159,10 @@ TEST_CASE("cast rounds to the storage type, to even where it is between two") {
 }
 
 TEST_CASE("reduce refuses wrong sizes") {
-    Floats x(Values(8, 1)), scratch(REDUCE_PARTS), out(1);
+    Floats x(Values(8, 1)), out(1);
     FloatXs rounded(8);
-    CHECK_REFUSED("sum_of_squares", sum_of_squares(out, scratch, x, 0, nullptr));
+    CHECK_REFUSED("sums_of_squares", sums_of_squares(out, x, nullptr, -1, nullptr));
+    CHECK_REFUSED("add", add(out, x, 0, nullptr));
     Guarded<double> total(1), last(1);
     CHECK_REFUSED("mean_loss", mean_loss(total, last, x, 0, 1, 1, nullptr));
     CHECK_REFUSED("tree_sum", tree_sum(out, x, 0, 1, nullptr));
