@@ -108,13 +108,6 @@ void contract(Comm& comm) {
     for (int again = 0; again < 50; again++) check_collect(comm, turn++, 24);
 }
 
-/// More than 2^31 bytes a message: what no int counts.
-void huge(Comm& comm) {
-    const int64_t n = (int64_t{1} << 29) + 5;
-    check_gather(comm, 1, n);
-    check_bring(comm, 2, n, comm.count() - 1);
-}
-
 void say(const Comm& comm, const std::string& text) {
     const std::string line = concat("rank ", comm.rank(), " of ", comm.count(), " (", comm.local_rank(), " of ", comm.local_count(), " on ", comm.host(), "): ", text, "\n");
     if (write(STDOUT_FILENO, line.data(), line.size()) < 0) _exit(3);
@@ -153,7 +146,6 @@ int main(int argc, char** argv) {
         };
         try {
             if (what == "contract") contract(*comm);
-            else if (what == "huge") huge(*comm);
             else if (what == "starts") {}
             else if (what == "killed" || what == "stopped" || what == "asked-to-stop") {   // one of them, while the others wait for it
                 if (comm->rank() == who) {
@@ -162,6 +154,14 @@ int main(int argc, char** argv) {
                     sleep_for(what == "asked-to-stop" ? 1.5 : 30);
                 } else if (what == "asked-to-stop") stop = 1;
                 everyone_again();
+            } else if (what == "until-stop") {   // as training does: a stop of one is a stop of all, at a step's end
+                say(*comm, "begins");
+                for (bool stops = false; !stops; sleep_for(0.01)) {
+                    const char mine = stop != 0;
+                    std::vector<char> all(comm->count());
+                    comm->collect(all.data(), &mine, 1);
+                    for (char one : all) stops |= one != 0;
+                }
             } else if (what == "exchange-late") {
                 if (comm->rank() == who) sleep_for(30);
                 check_exchange(*comm, 0, 5, 0, 5);
