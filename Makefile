@@ -207,7 +207,7 @@ cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops 
 emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(EMULATOR)/comm_worker $(BUILD)/step
 planted_faults: $(EMULATOR)/tests $(EMULATOR)/comm_worker
 	@BUILD='$(EMULATOR)' LIBRARY='$(EMULATOR_LIBRARY)' SUITES='$(HOST)/test' MAIN='$(call object,test/main)' CXX='$(CXX)' FLAGS='$(EMULATOR_FLAGS) -O0' \
-	    FAULT="$(FAULT)" test/emulator/faults.sh
+	    COMM='$(call object,test/emulator/comm test/comm_worker)' LIBS='$(EMULATOR_LIBS)' FAULT="$(FAULT)" test/emulator/faults.sh
 
 # -------------------------------------------------------------------------------------------------------------- the rules: programs
 
