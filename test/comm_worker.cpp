@@ -162,6 +162,14 @@ int main(int argc, char** argv) {
                     sleep_for(what == "asked-to-stop" ? 1.5 : 30);
                 } else if (what == "asked-to-stop") stop = 1;
                 everyone_again();
+            } else if (what == "until-stop") {   // as training does: a stop of one is a stop of all, at a step's end
+                say(*comm, "begins");
+                for (bool stops = false; !stops; sleep_for(0.01)) {
+                    const char mine = stop != 0;
+                    std::vector<char> all(comm->count());
+                    comm->collect(all.data(), &mine, 1);
+                    for (char one : all) stops |= one != 0;
+                }
             } else if (what == "exchange-late") {
                 if (comm->rank() == who) sleep_for(30);
                 check_exchange(*comm, 0, 5, 0, 5);

@@ -1,6 +1,7 @@
 // Sums and checks over whole tensors on the CPU: bound by memory.
 #include "llmc/ops/reduce.h"
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include "llmc/device/profile.h"
@@ -40,6 +41,33 @@ void mean_loss(double* total, double* last, const float* losses, int64_t N, doub
     for (int64_t n = 0; n < N; n++) sum += losses[n];
     *last = sum / valid;
     *total += share * *last;
+}
+
+// Elements in blocks that stay in the cache, whatever the count of parts: sums[level] holds that of 2^level parts until its neighbour is there.
+void tree_sum(float* out, const float* parts, int count, int64_t n, Stream) {
+    Range range("tree_sum");
+    require(count >= 1, "tree_sum: count must be at least 1, not ", count);
+    require(n >= 1, "tree_sum: n must be at least 1, not ", n);
+    constexpr int64_t BLOCK = 256;
+    constexpr int LEVELS = 31;   // of an int's count
+#pragma omp parallel for
+    for (int64_t begin = 0; begin < n; begin += BLOCK) {
+        const int64_t size = std::min(BLOCK, n - begin);
+        float sums[LEVELS][BLOCK], sum[BLOCK];
+        for (int part = 0; part < count; part++) {
+            std::copy_n(parts + part * n + begin, size, sum);
+            int level = 0;
+            for (; part >> level & 1; level++)
+                for (int64_t i = 0; i < size; i++) sum[i] = sums[level][i] + sum[i];
+            std::copy_n(sum, size, sums[level]);
+        }
+        int level = std::countr_zero(static_cast<unsigned>(count));   // what is left over: from the smallest on, each joins the one before it
+        std::copy_n(sums[level], size, sum);
+        while (++level < LEVELS)
+            if (count >> level & 1)
+                for (int64_t i = 0; i < size; i++) sum[i] = sums[level][i] + sum[i];
+        std::copy_n(sum, size, out + begin);
+    }
 }
 
 template <class Number>

@@ -66,6 +66,42 @@ void mean_loss(double* total, double* last, const float* losses, int64_t N, doub
     launch("mean_loss", mean_loss_kernel, {dim3(1), dim3(REDUCE_PARTS), REDUCE_PARTS * sizeof(double)}, stream, total, last, losses, N, valid, share);
 }
 
+/// A thread adds up one element of all parts: bound by memory. sums[level] is that of 2^level parts, until its neighbour is there; the levels are
+/// unrolled, so that they stay in registers.
+template <int LEVELS>
+__global__ void tree_sum_kernel(float* out, const float* parts, int count, int64_t n) {
+    const int64_t at = int64_t{blockIdx.x} * THREADS + threadIdx.x;
+    if (at >= n) return;
+    float sums[LEVELS];
+    for (int part = 0; part < count; part++) {
+        float sum = parts[part * n + at];
+        bool carried = true;
+#pragma unroll
+        for (int level = 0; level < LEVELS; level++)
+            if (carried) {
+                carried = part >> level & 1;
+                if (carried) sum = sums[level] + sum;
+                else sums[level] = sum;
+            }
+    }
+    float sum = 0;
+    bool first = true;   // what is left over: from the smallest on, each joins the one before it
+#pragma unroll
+    for (int level = 0; level < LEVELS; level++)
+        if (count >> level & 1) {
+            sum = first ? sums[level] : sums[level] + sum;
+            first = false;
+        }
+    out[at] = sum;
+}
+
+void tree_sum(float* out, const float* parts, int count, int64_t n, Stream stream) {
+    require(count >= 1, "tree_sum: count must be at least 1, not ", count);
+    require(n >= 1, "tree_sum: n must be at least 1, not ", n);
+    const auto kernel = count < 4 ? tree_sum_kernel<2> : count < 64 ? tree_sum_kernel<6> : tree_sum_kernel<31>;
+    launch("tree_sum", kernel, {dim3(static_cast<unsigned>(ceil_div(n, THREADS))), dim3(THREADS)}, stream, out, parts, count, n);
+}
+
 template <class Number>
 __global__ void first_nonfinite_kernel(unsigned long long* first, const Number* x, int64_t n) {
     for (int64_t i = int64_t{blockIdx.x} * THREADS + threadIdx.x; i < n; i += int64_t{gridDim.x} * THREADS)

@@ -18,6 +18,14 @@ void sum_of_squares(float* out, float* scratch, const float* x, int64_t n, Strea
 /// valid           targets that count
 void mean_loss(double* total, double* last, const float* losses, int64_t N, double valid, double share, Stream stream);
 
+/// Sums over the parts of a step, in an order that does not depend on who made them: the same bits as adding pairs, then pairs of those,
+/// ((p0 + p1) + (p2 + p3)) + ..., so that the sums of whole subtrees, made elsewhere, are parts too. Of a count that is no power of two
+/// the tree is the next power's, without the parts that are not there.
+///
+/// out   (n)         =   fp32; may be row 0 of parts, and otherwise overlaps none
+/// parts (count, n)      fp32
+void tree_sum(float* out, const float* parts, int count, int64_t n, Stream stream);
+
 /// Index of the first element that is NaN or infinite, -1 when there is none. Waits for the stream; for diagnosis.
 int64_t first_nonfinite(const float* x, int64_t n, Stream stream);
 int64_t first_nonfinite(const bf16* x, int64_t n, Stream stream);

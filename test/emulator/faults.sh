@@ -29,6 +29,8 @@ faults() {
     fault "a capped row kept in a neighbour's place" cross_entropy '*loss and its gradient' llmc/ops/cross_entropy.cu \
         'store_packed(cache + v, {kept' 'store_packed(cache + (v ^ VECTOR), {kept'
     fault "a loop that reads one element too many" reduce 'sum_of_squares*' llmc/ops/reduce.cu 'i + 3 < end' 'i + 2 < end'
+    fault "a sum of a tree that takes no more than one neighbour" reduce 'tree_sum*' llmc/ops/reduce.cu 'carried = part >> level & 1;' 'carried = level == 0 && (part & 1);'
+    fault "a thread beyond the end that adds all the same" reduce 'tree_sum*' llmc/ops/reduce.cu $'if (at >= n) return;\n    float sums' 'float sums'
     fault "a row looked up one too far" embedding '*forward copies*' llmc/ops/embedding.cu 'wte + int64_t{idx[n]} * C' 'wte + int64_t{idx[n] + 1} * C'
     fault "a store that is skipped at the end" norm '*forward is the formula' llmc/device/cuda_common.h \
         'if (at(i) < C) store_packed(row + at(i), pieces[i]);' 'if (at(i) + VECTOR < C) store_packed(row + at(i), pieces[i]);'

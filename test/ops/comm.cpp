@@ -16,7 +16,7 @@ namespace {
 const std::string FOLDER = fs::read_symlink("/proc/self/exe").parent_path();
 /// These suites may run as a job of Slurm's themselves, which their processes need not know.
 const std::string ALONE = "unset $(env | sed -nE 's/^((SLURM|OMPI|PMIX|PMI)_[A-Za-z0-9_]*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE)=.*/\\1/p'); "
-                          "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1; ";
+                          "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 DEADLINE=60; ";
 
 bool has_mpirun() {
     static const bool there = MpiJob::built_in() && run("command -v mpirun").code == 0;
@@ -26,7 +26,7 @@ Needs needs_mpirun() { return {has_mpirun(), "MPI"}; }
 
 /// `count` workers that do `what`, on any number of cores.
 Result job(int count, const std::string& what, const std::string& environment = "") {
-    return run(ALONE + environment + " exec mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -n " + std::to_string(count) + " " + FOLDER + "/comm_worker " + what);
+    return run(ALONE + environment + " exec timeout 120 mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -n " + std::to_string(count) + " " + FOLDER + "/comm_worker " + what);
 }
 /// One, which no mpirun started.
 Result process(const std::string& what, const std::string& environment = "", const std::string& program = "comm_worker") {
@@ -108,7 +108,7 @@ TEST_CASE("comm: beyond the deadline every process ends, and the line says who w
 }
 
 TEST_CASE("comm: a process that dies ends the job, and those that wait for it say so, once" * needs_mpirun()) {
-    Result result = job(3, "killed 1");
+    Result result = job(3, "killed 1", "export OMPI_MCA_odls_base_sigkill_timeout=3;");   // mpirun kills the rest after one second, which may be few on a busy machine
     CAPTURE(result.err);
     CHECK(result.code == 128 + SIGKILL);
     CHECK(result.out == "");
@@ -134,7 +134,7 @@ TEST_CASE("comm: an error that all have is one line; of others each has its own,
     CHECK(!lines.empty());   // the first that says its own may end the other before it does
     for (const std::string& line : lines) CHECK(std::regex_match(line, std::regex("comm_worker: process [01] has no such file\n")));
 
-    Result one = job(3, "one-fails 1");   // 600 seconds is what the others would wait
+    Result one = job(3, "one-fails 1");   // 60 seconds is what the others would wait
     CAPTURE(one.err);
     CHECK(one.code == 2);
     CHECK(occurrences(one.err, "comm_worker: process 1 has no such file\n") == 1);

@@ -50,6 +50,47 @@ TEST_CASE("mean_loss is exact to fp64, and adds up over micro-batches") {
     }
 }
 
+/// The sum of `count` parts from part `first` on, of a tree over `width` of them, a power of two.
+static float sum_of_tree(const std::vector<float>& of_parts, int first, int count, int width) {
+    if (width == 1) return of_parts[first];
+    const int left = std::min(count, width / 2);
+    const float sum = sum_of_tree(of_parts, first, left, width / 2);
+    return count == left ? sum : sum + sum_of_tree(of_parts, first + left, count - left, width / 2);
+}
+
+TEST_CASE("tree_sum adds pairs, then pairs of those: the same bits as by hand, and as of sums that others made") {
+    for (int count : {1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 31, 63, 64, 65, 100})
+        for (int n : {1, 7, 256, 1001}) {
+            CAPTURE(count);
+            CAPTURE(n);
+            const Values x = Random(count * 10000 + n).floats(count * n);
+            Values want(n);
+            for (int i = 0; i < n; i++) {
+                std::vector<float> column(count);
+                for (int part = 0; part < count; part++) column[part] = static_cast<float>(x[part * n + i]);
+                int width = 1;
+                while (width < count) width *= 2;
+                want[i] = sum_of_tree(column, 0, count, width);
+            }
+            Floats parts(x), out(n);
+            for (int threads : {1, 3}) {
+                with_threads(threads, [&] { tree_sum(out, parts, count, n, nullptr); });
+                CHECK(out.values() == want);
+            }
+            CHECK(parts.values() == x);
+            tree_sum(parts, parts, count, n, nullptr);   // in place
+            const Values after = parts.values();
+            CHECK(Values(after.begin(), after.begin() + n) == want);
+            CHECK(std::equal(after.begin() + n, after.end(), x.begin() + n));
+            if (count == 1 || (count & (count - 1)) != 0) continue;   // halves of a whole tree are parts of one
+            Floats halves(2 * n), first(Values(x.begin(), x.begin() + count / 2 * n)), second(Values(x.begin() + count / 2 * n, x.end()));
+            tree_sum(halves, first, count / 2, n, nullptr);
+            tree_sum(halves.data() + n, second, count / 2, n, nullptr);
+            tree_sum(out, halves, 2, n, nullptr);
+            CHECK(out.values() == want);
+        }
+}
+
 TEST_CASE("first_nonfinite finds the first") {
     const double nan = std::nan(""), infinity = INFINITY;
     for (int n : {1, 5, 1000, 70001}) {
@@ -92,5 +133,7 @@ TEST_CASE("reduce refuses wrong sizes") {
     CHECK_REFUSED("sum_of_squares", sum_of_squares(out, scratch, x, 0, nullptr));
     Guarded<double> total(1), last(1);
     CHECK_REFUSED("mean_loss", mean_loss(total, last, x, 0, 1, 1, nullptr));
+    CHECK_REFUSED("tree_sum", tree_sum(out, x, 0, 1, nullptr));
+    CHECK_REFUSED("tree_sum", tree_sum(out, x, 1, 0, nullptr));
     CHECK_REFUSED("cast", cast(rounded, x, 0, nullptr));
 }
