@@ -190,7 +190,7 @@ parts: check
 	      "  $$(sed -n 's/.*DNNL_VERSION_\(MAJOR\|MINOR\|PATCH\) \([0-9]*\).*/\2/p' $(firstword $(wildcard $(THIRD_PARTY)/oneapi/dnnl/dnnl_version.h /usr/include/oneapi/dnnl/dnnl_version.h) /dev/null) | paste -sd. | sed 's/.\+/✓ oneDNN &/; s/^$$/✗ oneDNN/')" \
 	      "  $(call tick,PCRE2,$(filter yes,$(PCRE2)))$(if $(filter yes,$(PCRE2)),, (text cannot be encoded; make deps installs it))" \
 	      "  $(call tick,MPI,$(filter yes,$(MPI)))$(if $(filter yes,$(MPI)),, (one process; make deps installs it))" \
-	      $(if $(filter cuda,$(TARGET)),"  $(call tick,NCCL,$(filter yes,$(NCCL)))$(if $(filter yes,$(NCCL)),, (one process; install libnccl-dev of NVIDIA's repository)) ") \
+	      $(if $(filter cuda,$(TARGET)),"  $(call tick,NCCL,$(filter yes,$(NCCL)))$(if $(filter yes,$(NCCL)),, (one process; install libnccl-dev of NVIDIA's repository))") \
 	      "  $(call tick,bf16 products of the CPU,$(HAS_BF16))  built for: $(TARGET) ($(WHY)), $(PRECISION)"
 
 # ------------------------------------------------------------------------------------------------------------ what make test builds
@@ -204,7 +204,7 @@ plain: $(sort $(filter $(PLAIN)/%,$(LIBRARY) $(TESTS)))
 tests: $(BUILD)/tests $(BUILD)/step $(BUILD)/comm_worker $(BUILD)/comm_worker_without_mpi $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
 tests: $(BUILD)/bench $(BUILD)/bench_ops
 cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/ladder
-emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(EMULATOR)/comm_worker $(BUILD)/step
+emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(EMULATOR)/comm_worker $(EMULATOR)/comm_worker_without_nccl $(BUILD)/step
 planted_faults: $(EMULATOR)/tests $(EMULATOR)/comm_worker
 	@BUILD='$(EMULATOR)' LIBRARY='$(EMULATOR_LIBRARY)' SUITES='$(HOST)/test' MAIN='$(call object,test/main)' CXX='$(CXX)' FLAGS='$(EMULATOR_FLAGS) -O0' \
 	    COMM='$(call object,test/emulator/comm test/comm_worker)' LIBS='$(EMULATOR_LIBS)' FAULT="$(FAULT)" test/emulator/faults.sh
@@ -267,7 +267,12 @@ $(EMULATOR)/%.o: %.cpp
 $(EMULATOR)/tests: $(EMULATOR_LIBRARY) $(EMULATOR_TESTS)
 $(EMULATOR)/step: $(EMULATOR_LIBRARY) $(call object,test/emulator/step)
 $(EMULATOR)/comm_worker: $(EMULATOR_LIBRARY) $(call object,test/comm_worker)
-$(EMULATOR)/tests $(EMULATOR)/step $(EMULATOR)/comm_worker:
+# What a build without NCCL does.
+$(EMULATOR)/comm_worker_without_nccl: $(filter-out %/comm.cu.o,$(EMULATOR_LIBRARY)) $(EMULATOR)/without_nccl.o $(call object,test/comm_worker)
+$(EMULATOR)/without_nccl.o: llmc/ops/comm.cu
+	$(call says,emulate)
+	$(Q)$(CXX) $(EMULATOR_FLAGS) -DNO_NCCL -x c++ -c -o $@ $<
+$(EMULATOR)/tests $(EMULATOR)/step $(EMULATOR)/comm_worker $(EMULATOR)/comm_worker_without_nccl:
 	$(call says,link)
 	$(Q)$(CXX) $(EMULATOR_FLAGS) -o $@ $^ $(EMULATOR_LIBS)
 

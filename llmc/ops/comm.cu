@@ -22,12 +22,13 @@
 #include <nccl.h>
 #endif
 
-/// Device memory through which what the host has goes, a piece at a time.
+#ifndef NO_NCCL
+
+/// Bytes of device memory through which what the host has goes, a piece at a time.
 static constexpr int64_t BOUNCE = int64_t{4} << 20;
 
 // --------------------------------------------------------------------------------------------- how processes meet without MPI
 
-#ifndef NO_NCCL
 /// By a file that all see: each process writes a nonce beside it, rank 0 waits for all of them and writes the file, with all nonces and NCCL's id. A
 /// process takes an id only together with its own nonce, so that what an earlier run left behind is never taken for this one's.
 class MeetingFile {
@@ -337,7 +338,8 @@ void Comm::gather([[maybe_unused]] void* block, int64_t bytes, [[maybe_unused]] 
 #ifndef NO_NCCL
     if (!transport || bytes == 0) return;
     transport->begin("gather of weights");
-    transport->grouped(ncclAllGather(static_cast<const char*>(block) + own_rank * bytes, block, static_cast<size_t>(bytes), ncclUint8, transport->nccl, cuda_stream(stream)));
+    const char* own = static_cast<const char*>(block) + own_rank * bytes;
+    transport->grouped(ncclAllGather(own, block, static_cast<size_t>(bytes), ncclUint8, transport->nccl, cuda_stream(stream)));
     transport->end();
 #endif
 }
