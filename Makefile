@@ -89,8 +89,15 @@ ifeq ($(TARGET),cuda)
   ifeq ($(NVCC),)
     $(error DEVICE=cuda needs nvcc: install CUDA's toolkit and put nvcc on the PATH (or NVCC=where/it/is), or make DEVICE=cpu)
   endif
-  LINK = $(NVCC) -Xcompiler=-fopenmp -Xlinker=-rpath,$(abspath $(dir $(realpath $(NVCC)))/../lib64)
-  LDLIBS += -lcublasLt $(if $(filter yes,$(MPI)),$(patsubst -pthread,-lpthread,$(subst -Wl$(comma),-Xlinker=,$(MPI_LIBS))))
+  CUDA := $(abspath $(dir $(realpath $(NVCC)))/..)
+  # Without NCCL a program is one process. It comes with the toolkit, or from NVIDIA's repository.
+  ifeq ($(filter yes no,$(NCCL)),)
+    NCCL := $(if $(shell echo 'int main(){int version;return ncclGetVersion(&version);}' | $(CXX) -include nccl.h -isystem $(CUDA)/include -x c++ - \
+              -L$(CUDA)/lib64 -lnccl -o /dev/null 2>/dev/null && echo yes),yes,no)
+  endif
+  export NCCL
+  LINK = $(NVCC) -Xcompiler=-fopenmp -Xlinker=-rpath,$(CUDA)/lib64
+  LDLIBS += -lcublasLt $(if $(filter yes,$(NCCL)),-lnccl) $(if $(filter yes,$(MPI)),$(patsubst -pthread,-lpthread,$(subst -Wl$(comma),-Xlinker=,$(MPI_LIBS))))
 else
   LINK = $(CXX) $(CXXFLAGS)
   LDLIBS += -ldnnl $(if $(filter yes,$(MPI)),$(MPI_LIBS))
@@ -100,7 +107,8 @@ PROGRAMS := train_gpt grow stack convert latents data/tokenize
 # An op comes in two files of one name, the .cpp for the CPU and the .cu for CUDA; a .cu alone is a part of another.
 OPS := $(basename $(wildcard llmc/*/*.cu))
 SOURCES := $(basename $(wildcard llmc/*.cpp llmc/*/*.cpp))
-OP_SUITES := $(basename $(wildcard $(OPS:llmc/%=test/%.cpp))) test/golden test/recipe
+# comm's suite is about MPI's processes; test/emulator/comm.cpp is about NCCL's.
+OP_SUITES := $(filter-out test/ops/comm,$(basename $(wildcard $(OPS:llmc/%=test/%.cpp)))) test/golden test/recipe
 # What computes, and so is compiled in each precision. All else is compiled once (llmc/device/types.h holds it to that).
 IN_FLOATX := $(OPS) llmc/gpt llmc/load llmc/optimizer llmc/generate llmc/memory_plan $(OP_SUITES) \
              test/gpt test/ops/matmul_tile test/emulator/step test/latents train_gpt dev/bench dev/bench_ops dev/latents dev/report
@@ -108,8 +116,8 @@ IN_FLOATX := $(OPS) llmc/gpt llmc/load llmc/optimizer llmc/generate llmc/memory_
 object = $(foreach source,$(1),$(if $(filter $(IN_FLOATX),$(source)),$(HOST),$(PLAIN))/$(source).o)
 # What every program is linked with.
 LIBRARY := $(if $(filter cuda,$(TARGET)),$(call object,$(filter-out $(OPS),$(SOURCES))) $(OPS:%=$(BUILD)/%.cu.o),$(call object,$(SOURCES)))
-# Suites. test/emulator has programs of its own, test/comm_worker is one; llmc/ops/matmul_tile.h is the CPU's alone.
-SUITES := $(filter-out test/emulator/% test/comm_worker $(if $(filter cuda,$(TARGET)),test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp)))
+# Suites. test/emulator has programs of its own, test/comm_worker is one; llmc/ops/matmul_tile.h and comm's suite are the CPU's alone.
+SUITES := $(filter-out test/emulator/% test/comm_worker $(if $(filter cuda,$(TARGET)),test/ops/comm test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp)))
 TESTS := $(call object,$(SUITES))
 # Suites that run the programs, or work with files alone: once, in the precision that the programs are built for.
 SUITES_OF_PROGRAMS := test/checkpoint test/cluster test/describe test/downloads test/gpu_check test/includes test/io/error test/io/flags test/latents test/layers test/lineage test/linux_source test/ops/comm test/rewrite test/run test/run_tests test/safetensors \
@@ -182,6 +190,7 @@ parts: check
 	      "  $$(sed -n 's/.*DNNL_VERSION_\(MAJOR\|MINOR\|PATCH\) \([0-9]*\).*/\2/p' $(firstword $(wildcard $(THIRD_PARTY)/oneapi/dnnl/dnnl_version.h /usr/include/oneapi/dnnl/dnnl_version.h) /dev/null) | paste -sd. | sed 's/.\+/✓ oneDNN &/; s/^$$/✗ oneDNN/')" \
 	      "  $(call tick,PCRE2,$(filter yes,$(PCRE2)))$(if $(filter yes,$(PCRE2)),, (text cannot be encoded; make deps installs it))" \
 	      "  $(call tick,MPI,$(filter yes,$(MPI)))$(if $(filter yes,$(MPI)),, (one process; make deps installs it))" \
+	      $(if $(filter cuda,$(TARGET)),"  $(call tick,NCCL,$(filter yes,$(NCCL)))$(if $(filter yes,$(NCCL)),, (one process; install libnccl-dev of NVIDIA's repository))") \
 	      "  $(call tick,bf16 products of the CPU,$(HAS_BF16))  built for: $(TARGET) ($(WHY)), $(PRECISION)"
 
 # ------------------------------------------------------------------------------------------------------------ what make test builds
@@ -195,10 +204,10 @@ plain: $(sort $(filter $(PLAIN)/%,$(LIBRARY) $(TESTS)))
 tests: $(BUILD)/tests $(BUILD)/step $(BUILD)/comm_worker $(BUILD)/comm_worker_without_mpi $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
 tests: $(BUILD)/bench $(BUILD)/bench_ops
 cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/ladder
-emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(BUILD)/step
-planted_faults: $(EMULATOR)/tests
+emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(EMULATOR)/comm_worker $(EMULATOR)/comm_worker_without_nccl $(BUILD)/step
+planted_faults: $(EMULATOR)/tests $(EMULATOR)/comm_worker
 	@BUILD='$(EMULATOR)' LIBRARY='$(EMULATOR_LIBRARY)' SUITES='$(HOST)/test' MAIN='$(call object,test/main)' CXX='$(CXX)' FLAGS='$(EMULATOR_FLAGS) -O0' \
-	    FAULT="$(FAULT)" test/emulator/faults.sh
+	    COMM='$(call object,test/emulator/comm test/comm_worker)' LIBS='$(EMULATOR_LIBS)' FAULT="$(FAULT)" test/emulator/faults.sh
 
 # -------------------------------------------------------------------------------------------------------------- the rules: programs
 
@@ -237,8 +246,10 @@ EMULATOR_FLAGS := -std=c++20 -O1 -g1 $(MARCH) -fopenmp -fsanitize=address,undefi
                   -ftrivial-auto-var-init=pattern -Wall -Wextra -Wshadow $(GCC12) -Wno-unknown-pragmas -MMD -MP -iquote test/emulator -iquote . -Itest/emulator \
                   $(HEADERS) $(FLOATX)
 EMULATOR_LIBRARY := $(OPS:%=$(EMULATOR)/%.cu.o) $(patsubst %,$(EMULATOR)/%.o,llmc/gpt llmc/device/memory llmc/optimizer test/emulator/emulator) \
-                    $(call object,llmc/config llmc/io/json llmc/ops/rotary_table llmc/plan llmc/recipe llmc/schedule llmc/tensors)
-EMULATOR_TESTS := $(EMULATOR)/test/emulator/stream.o $(call object,$(OP_SUITES) test/main)
+                    $(call object,llmc/config llmc/io/file llmc/io/hash llmc/io/json llmc/io/launcher llmc/io/mpi_job llmc/io/process llmc/ops/rotary_table) \
+                    $(call object,llmc/plan llmc/recipe llmc/schedule llmc/tensors)
+EMULATOR_LIBS := $(if $(filter yes,$(MPI)),$(MPI_LIBS))
+EMULATOR_TESTS := $(EMULATOR)/test/emulator/stream.o $(call object,test/emulator/comm $(OP_SUITES) test/main)
 $(EMULATOR)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(call says,emulate)
@@ -255,9 +266,15 @@ $(EMULATOR)/%.o: %.cpp
 # Of an inline function that several objects have, the linker takes the first one: the library's comes before the suites', which no sanitizer watches.
 $(EMULATOR)/tests: $(EMULATOR_LIBRARY) $(EMULATOR_TESTS)
 $(EMULATOR)/step: $(EMULATOR_LIBRARY) $(call object,test/emulator/step)
-$(EMULATOR)/tests $(EMULATOR)/step:
+$(EMULATOR)/comm_worker: $(EMULATOR_LIBRARY) $(call object,test/comm_worker)
+# What a build without NCCL does.
+$(EMULATOR)/comm_worker_without_nccl: $(filter-out %/comm.cu.o,$(EMULATOR_LIBRARY)) $(EMULATOR)/without_nccl.o $(call object,test/comm_worker)
+$(EMULATOR)/without_nccl.o: llmc/ops/comm.cu
+	$(call says,emulate)
+	$(Q)$(CXX) $(EMULATOR_FLAGS) -DNO_NCCL -x c++ -c -o $@ $<
+$(EMULATOR)/tests $(EMULATOR)/step $(EMULATOR)/comm_worker $(EMULATOR)/comm_worker_without_nccl:
 	$(call says,link)
-	$(Q)$(CXX) $(EMULATOR_FLAGS) -o $@ $^
+	$(Q)$(CXX) $(EMULATOR_FLAGS) -o $@ $^ $(EMULATOR_LIBS)
 
 # ---------------------------------------------------------------------------------------------------------- the rules: object files
 
@@ -299,9 +316,13 @@ $(BUILD)/gencode: FORCE
 	$(call holds,$(GENCODE))
 $(PLAIN)/pcre2: FORCE
 	$(call holds,$(PCRE2))
+$(BUILD)/nccl: FORCE
+	$(call holds,$(NCCL))
 $(PLAIN)/mpi: FORCE
 	$(call holds,$(MPI) $(MPI_CFLAGS))
 
+$(BUILD)/llmc/ops/comm.cu.o: $(BUILD)/nccl
+$(BUILD)/llmc/ops/comm.cu.o: NVCCFLAGS += $(if $(filter yes,$(NCCL)),,-DNO_NCCL)
 $(PLAIN)/llmc/text/split.o: $(PLAIN)/pcre2
 ifneq ($(PCRE2),yes)
 $(PLAIN)/llmc/text/split.o: CXXFLAGS += -DNO_PCRE2
@@ -327,7 +348,7 @@ $(BUILD)/tests_without_pcre2: $(TESTS) $(PLAIN)/without_pcre2.o $(BUILD)/llmc.a
 LADDER := $(patsubst %,dev/kernels/%.cu.o,norm cross_entropy attention check)
 $(EMULATOR)/ladder: $(EMULATOR_LIBRARY) $(addprefix $(EMULATOR)/,$(LADDER) dev/kernels/ladder.cu.o)
 	$(call says,link)
-	$(Q)$(CXX) $(EMULATOR_FLAGS) -o $@ $^
+	$(Q)$(CXX) $(EMULATOR_FLAGS) -o $@ $^ $(EMULATOR_LIBS)
 $(EMULATOR)/tests: $(addprefix $(EMULATOR)/,$(LADDER) dev/kernels/test.o)
 $(BUILD)/ladder: $(addprefix $(BUILD)/,$(LADDER) dev/kernels/ladder.cu.o) $(BUILD)/llmc.a
 	$(call says,link)

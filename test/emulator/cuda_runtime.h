@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -136,6 +137,7 @@ enum cudaError_t {
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorInvalidConfiguration = 9,
+    cudaErrorInvalidDevice = 101,
     cudaErrorInvalidResourceHandle = 400,
     cudaErrorIllegalState = 401,
     cudaErrorNotReady = 600,
@@ -153,6 +155,7 @@ inline constexpr EmulatedErrorText EMULATED_ERRORS[] = {
     {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
     {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
     {cudaErrorInvalidConfiguration, "cudaErrorInvalidConfiguration", "invalid configuration argument"},
+    {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
     {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
     {cudaErrorIllegalState, "cudaErrorIllegalState", "the operation cannot be performed in the present state"},
     {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
@@ -216,6 +219,11 @@ inline cudaError_t emulated_wait(const char* call) {
 }
 
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return emulated_wait("cudaStreamSynchronize"); }
+/// What waits is done by the next time, unless another process keeps it waiting.
+inline cudaError_t cudaStreamQuery(cudaStream_t) {
+    cudaError_t refused = emulated_refuse("cudaStreamQuery");
+    return refused != cudaSuccess ? refused : emulated_poll() ? cudaSuccess : cudaErrorNotReady;
+}
 inline cudaError_t cudaDeviceSynchronize() { return emulated_wait("cudaDeviceSynchronize"); }
 
 enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
@@ -309,8 +317,19 @@ struct cudaDeviceProp {
     size_t totalGlobalMem;
     int multiProcessorCount, major, minor;
 };
-inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+/// As many as EMULATOR_GPUS says (1): one is as good as another, and a process takes one of them.
+inline cudaError_t cudaGetDeviceCount(int* count) {
+    const char* set = std::getenv("EMULATOR_GPUS");
+    return *count = set ? std::atoi(set) : 1, cudaSuccess;
+}
+inline int emulated_device = 0;
+inline cudaError_t cudaGetDevice(int* device) { return *device = emulated_device, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) {
+    int count = 0;
+    cudaGetDeviceCount(&count);
+    if (device < 0 || device >= count) return cudaErrorInvalidDevice;
+    return emulated_device = device, cudaSuccess;
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     switch (attribute) {
         case cudaDevAttrMultiProcessorCount: *value = 3; break;

@@ -4,6 +4,7 @@
 # What make says in the environment:
 #   BUILD   where the emulator was built     LIBRARY  its objects          CXX, FLAGS  the compiler, and how
 #   SUITES  where those of the op suites lie  MAIN    the runner's         FAULT       the name of one fault: it alone is planted
+#   COMM    comm's suite and the program that it runs, objects too                     LIBS  what they are linked with
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 
@@ -56,6 +57,9 @@ faults() {
     fault "columns beyond the matrix are summed" muon '*moves*' llmc/ops/muon.cu 'if (warp_of_thread() > 0 || c >= cols) return;' 'if (warp_of_thread() > 0) return;'
     fault "no barrier between the last product and its tile" matmul '*symmetric*' llmc/ops/matmul.cu $'__syncthreads();\n\n    bf16* tile' 'bf16* tile'
     fault "a stage is read before its copy has come" matmul '*symmetric*' llmc/ops/matmul.cu 'copy_async_wait<STAGES - 2>();' 'copy_async_wait<STAGES - 1>();'
+    fault "a kernel chosen for as many products as there are" matmul '*however many*' llmc/ops/matmul.cu \
+        '{.batch = batch, .kernel_for = KERNEL_FOR, .M = M, .N = N' '{.batch = batch, .kernel_for = batch, .M = M, .N = N'
+    fault "one call of a kernel that takes a product at a time" matmul 'matmul takes*' llmc/ops/matmul.cu 'plan.calls = p.batch;' ''
     fault "a slot's event comes before its copy" device 'uploads*' llmc/device/device.cu \
         $'cuda_check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, cuda_stream(stream)), "uploads");\n    cuda_check(cudaEventRecord(ring->done[slot], cuda_stream(stream)), "uploads");' \
         $'cuda_check(cudaEventRecord(ring->done[slot], cuda_stream(stream)), "uploads");\n    cuda_check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, cuda_stream(stream)), "uploads");'
@@ -85,18 +89,31 @@ faults() {
     fault "keys given back before the sums that read them" attention_hopper 'attention_backward*' $hopper \
         $'wgmma_wait<0>(dq, ds_left);\n                    used_keys.release();' $'used_keys.release();\n                    wgmma_wait<0>(dq, ds_left);'
     fault "a product that nobody waits for" attention_hopper 'attention_backward*' $hopper 'wgmma_wait<0>(dk, dv, p_left, ds_left);' 'wgmma_wait<1>(dk, dv, p_left, ds_left);'
+    local comm=llmc/ops/comm.cu
+    fault "a process's part in the place of another's" comm '*each byte*' $comm 'transport->receive(parts + r * n' 'transport->receive(parts + (processes - 1 - r) * n'
+    fault "a gather that is left out" comm '*each byte*' $comm 'if (!transport || bytes == 0) return;' 'if (bytes >= 0) return;'
+    fault "a call that is overtaken on its stream" comm '*each byte*' $comm \
+        $'ncclResult_t result = ncclGroupEnd();\n        until([&] { return settled(std::exchange(result, ncclInProgress)); });' 'ncclGroupEnd();'
+    fault "an earlier run's meeting" comm '*earlier run*' $comm '(r == rank && text.substr(at, end - at) != nonce)' 'false'
+    fault "an earlier run's nonce that is never looked at again" comm '*earlier run*' $comm '!missing.empty() || all == written' '!missing.empty() || !written.empty()'
+    fault "a partner's end that nobody sees" comm '*end of a process*' $comm \
+        $'if (t.nccl && !t.settled(ncclInProgress)) throw CommError(concat(t.where(), ": NCCL has not done what it said it had"));' ''
+    fault "a stream that is left waiting for who is gone" comm '*end of a process*' $comm 'if (nccl) ncclCommAbort(std::exchange(nccl, nullptr));' 'nccl = nullptr;'
+    fault "every process on the first GPU" comm '*each byte*' $comm 'cuda_check(cudaSetDevice(local_rank), "comm");' ''
 }
 
 work=$BUILD/faults
 
 # build FOLDER OP: the .cu file of OP with the files that FOLDER has, and its suite (attention's for attention_hopper).
 build() {
-    local source suite
+    local source suite worker=
     source=$(echo llmc/*/"$2.cu") suite=${source#llmc/}
-    suite=${suite%.cu} suite=${suite%_hopper}
+    suite=${suite%.cu} suite=$SUITES/${suite%_hopper}.o
+    [ "$2" != comm ] || read -r suite worker <<<"$COMM"
     [ ! -f "$1/$source" ] || source=$1/$source
     $CXX -iquote "$1" $FLAGS -include "$work/first.h" -x c++ -c -o "$1/$2.o" "$source" &&
-        $CXX $FLAGS -o "$1/tests" "$1/$2.o" "$SUITES/$suite.o" "$MAIN" "$work/ops.a"
+        { [ -z "$worker" ] || $CXX $FLAGS -o "$1/comm_worker" "$1/$2.o" "$worker" "$work/ops.a" $LIBS; } &&
+        $CXX $FLAGS -o "$1/tests" "$1/$2.o" "$suite" "$MAIN" "$work/ops.a" $LIBS
 }
 
 # One fault, in a process of its own; says ok or not ok.
