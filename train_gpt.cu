@@ -21,6 +21,7 @@
 #include "llmc/io/build.h"
 #include "llmc/io/hash.h"
 #include "llmc/io/json.h"
+#include "llmc/io/launcher.h"
 #include "llmc/io/log.h"
 #include "llmc/io/process.h"
 #include "llmc/lineage.h"
@@ -53,17 +54,21 @@ static void ask_to_stop(int) { stop_asked = 1; }
 int main(int argc, char** argv) {
     device_begin(argv);
     mallopt(M_MMAP_THRESHOLD, 1 << 20);   // a large piece goes back to the system when it is freed: memory stays what --plan says
+    const char* more_memory = "use a smaller --device-batch or model (--plan tells the need)";
     return run_program("train_gpt", [&] {
         Settings settings;
         if (!settings.parse(argc, argv)) return 0;
         Comm comm({.deadline = settings.deadline, .meet = settings.meet, .stop = &stop_asked});
-        if (comm.rank() > 0 && !std::freopen("/dev/null", "w", stdout)) fail("stdout cannot be turned off: ", std::strerror(errno));
-        return run_job("train_gpt", comm, [&] {
+        if (comm.rank() > 0) {   // rank 0 speaks for all, of what all of them say
+            warnings_on = false;
+            if (!std::freopen("/dev/null", "w", stdout)) fail("stdout cannot be turned off: ", std::strerror(errno));
+        }
+        return run_job(comm, [&] {
             int code = run(settings, {argv, argv + argc}, comm);
             require_printed();
             return code;
-        });
-    }, "use a smaller --device-batch or model (--plan tells the need)");
+        }, more_memory);
+    }, more_memory);
 }
 
 // ------------------------------------------------------------------------------------------- what a run works on
@@ -280,7 +285,7 @@ Training::Training(const Settings& settings, const Opened& opened, const Planned
                    const Arguments& arguments, Comm& others)
     : s(settings), planned(plans), plan(plans.plan), data(with), comm(others), folder{*s.out}, peak_flops(device_peak_flops() * comm.count()),
       token_flops(static_cast<double>(flops_per_token(opened.config, plans.trained))), sampler(s.temperature, s.top_k, s.seed),
-      model(build_model(s, opened, Mode::train, &planned, comm)), optimizer(*model) {
+      model(build_model(s, opened, Mode::train, &planned, comm)), optimizer(*model), bar(find_launcher().kind == Launcher::Kind::none) {
     optimizer.allocate();
     if (planned.samples) cache.emplace(opened.config).allocate();
     if (data.val) evaluator.emplace(*model, *data.val, data.tokenizer, s.eval_tokens, comm);

@@ -16,7 +16,7 @@ std::vector<std::string> collect_texts(Comm& comm, const std::string& mine) {
     return texts;
 }
 
-std::string name_of(const Comm& comm) { return comm.count() == 1 ? "" : concat("rank ", comm.rank(), " on ", comm.host()); }
+std::string name_of(const Comm& comm) { return comm.count() == 1 ? "" : concat("rank ", comm.rank(), " on host ", comm.host()); }
 
 void fail_together(Comm& comm, const std::string& error) {
     if (comm.count() == 1) {

@@ -9,7 +9,7 @@
 /// The texts of all processes, in the order of ranks. Called by all of them.
 std::vector<std::string> collect_texts(Comm& comm, const std::string& mine);
 
-/// "rank 3 on node7", or nothing where the process is alone.
+/// "rank 3 on host node7", or nothing where the process is alone.
 std::string name_of(const Comm& comm);
 
 /// Throws std::invalid_argument at all processes where any has an error (a text that is not empty): that of the lowest rank, which it names where
@@ -37,26 +37,26 @@ void at_first(Comm& comm, Work work) {
     });
 }
 
-/// What a program does as one of several processes: returns what `work` does. An error that all of them have is rank 0's to tell, as a program
-/// tells its own (run_program); one that others have not ends the whole job, with a line that names the process.
+/// run_program() for one of several processes. An error that all of them have is rank 0's to tell; one that others have not ends the whole job,
+/// with a line that names the process.
 template <class Work>
-int run_job(const char* program, Comm& comm, Work work) {
+int run_job(Comm& comm, Work work, const char* more_memory) {
     std::string error;
+    bool of_all = false;
     try {
         return work();
     } catch (const CommError& gone) {
         error = gone.what();
     } catch (const std::exception& wrong) {
         if (comm.count() == 1) throw;
-        if (comm.all_fail_alike(wrong.what())) {
-            if (comm.rank() == 0) throw;
-            return 2;
-        }
-        error = concat(name_of(comm), ": ", wrong.what());
+        error = dynamic_cast<const std::bad_alloc*>(&wrong) ? concat("out of memory; ", more_memory) : wrong.what();
+        of_all = comm.all_fail_alike(error);
+        if (!of_all) error = concat(name_of(comm), ": ", error);
     }
     std::cout.flush();
-    std::cerr << readable(concat(program, ": ", error)) << std::endl;
-    comm.abort();
+    if (!of_all || comm.rank() == 0) say_to_stderr(error);
+    if (!of_all) comm.abort();
+    return 2;
 }
 
 /// Throws std::invalid_argument at all processes unless each of these is the same text at all of them; names the first that differs, and two ranks.

@@ -102,7 +102,7 @@ TEST_CASE("layout: every element has one owner, matrices a whole one, lambdas al
 TEST_CASE("layout: updates of matrices take every process as long, as far as whole matrices allow") {
     const GPTConfig config = recipe_config(SPEEDRUN, 12, 12, 768, 50304, 1024);
     const std::vector<Tensor> tensors = tensor_table(config);
-    for (auto& [processes, worst] : {std::pair{2, 1.0}, {4, 1.0}, {8, 1.0}, {16, 1.2}, {32, 1.53}}) {
+    for (auto& [processes, worst] : {std::pair{2, 1.0}, {4, 1.0}, {8, 1.0}, {16, 1.2}, {32, 1.6}}) {
         CAPTURE(processes);
         double most = 0, all = 0;
         for (int rank = 0; rank < processes; rank++) {

@@ -39,7 +39,7 @@ std::string own_lines(const std::string& text) {
     std::string lines;
     std::istringstream all(text);
     for (std::string line; std::getline(all, line);) {
-        line = std::regex_replace(line, std::regex("\r|\x1b\\[K"), "");
+        if (line.ends_with('\r')) line.pop_back();   // of mpirun's terminal
         line = std::regex_replace(line, std::regex("( ms | tok/s | mfu | eta )[^ ]*"), "");
         if (!line.starts_with("peak of") && !line.starts_with("memory") && !line.starts_with("  ") && !line.starts_with("saved")) lines += line + "\n";
     }
@@ -196,7 +196,7 @@ TEST_CASE("processes: counts and flags that do not fit are refused in one line" 
 
     // A run that one process began has one part.
     REQUIRE(go(no_parts + flags).code == 0);
-    check_one_error(go(job(2, "./train_gpt --steps 9 --resume " + step_file(w / "out", 5) + w.data)), "2 processes cannot share 1 part of a step");
+    check_one_error(go(job(2, "./train_gpt --resume " + step_file(w / "out", 5) + w.data)), "2 processes cannot share 1 part of a step");
 }
 
 TEST_CASE("processes: ranks that were not started alike" * needs_jobs()) {
@@ -242,7 +242,8 @@ TEST_CASE("processes: a rank that is killed, or hangs, ends the job; one line sa
         CHECK(result.code != 0);
         const std::vector<std::string> lines = complaints(result);
         REQUIRE(!lines.empty());
-        const std::regex form("train_gpt: (rank [0-3] on host [^ ]+), (step|the checkpoint of step|the evaluation at step) [0-9]+, [a-z ]+: .*rank [0-3].*");
+        const std::regex form("train_gpt: rank [0-3] on host [^ ,]+, (step|the checkpoint of step) [0-9]+: [a-z ]+ (waited [0-9.]+ s for|was asked to stop, and "
+                              "still waits for) (rank [0-3] on host|the others).*");
         for (const std::string& line : lines) CHECK_MESSAGE(std::regex_match(line, form), line);
         check_it_opens(last_checkpoint(out));
         CHECK(ranks_of(out).empty());
