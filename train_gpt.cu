@@ -818,7 +818,7 @@ void Training::resume(const Checkpoint& parent) {
 // ----------------------------------------------------------------------------------- details: what a start tells
 
 static MemoryNeed memory_need(const Settings& s, const Opened& opened, const Planned& planned) {
-    return {opened.config, *s.device_batch, planned.trained, planned.samples, planned.job};
+    return {opened.config, *s.device_batch, planned.trained, planned.samples, planned.job, !s.processes};
 }
 
 /// What several processes send, and who owns what.

@@ -44,11 +44,13 @@ static std::vector<Unit> units_of(const GPTConfig& config, const std::vector<Ten
     return units;
 }
 
-/// Owners of units: the longest update first, each to the process that has the least to do until then. Of the first in the table first where they are alike.
+/// Owners of units: the longest update first, each to the process that has the least to do until then; where that is equal, the largest first,
+/// to the process that has the fewest elements.
 static std::vector<int> owners_of(const std::vector<Unit>& units, int processes) {
     std::vector<size_t> order(units.size());
     std::iota(order.begin(), order.end(), size_t{0});
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return units[a].flops > units[b].flops; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return std::pair(units[a].flops, units[a].size) > std::pair(units[b].flops, units[b].size); });
     std::vector<std::pair<double, int64_t>> load(static_cast<size_t>(processes));   // FLOPs, elements
     std::vector<int> owners(units.size());
     for (size_t unit : order) {

@@ -13,6 +13,7 @@ struct MemoryNeed {
     Trained trained;
     bool samples;   ///< it keeps a key/value cache
     Job job;        ///< whose share of it
+    bool met;       ///< its processes have met: what that took is in what the process takes
 };
 
 /// Bytes by lifetime, named, and all of them.

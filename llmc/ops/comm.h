@@ -8,6 +8,9 @@
 #include "llmc/device/types.h"
 #include "llmc/io/waiting.h"   // CommError, CommOptions
 
+/// Bytes of a process's memory (on a GPU, of the device's) that a Comm of several processes takes.
+size_t comm_bytes();
+
 /// Every member is called by every process of the job, in the same order with the same sizes, unless it says otherwise. With one process nothing
 /// is sent, and all of them are copies.
 class Comm {
