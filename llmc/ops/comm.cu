@@ -1,6 +1,7 @@
-// NCCL: a GPU a process, the one of its local rank. Its calls go to the stream as kernels do, outside recorded graphs. The communicator is nonblocking:
-// no call of NCCL waits for the others by itself, so that each has the deadline, the start too. NCCL has no watchdog of its own, and ends no
-// kernel whose partner is gone: what fails here aborts the communicator first, or the stream would never come to an end.
+// NCCL: a GPU a process, the one of its local rank. The communicator is nonblocking: no call of NCCL waits for the others by itself, so that each has the
+// deadline, the start too. NCCL has no watchdog of its own, and ends no kernel whose partner is gone: what fails here aborts the communicator
+// first, or the stream would never come to an end. Its calls stay outside recorded graphs, on a stream of its own that the caller's waits for,
+// and the other way round: a nonblocking communicator launches on a thread of its own, whose cudaStreamPerThread is not the caller's.
 #include "llmc/ops/comm.h"
 #include <algorithm>
 #include <cstring>
@@ -104,6 +105,8 @@ struct Comm::Transport {
     const Comm& of;
     std::unique_ptr<MpiJob> mpi;     // null: MPI did not start the job, or is not in this build
     ncclComm_t nccl = nullptr;       // null: not yet there, or given up
+    cudaStream_t stream = nullptr;   // NCCL's
+    cudaEvent_t passed = nullptr;    // by which one stream waits for another
     char* bounce = nullptr;          // (BOUNCE)
     const char* phase = "meeting";   // the call that went to the stream last
     bool said_stop = false;
@@ -113,6 +116,14 @@ struct Comm::Transport {
         if (nccl && std::uncaught_exceptions() == 0) part();
         give_up();
         release(bounce);
+        if (passed) cudaEventDestroy(passed);
+        if (stream) cudaStreamDestroy(stream);
+    }
+    /// What takes the GPU's memory, once it is known which GPU that is.
+    void allocate() {
+        cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "comm");
+        cuda_check(cudaEventCreateWithFlags(&passed, cudaEventDisableTiming), "comm");
+        bounce = static_cast<char*>(device_alloc(BOUNCE));
     }
     Transport(const Transport&) = delete;
     Transport& operator=(const Transport&) = delete;
@@ -158,27 +169,30 @@ struct Comm::Transport {
         try {
             require_answer(result);
         } catch (...) {
+            ncclGroupEnd();   // within a group the communicator would not be given up before its end
             give_up();
             throw;
         }
     }
 
-    void begin(const char* call) {
+    void wait_for(cudaStream_t later, cudaStream_t earlier) {
+        cuda_check(cudaEventRecord(passed, earlier), "comm");
+        cuda_check(cudaStreamWaitEvent(later, passed, 0), "comm");
+    }
+    /// Calls between begin() and end() are made at once, after what the caller's stream has been given, and before what it will be.
+    void begin(const char* call, Stream callers) {
         phase = call;
         if (!nccl) throw CommError(concat(where(), ": the communication of this job has failed before"));
+        wait_for(stream, cuda_stream(callers));
         grouped(ncclGroupStart());
     }
-    /// The group's calls are on the stream when it returns: before that, what the stream is given would overtake them.
-    void end() {
+    void end(Stream callers) {
         ncclResult_t result = ncclGroupEnd();
-        until([&] { return settled(std::exchange(result, ncclInProgress)); });
+        until([&] { return settled(std::exchange(result, ncclInProgress)); });   // only now are they on NCCL's stream
+        wait_for(cuda_stream(callers), stream);
     }
-    void send(const void* from, int64_t bytes, int to, Stream stream) {
-        grouped(ncclSend(from, static_cast<size_t>(bytes), ncclUint8, to, nccl, cuda_stream(stream)));
-    }
-    void receive(void* to, int64_t bytes, int from, Stream stream) {
-        grouped(ncclRecv(to, static_cast<size_t>(bytes), ncclUint8, from, nccl, cuda_stream(stream)));
-    }
+    void send(const void* from, int64_t bytes, int to) { grouped(ncclSend(from, static_cast<size_t>(bytes), ncclUint8, to, nccl, stream)); }
+    void receive(void* to, int64_t bytes, int from) { grouped(ncclRecv(to, static_cast<size_t>(bytes), ncclUint8, from, nccl, stream)); }
 
     /// Meets the others, and gets NCCL's id from rank 0 on the way.
     void meet() {
@@ -262,7 +276,7 @@ Comm::Comm(const CommOptions& given) : host_name(own_host_name()), options(given
             "; name a file that all of them see, by which they meet: --meet FILE");
     require(processes > 1, several(launcher), ", and does not say how many; use one that does, or set RANK, WORLD_SIZE and LOCAL_RANK");
     take_gpu(own_local_rank, host_name);
-    transport->bounce = static_cast<char*>(device_alloc(BOUNCE));
+    transport->allocate();
     transport->meet();
 
     // Every connection is made now, under this deadline, and its memory is taken before anybody asks how much is free.
@@ -298,7 +312,7 @@ void Comm::wait(Stream stream) {
         const cudaError_t state = cudaStreamQuery(cuda_stream(stream));
         if (state != cudaErrorNotReady) return cuda_check(state, "comm"), true;
         // A process is seen to be gone here, while the kernel that waits for it does not end.
-        if (t.nccl && !t.settled(ncclInProgress)) throw CommError(concat(t.where(), ": NCCL has not done what it said it had"));
+        if (t.nccl) t.settled(ncclInProgress);
         return false;
     });
 }
@@ -323,13 +337,13 @@ void Comm::exchange(float* parts, const float* block, int64_t segment, int64_t a
 #ifndef NO_NCCL
     if (transport) {
         const int64_t bytes = n * static_cast<int64_t>(sizeof(float));
-        transport->begin("exchange of gradients");
+        transport->begin("exchange of gradients", stream);
         for (int r = 0; r < processes; r++) {
             if (r == own_rank) continue;
-            transport->send(block + r * segment + at, bytes, r, stream);
-            transport->receive(parts + r * n, bytes, r, stream);
+            transport->send(block + r * segment + at, bytes, r);
+            transport->receive(parts + r * n, bytes, r);
         }
-        transport->end();
+        transport->end(stream);
     }
 #endif
     copy_on_device(parts + own_rank * n, block + own_rank * segment + at, static_cast<size_t>(n) * sizeof(float), stream);
@@ -339,10 +353,10 @@ void Comm::gather([[maybe_unused]] void* block, int64_t bytes, [[maybe_unused]] 
     require(bytes >= 0, "gather: bytes must not be negative: ", bytes);
 #ifndef NO_NCCL
     if (!transport || bytes == 0) return;
-    transport->begin("gather of weights");
+    transport->begin("gather of weights", stream);
     const char* own = static_cast<const char*>(block) + own_rank * bytes;
-    transport->grouped(ncclAllGather(own, block, static_cast<size_t>(bytes), ncclUint8, transport->nccl, cuda_stream(stream)));
-    transport->end();
+    transport->grouped(ncclAllGather(own, block, static_cast<size_t>(bytes), ncclUint8, transport->nccl, transport->stream));
+    transport->end(stream);
 #endif
 }
 
@@ -379,10 +393,10 @@ void Comm::bring(void* host, const void* device, int64_t bytes, int owner) {
     if (own_rank != 0 && own_rank != owner) return;
     for (int64_t at = 0; at < bytes; at += BOUNCE) {
         const int64_t size = std::min(BOUNCE, bytes - at);
-        transport->begin("bring");
-        if (own_rank == owner) transport->send(static_cast<const char*>(device) + at, size, 0, nullptr);
-        else transport->receive(transport->bounce, size, owner, nullptr);
-        transport->end();
+        transport->begin("bring", nullptr);
+        if (own_rank == owner) transport->send(static_cast<const char*>(device) + at, size, 0);
+        else transport->receive(transport->bounce, size, owner);
+        transport->end(nullptr);
         wait(nullptr);
         if (own_rank == 0) copy_to_host(static_cast<char*>(host) + at, transport->bounce, static_cast<size_t>(size), nullptr);
     }

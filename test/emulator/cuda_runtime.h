@@ -1,5 +1,6 @@
 // The part of CUDA's runtime and built-ins that the engine uses, for the emulator. Found before the real one by -Itest/emulator.
 #pragma once
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -204,9 +205,28 @@ inline cudaError_t emulated_refuse(const char* call, cudaError_t error = cudaErr
     if (emulated_capture.refused.empty()) emulated_capture.refused = std::string(call) + ": " + emulated_error(error).text;
     return error;
 }
+/// The number of the last work that each stream was given, and of the others' that it waits for: a GPU's streams run side by side, and the one queue
+/// here is one order of many. So neither may a stream be given work, nor the host wait for it, while others have some that it does not wait for.
+struct EmulatedOrder {
+    using Numbers = std::map<cudaStream_t, uint64_t>;
+    uint64_t given = 0;
+    Numbers last;
+    std::map<cudaStream_t, Numbers> waits;
+
+    void check(const char* call, cudaStream_t stream) {
+        for (auto [other, number] : last)
+            if (other != stream && number > waits[stream][other]) emulation_error(std::string(call) + ": another stream has work that this one does not wait for");
+    }
+    void give(const char* call, cudaStream_t stream) {
+        check(call, stream);
+        last[stream] = ++given;
+    }
+};
+inline EmulatedOrder emulated_order;
+
 inline cudaError_t emulated_submit(const char* call, cudaStream_t stream, EmulatedWork work) {
     if (emulated_capture.stream && (stream == nullptr || stream == cudaStreamLegacy)) return emulated_refuse(call, cudaErrorStreamCaptureImplicit);
-    if (!emulated_capture.stream || stream != emulated_capture.stream) return emulated_queue(std::move(work)), cudaSuccess;
+    if (!emulated_capture.stream || stream != emulated_capture.stream) return emulated_order.give(call, stream), emulated_queue(std::move(work)), cudaSuccess;
     if (!emulated_capture.refused.empty()) return cudaErrorStreamCaptureInvalidated;
     emulated_capture.graph.work.push_back(emulated_named(std::move(work)));
     return cudaSuccess;
@@ -214,15 +234,28 @@ inline cudaError_t emulated_submit(const char* call, cudaStream_t stream, Emulat
 /// For calls that wait for the device.
 inline cudaError_t emulated_wait(const char* call) {
     cudaError_t refused = emulated_refuse(call);
-    if (refused == cudaSuccess) emulated_finish();
+    if (refused == cudaSuccess) emulated_finish(), emulated_order.last.clear();
     return refused;
 }
 
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return emulated_wait("cudaStreamSynchronize"); }
+enum : unsigned { cudaStreamDefault = 0, cudaStreamNonBlocking = 1 };
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = reinterpret_cast<cudaStream_t>(new char), cudaSuccess; }
+/// Waits for nothing: what the stream was given is still done.
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    delete reinterpret_cast<char*>(stream);
+    emulated_order.waits.erase(stream);
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    if (!emulated_capture.stream) emulated_order.check("cudaStreamSynchronize", stream);
+    return emulated_wait("cudaStreamSynchronize");
+}
 /// What waits is done by the next time, unless another process keeps it waiting.
-inline cudaError_t cudaStreamQuery(cudaStream_t) {
-    cudaError_t refused = emulated_refuse("cudaStreamQuery");
-    return refused != cudaSuccess ? refused : emulated_poll() ? cudaSuccess : cudaErrorNotReady;
+inline cudaError_t cudaStreamQuery(cudaStream_t stream) {
+    if (cudaError_t refused = emulated_refuse("cudaStreamQuery"); refused != cudaSuccess) return refused;
+    emulated_order.check("cudaStreamQuery", stream);
+    if (!emulated_poll()) return cudaErrorNotReady;
+    return emulated_order.last.clear(), cudaSuccess;
 }
 inline cudaError_t cudaDeviceSynchronize() { return emulated_wait("cudaDeviceSynchronize"); }
 
@@ -264,6 +297,7 @@ struct EmulatedEvent {
     enum { never, queued, reached, captured } state = never;
     bool timed = true;
     std::chrono::steady_clock::time_point at;
+    EmulatedOrder::Numbers behind;    // the work that it comes after, by stream
 };
 using cudaEvent_t = std::shared_ptr<EmulatedEvent>*;    // what is queued may outlive cudaEventDestroy
 enum : unsigned { cudaEventDefault = 0, cudaEventBlockingSync = 1, cudaEventDisableTiming = 2 };
@@ -278,10 +312,18 @@ inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     bool recorded = emulated_capture.stream && stream == emulated_capture.stream;
     (*event)->state = recorded ? EmulatedEvent::captured : EmulatedEvent::queued;
     if (recorded) return cudaSuccess;    // in a graph it only orders streams
-    return emulated_submit("cudaEventRecord", stream, [event = *event] {
+    const cudaError_t error = emulated_submit("cudaEventRecord", stream, [event = *event] {
         event->at = std::chrono::steady_clock::now();
         event->state = EmulatedEvent::reached;
     });
+    (*event)->behind = emulated_order.waits[stream];
+    (*event)->behind[stream] = emulated_order.given;
+    return error;
+}
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
+    if (emulated_capture.stream) return emulated_refuse("cudaStreamWaitEvent", cudaErrorIllegalState);   // what it does to a recording nobody needs yet
+    for (auto [other, number] : (*event)->behind) emulated_order.waits[stream][other] = std::max(emulated_order.waits[stream][other], number);
+    return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if ((*event)->state == EmulatedEvent::captured) return cudaErrorCapturedEvent;

@@ -2,6 +2,7 @@
 // are nonblocking, as comm.cu makes them:
 //   - a call returns ncclInProgress, and goes to the stream when ncclCommGetAsyncError() has said ncclSuccess; what the stream is given before that
 //     overtakes it. A call before that is refused.
+//   - it is a thread of its own that hands a call to the stream, and so the stream must not be cudaStreamPerThread.
 //   - on the stream a call is done when all it receives has come. What it will write is poison from when the stream comes to it.
 //   - when a process ends, its partners' ncclCommGetAsyncError() says ncclRemoteError, and their calls never complete; ncclCommAbort() frees the stream.
 //   - a message that is shorter or longer than who receives it expects is an error of the emulator.
@@ -322,6 +323,7 @@ inline ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) 
         auto transfer = std::shared_ptr<EmulatedTransfer>(std::move(all.called));
         all.under_way++;
         all.state = ncclSuccess;
+        emulated_order.give("nccl", transfer->stream);
         emulated_queue_polled([all = comm->all, transfer] {
             const bool complete = all->advance(*transfer);
             if (complete) all->under_way--;
@@ -356,7 +358,8 @@ inline ncclResult_t emulated_message(bool sends, const void* memory, size_t byte
     EmulatedProcesses& all = *comm->all;
     EmulatedGroup& group = emulated_group;
     if (all.state != ncclSuccess) return all.state == ncclInProgress ? ncclInvalidArgument : all.state.load();
-    if (emulated_capture.stream || peer < 0 || peer >= all.count || (group.comm && (group.comm != comm || group.transfer->stream != stream))) return ncclInvalidUsage;
+    if (emulated_capture.stream || stream == cudaStreamPerThread) return ncclInvalidUsage;
+    if (peer < 0 || peer >= all.count || (group.comm && (group.comm != comm || group.transfer->stream != stream))) return ncclInvalidUsage;
     auto* begin = static_cast<const char*>(memory);
     if (bytes && (!is_device_memory(begin) || !is_device_memory(begin + bytes - 1))) return ncclInvalidArgument;
     if (!group.transfer) {
