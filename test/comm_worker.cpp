@@ -148,6 +148,7 @@ int main(int argc, char** argv) {
             if (what == "contract") contract(*comm);
             else if (what == "starts") {}
             else if (what == "killed" || what == "stopped" || what == "asked-to-stop") {   // one of them, while the others wait for it
+                everyone_again();   // what a process has sent is not yet there when it dies: so all have met by then
                 if (comm->rank() == who) {
                     if (what == "killed") raise(SIGKILL);
                     if (what == "stopped") raise(SIGSTOP);
