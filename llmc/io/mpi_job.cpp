@@ -21,6 +21,9 @@ void MpiJob::abort() noexcept { _exit(2); }
 #include <array>
 #include <atomic>
 #include <climits>
+#include <condition_variable>
+#include <mutex>
+#include <optional>
 #include "llmc/io/hash.h"
 #include "llmc/io/process.h"
 
@@ -28,26 +31,60 @@ namespace {
 /// Bytes of one message at most: MPI counts them in an int, and a deadline counts from the last message that came. (Of 16 MiB they are no faster.)
 constexpr int64_t PIECE = int64_t{4} << 20;
 
-/// For calls of MPI's that return when they please: beyond the deadline it says what Waiting says, and ends this process, and so the job.
+/// For calls of MPI's that return when they please: MPI_Init, MPI_Finalize, and where another process has died any of them (seen of MPI_Testsome in
+/// Open MPI 4.1, whose message about it waits for an answer of an mpirun that is about to end). Beyond the deadline it says what Waiting says, and
+/// ends this process, and so the job.
 class Watchdog {
 public:
-    Watchdog(const CommOptions& options, bool& said_stop, const std::string& where)
-        : thread([this, &options, &said_stop, where] {
-              Waiting waiting(options, said_stop, where);
-              try {
-                  while (!over) waiting.pause([] { return "the others"; });
-              } catch (const CommError& error) {
-                  say_to_stderr(error.what());
-                  _exit(2);
-              }
-          }) {}
+    Watchdog(const CommOptions& from, std::atomic<bool>& said) : options(from), said_stop(said), thread([this] { watch(); }) {}
     ~Watchdog() {
-        over = true;
+        {
+            std::lock_guard lock(mutex);
+            over = true;
+        }
+        wakes.notify_one();
         thread.join();
     }
 
+    /// What the calls from now on are for, and how many seconds one may take.
+    void expect(const std::string& what, double seconds) {
+        std::lock_guard lock(mutex);
+        where = what, options.deadline = seconds;
+    }
+    template <class Call>
+    int watched(Call call) {
+        inside = ++calls;
+        const int code = call();
+        inside = 0;
+        return code;
+    }
+
 private:
-    std::atomic<bool> over = false;
+    void watch() {
+        std::optional<Waiting> waiting;
+        std::unique_lock lock(mutex);
+        for (uint64_t seen = 0; !over; wakes.wait_for(lock, std::chrono::milliseconds(50))) {
+            const uint64_t now = inside;
+            if (now != seen) waiting.reset();
+            if (now != 0 && !waiting) waiting.emplace(options, said_stop, where);
+            seen = now;
+            try {
+                if (waiting) waiting->pause([] { return "the others"; });
+            } catch (const CommError& error) {
+                say_to_stderr(error.what());
+                _exit(2);
+            }
+        }
+    }
+
+    CommOptions options;
+    std::atomic<bool>& said_stop;
+    std::string where;
+    uint64_t calls = 0;
+    std::atomic<uint64_t> inside = 0;   // number of the call that has not returned
+    bool over = false;
+    std::mutex mutex;
+    std::condition_variable wakes;
     std::thread thread;
 };
 
@@ -78,14 +115,15 @@ public:
             add(peer, [&](MPI_Request* request) { return MPI_Isend(static_cast<const char*>(from) + at, length(bytes - at), MPI_BYTE, peer, tag, comm, request); });
     }
 
-    void wait(const CommOptions& options, bool& said_stop) {
+    void wait(const CommOptions& options, std::atomic<bool>& said_stop, Watchdog& watchdog) {
         Waiting waiting(options, said_stop, where);
+        watchdog.expect(where, options.deadline);
         const int all = static_cast<int>(requests.size());
         std::vector<int> which(requests.size());
         std::vector<MPI_Status> statuses(requests.size());
         for (int left = all; left > 0;) {
             int done = 0;
-            const int code = MPI_Testsome(all, requests.data(), &done, which.data(), statuses.data());
+            const int code = watchdog.watched([&] { return MPI_Testsome(all, requests.data(), &done, which.data(), statuses.data()); });
             if (code == MPI_ERR_IN_STATUS)
                 for (int i = 0; i < done; i++) check(statuses[i].MPI_ERROR);
             check(code);
@@ -135,7 +173,8 @@ struct MpiJob::Transport {
     explicit Transport(const CommOptions& from) : options(from) {}
 
     const CommOptions options;
-    bool said_stop = false;
+    std::atomic<bool> said_stop = false;
+    Watchdog watchdog{options, said_stop};
     bool failed = false;                  // no call works any more, and MPI_Finalize would wait for ever
     MPI_Comm parting = MPI_COMM_NULL;     // of all_fail_alike, whose messages are no other call's
     std::vector<uint64_t> last_words;     // what it receives, perhaps after it has given up
@@ -147,7 +186,7 @@ struct MpiJob::Transport {
                 if (message.receive) requests.receive(message.receive, message.bytes, message.peer);
             for (const Message& message : messages)
                 if (message.send) requests.send(message.send, message.bytes, message.peer);
-            requests.wait(patience, said_stop);
+            requests.wait(patience, said_stop, watchdog);
         } catch (...) {
             failed = true;
             throw;
@@ -164,12 +203,11 @@ MpiJob::MpiJob(const Launcher& launcher, const CommOptions& options) : transport
             " processes, and on CPUs MPI starts them; use mpirun -n ", launcher.count, ", or unset WORLD_SIZE");
     const std::string host = own_host_name();
     std::string where = concat("rank ", launcher.rank, " on host ", host, ", the start: MPI_Init");
-    {
-        Watchdog watchdog(transport->options, transport->said_stop, where);
-        int level = 0;
-        if (MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &level) != MPI_SUCCESS || level < MPI_THREAD_FUNNELED)
-            throw CommError(concat(where, " failed; see whether mpirun runs a small program, and is of the MPI that this program was built with"));
-    }
+    transport->watchdog.expect(where, options.deadline);
+    int level = 0;
+    const int code = transport->watchdog.watched([&] { return MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &level); });
+    if (code != MPI_SUCCESS || level < MPI_THREAD_FUNNELED)
+        throw CommError(concat(where, " failed; see whether mpirun runs a small program, and is of the MPI that this program was built with"));
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     int count = 0;
     MPI_Comm_rank(MPI_COMM_WORLD, &own_rank);
@@ -182,7 +220,7 @@ MpiJob::MpiJob(const Launcher& launcher, const CommOptions& options) : transport
     where = concat("rank ", own_rank, " on host ", host, ", the start: meeting");
     Requests meeting(hosts, where);
     meeting.add(Requests::OTHERS, [&](MPI_Request* request) { return MPI_Comm_idup(MPI_COMM_WORLD, &transport->parting, request); });
-    meeting.wait(transport->options, transport->said_stop);
+    meeting.wait(transport->options, transport->said_stop, transport->watchdog);
     using HostName = std::array<char, HOST_NAME_MAX + 1>;
     std::vector<HostName> names(count);
     std::copy(host.begin(), host.end(), names[own_rank].begin());
@@ -198,13 +236,12 @@ MpiJob::~MpiJob() {
     try {
         Requests requests(hosts, where);   // MPI_Finalize waits too, but takes a core for it
         requests.add(Requests::OTHERS, [](MPI_Request* request) { return MPI_Ibarrier(MPI_COMM_WORLD, request); });
-        requests.wait(t.options, t.said_stop);
+        requests.wait(t.options, t.said_stop, t.watchdog);
     } catch (const std::exception& error) {
         say_to_stderr(error.what());
         return;
     }
-    Watchdog watchdog(t.options, t.said_stop, where);
-    MPI_Finalize();
+    t.watchdog.watched([] { return MPI_Finalize(); });
 }
 
 void MpiJob::transfer(const std::vector<Message>& messages, const std::string& place, const char* phase) {
@@ -235,7 +272,8 @@ bool MpiJob::all_fail_alike(const std::string& text) noexcept {
         t.last_words[own_rank] = xxh3_64(text);
         CommOptions patience;
         patience.deadline = 2;
-        t.run(to_all(t.last_words.data(), sizeof t.last_words[0], own_rank, count()), hosts, "", t.parting, 0, patience);
+        t.run(to_all(t.last_words.data(), sizeof t.last_words[0], own_rank, count()), hosts,
+              concat("rank ", own_rank, " on host ", hosts[own_rank], ": ", text, " (whether all have this error)"), t.parting, 0, patience);
         t.failed = std::count(t.last_words.begin(), t.last_words.end(), t.last_words[own_rank]) != count();
     } catch (...) {   // nobody to tell: the caller has an error to say
     }

@@ -2,6 +2,7 @@
 #pragma once
 #include <sched.h>
 #include <unistd.h>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -32,7 +33,7 @@ inline void say_to_stderr(const std::string& text) noexcept {
 class Waiting {
 public:
     /// where: "rank 0 on host a, step 17: gather of weights". said_stop: that the line after a stop was said, which is said once in a job.
-    Waiting(const CommOptions& from, bool& said, std::string at) : options(from), said_stop(said), where(std::move(at)) {}
+    Waiting(const CommOptions& from, std::atomic<bool>& said, std::string at) : options(from), said_stop(said), where(std::move(at)) {}
 
     /// Something came: the deadline begins anew.
     void progress() { since = Clock::now(); }
@@ -47,10 +48,9 @@ public:
                                    "; its own last words say why, or else it hangs or cannot be reached; start again from the last checkpoint, or give it more time"));
         if (options.stop && *options.stop && !said_stop) {
             if (stopped == Clock::time_point()) stopped = now;
-            if (now - stopped > std::chrono::milliseconds(300)) {   // long enough that a step's end, where a stop is heeded, is no reason to say it
-                said_stop = true;
+            // Long enough that a step's end, where a stop is heeded, is no reason to say it.
+            if (now - stopped > std::chrono::milliseconds(300) && !said_stop.exchange(true))
                 say_to_stderr(concat(where, " was asked to stop, and still waits for ", whom()));
-            }
         }
         // Most waits are short, and a transport moves data when it is asked alone; a long wait is for a process that computes, perhaps on this core.
         if (waited < 0.001) sched_yield();
@@ -62,7 +62,7 @@ public:
 private:
     using Clock = std::chrono::steady_clock;
     const CommOptions& options;
-    bool& said_stop;
+    std::atomic<bool>& said_stop;
     const std::string where;
     Clock::time_point since = Clock::now(), stopped;
 };
