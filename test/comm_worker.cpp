@@ -54,7 +54,8 @@ void check_exchange(Comm& comm, int turn, int64_t segment, int64_t at, int64_t n
     const int count = comm.count(), rank = comm.rank();
     std::vector<float> block(count * segment), want(count * n + 1, -1);   // one more than is written
     for (size_t i = 0; i < block.size(); i++) block[i] = value(turn, rank, i);
-    OnDevice from(block), parts(std::vector<float>(want.size(), -1));
+    OnDevice made(block), from(std::vector<float>(block.size(), -2)), parts(std::vector<float>(want.size(), -1));
+    copy_on_device(from.data(), made.data(), block.size() * sizeof(float), nullptr);   // still under way when the exchange begins
     comm.exchange(parts.data(), from.data(), segment, at, n, nullptr);
     comm.wait(nullptr);
     for (int r = 0; r < count; r++)

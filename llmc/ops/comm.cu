@@ -34,7 +34,7 @@ static constexpr int64_t BOUNCE = int64_t{4} << 20;
 /// process takes an id only together with its own nonce, so that what an earlier run left behind is never taken for this one's.
 class MeetingFile {
 public:
-    MeetingFile(const std::string& file, int own, int processes) : path(file), rank(own), count(processes) {
+    MeetingFile(const std::string& file, int own, int processes) : path(file), rank(own), count(processes), nonces(static_cast<size_t>(processes)) {
         std::random_device random;
         for (int i = 0; i < 4; i++) nonce += concat(std::hex, random(), ".");
         write(of_rank(rank), nonce + "\n");
@@ -47,13 +47,14 @@ public:
     MeetingFile(const MeetingFile&) = delete;
     MeetingFile& operator=(const MeetingFile&) = delete;
 
-    /// Rank 0: writes the file as soon as all nonces are there, and again when one is another by now: the first was an earlier run's.
+    /// Rank 0: writes the file as soon as all nonces have been seen, and again when one is another by now: the first was an earlier run's.
     void offer(const ncclUniqueId& id) {
         std::string all;
         missing.clear();
         for (int r = 0; r < count; r++) {
-            std::string theirs = read(of_rank(r));
-            if (theirs.empty() || theirs.back() != '\n') missing.push_back(r);
+            std::string& theirs = nonces[static_cast<size_t>(r)];
+            if (const std::string now = read(of_rank(r)); now.ends_with('\n')) theirs = now;   // else it has gone again
+            if (theirs.empty()) missing.push_back(r);
             all += theirs;
         }
         if (!missing.empty() || all == written) return;
@@ -73,7 +74,7 @@ public:
         std::memcpy(id.internal, text.data() + at, sizeof id.internal);
         return true;
     }
-    /// For whom rank 0 waits: those whose nonces it has not seen; or else all of them.
+    /// For whom rank 0 waits: those whose nonces it has never seen; or else all of them.
     std::string whom() const {
         if (missing.empty()) return "the others";
         std::string ranks;
@@ -96,6 +97,7 @@ private:
     const std::string path;
     const int rank, count;
     std::string nonce, written;
+    std::vector<std::string> nonces;   // by rank
     std::vector<int> missing;
 };
 
