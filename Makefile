@@ -248,7 +248,7 @@ EMULATOR_FLAGS := -std=c++20 -O1 -g1 $(MARCH) -fopenmp -fsanitize=address,undefi
 EMULATOR_LIBRARY := $(OPS:%=$(EMULATOR)/%.cu.o) $(patsubst %,$(EMULATOR)/%.o,llmc/gpt llmc/device/memory llmc/optimizer test/emulator/emulator) \
                     $(call object,llmc/config llmc/io/file llmc/io/hash llmc/io/json llmc/io/launcher llmc/io/mpi_job llmc/io/process llmc/ops/rotary_table) \
                     $(call object,llmc/plan llmc/recipe llmc/schedule llmc/tensors)
-EMULATOR_LIBS := $(if $(filter yes,$(MPI)),$(MPI_LIBS))
+EMULATOR_LIBS := $(if $(filter yes,$(MPI)),$(MPI_LIBS)) $(if $(filter yes,$(PCRE2)),-lpcre2-8)
 EMULATOR_TESTS := $(EMULATOR)/test/emulator/stream.o $(call object,test/emulator/comm $(OP_SUITES) test/main)
 $(EMULATOR)/%.cu.o: %.cu
 	@mkdir -p $(@D)
@@ -266,13 +266,15 @@ $(EMULATOR)/%.o: %.cpp
 # Of an inline function that several objects have, the linker takes the first one: the library's comes before the suites', which no sanitizer watches.
 $(EMULATOR)/tests: $(EMULATOR_LIBRARY) $(EMULATOR_TESTS)
 $(EMULATOR)/step: $(EMULATOR_LIBRARY) $(call object,test/emulator/step)
+# The trainer, as several processes start it.
+$(EMULATOR)/train_gpt: $(EMULATOR_LIBRARY) $(filter-out $(EMULATOR_LIBRARY),$(call object,train_gpt $(filter-out $(OPS) llmc/gpt llmc/device/memory llmc/optimizer,$(SOURCES))))
 $(EMULATOR)/comm_worker: $(EMULATOR_LIBRARY) $(call object,test/comm_worker)
 # What a build without NCCL does.
 $(EMULATOR)/comm_worker_without_nccl: $(filter-out %/comm.cu.o,$(EMULATOR_LIBRARY)) $(EMULATOR)/without_nccl.o $(call object,test/comm_worker)
 $(EMULATOR)/without_nccl.o: llmc/ops/comm.cu
 	$(call says,emulate)
 	$(Q)$(CXX) $(EMULATOR_FLAGS) -DNO_NCCL -x c++ -c -o $@ $<
-$(EMULATOR)/tests $(EMULATOR)/step $(EMULATOR)/comm_worker $(EMULATOR)/comm_worker_without_nccl:
+$(EMULATOR)/tests $(EMULATOR)/step $(EMULATOR)/train_gpt $(EMULATOR)/comm_worker $(EMULATOR)/comm_worker_without_nccl:
 	$(call says,link)
 	$(Q)$(CXX) $(EMULATOR_FLAGS) -o $@ $^ $(EMULATOR_LIBS)
 
