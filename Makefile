@@ -204,7 +204,7 @@ plain: $(sort $(filter $(PLAIN)/%,$(LIBRARY) $(TESTS)))
 tests: $(BUILD)/tests $(BUILD)/step $(BUILD)/comm_worker $(BUILD)/comm_worker_without_mpi $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
 tests: $(BUILD)/bench $(BUILD)/bench_ops
 cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/ladder
-emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(EMULATOR)/comm_worker $(EMULATOR)/comm_worker_without_nccl $(BUILD)/step
+emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(EMULATOR)/train_gpt $(EMULATOR)/comm_worker $(EMULATOR)/comm_worker_without_nccl $(BUILD)/step
 planted_faults: $(EMULATOR)/tests $(EMULATOR)/comm_worker
 	@BUILD='$(EMULATOR)' LIBRARY='$(EMULATOR_LIBRARY)' SUITES='$(HOST)/test' MAIN='$(call object,test/main)' CXX='$(CXX)' FLAGS='$(EMULATOR_FLAGS) -O0' \
 	    COMM='$(call object,test/emulator/comm test/comm_worker)' LIBS='$(EMULATOR_LIBS)' FAULT="$(FAULT)" test/emulator/faults.sh
@@ -246,10 +246,10 @@ EMULATOR_FLAGS := -std=c++20 -O1 -g1 $(MARCH) -fopenmp -fsanitize=address,undefi
                   -ftrivial-auto-var-init=pattern -Wall -Wextra -Wshadow $(GCC12) -Wno-unknown-pragmas -MMD -MP -iquote test/emulator -iquote . -Itest/emulator \
                   $(HEADERS) $(FLOATX)
 EMULATOR_LIBRARY := $(OPS:%=$(EMULATOR)/%.cu.o) $(patsubst %,$(EMULATOR)/%.o,llmc/gpt llmc/device/memory llmc/optimizer test/emulator/emulator) \
-                    $(call object,llmc/config llmc/io/file llmc/io/hash llmc/io/json llmc/io/launcher llmc/io/mpi_job llmc/io/process llmc/ops/rotary_table) \
-                    $(call object,llmc/plan llmc/recipe llmc/schedule llmc/tensors)
+                    $(call object,llmc/config llmc/layout llmc/io/file llmc/io/hash llmc/io/json llmc/io/launcher llmc/io/mpi_job llmc/io/process llmc/ops/rotary_table) \
+                    $(call object,llmc/plan llmc/recipe llmc/schedule llmc/tensors llmc/text/shard)
 EMULATOR_LIBS := $(if $(filter yes,$(MPI)),$(MPI_LIBS)) $(if $(filter yes,$(PCRE2)),-lpcre2-8)
-EMULATOR_TESTS := $(EMULATOR)/test/emulator/stream.o $(call object,test/emulator/comm $(OP_SUITES) test/main)
+EMULATOR_TESTS := $(EMULATOR)/test/emulator/stream.o $(call object,test/emulator/comm test/emulator/processes $(OP_SUITES) test/main)
 $(EMULATOR)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(call says,emulate)

@@ -23,10 +23,10 @@
 #include <nccl.h>
 #endif
 
-#ifndef NO_NCCL
-
 /// Bytes of device memory through which what the host has goes, a piece at a time.
 static constexpr int64_t BOUNCE = int64_t{4} << 20;
+
+#ifndef NO_NCCL
 
 // --------------------------------------------------------------------------------------------- how processes meet without MPI
 
@@ -111,7 +111,7 @@ struct Comm::Transport {
     cudaEvent_t passed = nullptr;    // by which one stream waits for another
     char* bounce = nullptr;          // (BOUNCE)
     const char* phase = "meeting";   // the call that went to the stream last
-    bool said_stop = false;
+    std::atomic<bool> said_stop = false;
 
     explicit Transport(const Comm& comm) : of(comm) {}
     ~Transport() {
