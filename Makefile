@@ -127,7 +127,7 @@ ONCE := $(shell echo $(SUITES_OF_PROGRAMS) | sed -E 's/([^ ]+)/*\1.cpp/g; s/ /,/
 
 # --------------------------------------------------------------------------------------------------------------------- the commands
 
-.PHONY: all run test bench bench-ops profile kernels gpu-check emulator faults help clean deps
+.PHONY: all run test bench bench-ops bench-processes profile kernels gpu-check emulator faults help clean deps
 .PHONY: parts packages check doctest plain tests emulator_tests planted_faults cuda_binaries FORCE
 
 all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert ./latents data/tokenize (DEVICE=auto|cpu|cuda, PRECISION=bf16|fp32, ISA=avx2, ARCH=sm_90a, THIRD_PARTY=dir of headers)
@@ -146,6 +146,10 @@ bench: packages  ## speed of the training step, beside the peak of matrix produc
 bench-ops: packages  ## time of every op of a step, at the shapes of MODEL (speedrun124M) and BATCH (2), beside the ceilings of this machine
 	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench_ops
 	@$(BUILD)/bench_ops $(or $(MODEL),speedrun124M) --batch $(or $(BATCH),2)
+
+bench-processes: packages  ## a step as one process of several threads, and as several processes of one thread (CASE=nano|d12)
+	@$(MAKE) --no-print-directory -j2 all $(BUILD)/bench_ops
+	@CASE='$(CASE)' dev/bench_processes.sh $(BUILD)
 
 profile: packages  ## where a step's time goes: command lines for Nsight; on the CPU a table by phase, layer and op (STEP=4, FLAGS='...' of train_gpt)
 	@$(MAKE) --no-print-directory -j2 all
@@ -176,7 +180,7 @@ deps: packages  ## install what building, testing and plotting need and is missi
 # before anything is compiled, and doctest, before a suite is.
 packages:
 	@CXX='$(CXX)' dev/setup.sh
-run test bench bench-ops profile kernels emulator faults: export CHECKED := yes
+run test bench bench-ops bench-processes profile kernels emulator faults: export CHECKED := yes
 check:
 	$(if $(CHECKED),,@CXX='$(CXX)' dev/setup.sh --check)
 doctest: check
