@@ -197,7 +197,8 @@ private:
 
 static Opened open_model(Settings& s);
 static Planned plan_run(Settings& s, const Opened& opened, int rank, int processes);
-static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened, Mode mode, const Planned* planned, Comm& comm);
+static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened, Mode mode, const Planned* planned);
+static std::unique_ptr<GPT> build_models(const Settings& s, const Opened& opened, Mode mode, const Planned* planned, Comm& comm);
 static void require_one_job(const Settings& s, const Opened& opened, const Planned& planned, const TrainingData& data, Comm& comm);
 static MemoryNeed memory_need(const Settings& s, const Opened& opened, const Planned& planned);
 static void print_plan(const GPTConfig& config, const Planned& planned, const MemoryPlan& memory);
@@ -215,7 +216,7 @@ static int evaluate_only(Settings& s, const Opened& opened, Comm& comm) {
         val = open_validation(s, opened.config, comm.rank(), comm.count());
         tokenizer = find_tokenizer(s, opened.parent, opened.config, {val.get()});
     });
-    std::unique_ptr<GPT> model = build_model(s, opened, Mode::evaluate, nullptr, comm);
+    std::unique_ptr<GPT> model = build_models(s, opened, Mode::evaluate, nullptr, comm);
     const Evaluation result = *Evaluator(*model, *val, tokenizer, s.eval_tokens, comm).evaluate();
     std::printf("val_loss: %.7f\nval_bpb: %s\n", result.loss, bpb_text(result.bpb).c_str());
     return 0;
@@ -227,7 +228,7 @@ static int sample_only(Settings& s, const Opened& opened, Comm& comm) {
     std::optional<Tokenizer> tokenizer = find_tokenizer(s, opened.parent, opened.config, {});
     require(tokenizer.has_value(), opened.parent->path, ": no tokenizer in it: give --tokenizer");
     if (comm.rank() > 0) return 0;   // nothing to share
-    std::unique_ptr<GPT> model = build_model(s, opened, Mode::evaluate, nullptr, comm);
+    std::unique_ptr<GPT> model = build_model(s, opened, Mode::evaluate, nullptr);
     KVCache cache(opened.config);
     cache.allocate();
     Sampler sampler(s.temperature, s.top_k, s.seed);
@@ -285,7 +286,7 @@ Training::Training(const Settings& settings, const Opened& opened, const Planned
                    const Arguments& arguments, Comm& others)
     : s(settings), planned(plans), plan(plans.plan), data(with), comm(others), folder{*s.out}, peak_flops(device_peak_flops() * comm.count()),
       token_flops(static_cast<double>(flops_per_token(opened.config, plans.trained))), sampler(s.temperature, s.top_k, s.seed),
-      model(build_model(s, opened, Mode::train, &planned, comm)), optimizer(*model), bar(find_launcher().kind == Launcher::Kind::none) {
+      model(build_models(s, opened, Mode::train, &planned, comm)), optimizer(*model), bar(find_launcher().kind == Launcher::Kind::none) {
     optimizer.allocate();
     if (planned.samples) cache.emplace(opened.config).allocate();
     if (data.val) evaluator.emplace(*model, *data.val, data.tokenizer, s.eval_tokens, comm);
@@ -744,17 +745,21 @@ static Planned plan_run(Settings& s, const Opened& opened, int rank, int process
 }
 
 /// With the weights of the file, or those of a beginning. planned: null for a model that is not trained.
-static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened, Mode mode, const Planned* planned, Comm& comm) {
+static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened, Mode mode, const Planned* planned) {
+    auto model = std::make_unique<GPT>(opened.config, *s.device_batch, mode, planned ? planned->trained : Trained{}, planned ? planned->job : Job{});
+    model->allocate();
+    if (opened.parent)
+        load_weights(*model, *opened.parent);
+    else
+        model->initialize_weights(s.seed);
+    if (planned && planned->embedding) load_weight(*model, model->tensors.front(), *planned->embedding);   // wte
+    return model;
+}
+
+/// The same at each process, which has then what the others own, too.
+static std::unique_ptr<GPT> build_models(const Settings& s, const Opened& opened, Mode mode, const Planned* planned, Comm& comm) {
     std::unique_ptr<GPT> model;
-    together(comm, [&] {
-        model = std::make_unique<GPT>(opened.config, *s.device_batch, mode, planned ? planned->trained : Trained{}, planned ? planned->job : Job{});
-        model->allocate();
-        if (opened.parent)
-            load_weights(*model, *opened.parent);
-        else
-            model->initialize_weights(s.seed);
-        if (planned && planned->embedding) load_weight(*model, model->tensors.front(), *planned->embedding);   // wte
-    });
+    together(comm, [&] { model = build_model(s, opened, mode, planned); });
     model->gather_weights(comm);
     return model;
 }

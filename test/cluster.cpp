@@ -1,13 +1,14 @@
 // Launchers of clusters, on this machine alone: Slurm's daemons as a cluster of one (test/slurm.sh), and two hosts that are namespaces
-// (test/two_hosts.sh). What each command of dev/cluster.md does with processes, it does here with test/comm_worker.cpp.
+// (test/two_hosts.sh). What each command of dev/cluster.md does with processes, it does here with test/comm_worker.cpp, and with the trainer.
 #include <doctest/doctest.h>
 #include <unistd.h>
 #include <filesystem>
 #include <string>
+#include "llmc/checkpoint.h"
 #include "llmc/io/mpi_job.h"
 #include "llmc/io/process.h"
 #include "test/needs.h"
-#include "test/program.h"
+#include "test/small_run.h"
 
 namespace fs = std::filesystem;
 
@@ -32,6 +33,13 @@ int occurrences(const std::string& text, const std::string& words) {
     int found = 0;
     for (size_t at = text.find(words); at != text.npos; at = text.find(words, at + 1)) found++;
     return found;
+}
+
+/// The trainer at the top, built for a CPU; four micro-batches a step, in four parts.
+bool has_trainer() { return run("readlink -f train_gpt | grep -qv cuda").code == 0; }
+std::string trainer(const Workplace& w) {
+    return "train=\"" + fs::current_path().string() + "/train_gpt --depth 2 --width 32 --heads 2 --seq-len 16 --vocab-size 72 --device-batch 1 --batch-tokens 64 --no-scaling --parts 4 --data " +
+           w.dir.path + "/train_0.bin\"\n";
 }
 
 /// A script's commands on a cluster. `step NAME COMMAND...` in it writes NAME.code, NAME.out and NAME.err.
@@ -98,4 +106,39 @@ TEST_CASE("cluster: two hosts, and mpirun that reaches the other through an agen
     const std::string err = read_file(cluster / "cut.err");
     CAPTURE(err);
     for (int rank : {0, 1}) CHECK(occurrences(err, "comm_worker: rank " + std::to_string(rank) + " on host a, step 17: collect waited 4 s for rank 2 on host b, rank 3 on host b; ") == 1);
+}
+
+TEST_CASE("cluster: the trainer by srun has the bytes of one process" * needs_slurm()) {
+    if (!has_trainer()) return;
+    Workplace w;
+    const Cluster cluster("slurm.sh", trainer(w) + R"script(
+        step one $train --steps 9 --out one
+        step srun srun --mpi=pmix -n 2 $train --steps 9 --out srun
+    )script");
+    for (const char* name : {"one", "srun"}) cluster.check(name, 0, "\nsaved ", 1, "train_gpt", 0);
+    CHECK(read_file(step_file(cluster / "srun", 9)) == read_file(step_file(cluster / "one", 9)));
+}
+
+TEST_CASE("cluster: the trainer on two hosts has the bytes of one; where the network is cut both sides end, and the last checkpoint opens" * needs_namespaces()) {
+    if (!has_trainer()) return;
+    Workplace w;
+    const Cluster cluster("two_hosts.sh", trainer(w) + R"script(
+        mpirun="mpirun --oversubscribe --bind-to none -x OMP_NUM_THREADS --host a:2,b:2 --mca odls_base_sigkill_timeout 3 $train"
+        step one $train --steps 9 --out one
+        step whole $mpirun --steps 9 --out whole
+        : >cut.out
+        { until grep -q 'saved .*step_0000020' cut.out; do sleep 0.1; done; ip link set to_b down; } &
+        step cut timeout -k 1 15 $mpirun --steps 1000000 --save-every 10 --keep 2 --deadline 4 --out cut   # mpirun itself waits for ever
+    )script");
+    for (const char* name : {"one", "whole"}) cluster.check(name, 0, "saved ", 1, "train_gpt", 0);
+    CHECK(read_file(step_file(cluster / "whole", 9)) == read_file(step_file(cluster / "one", 9)));
+    const std::string err = read_file(cluster / "cut.err");
+    CAPTURE(err);
+    for (int rank : {0, 1}) CHECK(occurrences(err, "train_gpt: rank " + std::to_string(rank) + " on host a, ") == 1);
+    CHECK(occurrences(err, " waited 4 s for ") >= 2);
+    std::string last;
+    for (const fs::directory_entry& entry : fs::directory_iterator(cluster / "cut"))
+        if (entry.path().extension() == ".bin") last = std::max(last, entry.path().string());
+    REQUIRE(last != "");
+    verify_tensors(open_checkpoint(last));
 }
