@@ -147,7 +147,9 @@ std::vector<StatePiece> MuonGroup::state(const std::string& tensor, const std::v
     return pieces;
 }
 
-double MuonGroup::update_flops(const std::vector<int64_t>& shape) const { return muon_flops(shape.at(0), shape.at(1)); }
+double MuonGroup::update_flops(const std::vector<int64_t>& shape) const {
+    return shape.size() == 2 ? muon_flops(shape[0], shape[1]) : 0;   // a vector is refused by state(), which knows its name
+}
 
 const GroupRule& rule_of(const Recipe& recipe, Group group) {
     switch (group) {
