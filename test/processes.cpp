@@ -303,7 +303,7 @@ TEST_CASE("processes: a bad token, a full disk and NaN end the job in one line, 
         CHECK(last_checkpoint(full) == "");
     }
 
-    const Result nan = go(job(2, SPEED + w.data + " --save-every 1 --embedding-lr 1e30 --matrix-lr 1e30 --steps 50 --out " + w / "nan"));
-    check_one_error(nan, "; lower the learning rates; last good checkpoint: ");
-    if (const std::string last = fs::exists(w / "nan") ? last_checkpoint(w / "nan") : ""; !last.empty()) check_it_opens(last);
+    // Muon's matrices overflow in the first update: the lowest micro-batch is named, with its rank.
+    check_one_error(go(job(2, SPEED + w.data + " --save-every 1 --matrix-lr 1e30 --steps 50 --out " + w / "nan")), ", in micro-batch 0, which rank 0 on host ");
+    if (const std::string last = last_checkpoint(w / "nan"); !last.empty()) check_it_opens(last);
 }
