@@ -64,6 +64,18 @@ ifeq ($(PCRE2),yes)   # only then: where it is missing, packages may have instal
 export PCRE2
 endif
 LDLIBS := $(if $(filter yes,$(PCRE2)),-lpcre2-8) -lpthread
+# Without MPI a program is one process (in a build for GPUs its processes meet by a file). Open MPI's compiler says what it takes; Fedora and
+# openSUSE do not put it on the PATH.
+comma := ,
+ifeq ($(filter yes no,$(MPI)),)   # clusters have variables of that name too
+MPICC ?= $(firstword $(shell command -v mpicc) $(wildcard /usr/lib64/openmpi/bin/mpicc /usr/lib64/mpi/gcc/openmpi*/bin/mpicc) mpicc)
+MPI_CFLAGS := $(shell $(MPICC) --showme:compile 2>/dev/null) -DOMPI_SKIP_MPICXX
+MPI_LIBS := $(shell $(MPICC) --showme:link 2>/dev/null)
+MPI := $(if $(shell echo 'int main(){return MPI_Init(nullptr,nullptr);}' | $(CXX) -include mpi.h $(MPI_CFLAGS) -x c++ - $(MPI_LIBS) -o /dev/null 2>/dev/null && echo yes),yes,no)
+endif
+ifeq ($(MPI),yes)
+export MPI MPI_CFLAGS MPI_LIBS
+endif
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
 # CUDA: the code of A100 and its kind and of H100 and its kind, and what newer cards translate for themselves; or ARCH="sm_90a ...".
@@ -77,18 +89,26 @@ ifeq ($(TARGET),cuda)
   ifeq ($(NVCC),)
     $(error DEVICE=cuda needs nvcc: install CUDA's toolkit and put nvcc on the PATH (or NVCC=where/it/is), or make DEVICE=cpu)
   endif
-  LINK = $(NVCC) -Xcompiler=-fopenmp -Xlinker=-rpath,$(abspath $(dir $(realpath $(NVCC)))/../lib64)
-  LDLIBS += -lcublasLt
+  CUDA := $(abspath $(dir $(realpath $(NVCC)))/..)
+  # Without NCCL a program is one process. It comes with the toolkit, or from NVIDIA's repository.
+  ifeq ($(filter yes no,$(NCCL)),)
+    NCCL := $(if $(shell echo 'int main(){int version;return ncclGetVersion(&version);}' | $(CXX) -include nccl.h -isystem $(CUDA)/include -x c++ - \
+              -L$(CUDA)/lib64 -lnccl -o /dev/null 2>/dev/null && echo yes),yes,no)
+  endif
+  export NCCL
+  LINK = $(NVCC) -Xcompiler=-fopenmp -Xlinker=-rpath,$(CUDA)/lib64
+  LDLIBS += -lcublasLt $(if $(filter yes,$(NCCL)),-lnccl) $(if $(filter yes,$(MPI)),$(patsubst -pthread,-lpthread,$(subst -Wl$(comma),-Xlinker=,$(MPI_LIBS))))
 else
   LINK = $(CXX) $(CXXFLAGS)
-  LDLIBS += -ldnnl
+  LDLIBS += -ldnnl $(if $(filter yes,$(MPI)),$(MPI_LIBS))
 endif
 
 PROGRAMS := train_gpt grow stack convert latents data/tokenize
 # An op comes in two files of one name, the .cpp for the CPU and the .cu for CUDA; a .cu alone is a part of another.
 OPS := $(basename $(wildcard llmc/*/*.cu))
 SOURCES := $(basename $(wildcard llmc/*.cpp llmc/*/*.cpp))
-OP_SUITES := $(basename $(wildcard $(OPS:llmc/%=test/%.cpp))) test/golden test/recipe
+# comm's suite is about MPI's processes; test/emulator/comm.cpp is about NCCL's.
+OP_SUITES := $(filter-out test/ops/comm,$(basename $(wildcard $(OPS:llmc/%=test/%.cpp)))) test/golden test/recipe
 # What computes, and so is compiled in each precision. All else is compiled once (llmc/device/types.h holds it to that).
 IN_FLOATX := $(OPS) llmc/gpt llmc/load llmc/optimizer llmc/generate llmc/memory_plan $(OP_SUITES) \
              test/gpt test/ops/matmul_tile test/emulator/step test/latents train_gpt dev/bench dev/bench_ops dev/latents dev/report
@@ -96,18 +116,18 @@ IN_FLOATX := $(OPS) llmc/gpt llmc/load llmc/optimizer llmc/generate llmc/memory_
 object = $(foreach source,$(1),$(if $(filter $(IN_FLOATX),$(source)),$(HOST),$(PLAIN))/$(source).o)
 # What every program is linked with.
 LIBRARY := $(if $(filter cuda,$(TARGET)),$(call object,$(filter-out $(OPS),$(SOURCES))) $(OPS:%=$(BUILD)/%.cu.o),$(call object,$(SOURCES)))
-# Suites. test/emulator has programs of its own; llmc/ops/matmul_tile.h is the CPU's alone.
-SUITES := $(filter-out test/emulator/% $(if $(filter cuda,$(TARGET)),test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp)))
+# Suites. test/emulator has programs of its own, test/comm_worker is one; llmc/ops/matmul_tile.h and comm's suite are the CPU's alone.
+SUITES := $(filter-out test/emulator/% test/comm_worker $(if $(filter cuda,$(TARGET)),test/ops/comm test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp)))
 TESTS := $(call object,$(SUITES))
 # Suites that run the programs, or work with files alone: once, in the precision that the programs are built for.
-SUITES_OF_PROGRAMS := test/checkpoint test/describe test/downloads test/gpu_check test/includes test/io/error test/io/flags test/latents test/layers test/lineage test/linux_source test/rewrite test/run test/run_tests test/safetensors \
+SUITES_OF_PROGRAMS := test/checkpoint test/cluster test/describe test/downloads test/gpu_check test/includes test/io/error test/io/flags test/latents test/layers test/layout test/lineage test/linux_source test/ops/comm test/rewrite test/run test/run_tests test/safetensors \
                       test/setup test/stack test/studies test/study test/text/dataloader test/text/shard test/text/tokenizer test/tokenize test/train_gpt
 # The same as doctest's --source-file takes them: *test/checkpoint.cpp,*test/downloads.cpp,...
 ONCE := $(shell echo $(SUITES_OF_PROGRAMS) | sed -E 's/([^ ]+)/*\1.cpp/g; s/ /,/g')
 
 # --------------------------------------------------------------------------------------------------------------------- the commands
 
-.PHONY: all run test bench bench-ops profile kernels gpu-check emulator faults help clean deps
+.PHONY: all run test bench bench-ops bench-processes profile kernels gpu-check emulator faults help clean deps
 .PHONY: parts packages check doctest plain tests emulator_tests planted_faults cuda_binaries FORCE
 
 all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert ./latents data/tokenize (DEVICE=auto|cpu|cuda, PRECISION=bf16|fp32, ISA=avx2, ARCH=sm_90a, THIRD_PARTY=dir of headers)
@@ -126,6 +146,10 @@ bench: packages  ## speed of the training step, beside the peak of matrix produc
 bench-ops: packages  ## time of every op of a step, at the shapes of MODEL (speedrun124M) and BATCH (2), beside the ceilings of this machine
 	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench_ops
 	@$(BUILD)/bench_ops $(or $(MODEL),speedrun124M) --batch $(or $(BATCH),2)
+
+bench-processes: packages  ## a step as one process of several threads, and as several processes of one thread (CASE=nano|d12)
+	@$(MAKE) --no-print-directory -j2 all $(BUILD)/bench_ops
+	@CASE='$(CASE)' dev/bench_processes.sh $(BUILD)
 
 profile: packages  ## where a step's time goes: command lines for Nsight; on the CPU a table by phase, layer and op (STEP=4, FLAGS='...' of train_gpt)
 	@$(MAKE) --no-print-directory -j2 all
@@ -156,7 +180,7 @@ deps: packages  ## install what building, testing and plotting need and is missi
 # before anything is compiled, and doctest, before a suite is.
 packages:
 	@CXX='$(CXX)' dev/setup.sh
-run test bench bench-ops profile kernels emulator faults: export CHECKED := yes
+run test bench bench-ops bench-processes profile kernels emulator faults: export CHECKED := yes
 check:
 	$(if $(CHECKED),,@CXX='$(CXX)' dev/setup.sh --check)
 doctest: check
@@ -169,6 +193,8 @@ parts: check
 	      "  $(call tick,GPU,$(GPU))" \
 	      "  $$(sed -n 's/.*DNNL_VERSION_\(MAJOR\|MINOR\|PATCH\) \([0-9]*\).*/\2/p' $(firstword $(wildcard $(THIRD_PARTY)/oneapi/dnnl/dnnl_version.h /usr/include/oneapi/dnnl/dnnl_version.h) /dev/null) | paste -sd. | sed 's/.\+/✓ oneDNN &/; s/^$$/✗ oneDNN/')" \
 	      "  $(call tick,PCRE2,$(filter yes,$(PCRE2)))$(if $(filter yes,$(PCRE2)),, (text cannot be encoded; make deps installs it))" \
+	      "  $(call tick,MPI,$(filter yes,$(MPI)))$(if $(filter yes,$(MPI)),, (one process; make deps installs it))" \
+	      $(if $(filter cuda,$(TARGET)),"  $(call tick,NCCL,$(filter yes,$(NCCL)))$(if $(filter yes,$(NCCL)),, (one process; install libnccl-dev of NVIDIA's repository))") \
 	      "  $(call tick,bf16 products of the CPU,$(HAS_BF16))  built for: $(TARGET) ($(WHY)), $(PRECISION)"
 
 # ------------------------------------------------------------------------------------------------------------ what make test builds
@@ -179,13 +205,13 @@ bf16/%: FORCE
 fp32/%: FORCE
 	+@$(MAKE) --no-print-directory PRECISION=fp32 $*
 plain: $(sort $(filter $(PLAIN)/%,$(LIBRARY) $(TESTS)))
-tests: $(BUILD)/tests $(BUILD)/step $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
+tests: $(BUILD)/tests $(BUILD)/step $(BUILD)/comm_worker $(BUILD)/comm_worker_without_mpi $(if $(filter fp32,$(PRECISION)),$(BUILD)/tests_without_pcre2)
 tests: $(BUILD)/bench $(BUILD)/bench_ops
 cuda_binaries: tests $(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/ladder
-emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(BUILD)/step
-planted_faults: $(EMULATOR)/tests
+emulator_tests: $(EMULATOR)/tests $(EMULATOR)/step $(EMULATOR)/train_gpt $(EMULATOR)/comm_worker $(EMULATOR)/comm_worker_without_nccl $(BUILD)/step
+planted_faults: $(EMULATOR)/tests $(EMULATOR)/comm_worker
 	@BUILD='$(EMULATOR)' LIBRARY='$(EMULATOR_LIBRARY)' SUITES='$(HOST)/test' MAIN='$(call object,test/main)' CXX='$(CXX)' FLAGS='$(EMULATOR_FLAGS) -O0' \
-	    FAULT="$(FAULT)" test/emulator/faults.sh
+	    COMM='$(call object,test/emulator/comm test/comm_worker)' LIBS='$(EMULATOR_LIBS)' FAULT="$(FAULT)" test/emulator/faults.sh
 
 # -------------------------------------------------------------------------------------------------------------- the rules: programs
 
@@ -209,7 +235,8 @@ $(BUILD)/measure: $(call object,dev/measure)
 $(BUILD)/tests: $(TESTS)
 $(BUILD)/op_tests: $(call object,$(OP_SUITES) test/gpt test/ops/matmul_tile test/isa test/main)
 $(BUILD)/step: $(call object,test/emulator/step)
-$(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/report $(BUILD)/measure $(BUILD)/tests $(BUILD)/op_tests $(BUILD)/step: $(BUILD)/llmc.a
+$(BUILD)/comm_worker: $(call object,test/comm_worker)
+$(PROGRAMS:%=$(BUILD)/%) $(BUILD)/bench $(BUILD)/bench_ops $(BUILD)/report $(BUILD)/measure $(BUILD)/tests $(BUILD)/op_tests $(BUILD)/step $(BUILD)/comm_worker: $(BUILD)/llmc.a
 	@mkdir -p $(@D)
 	$(call says,link)
 	$(Q)$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
@@ -223,8 +250,10 @@ EMULATOR_FLAGS := -std=c++20 -O1 -g1 $(MARCH) -fopenmp -fsanitize=address,undefi
                   -ftrivial-auto-var-init=pattern -Wall -Wextra -Wshadow $(GCC12) -Wno-unknown-pragmas -MMD -MP -iquote test/emulator -iquote . -Itest/emulator \
                   $(HEADERS) $(FLOATX)
 EMULATOR_LIBRARY := $(OPS:%=$(EMULATOR)/%.cu.o) $(patsubst %,$(EMULATOR)/%.o,llmc/gpt llmc/device/memory llmc/optimizer test/emulator/emulator) \
-                    $(call object,llmc/config llmc/io/json llmc/ops/rotary_table llmc/plan llmc/recipe llmc/schedule llmc/tensors)
-EMULATOR_TESTS := $(EMULATOR)/test/emulator/stream.o $(call object,$(OP_SUITES) test/main)
+                    $(call object,llmc/config llmc/layout llmc/io/file llmc/io/hash llmc/io/json llmc/io/launcher llmc/io/mpi_job llmc/io/process llmc/ops/rotary_table) \
+                    $(call object,llmc/plan llmc/recipe llmc/schedule llmc/tensors llmc/text/shard)
+EMULATOR_LIBS := $(if $(filter yes,$(MPI)),$(MPI_LIBS)) $(if $(filter yes,$(PCRE2)),-lpcre2-8)
+EMULATOR_TESTS := $(EMULATOR)/test/emulator/stream.o $(call object,test/emulator/comm test/emulator/processes $(OP_SUITES) test/main)
 $(EMULATOR)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(call says,emulate)
@@ -241,9 +270,17 @@ $(EMULATOR)/%.o: %.cpp
 # Of an inline function that several objects have, the linker takes the first one: the library's comes before the suites', which no sanitizer watches.
 $(EMULATOR)/tests: $(EMULATOR_LIBRARY) $(EMULATOR_TESTS)
 $(EMULATOR)/step: $(EMULATOR_LIBRARY) $(call object,test/emulator/step)
-$(EMULATOR)/tests $(EMULATOR)/step:
+# The trainer, as several processes start it.
+$(EMULATOR)/train_gpt: $(EMULATOR_LIBRARY) $(filter-out $(EMULATOR_LIBRARY),$(call object,train_gpt $(filter-out $(OPS) llmc/gpt llmc/device/memory llmc/optimizer,$(SOURCES))))
+$(EMULATOR)/comm_worker: $(EMULATOR_LIBRARY) $(call object,test/comm_worker)
+# What a build without NCCL does.
+$(EMULATOR)/comm_worker_without_nccl: $(filter-out %/comm.cu.o,$(EMULATOR_LIBRARY)) $(EMULATOR)/without_nccl.o $(call object,test/comm_worker)
+$(EMULATOR)/without_nccl.o: llmc/ops/comm.cu
+	$(call says,emulate)
+	$(Q)$(CXX) $(EMULATOR_FLAGS) -DNO_NCCL -x c++ -c -o $@ $<
+$(EMULATOR)/tests $(EMULATOR)/step $(EMULATOR)/train_gpt $(EMULATOR)/comm_worker $(EMULATOR)/comm_worker_without_nccl:
 	$(call says,link)
-	$(Q)$(CXX) $(EMULATOR_FLAGS) -o $@ $^
+	$(Q)$(CXX) $(EMULATOR_FLAGS) -o $@ $^ $(EMULATOR_LIBS)
 
 # ---------------------------------------------------------------------------------------------------------- the rules: object files
 
@@ -285,11 +322,25 @@ $(BUILD)/gencode: FORCE
 	$(call holds,$(GENCODE))
 $(PLAIN)/pcre2: FORCE
 	$(call holds,$(PCRE2))
+$(BUILD)/nccl: FORCE
+	$(call holds,$(NCCL))
+$(PLAIN)/mpi: FORCE
+	$(call holds,$(MPI) $(MPI_CFLAGS))
 
+$(BUILD)/llmc/ops/comm.cu.o: $(BUILD)/nccl
+$(BUILD)/llmc/ops/comm.cu.o: NVCCFLAGS += $(if $(filter yes,$(NCCL)),,-DNO_NCCL)
 $(PLAIN)/llmc/text/split.o: $(PLAIN)/pcre2
 ifneq ($(PCRE2),yes)
 $(PLAIN)/llmc/text/split.o: CXXFLAGS += -DNO_PCRE2
 endif
+$(PLAIN)/llmc/io/mpi_job.o: $(PLAIN)/mpi
+$(PLAIN)/llmc/io/mpi_job.o: CXXFLAGS += $(if $(filter yes,$(MPI)),$(MPI_CFLAGS),-DNO_MPI)
+# What a build without MPI does: one process of a job, of such a build.
+$(PLAIN)/without_mpi.o: llmc/io/mpi_job.cpp
+	$(call compile,-DPRECISION_ANY -DNO_MPI)
+$(BUILD)/comm_worker_without_mpi: $(call object,test/comm_worker) $(PLAIN)/without_mpi.o $(BUILD)/llmc.a
+	$(call says,link)
+	$(Q)$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
 # What a build without PCRE2 does: the suites linked once more, with the splitter of such a build.
 $(PLAIN)/without_pcre2.o: llmc/text/split.cpp
 	$(call compile,-DPRECISION_ANY -DNO_PCRE2)
@@ -303,7 +354,7 @@ $(BUILD)/tests_without_pcre2: $(TESTS) $(PLAIN)/without_pcre2.o $(BUILD)/llmc.a
 LADDER := $(patsubst %,dev/kernels/%.cu.o,norm cross_entropy attention check)
 $(EMULATOR)/ladder: $(EMULATOR_LIBRARY) $(addprefix $(EMULATOR)/,$(LADDER) dev/kernels/ladder.cu.o)
 	$(call says,link)
-	$(Q)$(CXX) $(EMULATOR_FLAGS) -o $@ $^
+	$(Q)$(CXX) $(EMULATOR_FLAGS) -o $@ $^ $(EMULATOR_LIBS)
 $(EMULATOR)/tests: $(addprefix $(EMULATOR)/,$(LADDER) dev/kernels/test.o)
 $(BUILD)/ladder: $(addprefix $(BUILD)/,$(LADDER) dev/kernels/ladder.cu.o) $(BUILD)/llmc.a
 	$(call says,link)
@@ -312,7 +363,7 @@ $(BUILD)/ladder: $(addprefix $(BUILD)/,$(LADDER) dev/kernels/ladder.cu.o) $(BUIL
 # ------------------------------------------------------------------------------------- the rules: what comes before any compilation
 
 # Nothing is compiled before what it takes is known to be here.
-COMPILED := $(basename $(wildcard *.cu llmc/*.cpp llmc/*/*.cpp data/*.cpp dev/*.cpp dev/kernels/*.cpp test/*.cpp test/*/*.cpp)) without_pcre2
+COMPILED := $(basename $(wildcard *.cu llmc/*.cpp llmc/*/*.cpp data/*.cpp dev/*.cpp dev/kernels/*.cpp test/*.cpp test/*/*.cpp)) without_pcre2 without_mpi
 KERNELS := $(wildcard llmc/*/*.cu dev/kernels/*.cu)
 $(foreach folder,$(PLAIN) $(HOST) $(EMULATOR),$(COMPILED:%=$(folder)/%.o)) $(foreach folder,$(EMULATOR) $(BUILD),$(KERNELS:%=$(folder)/%.o)): | check
 $(TESTS) $(EMULATOR_TESTS) $(EMULATOR)/dev/kernels/test.o: | doctest

@@ -10,6 +10,8 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <set>
+#include "llmc/agree.h"
 #include "llmc/checkpoint.h"
 #include "llmc/describe.h"
 #include "llmc/device/device.h"
@@ -19,16 +21,19 @@
 #include "llmc/io/build.h"
 #include "llmc/io/hash.h"
 #include "llmc/io/json.h"
+#include "llmc/io/launcher.h"
 #include "llmc/io/log.h"
 #include "llmc/io/process.h"
 #include "llmc/lineage.h"
 #include "llmc/load.h"
 #include "llmc/memory_plan.h"
+#include "llmc/ops/comm.h"
 #include "llmc/ops/peak.h"
 #include "llmc/ops/reduce.h"
 #include "llmc/optimizer.h"
 #include "llmc/plan.h"
 #include "llmc/run_folder.h"
+#include "llmc/save.h"
 #include "llmc/schedule.h"
 #include "llmc/settings.h"
 #include "llmc/tensors.h"
@@ -41,18 +46,29 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 using Arguments = std::vector<std::string>;
-static int run(Settings& s, const Arguments& arguments);
+static int run(Settings& s, const Arguments& arguments, Comm& comm);
+
+static volatile std::sig_atomic_t stop_asked = 0;
+static void ask_to_stop(int) { stop_asked = 1; }
 
 int main(int argc, char** argv) {
     device_begin(argv);
     mallopt(M_MMAP_THRESHOLD, 1 << 20);   // a large piece goes back to the system when it is freed: memory stays what --plan says
+    const char* more_memory = "use a smaller --device-batch or model (--plan tells the need)";
     return run_program("train_gpt", [&] {
         Settings settings;
         if (!settings.parse(argc, argv)) return 0;
-        int code = run(settings, {argv, argv + argc});
-        require_printed();
-        return code;
-    }, "use a smaller --device-batch or model (--plan tells the need)");
+        Comm comm({.deadline = settings.deadline, .meet = settings.meet, .stop = &stop_asked});
+        if (comm.rank() > 0) {   // rank 0 speaks for all, of what all of them say
+            warnings_on = false;
+            if (!std::freopen("/dev/null", "w", stdout)) fail("stdout cannot be turned off: ", std::strerror(errno));
+        }
+        return run_job(comm, [&] {
+            int code = run(settings, {argv, argv + argc}, comm);
+            require_printed();
+            return code;
+        }, more_memory);
+    }, more_memory);
 }
 
 // ------------------------------------------------------------------------------------------- what a run works on
@@ -68,6 +84,7 @@ struct Opened {
 struct Planned {
     std::optional<Checkpoint> embedding;   ///< --embeddings-from
     Trained trained;
+    Job job;                               ///< whose share of the run this process has
     json lineage;                          ///< of this run's checkpoints
     Position before;                       ///< of the schedule that it continues
     int64_t done;                          ///< steps before this call
@@ -86,16 +103,24 @@ struct Evaluation {
 /// Mean loss over the first --eval-tokens of the validation data, and bits per byte of their text.
 class Evaluator {
 public:
-    Evaluator(GPT& evaluated, DataLoader& val, const std::optional<Tokenizer>& of_val, int64_t most_tokens)
-        : model(evaluated), loader(val), tokenizer(of_val), eval_tokens(most_tokens) {}
-    Evaluation evaluate();
+    Evaluator(GPT& evaluated, DataLoader& val, const std::optional<Tokenizer>& of_val, int64_t most_tokens, Comm& with)
+        : model(evaluated), loader(val), tokenizer(of_val), eval_tokens(most_tokens), comm(with) {}
+    /// Nothing where any process was asked to stop meanwhile.
+    std::optional<Evaluation> evaluate();
 
 private:
+    struct Sums {
+        double nats = 0, text_nats = 0;
+        int64_t bytes = 0;
+        bool stop = false, failed = false;
+    };
+    Sums sums_of(const std::vector<float>& losses, const std::vector<int>& targets) const;
     int64_t batches();
     GPT& model;
     DataLoader& loader;
     const std::optional<Tokenizer>& tokenizer;
     const int64_t eval_tokens;
+    Comm& comm;
     int64_t one_pass = 0;   // micro-batches of the validation data, once they are counted
 };
 
@@ -110,7 +135,7 @@ struct Metric {
 class Training {
 public:
     Training(const Settings& settings, const Opened& opened, const Planned& planned, TrainingData& with,
-             const Arguments& arguments);
+             const Arguments& arguments, Comm& others);
     int run();
 
 private:
@@ -123,6 +148,8 @@ private:
     void resume(const Checkpoint& parent);
     void log_start(const Arguments& arguments);
     bool step_once();
+    std::string train_share(bool loops, bool& finished);
+    bool all_finished(const std::string& error, bool finished, const json& place);
     StepTime time_of_step(double seconds, bool loops);
     std::vector<Metric> step_metrics(const StepSums& sums, double lr, const StepTime& time, bool loops) const;
     void report_step(const std::vector<Metric>& metrics, double seconds_left);
@@ -131,6 +158,7 @@ private:
     void report_profile();
     void save();
     void save_once();
+    void tell(const json& line);
     template <class Work>
     void saved_if_it_fails(const json& place, Work work);
     [[noreturn]] void diagnose(const StepSums& sums, const json& place);
@@ -143,6 +171,7 @@ private:
     const Planned& planned;
     const Plan& plan;
     TrainingData& data;
+    Comm& comm;
     const RunFolder folder;
     const double peak_flops;   // measured before the model takes its memory
     const double token_flops;  // of a pass over one token, forward and backward, by what trains
@@ -154,46 +183,51 @@ private:
     double origin_flops;                  // spent on all that its lineage names
     int64_t updates;                      // behind the optimizer's state when this run began
     json identities;                      // of this run: training.runs of its checkpoints
-    std::optional<Log> log;
+    std::optional<Log> log;               // of rank 0
     ProgressBar bar;
+    bool stopping = false;                // some process was asked to, before its last step ended
 
     int64_t step = 0, tokens = 0;   // updates done, tokens seen in them
     double flops = 0;               // spent on them
     double smooth = 0;              // running mean of the last micro-batch's loss, not yet debiased
     int64_t saved_at = -1;          // step of this call's last checkpoint
     double step_seconds = 0;        // running mean
-    std::vector<int> inputs, targets;
+    std::vector<int> inputs, targets, following;
 };
 
 static Opened open_model(Settings& s);
-static Planned plan_run(Settings& s, const Opened& opened);
+static Planned plan_run(Settings& s, const Opened& opened, int rank, int processes);
 static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened, Mode mode, const Planned* planned);
+static std::unique_ptr<GPT> build_models(const Settings& s, const Opened& opened, Mode mode, const Planned* planned, Comm& comm);
+static void require_one_job(const Settings& s, const Opened& opened, const Planned& planned, const TrainingData& data, Comm& comm);
 static MemoryNeed memory_need(const Settings& s, const Opened& opened, const Planned& planned);
 static void print_plan(const GPTConfig& config, const Planned& planned, const MemoryPlan& memory);
-static void print_start(const Settings& s, const Opened& opened, const Planned& planned, const TrainingData& data);
+static void print_start(const Settings& s, const Opened& opened, const Planned& planned, const TrainingData& data, const Comm& comm);
 static std::string bpb_text(const std::optional<double>& bpb);
-
-static volatile std::sig_atomic_t stop_asked = 0;
-static void ask_to_stop(int) { stop_asked = 1; }
 
 // ------------------------------------------------------------------------------------------- what a call does
 
-static int evaluate_only(Settings& s, const Opened& opened) {
+static int evaluate_only(Settings& s, const Opened& opened, Comm& comm) {
     require(s.init && !s.val_data.empty(), "--eval needs --init (the checkpoint) and --val-data (the shards)");
     if (!s.device_batch) s.device_batch = 1;
-    std::unique_ptr<DataLoader> val = open_validation(s, opened.config);
-    std::optional<Tokenizer> tokenizer = find_tokenizer(s, opened.parent, opened.config, {val.get()});
-    std::unique_ptr<GPT> model = build_model(s, opened, Mode::evaluate, nullptr);
-    Evaluation result = Evaluator(*model, *val, tokenizer, s.eval_tokens).evaluate();
+    std::unique_ptr<DataLoader> val;
+    std::optional<Tokenizer> tokenizer;
+    together(comm, [&] {
+        val = open_validation(s, opened.config, comm.rank(), comm.count());
+        tokenizer = find_tokenizer(s, opened.parent, opened.config, {val.get()});
+    });
+    std::unique_ptr<GPT> model = build_models(s, opened, Mode::evaluate, nullptr, comm);
+    const Evaluation result = *Evaluator(*model, *val, tokenizer, s.eval_tokens, comm).evaluate();
     std::printf("val_loss: %.7f\nval_bpb: %s\n", result.loss, bpb_text(result.bpb).c_str());
     return 0;
 }
 
-static int sample_only(Settings& s, const Opened& opened) {
+static int sample_only(Settings& s, const Opened& opened, Comm& comm) {
     require(opened.parent.has_value(), "--sample without --data needs --init: the checkpoint to sample from");
     s.device_batch = 1;
     std::optional<Tokenizer> tokenizer = find_tokenizer(s, opened.parent, opened.config, {});
     require(tokenizer.has_value(), opened.parent->path, ": no tokenizer in it: give --tokenizer");
+    if (comm.rank() > 0) return 0;   // nothing to share
     std::unique_ptr<GPT> model = build_model(s, opened, Mode::evaluate, nullptr);
     KVCache cache(opened.config);
     cache.allocate();
@@ -210,15 +244,19 @@ static int describe_only(const Settings& s) {
     return 0;
 }
 
-static int run(Settings& s, const Arguments& arguments) {
+static int run(Settings& s, const Arguments& arguments, Comm& comm) {
     require(s.plan + s.eval + s.describe.has_value() <= 1, "--plan, --eval and --describe each do nothing else: give one of them");
     require(!s.json || s.describe, "--json is a way to print --describe; give that too, with a checkpoint");
-    if (s.describe) return describe_only(s);
-    const Opened opened = open_model(s);
-    if (s.eval) return evaluate_only(s, opened);
-    if (!s.plan && s.data.empty() && s.sample) return sample_only(s, opened);
+    require(!s.processes || s.plan, "--processes says how many --plan is for; a run has those that its launcher starts (mpirun -n ", s.processes.value_or(0),
+            "), or give --plan too");
+    if (s.describe) return comm.rank() == 0 ? describe_only(s) : 0;
+    Opened opened;
+    together(comm, [&] { opened = open_model(s); });
+    if (s.eval) return evaluate_only(s, opened, comm);
+    if (!s.plan && s.data.empty() && s.sample) return sample_only(s, opened, comm);
 
-    const Planned planned = plan_run(s, opened);
+    Planned planned;
+    together(comm, [&] { planned = plan_run(s, opened, s.processes ? 0 : comm.rank(), s.processes.value_or(comm.count())); });
     if (s.plan) {
         print_plan(opened.config, planned, plan_memory(memory_need(s, opened, planned)));
         return 0;
@@ -227,47 +265,56 @@ static int run(Settings& s, const Arguments& arguments) {
     require(!s.resume || planned.done < steps, s.resume.value_or(""), ": the run is done: it is at step ", planned.done, " of ",
             steps, "; give more --steps to go on");
     require(!s.data.empty(), "--data is missing: the shards to train on (or --plan, --eval, --sample)");
-    if (!s.out && s.resume) s.out = fs::canonical(*s.resume).parent_path().string();
-
-    TrainingData data = open_data(s, opened.parent, opened.config, planned.samples);
+    TrainingData data;
+    together(comm, [&] {
+        if (!s.out && s.resume) s.out = fs::canonical(*s.resume).parent_path().string();
+        data = open_data(s, opened.parent, opened.config, planned.samples, planned.job, planned.plan.micro_batches);
+    });
     require(s.out.has_value(), "--out is missing: the folder for checkpoints and log");
+    require_one_job(s, opened, planned, data, comm);
     std::vector<std::string> sources;
     for (const auto& source : {s.init, s.embeddings_from})
         if (source) sources.push_back(*source);
-    RunFolder{*s.out}.prepare(s.overwrite, s.resume.value_or(""), planned.done, sources);
-    print_start(s, opened, planned, data);
-    return Training(s, opened, planned, data, arguments).run();
+    at_first(comm, [&] { RunFolder{*s.out}.prepare(s.overwrite, s.resume.value_or(""), planned.done, sources); });
+    together(comm, [&] { print_start(s, opened, planned, data, comm); });
+    return Training(s, opened, planned, data, arguments, comm).run();
 }
 
 // ------------------------------------------------------------------------------------------------------- the loop
 
 Training::Training(const Settings& settings, const Opened& opened, const Planned& plans, TrainingData& with,
-                   const Arguments& arguments)
-    : s(settings), planned(plans), plan(plans.plan), data(with), folder{*s.out}, peak_flops(device_peak_flops()),
+                   const Arguments& arguments, Comm& others)
+    : s(settings), planned(plans), plan(plans.plan), data(with), comm(others), folder{*s.out}, peak_flops(device_peak_flops() * comm.count()),
       token_flops(static_cast<double>(flops_per_token(opened.config, plans.trained))), sampler(s.temperature, s.top_k, s.seed),
-      model(build_model(s, opened, Mode::train, &planned)), optimizer(*model) {
+      model(build_models(s, opened, Mode::train, &planned, comm)), optimizer(*model), bar(find_launcher().kind == Launcher::Kind::none) {
     optimizer.allocate();
     if (planned.samples) cache.emplace(opened.config).allocate();
-    if (data.val) evaluator.emplace(*model, *data.val, data.tokenizer, s.eval_tokens);
+    if (data.val) evaluator.emplace(*model, *data.val, data.tokenizer, s.eval_tokens, comm);
     identities = json::array({new_identity(planned.lineage)});
-    if (s.resume) resume(*opened.parent);
-    if (s.optimizer == "keep") load_optimizer(*opened.parent);
+    together(comm, [&] {
+        if (s.resume) resume(*opened.parent);
+        if (s.optimizer == "keep") load_optimizer(*opened.parent);
+    });
     updates = updates_before(planned.lineage);
     const json progress{{"step", step}, {"tokens", tokens}, {"flops", flops}};
     const json header{{"progress", progress}, {"training", {{"runs", identities}}}, {"lineage", planned.lineage}};
     origin_flops = total_spent(header).flops - flops;
     inputs.resize(static_cast<size_t>(model->B) * model->T);
     targets.resize(inputs.size());
-    if (s.overwrite) folder.clear();   // once all else is known to be well
-    log.emplace(folder.log().string());
-    log_start(arguments);
+    if (s.coconut_every > 0 && s.coconut_targets == "next") following.resize(inputs.size());
+    at_first(comm, [&] {
+        if (s.overwrite) folder.clear();   // once all else is known to be well
+        log.emplace(folder.log().string());
+        log_start(arguments);
+    });
 }
 
 int Training::run() {
-    for (int signal : {SIGINT, SIGTERM, SIGPIPE}) std::signal(signal, ask_to_stop);   // SIGPIPE: nobody reads stdout any more
+    // SIGPIPE: nobody reads stdout any more. SIGUSR1: what Slurm sends before the time is up (sbatch --signal).
+    for (int signal : {SIGINT, SIGTERM, SIGPIPE, SIGUSR1}) std::signal(signal, ask_to_stop);
     std::printf("peak of matrix products: %.1f GFLOP/s\n", peak_flops * 1e-9);
     if (!s.resume && s.eval_every > 0 && evaluator) report_evaluation();
-    while (step < planned.last && !stop_asked) {
+    while (step < planned.last && !stopping) {
         if (step + 1 == planned.profiled.first) profile_start();
         if (!step_once()) break;
         if (step == planned.profiled.last) report_profile();
@@ -286,29 +333,61 @@ int Training::run() {
     return 0;
 }
 
-/// One update. False when it was asked to stop in the middle: the weights are those of before, and so is the data's position.
+/// The micro-batches of this process; finished: not when it was asked to stop. Returns what was wrong with their data.
+std::string Training::train_share(bool loops, bool& finished) {
+    const int64_t of_part = plan.micro_batches / planned.job.parts;
+    const double share = 1.0 / static_cast<double>(plan.micro_batches);
+    int* next_targets = following.empty() ? nullptr : following.data();
+    finished = false;
+    try {
+        for (int part = 0; part < planned.job.own_parts(); part++) {
+            if (part > 0) model->end_part();
+            for (int64_t i = 0; i < of_part; i++) {
+                if (stop_asked) return "";
+                {
+                    Range reading("data");
+                    data.train->next(inputs.data(), targets.data(), next_targets);
+                }
+                model->train_micro_batch(inputs.data(), targets.data(), share);
+                if (loops) model->train_micro_batch(inputs.data(), next_targets ? next_targets : targets.data(), share, true);
+            }
+        }
+    } catch (const std::invalid_argument& error) {
+        return error.what();
+    }
+    finished = true;
+    return "";
+}
+
+/// Whether all processes are through with their micro-batches. Where the data of any were bad, all save what was trained before this step,
+/// and end with that error.
+bool Training::all_finished(const std::string& error, bool finished, const json& place) {
+    struct State {
+        bool finished, stop, failed;
+    };
+    const State mine{finished, stop_asked != 0, !error.empty()};
+    std::vector<State> all(static_cast<size_t>(comm.count()));
+    comm.collect(all.data(), &mine, sizeof mine);
+    auto any = [&](auto what) { return std::any_of(all.begin(), all.end(), what); };
+    stopping = any([](const State& state) { return state.stop; });
+    if (any([](const State& state) { return state.failed; })) saved_if_it_fails(place, [&] { fail_together(comm, error); });
+    if (!any([](const State& state) { return !state.finished; })) return true;
+    data.train->restore(place);
+    return false;
+}
+
+/// One update. False when some process was asked to stop in the middle: the weights are those of before, and so is the data's position.
 bool Training::step_once() {
     Range range("step");
+    comm.set_place(concat("step ", step + 1));
     auto start = std::chrono::steady_clock::now();
     const json place = data.train->position();
     const bool loops = loops_at(step);
-    const double share = 1.0 / static_cast<double>(plan.micro_batches);
     model->begin_step();
-    for (int64_t i = 0; i < plan.micro_batches; i++) {
-        if (stop_asked) {
-            data.train->restore(place);
-            return false;
-        }
-        const int* loop_targets = targets.data();
-        saved_if_it_fails(place, [&] {
-            Range reading("data");
-            data.train->next(inputs.data(), targets.data());
-            if (loops && s.coconut_targets == "next") loop_targets = data.train->peek_targets();
-        });
-        model->train_micro_batch(inputs.data(), targets.data(), share);
-        if (loops) model->train_micro_batch(inputs.data(), loop_targets, share, true);
-    }
-    const StepSums sums = model->end_step();
+    bool finished;
+    const std::string error = train_share(loops, finished);
+    if (!all_finished(error, finished, place)) return false;
+    const StepSums sums = model->end_step(comm);
     if (!std::isfinite(sums.loss + sums.loop_loss + sums.norm())) diagnose(sums, place);
 
     const int64_t at = planned.before.steps + step;
@@ -316,6 +395,7 @@ bool Training::step_once() {
     const Rates rates = scaled_rates(s, plan);
     optimizer.set_step(rates, now, updates + step + 1);
     optimizer.update();   // the device goes on with it while the next tokens are read
+    model->gather_updated(comm);
 
     step++;
     tokens += plan.batch_tokens;
@@ -363,7 +443,7 @@ void Training::report_step(const std::vector<Metric>& metrics, double seconds_le
     std::printf("%s\n", line.c_str());
     bar.show(step, plan.steps, seconds_left);
     std::fflush(stdout);
-    saved_if_it_fails(data.train->position(), [&] { log->write(logged); });
+    saved_if_it_fails(data.train->position(), [&] { tell(logged); });
 }
 
 Training::StepTime Training::time_of_step(double seconds, bool loops) {
@@ -378,25 +458,47 @@ Training::StepTime Training::time_of_step(double seconds, bool loops) {
 
 // ----------------------------------------------------------------------------------------------------- evaluation
 
-Evaluation Evaluator::evaluate() {
-    const int64_t size = int64_t{model.B} * model.T, count = batches();
+Evaluator::Sums Evaluator::sums_of(const std::vector<float>& losses, const std::vector<int>& targets) const {
+    Sums sums;
+    for (size_t n = 0; n < losses.size(); n++) {
+        sums.nats += losses[n];
+        int length = tokenizer && targets[n] < tokenizer->vocab_size() ? tokenizer->token_bytes(targets[n]) : 0;
+        if (length > 0) sums.text_nats += losses[n], sums.bytes += length;
+    }
+    return sums;
+}
+
+/// Micro-batch i is that of process i mod their number; the sums of each are added in their order, so that the result is the same for every number.
+std::optional<Evaluation> Evaluator::evaluate() {
+    const int64_t size = int64_t{model.B} * model.T, count = batches(), P = comm.count();
     std::vector<float> losses(size);
     std::vector<int> x(size), y(size);
-    double nats = 0, text_nats = 0;
-    int64_t bytes = 0;
+    std::vector<Sums> round(static_cast<size_t>(P));
+    Sums total;
     loader.rewind();
-    for (int64_t i = 0; i < count && !stop_asked; i++) {
-        loader.next(x.data(), y.data());
-        model.evaluate_micro_batch(losses.data(), x.data(), y.data());
-        for (int64_t n = 0; n < size; n++) {
-            nats += losses[n];
-            int length = tokenizer && y[n] < tokenizer->vocab_size() ? tokenizer->token_bytes(y[n]) : 0;
-            if (length > 0) text_nats += losses[n], bytes += length;
+    for (int64_t i = 0; i < count; i += P) {
+        Sums mine;
+        std::string error;
+        if (i + comm.rank() < count && !stop_asked) try {
+            loader.next(x.data(), y.data());
+            model.evaluate_micro_batch(losses.data(), x.data(), y.data());
+            mine = sums_of(losses, y);
+        } catch (const std::invalid_argument& wrong) {
+            error = wrong.what();
         }
+        mine.stop = stop_asked;
+        mine.failed = !error.empty();
+        comm.collect(round.data(), &mine, sizeof mine);
+        for (const Sums& sums : round) {
+            total.nats += sums.nats, total.text_nats += sums.text_nats, total.bytes += sums.bytes;
+            total.stop |= sums.stop, total.failed |= sums.failed;
+        }
+        if (total.failed) fail_together(comm, error);
+        if (total.stop) return std::nullopt;
     }
     Evaluation result;
-    result.loss = nats / static_cast<double>(count * size);
-    if (bytes > 0) result.bpb = text_nats / (std::log(2.0) * static_cast<double>(bytes));
+    result.loss = total.nats / static_cast<double>(count * size);
+    if (total.bytes > 0) result.bpb = total.text_nats / (std::log(2.0) * static_cast<double>(total.bytes));
     return result;
 }
 
@@ -414,24 +516,27 @@ int64_t Evaluator::batches() {
 static std::string bpb_text(const std::optional<double>& bpb) { return bpb ? text_of("%.6f", *bpb) : "unknown"; }
 
 void Training::report_evaluation() {
-    Evaluation result = evaluator->evaluate();
-    if (stop_asked) return;
+    comm.set_place(concat("the evaluation at step ", step));
+    const std::optional<Evaluation> result = evaluator->evaluate();
+    if (!result) return;
     bar.clear();
-    std::printf("eval step %ld val_loss %.6f val_bpb %s\n", step, result.loss, bpb_text(result.bpb).c_str());
+    std::printf("eval step %ld val_loss %.6f val_bpb %s\n", step, result->loss, bpb_text(result->bpb).c_str());
     std::fflush(stdout);
-    log->write({{"event", "eval"},
-                {"step", step},
-                {"val_loss", or_null(result.loss)},
-                {"val_bpb", result.bpb ? or_null(*result.bpb) : json()},
-                {"tokens", tokens},
-                {"flops", flops},
-                {"total_flops", flops + origin_flops}});
+    tell({{"event", "eval"},
+          {"step", step},
+          {"val_loss", or_null(result->loss)},
+          {"val_bpb", result->bpb ? or_null(*result->bpb) : json()},
+          {"tokens", tokens},
+          {"flops", flops},
+          {"total_flops", flops + origin_flops}});
 }
 
 void Training::report_sample() {
     bar.clear();
     std::cout << "sample at step " << step << ": ";
-    generate(*model, *cache, sampler, *data.tokenizer, s.sample.value_or(""), s.sample_tokens, std::cout, stop_asked);
+    at_first(comm, [&] {
+        generate(*model, *cache, sampler, *data.tokenizer, s.sample.value_or(""), s.sample_tokens, std::cout, stop_asked);
+    });
 }
 
 /// Where the time of --profile-steps went; on a GPU the profiler tells.
@@ -445,6 +550,7 @@ void Training::report_profile() {
 // --------------------------------------------------------------------------------------------------------- saving
 
 void Training::save() {
+    comm.set_place(concat("the checkpoint of step ", step));
     require_finite_weights();
     json header{{"config", to_json(model->config)},
                 {"progress", {{"step", step}, {"tokens", tokens}, {"flops", flops}}},
@@ -458,24 +564,26 @@ void Training::save() {
                   {"device", device_name()}}},
                 {"data", data.train->position()},
                 {"lineage", planned.lineage}};
-    std::vector<TensorSource> sources;
-    auto from_device = [](const float* values) {
-        return [values](void* dst, int64_t offset, int64_t bytes) {
-            copy_to_host(dst, reinterpret_cast<const char*>(values) + offset, bytes, nullptr);
-        };
-    };
+    std::vector<SharedTensor> shared;
     for (const Tensor& tensor : model->tensors)
-        sources.push_back({tensor.name, "F32", tensor.shape, from_device(model->master(tensor)), nullptr, 0, 0});
+        shared.push_back({tensor.name, tensor.shape, [this, i = model->index(tensor)](int rank) { return model->layout.owned(i, rank); },
+                          model->master(tensor)});
     for (const Optimizer::State& state : optimizer.states())
-        sources.push_back({state.name, "F32", state.shape, from_device(state.values), nullptr, 0, 0});
-    if (data.tokenizer) sources.push_back(source_from_bytes("tokenizer", data.tokenizer->serialize()));
+        shared.push_back({state.name, state.shape, [this, &state](int rank) { return optimizer.owned(state, rank); }, state.values});
+    std::vector<TensorSource> beside;
+    if (data.tokenizer) beside.push_back(source_from_bytes("tokenizer", data.tokenizer->serialize()));
     const std::string path = folder.checkpoint(step).string();
-    write_checkpoint(path, header, sources);
+    write_checkpoint(comm, path, header, shared, beside);
     bar.clear();
     saved_at = step;
     std::cout << "saved " << path << std::endl;
-    log->write({{"event", "save"}, {"step", step}, {"path", path}});
-    if (s.keep > 0) folder.keep(s.keep, step);
+    tell({{"event", "save"}, {"step", step}, {"path", path}});
+    if (s.keep > 0) at_first(comm, [&] { folder.keep(s.keep, step); });
+}
+
+/// A line of log.jsonl, which is rank 0's.
+void Training::tell(const json& line) {
+    at_first(comm, [&] { log->write(line); });
 }
 
 void Training::save_once() {
@@ -500,22 +608,30 @@ void Training::saved_if_it_fails(const json& place, Work work) {
 
 /// A checkpoint with NaN or Inf in it would take the place of a good one.
 void Training::require_finite_weights() {
-    for (const Tensor& tensor : model->tensors)
-        require(first_nonfinite(model->master(tensor), tensor.numel, nullptr) < 0, "step ", step,
-                ": its update made NaN or Inf of the weights ", tensor.name,
-                tensor.layer < 0 ? "" : concat(" (layer ", tensor.layer, ")"),
-                "; lower the learning rates; last good checkpoint: ", last_checkpoint());
+    together(comm, [&] {
+        for (const Tensor& tensor : model->tensors)
+            require(first_nonfinite(model->master(tensor), model->owned(tensor).count, nullptr) < 0, "step ", step,
+                    ": its update made NaN or Inf of the weights ", tensor.name,
+                    tensor.layer < 0 ? "" : concat(" (layer ", tensor.layer, ")"),
+                    "; lower the learning rates; last good checkpoint: ", last_checkpoint());
+    });
 }
 
-/// Says where NaN or Inf came from, and ends the run: the weights are not updated, the last checkpoint stays the last.
+/// Says where NaN or Inf came from, and ends the run: the weights are not updated, the last checkpoint stays the last. Of several
+/// processes the lowest one that finds it has the first micro-batch that does.
 void Training::diagnose(const StepSums& sums, const json& place) {
     std::string found;
     data.train->restore(place);
-    for (int64_t i = 0; i < plan.micro_batches && found.empty(); i++) {
+    const int64_t share = plan.micro_batches / planned.job.processes;
+    for (int64_t i = 0; i < share && found.empty(); i++) {
         data.train->next(inputs.data(), targets.data());
         found = model->find_nonfinite(inputs.data(), targets.data(), loops_at(step));
+        if (!found.empty() && comm.count() > 1) found += concat(", in micro-batch ", comm.rank() * share + i, ", which ", name_of(comm), " has");
     }
-    log->write({{"event", "nonfinite"}, {"step", step + 1}, {"found", found}});
+    const std::vector<std::string> all = collect_texts(comm, found);
+    const auto first = std::find_if(all.begin(), all.end(), [](const std::string& text) { return !text.empty(); });
+    found = first == all.end() ? "" : *first;
+    tell({{"event", "nonfinite"}, {"step", step + 1}, {"found", found}});
     fail("step ", step + 1, ": loss is ", sums.loss + sums.loop_loss, ", gradient norm ", sums.norm(), ": first NaN or Inf in ",
          found.empty() ? "no tensor, only in their sum of squares" : found,
          "; lower the learning rates; last good checkpoint: ", last_checkpoint());
@@ -608,8 +724,9 @@ static void require_optimizer_state(const Settings& s, const Opened& opened, con
     }
 }
 
-static Planned plan_run(Settings& s, const Opened& opened) {
+static Planned plan_run(Settings& s, const Opened& opened, int rank, int processes) {
     Planned planned{};
+    planned.job = resolve_job(s, rank, processes);
     if (s.embeddings_from) planned.embedding = open_embedding(s, opened);
     planned.trained = resolve_trained(s, opened.config, opened.frozen_embedding || planned.embedding);
     require_optimizer_state(s, opened, planned.trained);
@@ -629,7 +746,7 @@ static Planned plan_run(Settings& s, const Opened& opened) {
 
 /// With the weights of the file, or those of a beginning. planned: null for a model that is not trained.
 static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened, Mode mode, const Planned* planned) {
-    auto model = std::make_unique<GPT>(opened.config, *s.device_batch, mode, planned ? planned->trained : Trained{});
+    auto model = std::make_unique<GPT>(opened.config, *s.device_batch, mode, planned ? planned->trained : Trained{}, planned ? planned->job : Job{});
     model->allocate();
     if (opened.parent)
         load_weights(*model, *opened.parent);
@@ -637,6 +754,35 @@ static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened,
         model->initialize_weights(s.seed);
     if (planned && planned->embedding) load_weight(*model, model->tensors.front(), *planned->embedding);   // wte
     return model;
+}
+
+/// The same at each process, which has then what the others own, too.
+static std::unique_ptr<GPT> build_models(const Settings& s, const Opened& opened, Mode mode, const Planned* planned, Comm& comm) {
+    std::unique_ptr<GPT> model;
+    together(comm, [&] { model = build_model(s, opened, mode, planned); });
+    model->gather_weights(comm);
+    return model;
+}
+
+/// That all processes of a job were started with the same program on the same things.
+static void require_one_job(const Settings& s, const Opened& opened, const Planned& planned, const TrainingData& data, Comm& comm) {
+    std::vector<std::pair<std::string, std::string>> facts{
+        {"the commit of train_gpt", build_commit()},
+        {"its precision", PRECISION_NAME},
+        {"the model", dump_json(to_json(opened.config))},
+    };
+    // What lies under these paths is compared below; the paths may differ from host to host.
+    const std::set<std::string> paths{"data", "val-data", "tokenizer", "init", "resume", "embeddings-from", "out", "meet"};
+    for (FlagKind kind : {FlagKind::model, FlagKind::training, FlagKind::run}) {
+        const json values = s.flags.values(kind);
+        for (auto& [name, value] : values.items())
+            if (!paths.contains(name)) facts.emplace_back("--" + name, value.dump());
+    }
+    facts.emplace_back("the checkpoint that the run starts from", opened.parent ? opened.parent->content_hash() : "none");
+    facts.emplace_back("the checkpoint of --embeddings-from", planned.embedding ? planned.embedding->content_hash() : "none");
+    facts.emplace_back("the shards of --data", data.train->fingerprint());
+    facts.emplace_back("the shards of --val-data", data.val ? data.val->fingerprint() : "none");
+    require_alike(comm, facts);
 }
 
 /// Of the settings of a run those that tell it from others: its horizon only where rates or decay follow it.
@@ -655,7 +801,7 @@ json Training::new_identity(const json& of) const {
 
 /// The state that another run left of its optimizer.
 void Training::load_optimizer(const Checkpoint& parent) {
-    for (const Optimizer::State& state : optimizer.states()) read_to_device(parent, state.name, state.values);
+    for (const Optimizer::State& state : optimizer.states()) read_to_device(parent, state.name, state.values, optimizer.owned(state));
 }
 
 void Training::resume(const Checkpoint& parent) {
@@ -677,7 +823,28 @@ void Training::resume(const Checkpoint& parent) {
 // ----------------------------------------------------------------------------------- details: what a start tells
 
 static MemoryNeed memory_need(const Settings& s, const Opened& opened, const Planned& planned) {
-    return {opened.config, *s.device_batch, planned.trained, planned.samples};
+    return {opened.config, *s.device_batch, planned.trained, planned.samples, planned.job, !s.processes};
+}
+
+/// What several processes send, and who owns what.
+static void print_shares(const GPTConfig& config, const Planned& planned) {
+    const std::vector<Tensor> tensors = tensor_table(config);
+    const Layout layout(config, tensors, planned.trained, planned.job);
+    const int64_t others = layout.job.processes - 1, shared = layout.sliced.segment + layout.whole.segment;
+    std::printf("processes: %d, parts of a step: %d\n", layout.job.processes, layout.job.parts);
+    if (others == 0) return;
+    std::printf("sent by each in a step: %ld bytes of gradients, %ld bytes of weights\n",
+                others * (shared + layout.replicated.segment) * static_cast<int64_t>(sizeof(float)), others * shared * static_cast<int64_t>(sizeof(floatX)));
+    for (int rank = 0; rank < layout.job.processes; rank++) {
+        int64_t elements = 0;
+        std::string matrices;
+        for (size_t i = 0; i < tensors.size(); i++) {
+            if (!planned.trained(tensors[i])) continue;
+            if (rule_of(*config.recipe, tensors[i].spec->group).by_element()) elements += layout.owned(i, rank).count;
+            else if (layout.owned(i, rank).count > 0) matrices += " " + tensors[i].name;
+        }
+        std::printf("rank %d updates %ld elements, and the matrices%s\n", rank, elements, matrices.empty() ? " of none" : matrices.c_str());
+    }
 }
 
 static void print_plan(const GPTConfig& config, const Planned& planned, const MemoryPlan& memory) {
@@ -693,8 +860,9 @@ static void print_plan(const GPTConfig& config, const Planned& planned, const Me
         std::printf("schedule: %ld steps, of which %ld steps, %ld tokens and %.4e FLOPs lie before this run\n", plan.schedule_steps,
                     planned.before.steps, planned.before.tokens, planned.before.flops);
     std::printf("tokens: %ld\n", plan.tokens);
-    std::printf("memory_bytes: %zu\n", memory.total);
+    std::printf("memory_bytes: %zu\n", memory.total);   // of a process
     std::printf("total_flops: %.4e\n", plan.total_flops);
+    if (planned.job.parts > 1) print_shares(config, planned);
 }
 
 /// A value on a line of the start-up table: of several, the first, the last and how many.
@@ -703,7 +871,7 @@ static std::string table_text(const json& value) {
     return readable(value.is_string() ? value.get<std::string>() : value.dump());
 }
 
-static void print_start(const Settings& s, const Opened& opened, const Planned& planned, const TrainingData& data) {
+static void print_start(const Settings& s, const Opened& opened, const Planned& planned, const TrainingData& data, const Comm& comm) {
     std::cout << "deepen train_gpt " << build_commit() << ", " << PRECISION_NAME << ", " << device_name() << "\n";
     for (FlagKind kind : {FlagKind::model, FlagKind::training, FlagKind::run}) {
         const json values = s.flags.values(kind);
@@ -720,7 +888,7 @@ static void print_start(const Settings& s, const Opened& opened, const Planned& 
     const MemoryPlan memory = plan_memory(need);
     for (auto& [name, bytes] : memory.parts)
         std::printf("memory: %-18s %10.1f MiB\n", name.c_str(), static_cast<double>(bytes) / (1 << 20));
-    const size_t available = device_free_bytes();
+    const size_t available = device_free_bytes(comm.local_count());
     const int64_t largest = largest_device_batch(need, available);
     std::printf("memory: %-18s %10.1f MiB of %.1f free; the largest --device-batch that would fit: %ld\n", "all",
                 static_cast<double>(memory.total) / (1 << 20), static_cast<double>(available) / (1 << 20), largest);

@@ -21,6 +21,7 @@
 #include "llmc/device/device.h"
 #include "llmc/gpt.h"
 #include "llmc/io/flags.h"
+#include "llmc/layout.h"
 #include "llmc/ops/adamw.h"
 #include "llmc/ops/attention.h"
 #include "llmc/ops/cross_entropy.h"
@@ -395,14 +396,20 @@ struct Step {
 
     void updates() {
         const std::vector<Tensor> table = tensor_table(c);
-        const int64_t gradients = block_size(table);
+        const int64_t gradients = Layout(c, table, {}, {}).size();
         report.op("device_zero, gradients", concat(gradients), 1, 4.0 * static_cast<double>(gradients), 0, [&](Tensors& t) {
             float* g = t.zeros<float>(gradients);
             return [=] { device_zero(g, gradients * sizeof(float), nullptr); };
         });
-        report.op("sum_of_squares, gradients", concat(gradients), 1, 4.0 * static_cast<double>(gradients), 0, [&](Tensors& t) {
-            float *out = t.zeros<float>(1), *scratch = t.zeros<float>(REDUCE_PARTS), *g = t.noise<float>(gradients);
-            return [=] { sum_of_squares(out, scratch, g, gradients, nullptr); };
+        report.op("sums_of_squares, gradients", concat(gradients), 1, 4.0 * static_cast<double>(gradients), 0, [&](Tensors& t) {
+            constexpr int64_t size = 1 << 18;
+            std::vector<Span> spans;
+            for (int64_t at = 0; at < gradients; at += size) spans.push_back({at, std::min(size, gradients - at)});
+            const int count = static_cast<int>(spans.size());
+            float *out = t.zeros<float>(count), *g = t.noise<float>(gradients);
+            Span* device_spans = t.zeros<Span>(count);
+            copy_to_device(device_spans, spans.data(), spans.size() * sizeof(Span), nullptr);
+            return [=] { sums_of_squares(out, g, device_spans, count, nullptr); };
         });
         const double rounded = sizeof(floatX) < sizeof(float) ? X : 0;
 

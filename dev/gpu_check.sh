@@ -120,7 +120,7 @@ say "|---|---|--:|"
 # Two makes at once: each precision has folders of its own, and build/commit gets the same text from both.
 for p in bf16 fp32; do
     targets="build/cuda-$p/tests"
-    [ $p = fp32 ] || targets+=" build/cuda-$p/train_gpt build/cuda-$p/bench build/cuda-$p/bench_ops"
+    [ $p = fp32 ] || targets+=" build/cuda-$p/train_gpt build/cuda-$p/bench build/cuda-$p/bench_ops build/cuda-$p/comm_worker"
     # shellcheck disable=SC2086
     start "build-$p" 300 make --no-print-directory -j"$(nproc)" DEVICE=cuda ARCH="$arch" PRECISION=$p PLAIN=build/plain-$p COMMIT="$COMMIT" $targets
 done
@@ -341,6 +341,63 @@ if [[ " ${built[*]} " == *" bf16 "* ]]; then
     say ""
     say "GB/s count what the op must read and write; of copy and of products are shares of the ceilings above each table. Kernels that only"
     say "read can pass 100 % of copy."
+fi
+
+# --------------------------------------------------------------------------------------------------------------------- several GPUs
+
+# So far this part has run with stand-ins alone, on no machine of several GPUs.
+#
+# processes COUNT LOG COMMAND...: a process a GPU. What each says goes to $logs/LOG-<rank>.log.
+processes() {
+    local count=$1 log=$2 rank process code=0 begun=()
+    shift 2
+    for ((rank = 0; rank < count; rank++)); do
+        RANK=$rank WORLD_SIZE=$count LOCAL_RANK=$rank LOCAL_WORLD_SIZE=$count "$@" >"$logs/$log-$rank.log" 2>&1 &
+        begun+=($!)
+    done
+    for process in "${begun[@]}"; do wait "$process" || code=$?; done
+    ((code == 0)) || tail -n 3 "$logs/$log"-*.log
+    return "$code"
+}
+# several PARTS: steps of speedrun124M on 1, 2, ... PARTS GPUs. A line for each: how many, and the median of a step's milliseconds.
+several() {
+    local parts=$1 count last=step_0000012.bin out=$logs/several
+    MEET=$logs/meet DEADLINE=30 processes "$parts" worker build/cuda-bf16/comm_worker contract || return 1
+    for ((count = 1; count <= parts; count *= 2)); do
+        processes "$count" "several-$count" build/cuda-bf16/train_gpt --recipe speedrun --depth 12 --width 768 --heads 12 --seq-len 1024 --vocab-size 50304 --device-batch 16 \
+            --batch-tokens $((32768 * parts)) --data "$logs/tokens.bin" --eval-every 0 --steps 12 --save-every 12 --parts "$parts" --meet "$logs/meet" --deadline 60 \
+            --out "$out/$count" || return 1
+        cmp "$out/1/$last" "$out/$count/$last" || return 1
+        [ "$count" = 1 ] || rm -r "${out:?}/$count"
+        sed -nE 's/^step .* ms ([0-9.]+).*/\1/p' "$logs/several-$count-0.log" | tail -n +4 | sort -n | awk -v count="$count" '{ms[NR] = $1} END {print count, ms[int((NR + 1) / 2)]}'
+    done
+    rm -r "$out"
+}
+export -f processes several
+
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+say ""
+say "## Several GPUs"
+say ""
+if ((gpus < 2)); then
+    say "One GPU is here, and nothing of several was run."
+elif [[ " ${built[*]} " != *" bf16 "* ]]; then
+    say "Left out: the bf16 build failed."
+else
+    parts=1
+    while ((2 * parts <= gpus)); do parts=$((2 * parts)); done
+    run several 120 bash -c 'several "$@"' _ $parts
+    say "speedrun124M, $((32768 * parts)) tokens a step in $parts parts; the checkpoint at every count the same bytes as on one GPU: $(verdict several)."
+    if grep -qE '^[0-9]+ [0-9.]+$' "$logs/several.log"; then
+        say ""
+        say "| GPUs | ms a step, median | times as fast | of a step: communication, and what is not divided |"
+        say "|--:|--:|--:|--:|"
+        awk 'NF == 2 && $1 + 0 > 0 && $2 + 0 > 0 {
+            if ($1 == 1) one = $2
+            printf "| %d | %.1f | %.2f | %.1f %% |\n", $1, $2, one / $2, 100 * (1 - one / ($1 * $2))
+        }' "$logs/several.log" | tee -a "$report"
+    fi
+    [ "$code" = 0 ] || { status=1 && complain "Its last words" "$logs/several.log"; }
 fi
 
 # ------------------------------------------------------------------------------------------------------------------------- PyTorch

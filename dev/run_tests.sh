@@ -146,11 +146,13 @@ whole_step() {
 on_the_emulator() {
     local bf16=build/emulator$isa-bf16 precision folder
     rm -f "$bf16/step.again"
+    job counted "$bf16/comm.log" "$bf16/tests" '--source-file=*emulator/comm.cpp'   # once: it sends bytes. It waits more than it works
     job counted build/emulator$isa-fp32/golden.log build/emulator$isa-fp32/tests '--source-file=*golden.cpp'
     for precision in bf16 fp32; do
         folder=build/emulator$isa-$precision
-        job counted "$folder/tests.log" "$folder/tests" '--source-file-exclude=*golden.cpp,*ops/attention.cpp'
+        job counted "$folder/tests.log" "$folder/tests" '--source-file-exclude=*golden.cpp,*ops/attention.cpp,*emulator/comm.cpp,*emulator/processes.cpp'
         job counted "$folder/step.log" whole_step $precision
+        job counted "$folder/processes.log" "$folder/tests" '--source-file=*emulator/processes.cpp'
     done
     job other_order "$bf16/step.again.log" env EMULATOR_SEED=2 "$bf16/step" "$bf16/step.again"
     for precision in bf16 fp32; do

@@ -4,7 +4,7 @@
 # dev/setup.sh --check doctest  the same, of what building tests takes besides
 # All say nothing when all is there, and exit with 2 when something that is needed is not. A part is there when a line that includes
 # it compiles, or links, wherever it came from. CXX: the compiler; THIRD_PARTY: a folder of headers, beside which nothing is installed;
-# TARGET=cuda: a build for GPUs, which takes any processor, and neither oneDNN nor PCRE2.
+# TARGET=cuda: a build for GPUs, which takes any processor, and neither oneDNN nor PCRE2 nor MPI.
 set -eu
 CXX=${CXX:-g++}
 python=/usr/bin/python3   # the one that dev/run.sh plots with
@@ -25,13 +25,14 @@ CLI11          libcli11-dev          cli11-devel         cli11              cli1
 nlohmann-json  nlohmann-json3-dev    json-devel          nlohmann-json      nlohmann_json-devel
 xxHash         libxxhash-dev         xxhash-devel        xxhash             xxhash-devel
 PCRE2          libpcre2-dev          pcre2-devel         pcre2              pcre2-devel
+MPI            libopenmpi-dev        openmpi-devel       openmpi            openmpi-devel
 doctest        doctest-dev           doctest-devel       doctest            doctest-devel
 matplotlib     python3-matplotlib    python3-matplotlib  python-matplotlib  python3-matplotlib
 curl           curl,ca-certificates  curl                curl               curl
 '
 needed="compiler make CLI11 nlohmann-json xxHash"
 [ "${TARGET:-cpu}" = cuda ] || needed="$needed oneDNN"
-wanted="$needed oneDNN PCRE2 doctest matplotlib curl"
+wanted="$needed oneDNN PCRE2 MPI doctest matplotlib curl"
 [ "${1:-}" != --check ] || wanted=${2:-$needed}
 
 # packages_for MANAGER PARTS: their names there, in one line.
@@ -117,6 +118,13 @@ for part in $wanted; do
         doctest) echo '#include <doctest/doctest.h>' | compiles doctest -E & ;;
         oneDNN) printf '#include <oneapi/dnnl/dnnl.h>\nint main() { return !dnnl_version(); }' | compiles oneDNN -ldnnl & ;;
         PCRE2) printf '#include <pcre2.h>\nint main() { return pcre2_config_8(PCRE2_CONFIG_JIT, 0); }' | compiles PCRE2 -DPCRE2_CODE_UNIT_WIDTH=8 -lpcre2-8 & ;;
+        MPI)   # Open MPI's compiler says what it takes; Fedora and openSUSE do not put it on the PATH
+            for mpicc in "$(command -v mpicc)" /usr/lib64/openmpi/bin/mpicc /usr/lib64/mpi/gcc/openmpi*/bin/mpicc; do
+                [ ! -x "$mpicc" ] || break
+            done
+            printf '#include <mpi.h>\nint main() { return MPI_Init(nullptr, nullptr); }' |
+                compiles MPI -DOMPI_SKIP_MPICXX $("$mpicc" --showme:compile 2>/dev/null) $("$mpicc" --showme:link 2>/dev/null) &
+            ;;
     esac
 done
 wait

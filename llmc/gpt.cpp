@@ -1,7 +1,9 @@
 // The model. forward() and backward() are the pages to read; everything above them lays out memory.
 #include "llmc/gpt.h"
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <numeric>
 #include "llmc/device/device.h"
 #include "llmc/device/profile.h"
 #include "llmc/io/error.h"
@@ -40,32 +42,36 @@ static const GPTConfig& checked(const GPTConfig& config, int B) {
     return config;
 }
 
-static bool is_of_qkv(const Tensor& tensor) {
-    const std::string name = tensor.spec->name;
-    return name == "q" || name == "k" || name == "v";
+static constexpr int64_t SPAN = 1 << 18;   // elements of a gradient whose squares one block of threads adds up
+
+static bool owns(const Layout& layout, const Layout::Term& term) { return term.owner < 0 || term.owner == layout.job.rank; }
+
+/// Of the terms that this process owns, in their order.
+static std::vector<Span> spans_of(const Layout& layout) {
+    std::vector<Span> spans;
+    for (const Layout::Term& term : layout.terms())
+        for (int64_t at = 0; owns(layout, term) && at < term.count; at += SPAN) spans.push_back({term.begin + at, std::min(SPAN, term.count - at)});
+    return spans;
 }
 
-GPT::GPT(const GPTConfig& c, int batch, Mode mode_, const Trained& trained_)
-    : config(checked(c, batch)), B(batch), T(c.seq_len), tensors(tensor_table(c)), mode(mode_), trained(trained_),
+GPT::GPT(const GPTConfig& c, int batch, Mode mode_, const Trained& trained_, const Job& job)
+    : config(checked(c, batch)), B(batch), T(c.seq_len), tensors(tensor_table(c)), trained(trained_), layout(c, tensors, trained_, job), mode(mode_),
       lowest(lowest_trained(tensors, trained_, c.n_layer)), N(int64_t{batch} * c.seq_len), chunk(logits_rows(N, c.vocab_size)),
       rms_eps(norm_eps(c, Norm::rms_norm)), layers(c.n_layer) {
     const int64_t C = c.n_embd, V = c.vocab_size, H = c.n_head, HK = c.n_kv_head, D = c.head_size(), QKV = c.qkv_width();
 
-    parameters.add(masters, block_size(tensors));
-    if (sizeof(floatX) < sizeof(float)) parameters.add(rounded, block_size(tensors));
+    constexpr bool rounds = sizeof(floatX) < sizeof(float);
+    parameters.add(masters, rounds ? layout.owned_size() : layout.size());
+    if (rounds) parameters.add(rounded, layout.size());
 
-    std::vector<bool> qkv_trains(static_cast<size_t>(c.n_layer));
-    for (const Tensor& tensor : tensors)
-        if (is_of_qkv(tensor) && trained(tensor)) qkv_trains[tensor.layer] = true;
-    for (const Tensor& tensor : tensors) {
-        const bool together = is_of_qkv(tensor) && qkv_trains[tensor.layer];
-        const bool wanted = mode == Mode::train && (trained(tensor) || together);
-        if (wanted && !trained(tensor)) beside.push_back(&tensor);
-        gradient_offset.push_back(wanted ? gradients_size : -1);
-        if (wanted) gradients_size += (tensor.numel + TENSOR_ALIGNMENT - 1) / TENSOR_ALIGNMENT * TENSOR_ALIGNMENT;
+    for (size_t i = 0; i < tensors.size(); i++)
+        if (is_of_qkv(tensors[i]) && layout.has_gradient(i) && !trained(tensors[i])) beside.push_back(i);
+    require(mode == Mode::evaluate || std::any_of(tensors.begin(), tensors.end(), trained), "gpt: nothing trains: every tensor of the model is frozen");
+    if (mode == Mode::train) {
+        gradients.add(gradient_values, layout.with_gradient());
+        subtrees.resize(std::bit_width(static_cast<unsigned>(job.own_parts())) - 1u);
+        for (float*& subtree : subtrees) gradients.add(subtree, layout.with_gradient());
     }
-    require(mode == Mode::evaluate || gradients_size > 0, "gpt: nothing trains: every tensor of the model is frozen");
-    gradients.add(gradient_values, gradients_size);
 
     activations.add(inputs, N);
     activations.add(targets, N);
@@ -97,7 +103,11 @@ GPT::GPT(const GPTConfig& c, int batch, Mode mode_, const Trained& trained_)
     }
 
     scratch.add(branch, N * C);
-    scratch.add(logits, chunk * V);
+    // What other processes send at a step's end: at the least one piece of each, and all lambdas.
+    const int64_t least = job.processes == 1 ? 0 : job.processes * std::max(TENSOR_ALIGNMENT, layout.replicated.segment);
+    const int64_t logits_size = std::max(chunk * V, least * static_cast<int64_t>(sizeof(float) / sizeof(floatX)));
+    received_size = logits_size * static_cast<int64_t>(sizeof(floatX)) / static_cast<int64_t>(sizeof(float));
+    scratch.add(logits, logits_size);
     scratch.add(attention, static_cast<int64_t>(attention_scratch(B, T, H, HK, D)));
     if (mode == Mode::train) {
         scratch.add(order, N);
@@ -109,9 +119,12 @@ GPT::GPT(const GPTConfig& c, int batch, Mode mode_, const Trained& trained_)
         scratch.add(dqkv, N * QKV);
         scratch.add(df, N * 4 * C);
         scratch.add(sums, N * std::max<int64_t>(2, HK));
-        if (!trained.only.empty()) scratch.add(unwanted, std::max<int64_t>(2 * c.n_layer, HK * VE_GATE_CHANNELS));
-        scratch.add(squares, REDUCE_PARTS);
-        scratch.add(step_sums, 1);
+        if (!trained.only.empty()) scratch.add(unwanted, HK * VE_GATE_CHANNELS);
+        own_spans = spans_of(layout);
+        scratch.add(spans, static_cast<int64_t>(own_spans.size()));
+        scratch.add(squares, static_cast<int64_t>(own_spans.size()));
+        scratch.add(part_sums, 1);
+        scratch.add(ended_sums, job.own_parts());
     }
 }
 
@@ -145,16 +158,15 @@ void GPT::allocate() {
     activations.allocate();
     scratch.allocate();
 
-    floatX* read = sizeof(floatX) < sizeof(float) ? rounded : reinterpret_cast<floatX*>(masters);
-    bind(w, config, tensors, [&](size_t i) { return read + tensors[i].offset; });
-    bind(w32, config, tensors, [&](size_t i) { return masters + tensors[i].offset; });
-    bind(g, config, tensors, [&](size_t i) { return gradient_offset[i] < 0 ? nullptr : gradient_values + gradient_offset[i]; });
-    if (unwanted) {
-        if (!g.resid_lambdas) g.resid_lambdas = unwanted;
-        if (!g.x0_lambdas) g.x0_lambdas = unwanted + config.n_layer;
+    floatX* read = rounded ? rounded : reinterpret_cast<floatX*>(masters);
+    bind(w, config, tensors, [&](size_t i) { return read + layout.offset(i); });
+    bind(w32, config, tensors, [&](size_t i) { return master(tensors[i]); });
+    bind(g, config, tensors, [&](size_t i) { return mode == Mode::train && layout.has_gradient(i) ? gradient_values + layout.offset(i) : nullptr; });
+    if (unwanted)
         for (auto& layer : g.layers)
             if (!layer.ve_gate) layer.ve_gate = unwanted;
-    }
+    received = reinterpret_cast<float*>(logits);
+    if (spans) copy_to_device(spans, own_spans.data(), own_spans.size() * sizeof(Span), stream);
 
     uploads.emplace(static_cast<size_t>(N) * sizeof(int), UPLOADS);
     std::vector<float> table(static_cast<size_t>(T) * config.head_size());
@@ -166,6 +178,7 @@ void GPT::initialize_weights(uint64_t seed) {
     ParallelErrors errors;
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < tensors.size(); i++) errors.run([&] {   // each has a generator of its own
+        if (owned(tensors[i]).count == 0) return;
         std::vector<float> values(tensors[i].numel);
         initialize(values.data(), tensors[i], config, seed);
         set_tensor(tensors[i], values.data());
@@ -174,24 +187,53 @@ void GPT::initialize_weights(uint64_t seed) {
 }
 
 void GPT::set_tensor(const Tensor& tensor, const float* values) {
-    copy_to_device(master(tensor), values, tensor.numel * sizeof(float), stream);
+    const Piece own = owned(tensor);
+    if (own.count > 0) copy_to_device(master(tensor), values + own.begin, own.count * sizeof(float), stream);
     round_weights(tensor);
     device_wait(stream);   // threads that initialize weights have streams of their own
 }
 
 void GPT::round_weights(const Tensor& tensor) {
-    if (rounded) cast(rounded + tensor.offset, master(tensor), tensor.numel, stream);
+    if (const int64_t n = owned(tensor).count; rounded && n > 0) cast(weight(tensor), master(tensor), n, stream);
 }
 
 void GPT::get_tensor(float* values, const Tensor& tensor) const {
-    copy_to_host(values, master(tensor), tensor.numel * sizeof(float), stream);
+    if (const Piece own = owned(tensor); own.count > 0) copy_to_host(values + own.begin, master(tensor), own.count * sizeof(float), stream);
 }
 
-floatX* GPT::weight(const Tensor& tensor) const { return rounded ? rounded + tensor.offset : nullptr; }
+/// In place, of what the passes read.
+void GPT::gather(Comm& comm, const Layout::Block& block) {
+    if (block.segment == 0) return;
+    if (rounded) comm.gather(rounded + block.begin, block.segment * static_cast<int64_t>(sizeof *rounded), stream);
+    else comm.gather(masters + block.begin, block.segment * static_cast<int64_t>(sizeof *masters), stream);
+}
+
+void GPT::gather_updated(Comm& comm) {
+    if (layout.job.processes == 1) return;
+    Range phase("gather");
+    for (const Layout::Block* block : {&layout.sliced, &layout.whole}) gather(comm, *block);
+}
+
+void GPT::gather_weights(Comm& comm) {
+    if (layout.job.processes == 1) return;
+    gather_updated(comm);
+    gather(comm, layout.frozen);
+    comm.wait(stream);
+}
+
+float* GPT::master(const Tensor& tensor) const {
+    const size_t i = index(tensor);
+    return masters + (rounded ? layout.owned_offset(i) : layout.offset(i) + layout.owned(i).begin);
+}
+
+floatX* GPT::weight(const Tensor& tensor) const {
+    const size_t i = index(tensor);
+    return rounded ? rounded + layout.offset(i) + layout.owned(i).begin : nullptr;
+}
 
 float* GPT::gradient(const Tensor& tensor) const {
-    int64_t offset = gradient_offset[&tensor - tensors.data()];
-    return offset < 0 || frozen(tensor) ? nullptr : gradient_values + offset;
+    const size_t i = index(tensor);
+    return mode == Mode::evaluate || frozen(tensor) ? nullptr : gradient_values + layout.offset(i) + layout.owned(i).begin;
 }
 
 void GPT::require_training() const { require(mode == Mode::train, "gpt: there are no gradients in a model that only evaluates"); }
@@ -345,8 +387,9 @@ void GPT::backward(Input input) {
 
 void GPT::begin_step() {
     require_training();
-    device_zero(gradient_values, gradients_size * sizeof(float), stream);
-    device_zero(step_sums, sizeof(StepSums), stream);
+    ended_parts = 0;
+    device_zero(gradient_values, layout.with_gradient() * sizeof(float), stream);
+    device_zero(part_sums, sizeof *part_sums, stream);
 }
 
 void GPT::train_micro_batch(const int* host_inputs, const int* host_targets, double share, bool loop) {
@@ -364,20 +407,113 @@ void GPT::train_micro_batch(const int* host_inputs, const int* host_targets, dou
         forward(input, B, T, nullptr);
         head(static_cast<float>(share / static_cast<double>(valid)));
         backward(input);
-        double *total = loop ? &step_sums->loop_loss : &step_sums->loss, *last = loop ? &step_sums->loop_last : &step_sums->last;
+        double *total = loop ? &part_sums->loop_loss : &part_sums->loss, *last = loop ? &part_sums->loop_last : &part_sums->last;
         mean_loss(total, last, losses, N, static_cast<double>(valid), share, stream);
     });
 }
 
+/// As a binary counter counts: the part joins the one before it, both of them the two before those, ...; subtrees[i] waits where bit i is set.
+void GPT::end_part() {
+    require_training();
+    require(ended_parts < layout.job.own_parts(), "gpt: a step has ", layout.job.own_parts(), " parts here, and all have ended");
+    const int64_t n = layout.with_gradient();
+    size_t level = 0;
+    for (; ended_parts >> level & 1; level++) add(gradient_values, subtrees[level], n, stream);
+    copy_on_device(ended_sums + ended_parts, part_sums, sizeof *part_sums, stream);
+    if (++ended_parts == layout.job.own_parts()) return;
+    device_zero(part_sums, sizeof *part_sums, stream);
+    copy_on_device(subtrees[level], gradient_values, n * sizeof(float), stream);
+    device_zero(gradient_values, n * sizeof(float), stream);
+}
+
+/// Gradients: those that this process owns become the sum over all processes.
+void GPT::add_up(Comm& comm) {
+    const int P = layout.job.processes, rank = layout.job.rank;
+    if (const int64_t n = layout.replicated.segment; n > 0) {
+        float* gradient = gradient_values + layout.replicated.begin;
+        copy_on_device(received + rank * n, gradient, n * sizeof(float), stream);
+        comm.gather(received, n * static_cast<int64_t>(sizeof(float)), stream);
+        tree_sum(gradient, received, P, n, stream);
+    }
+    const int64_t most = received_size / P / TENSOR_ALIGNMENT * TENSOR_ALIGNMENT;
+    for (const Layout::Block* block : {&layout.sliced, &layout.whole}) {
+        float* gradient = gradient_values + block->begin;
+        for (int64_t at = 0; at < block->segment; at += most) {
+            const int64_t n = std::min(most, block->segment - at);
+            comm.exchange(received, gradient, block->segment, at, n, stream);
+            tree_sum(gradient + rank * block->segment + at, received, P, n, stream);
+        }
+    }
+}
+
 StepSums GPT::end_step() {
+    require(layout.job.processes == 1, "gpt: a step of ", layout.job.processes, " processes ends with their communication");
+    return finish(nullptr);
+}
+
+StepSums GPT::end_step(Comm& comm) { return finish(&comm); }
+
+StepSums GPT::finish(Comm* comm) {
     require_training();
     Range phase("sums");
-    for (const Tensor* tensor : beside)
-        device_zero(gradient_values + gradient_offset[tensor - tensors.data()], tensor->numel * sizeof(float), stream);
-    sum_of_squares(&step_sums->squares, squares, gradient_values, gradients_size, stream);
-    StepSums copied;
-    copy_to_host(&copied, step_sums, sizeof copied, stream);
-    return copied;
+    end_part();
+    require(ended_parts == layout.job.own_parts(), "gpt: a step has ", layout.job.own_parts(), " parts here, and only ", ended_parts, " have ended");
+    for (size_t i : beside) device_zero(gradient_values + layout.offset(i), tensors[i].numel * sizeof(float), stream);
+    if (layout.job.processes > 1) add_up(*comm);
+    sums_of_squares(squares, gradient_values, spans, static_cast<int>(own_spans.size()), stream);
+    if (comm) comm->wait(stream);
+
+    std::vector<PartSums> parts(static_cast<size_t>(layout.job.own_parts()));
+    std::vector<float> of_spans(own_spans.size());
+    copy_to_host(parts.data(), ended_sums, parts.size() * sizeof(PartSums), stream);
+    copy_to_host(of_spans.data(), squares, of_spans.size() * sizeof(float), stream);
+    std::vector<double> terms;   // that are owned
+    auto next = of_spans.begin();
+    for (const Layout::Term& term : layout.terms()) {
+        if (!owns(layout, term)) continue;
+        const int64_t count = (term.count + SPAN - 1) / SPAN;
+        terms.push_back(std::accumulate(next, next + count, 0.0));
+        next += count;
+    }
+    return sum_of_all(comm, parts, terms);
+}
+
+/// What every process counted, added up in the order of parts and of terms.
+StepSums GPT::sum_of_all(Comm* comm, const std::vector<PartSums>& parts, const std::vector<double>& terms) const {
+    const size_t P = static_cast<size_t>(layout.job.processes);
+    std::vector<size_t> owned_terms(P);
+    for (const Layout::Term& term : layout.terms())
+        for (size_t rank = 0; rank < P; rank++) owned_terms[rank] += term.owner < 0 || static_cast<size_t>(term.owner) == rank;
+    const size_t most_terms = *std::max_element(owned_terms.begin(), owned_terms.end());
+
+    std::vector<PartSums> all_parts(P * parts.size());
+    std::vector<double> all_terms(P * most_terms), mine(terms);
+    mine.resize(most_terms);
+    if (comm) {
+        comm->collect(all_parts.data(), parts.data(), static_cast<int64_t>(parts.size() * sizeof(PartSums)));
+        comm->collect(all_terms.data(), mine.data(), static_cast<int64_t>(most_terms * sizeof(double)));
+    } else {
+        all_parts = parts;
+        all_terms = mine;
+    }
+
+    StepSums total;
+    for (const PartSums& part : all_parts) {
+        total.loss += part.loss;
+        total.loop_loss += part.loop_loss;
+    }
+    total.last = all_parts.back().last;
+    total.loop_last = all_parts.back().loop_last;
+    double squares_of_all = 0;
+    std::vector<size_t> taken(P);
+    for (const Layout::Term& term : layout.terms()) {
+        const size_t owner = static_cast<size_t>(std::max(term.owner, 0));
+        squares_of_all += all_terms[owner * most_terms + taken[owner]++];
+        if (term.owner < 0)
+            for (size_t rank = 1; rank < P; rank++) taken[rank]++;
+    }
+    total.squares = static_cast<float>(squares_of_all);
+    return total;
 }
 
 void GPT::evaluate_micro_batch(float* host_out, const int* host_inputs, const int* host_targets) {
@@ -439,7 +575,7 @@ std::string GPT::find_nonfinite(const int* host_inputs, const int* host_targets,
     head(LOSSES_ONLY);
     if (first_nonfinite(losses, N, stream) >= 0) return "the logits, after the last layer";
     for (auto tensor = tensors.rbegin(); tensor != tensors.rend(); ++tensor)
-        if (gradient(*tensor) && first_nonfinite(gradient(*tensor), tensor->numel, stream) >= 0)
+        if (gradient(*tensor) && first_nonfinite(gradient(*tensor), owned(*tensor).count, stream) >= 0)
             return concat("the gradient of ", tensor->name, tensor->layer < 0 ? "" : concat(" (layer ", tensor->layer, ")"));
     return "";
 }
@@ -448,7 +584,7 @@ std::string GPT::nonfinite_weight_or_activation() const {
     const int64_t C = config.n_embd;
     auto bad_weights = [&](int layer, const char* except) -> std::string {
         for (const Tensor& tensor : tensors)
-            if (tensor.layer == layer && tensor.name != except && first_nonfinite(master(tensor), tensor.numel, stream) >= 0)
+            if (tensor.layer == layer && tensor.name != except && first_nonfinite(master(tensor), owned(tensor).count, stream) >= 0)
                 return concat("the weights ", tensor.name, layer < 0 ? "" : concat(" (layer ", layer, ")"));
         return "";
     };

@@ -9,6 +9,9 @@
 #include "llmc/device/device.h"
 #include "llmc/device/memory.h"
 #include "llmc/device/types.h"
+#include "llmc/layout.h"
+#include "llmc/ops/comm.h"
+#include "llmc/ops/reduce.h"
 #include "llmc/tensors.h"
 
 /// One pointer a tensor: T is floatX for the weights that the passes read, float for master weights and gradients.
@@ -65,13 +68,17 @@ struct KVCache {
     int length = 0;              ///< tokens seen
 };
 
-/// What a step's micro-batches added up to; it lies on the device, where the ops write to it, and end_step() copies it. A number
-/// more is a member here and the op that writes it. Means are in nats over the targets that are not -1.
-struct StepSums {
+/// What the micro-batches of a part of a step added up to; it lies on the device, where the ops write to it. A number more is a member here and the
+/// op that writes it. Means are in nats over the targets that are not -1.
+struct PartSums {
     double loss = 0;            ///< weighted by the micro-batches' shares
     double last = 0;            ///< of the last micro-batch alone
     double loop_loss = 0;       ///< the same of the passes on latents
     double loop_last = 0;
+};
+
+/// The same of all parts of a step, at every process.
+struct StepSums : PartSums {
     float squares = 0;          ///< sum over all tensors that have a gradient of g^2
     double norm() const { return std::sqrt(double{squares}); }   ///< |g|
 };
@@ -83,7 +90,8 @@ class GPT {
 public:
     /// Lays out the memory for micro-batches of B x T tokens, and allocates nothing: the sizes are the plan.
     /// Throws std::invalid_argument for what validate() refuses, B < 1, or when nothing trains.
-    GPT(const GPTConfig& config, int B, Mode mode, const Trained& trained = {});
+    /// job: whose share of the weights, and of a step, this is.
+    GPT(const GPTConfig& config, int B, Mode mode, const Trained& trained = {}, const Job& job = {});
     GPT(const GPT&) = delete;
     GPT& operator=(const GPT&) = delete;
 
@@ -91,19 +99,28 @@ public:
     void allocate();
     void initialize_weights(uint64_t seed);
 
-    /// One tensor's master weights from and to the host. values (numel)
+    /// One tensor's master weights from and to the host, as far as they are owned here. values (numel)
     void set_tensor(const Tensor& tensor, const float* values);
     void get_tensor(float* values, const Tensor& tensor) const;
-    /// After the master weights were written: what the passes read follows.
+    /// After the master weights that are owned were written: what the passes read of them follows.
     void round_weights(const Tensor& tensor);
-    float* master(const Tensor& tensor) const { return masters + tensor.offset; }
-    /// What the passes read; null where they read the master weights themselves (fp32 build, lambdas).
+    /// What every process reads of the weights becomes what their owners have: all of them, or those that a step updates.
+    void gather_weights(Comm& comm);
+    void gather_updated(Comm& comm);
+
+    /// Of a tensor of `tensors`, in `tensors` and `layout`.
+    size_t index(const Tensor& tensor) const { return static_cast<size_t>(&tensor - tensors.data()); }
+    /// Elements of which this process has the master weights and makes the updates.
+    Piece owned(const Tensor& tensor) const { return layout.owned(index(tensor)); }
+    // The three below (owned(tensor).count):
+    float* master(const Tensor& tensor) const;
+    /// What the passes read; null where they read the master weights themselves (fp32 build).
     floatX* weight(const Tensor& tensor) const;
     /// Null for a frozen tensor, and in Mode::evaluate.
     float* gradient(const Tensor& tensor) const;
     bool frozen(const Tensor& tensor) const { return !trained(tensor); }
 
-    /// Gradients and sums start at zero. This and the next two throw std::invalid_argument in Mode::evaluate.
+    /// Gradients and sums start at zero. This and the next three throw std::invalid_argument in Mode::evaluate.
     void begin_step();
     /// One micro-batch forward and backward; gradients are added up. Does not wait for the device: from the third call on, its
     /// kernels are one launch. `share`: of the step's loss that this micro-batch is, 1 / number of micro-batches.
@@ -112,8 +129,11 @@ public:
     /// loop: after an ordinary pass, a second one on its latents in place of token embeddings (the looping of the stacking
     ///       study, test/golden/README.md); inputs are those of the ordinary pass.
     void train_micro_batch(const int* inputs, const int* targets, double share, bool loop = false);
-    /// Waits for the micro-batches since begin_step().
-    StepSums end_step();
+    /// After the micro-batches of a part, of Job::own_parts(): a step of one part needs no more than end_step().
+    void end_part();
+    /// Waits for the micro-batches since begin_step(), ends the last part, and adds up those of all processes: each has then the gradient of what it owns.
+    StepSums end_step(Comm& comm);
+    StepSums end_step();   ///< of one process
 
     /// Losses in nats of one micro-batch, forward only. losses, inputs, targets (B, T) on the host.
     void evaluate_micro_batch(float* losses, const int* inputs, const int* targets);
@@ -140,6 +160,8 @@ public:
     const GPTConfig config;
     const int B, T;
     const std::vector<Tensor> tensors;
+    const Trained trained;
+    const Layout layout;
     std::vector<const Arena*> arenas() const { return {&parameters, &gradients, &activations, &scratch}; }
 
 private:
@@ -155,23 +177,25 @@ private:
     std::string nonfinite_weight_or_activation() const;
     void upload(const int* host_inputs, const int* host_targets);
     void require_training() const;
+    void add_up(Comm& comm);
+    StepSums finish(Comm* comm);
+    StepSums sum_of_all(Comm* comm, const std::vector<PartSums>& parts, const std::vector<double>& terms) const;
+    void gather(Comm& comm, const Layout::Block& block);
 
     const Mode mode;
-    const Trained trained;
     const int lowest;                        // place of the first trained tensor: the backward pass ends there
     const int64_t N;                         // tokens of a micro-batch
     const int64_t chunk;                     // rows of logits held at once
     const float rms_eps;                     // of the two norms that every layer has, and of QK norm
     const Stream stream = nullptr;
-    int64_t gradients_size = 0;
-    std::vector<int64_t> gradient_offset;    // by tensor; -1: none
-    std::vector<const Tensor*> beside;       // frozen, with a gradient all the same: of q, k and v it is one product
+    std::vector<size_t> beside;              // frozen, with a gradient all the same: of q, k and v it is one product
 
     Arena parameters{"parameters"}, gradients{"gradients"}, activations{"activations"}, scratch{"scratch"};
 
-    float* masters = nullptr;
+    float* masters = nullptr;                // of what is owned; in the fp32 build of all, which the passes read
     floatX* rounded = nullptr;               // the weights in floatX; null in the fp32 build
-    float* gradient_values = nullptr;
+    float* gradient_values = nullptr;        // (layout.with_gradient())
+    std::vector<float*> subtrees;            // the same of parts that wait for others: number i is the sum of 2^i of them
     Weights<floatX> w;                       // what the passes read
     Weights<float> w32;                      // the masters of all of them; the passes read the lambdas there
     Weights<float> g;                        // gradients
@@ -201,9 +225,14 @@ private:
     floatX* dqkv = nullptr;                  // (N, QKV)
     floatX* df = nullptr;                    // (N, 4C)
     float* sums = nullptr;                   // (2, N), (N, HK)
-    float* unwanted = nullptr;               // (2 L), (HK, 32): gradients of frozen lambdas and gates, which ops make with others
-    float* squares = nullptr;                // (REDUCE_PARTS) of the gradients
-    StepSums* step_sums = nullptr;           // (1)
+    float* unwanted = nullptr;               // (HK, 32): gradients of frozen gates, which an op makes with others
+    std::vector<Span> own_spans;             // of the gradients that are owned
+    Span* spans = nullptr;                   // the same on the device
+    float* squares = nullptr;                // of each of them
+    PartSums* part_sums = nullptr;           // (1) of the part that goes on
+    PartSums* ended_sums = nullptr;          // (own_parts) of those that ended
+    float* received = nullptr;               // = logits, idle at a step's end
+    int64_t received_size = 0;
 
     // A micro-batch as it was recorded; it is recorded anew when a number changes that it holds.
     struct MicroBatch {
@@ -214,4 +243,5 @@ private:
     MicroBatch micro_batch[2];               // an ordinary one, one on latents
     std::optional<Uploads> uploads;
     int64_t last_row = 0;                    // of the latents: the last token that extend() saw
+    int ended_parts = 0;                     // of this step
 };

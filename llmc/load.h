@@ -6,10 +6,10 @@
 
 // All of these throw std::invalid_argument where the file cannot be read, or its bytes are not those that were written.
 
-/// A tensor of the checkpoint, a piece at a time. destination (numel), on the device
-void read_to_device(const Checkpoint& checkpoint, const std::string& name, float* destination);
+/// Of a tensor of the checkpoint the elements of `piece`. destination (piece.count), on the device
+void read_to_device(const Checkpoint& checkpoint, const std::string& name, float* destination, const Piece& piece);
 
-/// One tensor of a model that is allocated: masters, and what the passes read.
+/// What this process owns of one tensor of a model that is allocated: masters, and what the passes read.
 void load_weight(GPT& model, const Tensor& tensor, const Checkpoint& from);
 /// All of them.
 void load_weights(GPT& model, const Checkpoint& from);

@@ -7,7 +7,7 @@
 
 /// All that the run itself takes.
 static MemoryPlan arenas_of(const MemoryNeed& need) {
-    GPT model(need.config, need.device_batch, Mode::train, need.trained);
+    GPT model(need.config, need.device_batch, Mode::train, need.trained, need.job);
     Optimizer optimizer(model);
     KVCache cache(need.config);
     std::vector<const Arena*> arenas = model.arenas();
@@ -17,6 +17,7 @@ static MemoryPlan arenas_of(const MemoryNeed& need) {
     MemoryPlan plan;
     for (const Arena* arena : arenas) plan.parts.emplace_back(arena->name(), device_alloc_bytes(arena->bytes()));
     plan.parts.emplace_back("program", device_overhead_bytes(int64_t{need.device_batch} * need.config.seq_len));
+    if (need.job.processes > 1 && !need.met) plan.parts.emplace_back("communication", comm_bytes());
     for (auto& [name, bytes] : plan.parts) plan.total += bytes;
     return plan;
 }

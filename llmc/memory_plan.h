@@ -4,7 +4,7 @@
 #include <string>
 #include <utility>
 #include <vector>
-#include "llmc/tensors.h"
+#include "llmc/layout.h"
 
 /// A training run as its memory is concerned.
 struct MemoryNeed {
@@ -12,6 +12,8 @@ struct MemoryNeed {
     int device_batch;   ///< rows of a micro-batch
     Trained trained;
     bool samples;   ///< it keeps a key/value cache
+    Job job;        ///< whose share of it
+    bool met;       ///< its processes have met: what that took is in what the process takes
 };
 
 /// Bytes by lifetime, named, and all of them.

@@ -30,9 +30,10 @@ public:
     virtual ~Kind() = default;
     virtual bool trains(const GroupRule& rule) const = 0;
 
-    /// Its tensors, one after another; addresses are null until there is memory. state: as the rule's state() lists it.
+    /// Its tensors, one after another; addresses are null until there is memory. n: elements that are owned, all where the rule is not by element;
+    /// state: as the rule's state() lists it.
     virtual void clear() = 0;
-    virtual void add(const Tensor& tensor, const GroupRule& rule, float* master, floatX* weight, const float* gradient,
+    virtual void add(const Tensor& tensor, int64_t n, const GroupRule& rule, float* master, floatX* weight, const float* gradient,
                      const std::vector<float*>& state) = 0;
 
     /// Once all tensors are listed: what an update works in, and where a step's numbers go.
@@ -52,9 +53,9 @@ public:
         tensors.clear();
         rules.clear();
     }
-    void add(const Tensor& tensor, const GroupRule& rule, float* master, floatX* weight, const float* gradient,
+    void add(const Tensor&, int64_t n, const GroupRule& rule, float* master, floatX* weight, const float* gradient,
              const std::vector<float*>& state) override {
-        tensors.push_back({master, weight, gradient, state[0], state[1], tensor.numel});
+        tensors.push_back({master, weight, gradient, state[0], state[1], n});
         rules.push_back(&rule);
     }
     void add_scratch(Arena& scratch) override {
@@ -88,7 +89,7 @@ class Optimizer::Muon : public Kind {
 public:
     bool trains(const GroupRule& rule) const override { return std::holds_alternative<MuonGroup>(rule.optimizer); }
     void clear() override { batches.clear(); }
-    void add(const Tensor& tensor, const GroupRule& rule, float* master, floatX* weight, const float* gradient,
+    void add(const Tensor& tensor, int64_t, const GroupRule& rule, float* master, floatX* weight, const float* gradient,
              const std::vector<float*>& state) override {
         const int rows = static_cast<int>(tensor.shape[0]), cols = static_cast<int>(tensor.shape[1]);
         auto same = [&](const Batch& batch) { return batch.rule == &rule && batch.rows == rows && batch.cols == cols; };
@@ -149,18 +150,24 @@ Optimizer::Optimizer(GPT& model_) : model(model_) {
     kinds.push_back(std::make_unique<Muon>());
     for (const Tensor& tensor : model.tensors) {
         if (model.frozen(tensor)) continue;
-        for (StatePiece& piece : rule(tensor).state(tensor.name, tensor.shape)) {
-            int64_t numel = 1;
-            for (int64_t extent : piece.shape) numel *= extent;
-            state.push_back({tensor.name + "/" + piece.name, &tensor, std::move(piece.shape), numel});
-        }
+        for (StatePiece& piece : rule(tensor).state(tensor.name, tensor.shape))
+            state.push_back({tensor.name + "/" + piece.name, &tensor, std::move(piece.shape)});
     }
-    for (State& piece : state) memory.add(piece.values, piece.numel);
+    for (State& piece : state) memory.add(piece.values, owned(piece).count);
     list_tensors();
     for (auto& kind : kinds) kind->add_scratch(scratch);
 }
 
 Optimizer::~Optimizer() = default;
+
+/// Of a tensor's own shape what is owned of the tensor; else all of it, at who owns all of the tensor.
+Piece Optimizer::owned(const State& piece, int rank) const {
+    const Piece of_tensor = model.layout.owned(model.index(*piece.tensor), rank);
+    if (piece.shape == piece.tensor->shape || of_tensor.count == 0) return of_tensor;
+    int64_t numel = 1;
+    for (int64_t extent : piece.shape) numel *= extent;
+    return {0, numel};
+}
 
 void Optimizer::allocate() {
     memory.allocate();
@@ -179,7 +186,8 @@ void Optimizer::list_tensors() {
         if (model.frozen(tensor)) continue;
         std::vector<float*> own;
         for (; next != state.end() && next->tensor == &tensor; ++next) own.push_back(next->values);
-        kind(tensor).add(tensor, rule(tensor), model.master(tensor), model.weight(tensor), model.gradient(tensor), own);
+        if (const int64_t n = model.owned(tensor).count; n > 0)
+            kind(tensor).add(tensor, n, rule(tensor), model.master(tensor), model.weight(tensor), model.gradient(tensor), own);
     }
 }
 

@@ -28,14 +28,15 @@ public:
     /// a recording of it can be run again after another set_step.
     void update();
 
-    /// One piece of state, as a checkpoint names it: h.3.fc/momentum.
+    /// One piece of state, as a checkpoint names it: h.3.fc/momentum. Of that this process has what it owns, which may be nothing.
     struct State {
         std::string name;
         const Tensor* tensor;
         std::vector<int64_t> shape;
-        int64_t numel;
-        float* values = nullptr;
+        float* values = nullptr;   ///< (owned().count)
     };
+    Piece owned(const State& piece, int rank) const;
+    Piece owned(const State& piece) const { return owned(piece, model.layout.job.rank); }
     const std::vector<State>& states() const { return state; }
     std::vector<const Arena*> arenas() const { return {&memory, &scratch}; }
 

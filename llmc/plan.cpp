@@ -34,17 +34,17 @@ static void require_one_horizon(const PlanInput& in) {
                 ", but must be above 0 (tokens per matmul parameter)");
 }
 
-/// Throws unless a batch is whole micro-batches; returns how many of one process.
+/// Throws unless a batch is whole micro-batches, as many in each part; returns how many.
 static int64_t count_micro_batches(const PlanInput& in, int64_t batch) {
-    require(in.device_batch >= 1 && in.seq_len >= 1 && in.processes >= 1, "device_batch (", in.device_batch, "), seq_len (", in.seq_len,
-            ") and processes (", in.processes, ") must be 1 or more");
-    int64_t micro_batch;
-    bool overflow = __builtin_mul_overflow(in.device_batch, in.seq_len, &micro_batch) || __builtin_mul_overflow(micro_batch, in.processes, &micro_batch);
-    require(!overflow, "device_batch x seq_len x processes (", in.device_batch, " x ", in.seq_len, " x ", in.processes, ") is beyond 64 bits");
-    int64_t below = batch / micro_batch * micro_batch;
-    require(batch >= 1 && below == batch, "batch_tokens (", batch, ") must be a multiple of device_batch x seq_len",
-            in.processes > 1 ? " x processes" : "", " (", in.device_batch, " x ", in.seq_len, in.processes > 1 ? concat(" x ", in.processes) : "",
-            " = ", micro_batch, "); use --batch-tokens ", std::max(below, micro_batch), " or a smaller --device-batch");
+    require(in.device_batch >= 1 && in.seq_len >= 1 && in.parts >= 1, "device_batch (", in.device_batch, "), seq_len (", in.seq_len,
+            ") and parts (", in.parts, ") must be 1 or more");
+    int64_t micro_batch, of_parts;
+    bool overflow = __builtin_mul_overflow(in.device_batch, in.seq_len, &micro_batch) || __builtin_mul_overflow(micro_batch, in.parts, &of_parts);
+    require(!overflow, "device_batch x seq_len x parts (", in.device_batch, " x ", in.seq_len, " x ", in.parts, ") is beyond 64 bits");
+    int64_t below = batch / of_parts * of_parts;
+    require(batch >= 1 && below == batch, "batch_tokens (", batch, ") must be a multiple of device_batch x seq_len", in.parts > 1 ? " x parts" : "", " (",
+            in.device_batch, " x ", in.seq_len, in.parts > 1 ? concat(" x ", in.parts) : "", " = ", of_parts, "); use --batch-tokens ",
+            std::max(below, of_parts), " or a smaller --device-batch");
     return batch / micro_batch;
 }
 

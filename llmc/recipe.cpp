@@ -1,5 +1,6 @@
 // The recipes.
 #include "llmc/recipe.h"
+#include <numeric>
 #include <algorithm>
 #include <stdexcept>
 #include "llmc/io/error.h"
@@ -134,11 +135,20 @@ std::vector<StatePiece> AdamWRule::state(const std::string&, const std::vector<i
     return {{"m", shape}, {"v", shape}};
 }
 
+double AdamWRule::update_flops(const std::vector<int64_t>& shape) const {
+    constexpr double of_element = 16;
+    return std::accumulate(shape.begin(), shape.end(), of_element, [](double n, int64_t extent) { return n * static_cast<double>(extent); });
+}
+
 std::vector<StatePiece> MuonGroup::state(const std::string& tensor, const std::vector<int64_t>& shape) const {
     require(shape.size() == 2, "Muon is for matrices, and ", tensor, " is a vector; give its group AdamW in the recipe");
     std::vector<StatePiece> pieces{{"momentum", shape}};
     if (rule.beta2 > 0) pieces.push_back({"second", {std::max(shape[0], shape[1])}});
     return pieces;
+}
+
+double MuonGroup::update_flops(const std::vector<int64_t>& shape) const {
+    return shape.size() == 2 ? muon_flops(shape[0], shape[1]) : 0;   // a vector is refused by state(), which knows its name
 }
 
 const GroupRule& rule_of(const Recipe& recipe, Group group) {

@@ -70,7 +70,9 @@ struct AdamWRule {
     double beta1, beta2, eps;
     bool decays = false;                ///< by the run's weight decay
 
+    static constexpr bool by_element = true;
     std::vector<StatePiece> state(const std::string& tensor, const std::vector<int64_t>& shape) const;
+    double update_flops(const std::vector<int64_t>& shape) const;
 };
 
 /// Muon's, with its momentum: from `momentum`, by `rise` more over the first `rise_steps` steps, linearly.
@@ -79,8 +81,10 @@ struct MuonGroup {
     double momentum, rise = 0;
     int64_t rise_steps = 0;
 
+    static constexpr bool by_element = false;
     /// Throws std::invalid_argument for a vector, by the tensor's name.
     std::vector<StatePiece> state(const std::string& tensor, const std::vector<int64_t>& shape) const;
+    double update_flops(const std::vector<int64_t>& shape) const;
 };
 
 /// How a group's weight decay changes over the run.
@@ -101,6 +105,14 @@ struct GroupRule {
     /// What its optimizer keeps of a tensor of that name and shape.
     std::vector<StatePiece> state(const std::string& tensor, const std::vector<int64_t>& shape) const {
         return std::visit([&](const auto& own) { return own.state(tensor, shape); }, optimizer);
+    }
+    /// Whether an element's update depends on no other element, so that several processes can share a tensor.
+    bool by_element() const {
+        return std::visit([](const auto& own) { return own.by_element; }, optimizer);
+    }
+    /// FLOPs of one update of a tensor: what processes share matrices by.
+    double update_flops(const std::vector<int64_t>& shape) const {
+        return std::visit([&](const auto& own) { return own.update_flops(shape); }, optimizer);
     }
 };
 

@@ -147,6 +147,13 @@ Trained resolve_trained(const Settings& s, const GPTConfig& config, bool frozen_
     return trained;
 }
 
+Job resolve_job(Settings& s, int rank, int processes) {
+    if (!s.parts && processes > 1 && !s.resume) s.parts = processes;
+    const Job job{rank, processes, s.parts.value_or(1)};
+    validate(job);
+    return job;
+}
+
 Plan resolve_plan(Settings& s, const GPTConfig& config, const Trained& trained, const Position& before) {
     const Recipe& recipe = *config.recipe;
     const Rates& own = recipe.rates;
@@ -178,11 +185,12 @@ Plan resolve_plan(Settings& s, const GPTConfig& config, const Trained& trained, 
     input.seq_len = config.seq_len;
     input.before = before;
     input.coconut_every = s.coconut_every;
+    input.parts = s.parts.value_or(1);
     input.device_batch = s.device_batch.value_or(1);
     if (!s.device_batch) {   // the largest up to 8 that divides the batch; where none does, make_plan says so for 1
         Plan plan = make_plan(input);
         for (int rows = 2; rows <= 8; rows++)
-            if (plan.micro_batches % rows == 0) input.device_batch = rows;
+            if (plan.micro_batches % (rows * input.parts) == 0) input.device_batch = rows;
     }
     Plan plan = make_plan(input);
     s.device_batch = static_cast<int>(input.device_batch);

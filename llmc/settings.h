@@ -10,6 +10,7 @@
 #include "llmc/checkpoint.h"
 #include "llmc/config.h"
 #include "llmc/io/flags.h"
+#include "llmc/layout.h"
 #include "llmc/plan.h"
 #include "llmc/recipe.h"
 #include "llmc/schedule.h"
@@ -212,6 +213,15 @@ struct Settings {
         "first:last, steps to profile: on the CPU a table of where their time went; on a GPU the profiler that waits for it starts "
         "and stops there (make profile)",
         run);
+    const FlagGroup several{K::run, "Several processes (started by mpirun or srun: dev/cluster.md)"}, several_kept{K::training, several.title};
+    Maybe<int>& parts = flags.number("--parts", Nothing<int>{}, 1, MAX_PROCESSES,
+                                     "into which a step's micro-batches are cut, a power of two; any number of processes that divides it gives the\n"
+                                     "same bits (the number of processes where the run began)",
+                                     several_kept);
+    std::string& meet = flags.text("--meet", "", "a file that all processes see, by which those on GPUs meet where there is no MPI", several);
+    double& deadline = flags.number("--deadline", 600.0, 1.0, 1e6, "seconds that a process waits for others before it ends the job (600)", several);
+    Maybe<int>& processes = flags.number("--processes", Nothing<int>{}, 1, MAX_PROCESSES, "with --plan: what each of so many would hold and send", several);
+
     bool& plan = flags.toggle("--plan", "prints sizes, FLOPs, steps and memory, and does nothing else", run);
     Maybe<std::string>& describe =
         flags.text("--describe", Text{},
@@ -232,6 +242,9 @@ std::vector<std::string> resume_flags(Settings& s, const nlohmann::json& trainin
 
 /// What trains, by --train-only; frozen_embedding: wte does not.
 Trained resolve_trained(const Settings& s, const GPTConfig& config, bool frozen_embedding);
+
+/// Whose share of the run this process has. Throws std::invalid_argument where so many processes cannot share it.
+Job resolve_job(Settings& s, int rank, int processes);
 
 /// Fills what the flags left to the recipe, and gives the horizon. before: of the schedule that this run continues. Throws
 /// std::invalid_argument for what cannot be planned.

@@ -35,15 +35,13 @@ static bool has(const TensorSpec& spec, const GPTConfig& config, int layer) {
 }
 
 void for_each_tensor(const GPTConfig& config, const std::function<void(const Tensor&)>& visit) {
-    int64_t offset = 0;
     auto add = [&](const TensorSpec& spec, int layer) {
         if (!has(spec, config, layer)) return;
         std::vector<int64_t> shape{size_of(spec.rows, config)};
         if (!spec.vector) shape.push_back(size_of(spec.cols, config));
         int64_t numel = spec.vector ? shape[0] : shape[0] * shape[1];
         std::string name = layer < 0 ? spec.name : concat("h.", layer, ".", spec.name);
-        visit({name, &spec, layer, shape, numel, offset});
-        offset += (numel + TENSOR_ALIGNMENT - 1) / TENSOR_ALIGNMENT * TENSOR_ALIGNMENT;
+        visit({name, &spec, layer, shape, numel});
     };
     const TensorSpec* first = std::begin(TENSORS);
     const TensorSpec* end = std::end(TENSORS);
@@ -176,12 +174,6 @@ int64_t flops_per_token(const GPTConfig& config, const Trained& trained) {
         flops += int64_t{backward ? 12 : 4} * config.n_embd * std::min(config.windows[l], config.seq_len);
     }
     return flops;
-}
-
-int64_t block_size(const std::vector<Tensor>& tensors) {
-    if (tensors.empty()) return 0;
-    const Tensor& last = tensors.back();
-    return last.offset + (last.numel + TENSOR_ALIGNMENT - 1) / TENSOR_ALIGNMENT * TENSOR_ALIGNMENT;
 }
 
 // ------------------------------------------------------------------------------------------------------ initial values

@@ -53,11 +53,7 @@ struct Tensor {
     int layer;                    ///< -1: of no layer
     std::vector<int64_t> shape;
     int64_t numel;
-    int64_t offset;               ///< in elements, in a block that holds all of them; a multiple of TENSOR_ALIGNMENT
 };
-
-/// In elements. The matrices q, k, v of a layer are multiples of it, so they lie gapless and are one product's weights.
-inline constexpr int64_t TENSOR_ALIGNMENT = 64;
 
 /// All tensors of a model, in checkpoint order.
 std::vector<Tensor> tensor_table(const GPTConfig& config);
@@ -94,9 +90,6 @@ int64_t matmul_params(const GPTConfig& config);
 /// Forward and backward: 6 a matmul parameter, and 12 C min(window, T) a layer for attention. By Trained::only: 4 a frozen matmul
 /// parameter, 2 where nothing below it trains, and there 4 C min(window, T) for attention.
 int64_t flops_per_token(const GPTConfig& config, const Trained& trained = {});
-
-/// Elements of a block that holds all tensors.
-int64_t block_size(const std::vector<Tensor>& tensors);
 
 /// A tensor's initial values by its recipe, piece by piece: the same numbers however they are divided. Each tensor has a generator of
 /// its own, seeded by the seed and its name, so that a layer starts the same whatever else the model holds.

@@ -40,8 +40,11 @@ static LoaderOptions loader_options(const Settings& s, const GPTConfig& config, 
     return options;
 }
 
-std::unique_ptr<DataLoader> open_validation(const Settings& s, const GPTConfig& config) {
-    return s.val_data.empty() ? nullptr : std::make_unique<DataLoader>(loader_options(s, config, s.val_data));
+std::unique_ptr<DataLoader> open_validation(const Settings& s, const GPTConfig& config, int rank, int processes) {
+    if (s.val_data.empty()) return nullptr;
+    LoaderOptions options = loader_options(s, config, s.val_data);
+    options.share = {.first = rank, .count = 1, .of = processes};
+    return std::make_unique<DataLoader>(options);
 }
 
 /// --init on the shards of before goes on in their order, unless flags ask for another. True when it is another than until now.
@@ -65,10 +68,14 @@ static void warn_of_shared_shards(const TrainingData& data) {
             return warn("train_gpt", "--val-data shares ", path, " with --data: its loss will not tell of new text");
 }
 
-TrainingData open_data(Settings& s, const std::optional<Checkpoint>& parent, const GPTConfig& config, bool samples) {
+TrainingData open_data(Settings& s, const std::optional<Checkpoint>& parent, const GPTConfig& config, bool samples, const Job& job,
+                       int64_t micro_batches) {
     TrainingData data;
-    data.val = open_validation(s, config);
+    data.val = open_validation(s, config, job.rank, job.processes);
     LoaderOptions options = loader_options(s, config, s.data);
+    const int64_t own = micro_batches / job.processes;
+    options.share = {.first = job.rank * own, .count = own, .of = micro_batches};
+    options.following = s.coconut_every > 0 && s.coconut_targets == "next";
     auto open = [&] {
         options.packing = packing_named(s.packing);
         if (s.data_seed) options.shuffle_seed = static_cast<uint64_t>(*s.data_seed);

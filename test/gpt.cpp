@@ -621,7 +621,10 @@ TEST_CASE("gpt: a frozen embedding has no gradient, no optimizer state, and does
         CHECK(frozen.model.gradient(wte) == nullptr);
         for (const Optimizer::State& state : frozen.optimizer.states()) CHECK(!state.name.starts_with("wte/"));
         auto bytes = [](const auto& arenas) { return std::accumulate(arenas.begin(), arenas.end(), size_t{0}, [](size_t n, auto* a) { return n + a->bytes(); }); };
-        CHECK(bytes(free.model.arenas()) - bytes(frozen.model.arenas()) == wte.numel * sizeof(float));
+        // Its gradient, and the spans whose squares are added up: at most 1024 of 16 bytes and a sum, and what aligns them.
+        const size_t less = bytes(free.model.arenas()) - bytes(frozen.model.arenas());
+        CHECK(less >= wte.numel * sizeof(float));
+        CHECK(less <= wte.numel * sizeof(float) + 1024 * (sizeof(Span) + sizeof(float)) + 4 * 256);
         CHECK(free.optimizer.arenas()[0]->bytes() - frozen.optimizer.arenas()[0]->bytes() == 2 * wte.numel * sizeof(float));   // the state
 
         const std::vector<float> before = frozen.weights(wte), other = frozen.weights(frozen.model.tensors[1]);

@@ -31,6 +31,7 @@ struct GpuMachine {
             *compute_cap*) echo "9.0" ;;
             *) echo "something" ;; esac)");
         stand_in("nvcc", "echo 'Cuda compilation tools, release 13.0, V13.0.88'");
+        program("comm_worker", "[ \"$1 $WORLD_SIZE $LOCAL_RANK\" = \"contract 4 $RANK\" ]");
         // What it profiles prints to its own output; ncu's goes to the file.
         stand_in("ncu", R"sh(echo '| ops of a profiled program |'
             while [ "$1" != --log-file ]; do shift; done
@@ -54,6 +55,10 @@ struct GpuMachine {
                 shift
             done
             mkdir -p "$out"
+            if [ "${RANK:-1}" = 0 ]; then   # of several processes, the first
+                for step in 1 2 3 4 5 6; do echo "step $step loss 1.0 ms $((step > 3 ? 400 / WORLD_SIZE + step * 10 : 9999)).0 tok/s 1"; done
+                echo "$text" >"$out/step_0000012.bin"
+            fi
             echo "$text" >"$out/step_0000020.bin"
             echo "$text" >"$out/step_0000040.bin")");
     }
@@ -283,6 +288,33 @@ TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 
         machine.stand_in("compute-sanitizer", "exit 1");
         failed(machine, "| initcheck |  |  | muon: the tests failed under it;norm: the tests failed under it |");
     }
+}
+
+TEST_CASE("gpu_check.sh: several GPUs, of which as many take part as are a power of two") {
+    GpuMachine machine;
+    CHECK(machine.check().code == 0);
+    CHECK(contains(machine.report(), "## Several GPUs\n\nOne GPU is here, and nothing of several was run.\n"));
+
+    const std::string one_gpu = read_file(machine.dir / "bin/nvidia-smi");
+    machine.stand_in("nvidia-smi", "case \"$*\" in -L) for i in 0 1 2 3 4; do echo \"GPU $i: NVIDIA Test\"; done; exit;; esac\n" + one_gpu);
+    CHECK(machine.check().code == 0);
+    CHECK_MESSAGE(contains(machine.report(), "speedrun124M, 131072 tokens a step in 4 parts; the checkpoint at every count the same bytes as on one GPU: fine.\n\n"
+                                             "| GPUs | ms a step, median | times as fast | of a step: communication, and what is not divided |\n|--:|--:|--:|--:|\n"
+                                             "| 1 | 450.0 | 1.00 | 0.0 % |\n| 2 | 250.0 | 1.80 | 10.0 % |\n| 4 | 150.0 | 3.00 | 25.0 % |\n"),
+                  machine.report());
+    CHECK(!fs::exists(machine.dir / "build/gpu-check/several"));
+
+    const std::string train = read_file(machine.dir / "program-train_gpt");
+    machine.program("train_gpt", train + "[ \"${WORLD_SIZE:-1}\" != 4 ] || echo >>\"$out/step_0000012.bin\"");
+    CHECK(machine.check().code == 1);
+    CHECK(contains(machine.report(), "as on one GPU: **failed** (exit code 1;"));
+    CHECK(contains(machine.report(), "| 2 | 250.0 | 1.80 | 10.0 % |\n\nIts last words:\n```\n"));
+    CHECK(contains(machine.report(), "cmp: EOF on build/gpu-check/several/1/step_0000012.bin"));
+
+    machine.program("train_gpt", train);
+    machine.program("comm_worker", "echo \"rank $RANK misses a byte\"; exit $RANK");
+    CHECK(machine.check().code == 1);
+    CHECK(contains(machine.report(), "rank 3 misses a byte\n```\n"));
 }
 
 TEST_CASE("gpu_check.sh: the aims beside what was measured") {

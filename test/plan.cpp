@@ -163,8 +163,8 @@ TEST_CASE("plan: refusals name the rule, the values and the way out") {
         CHECK(has(error_of(in), "must be a multiple"));
     }
     in = good;
-    in.processes = 3;
-    CHECK(has(error_of(in), "device_batch x seq_len x processes (8 x 256 x 3 = 6144)"));
+    in.parts = 3;
+    CHECK(has(error_of(in), "device_batch x seq_len x parts (8 x 256 x 3 = 6144)"));
     in.device_batch = in.seq_len = int64_t{1} << 31;
     CHECK(has(error_of(in), "beyond 64 bits"));
     in.device_batch = 0;

@@ -128,20 +128,22 @@ TEST_CASE("run_tests.sh: each suite of the emulator runs once in each precision,
     EmulatorTree tree;
     tree.script("build/emulator-fp32/step", "echo weights >$1; echo compared with $2; " + Tree::one());
     Result result = tree.run_tests("emulator");
-    // Three pieces and a step in each precision, and the step in another order.
-    ends(result, 0, "9 passed, 0 failed, 0 skipped");
+    // Four pieces and a step in each precision, what sends bytes in one, and the step in another order.
+    ends(result, 0, "12 passed, 0 failed, 0 skipped");
     for (std::string precision : {"bf16", "fp32"})
-        for (std::string piece : {"--source-file=*golden.cpp", "--source-file=*ops/attention.cpp", "--source-file-exclude=*golden.cpp,*ops/attention.cpp"})
+        for (std::string piece : {"--source-file=*golden.cpp", "--source-file=*ops/attention.cpp", "--source-file=*emulator/processes.cpp",
+                                  "--source-file-exclude=*golden.cpp,*ops/attention.cpp,*emulator/comm.cpp,*emulator/processes.cpp"})
             CHECK_MESSAGE(contains(result.out, "\n" + precision + " " + piece + "\n"), piece);
+    CHECK(contains(result.out, "\nbf16 --source-file=*emulator/comm.cpp\n"));
     CHECK(contains(result.out, "\ncompared with build/cpu-fp32/step.out\n"));
-    CHECK(contains(result.out, "-- [1/9] 0:0"));
-    CHECK(contains(result.out, "-- [9/9] 0:0"));
+    CHECK(contains(result.out, "-- [1/12] 0:0"));
+    CHECK(contains(result.out, "-- [12/12] 0:0"));
 
     // A piece that crashes, or has no cases, is a failure, and its words are shown.
     for (std::string end : {"kill -ABRT $$", "echo 0 passed, 0 failed, 0 skipped"}) {
         tree.script("build/emulator-bf16/tests", "case $* in --source-file=*golden*) echo words of golden; " + end + ";; *) " + Tree::one() + ";; esac");
         result = tree.run_tests("emulator");
-        ends(result, 1, "8 passed, 1 failed, 0 skipped");
+        ends(result, 1, "11 passed, 1 failed, 0 skipped");
         CHECK(contains(result.out, "\nwords of golden\n"));
     }
 }
@@ -149,28 +151,28 @@ TEST_CASE("run_tests.sh: each suite of the emulator runs once in each precision,
 TEST_CASE("run_tests.sh: whole steps that fail, or differ in another order, are failures") {
     EmulatorTree tree;
     tree.script("build/emulator-bf16/step", "echo weights $EMULATOR_SEED >$1; " + Tree::one());
-    ends(tree.run_tests("emulator"), 1, "8 passed, 1 failed, 0 skipped");
+    ends(tree.run_tests("emulator"), 1, "11 passed, 1 failed, 0 skipped");
     tree.script("build/emulator-bf16/step", "[ -n \"$EMULATOR_SEED\" ] || echo weights >$1; " + Tree::one());   // the other order leaves nothing
-    ends(tree.run_tests("emulator"), 1, "8 passed, 1 failed, 0 skipped");
+    ends(tree.run_tests("emulator"), 1, "11 passed, 1 failed, 0 skipped");
     tree.script("build/emulator-bf16/step", "echo weights >$1; " + Tree::one());
     tree.script("build/cpu-fp32/step", "exit 1");
-    ends(tree.run_tests("emulator"), 1, "8 passed, 1 failed, 0 skipped");
+    ends(tree.run_tests("emulator"), 1, "11 passed, 1 failed, 0 skipped");
     // Without matrix products the CPU leaves no step: the emulator's is made all the same.
     tree.script("build/cpu-fp32/step", "true");
     tree.script("build/emulator-fp32/step", "echo compared with ${2:-nothing}; " + Tree::one());
     Result result = tree.run_tests("emulator");
-    ends(result, 0, "9 passed, 0 failed, 0 skipped");
+    ends(result, 0, "12 passed, 0 failed, 0 skipped");
     CHECK(contains(result.out, "\ncompared with nothing\n"));
 }
 
 TEST_CASE("run_tests.sh: the emulator is built beside the suites of the CPU, and nothing goes on without it") {
     EmulatorTree tree;
-    ends(tree.run_tests("cpu emulator"), 0, "12 passed, 0 failed, 0 skipped");
+    ends(tree.run_tests("cpu emulator"), 0, "15 passed, 0 failed, 0 skipped");
     // One build, and the suites run while it does.
     tree.script("make", "case $* in *emulator_tests*) for i in $(seq 400); do [ -e fp32 ] && exit; sleep 0.05; done; exit 1;; esac");
     tree.script("build/cpu-fp32/tests", "touch fp32; " + Tree::one());
     tree.script("nproc", "echo 2");
-    ends(tree.run_tests("cpu emulator"), 0, "12 passed, 0 failed, 0 skipped");
+    ends(tree.run_tests("cpu emulator"), 0, "15 passed, 0 failed, 0 skipped");
     // What was running when it failed is counted; with four processors, all suites.
     tree.script("nproc", "echo 4");
     tree.script("make", "case $* in *emulator_tests*) echo no such header; exit 2;; esac");

@@ -29,10 +29,11 @@ struct Machine {
                 case "$* $program" in *-isystem\ *"<$header>"*) [ -e "$3/$header" ] || exit 1 ;; *"<$header>"*) exit 1 ;; esac
             done
             case "$* $program" in
-                *-ldnnl*dnnl_version*|*-lpcre2-8*pcre2_config_8*|*-fopenmp*omp_get_max_threads*) ;;
+                *-ldnnl*dnnl_version*|*-lpcre2-8*pcre2_config_8*|*-lmpi*MPI_Init*|*-fopenmp*omp_get_max_threads*) ;;
                 *-E*'#include'*|*-fsyntax-only*'#include'*) ;;
                 *) exit 1 ;; esac)");
         for (std::string tool : {"make", "curl"}) stand_in(tool, "exit 0");
+        stand_in("mpicc", "[ $1 != --showme:link ] || echo -lmpi");
         stand_in("apt-get", "echo apt-get $* >>\"$CALLS\"");
         stand_in("id", "echo 0");
         stand_in("uname", "echo x86_64");
@@ -53,7 +54,7 @@ struct Machine {
     std::string calls() const { return read_file(dir / "calls"); }
 };
 
-static const std::string ALL_HEADERS = "CLI/CLI.hpp nlohmann/json.hpp xxhash.h oneapi/dnnl/dnnl.h pcre2.h doctest/doctest.h";
+static const std::string ALL_HEADERS = "CLI/CLI.hpp nlohmann/json.hpp xxhash.h oneapi/dnnl/dnnl.h pcre2.h mpi.h doctest/doctest.h";
 
 static bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
@@ -107,8 +108,8 @@ TEST_CASE("setup.sh --check names what building lacks, and the way to it, and in
         CHECK(result.err == "setup: not here: " + part + "; make deps installs what building and testing need, or: apt-get install " + package + "\n");
         CHECK(result.code == 2);
     }
-    // PCRE2, tests and curves are not needed to build.
-    for (std::string header : {"pcre2.h", "doctest/doctest.h"}) check_silent(machine.setup("--check", "LACKS=" + header));
+    // PCRE2, MPI, tests and curves are not needed to build.
+    for (std::string header : {"pcre2.h", "mpi.h", "doctest/doctest.h"}) check_silent(machine.setup("--check", "LACKS=" + header));
     write_file(machine.dir / "python/matplotlib.py", "raise ImportError('none')");
     machine.lose("curl");
     check_silent(machine.setup("--check"));
@@ -130,11 +131,15 @@ TEST_CASE("setup.sh says what it installs, and calls apt-get for that alone") {
         CHECK(result.code == 0);
         CHECK(machine.calls() == "apt-get update -qq\napt-get install -y -qq --no-install-recommends libpcre2-dev\n");
     }
+    SUBCASE("MPI, whose compiler is its own") {
+        machine.lose("mpicc");
+        CHECK(machine.setup().out == "setup: installing libopenmpi-dev\n");
+    }
     SUBCASE("all that is no compiler") {
         write_file(machine.dir / "python/matplotlib.py", "raise ImportError('none')");
         machine.lose("curl");
         machine.lose("make");
-        const std::string names = " make libcli11-dev nlohmann-json3-dev libxxhash-dev libdnnl-dev libpcre2-dev doctest-dev python3-matplotlib curl ca-certificates\n";
+        const std::string names = " make libcli11-dev nlohmann-json3-dev libxxhash-dev libdnnl-dev libpcre2-dev libopenmpi-dev doctest-dev python3-matplotlib curl ca-certificates\n";
         CHECK(machine.setup("", "LACKS='" + ALL_HEADERS + "'").out == "setup: installing" + names);
         CHECK(contains(machine.calls(), "--no-install-recommends" + names));
     }
@@ -168,11 +173,11 @@ TEST_CASE("setup.sh without apt-get: the line for the package manager that is th
     machine.lose("curl");
     check_silent(machine.setup("--check"));
     write_file(machine.dir / "python/matplotlib.py", "raise ImportError('none')");
-    const std::string lacks = "LACKS='" + ALL_HEADERS + "'", parts = "setup: not here: CLI11, nlohmann-json, xxHash, oneDNN, PCRE2, doctest, matplotlib, curl; install it, as root: ";
-    const std::string dnf = "dnf install cli11-devel json-devel xxhash-devel onednn-devel pcre2-devel doctest-devel python3-matplotlib curl";
-    const std::string pacman = "pacman -S cli11 nlohmann-json xxhash onednn pcre2 doctest python-matplotlib curl";
-    const std::string zypper = "zypper install cli11-devel nlohmann_json-devel xxhash-devel onednn-devel pcre2-devel doctest-devel python3-matplotlib curl";
-    const std::string apt = "apt-get install libcli11-dev nlohmann-json3-dev libxxhash-dev libdnnl-dev libpcre2-dev doctest-dev python3-matplotlib curl ca-certificates";
+    const std::string lacks = "LACKS='" + ALL_HEADERS + "'", parts = "setup: not here: CLI11, nlohmann-json, xxHash, oneDNN, PCRE2, MPI, doctest, matplotlib, curl; install it, as root: ";
+    const std::string dnf = "dnf install cli11-devel json-devel xxhash-devel onednn-devel pcre2-devel openmpi-devel doctest-devel python3-matplotlib curl";
+    const std::string pacman = "pacman -S cli11 nlohmann-json xxhash onednn pcre2 openmpi doctest python-matplotlib curl";
+    const std::string zypper = "zypper install cli11-devel nlohmann_json-devel xxhash-devel onednn-devel pcre2-devel openmpi-devel doctest-devel python3-matplotlib curl";
+    const std::string apt = "apt-get install libcli11-dev nlohmann-json3-dev libxxhash-dev libdnnl-dev libpcre2-dev libopenmpi-dev doctest-dev python3-matplotlib curl ca-certificates";
     check_refused(machine.setup("", lacks), parts + apt + ", or " + dnf + ", or " + pacman + ", or " + zypper + "\n");
     for (const std::string& command : {dnf, pacman, zypper}) {
         const std::string manager = command.substr(0, command.find(' '));
@@ -242,7 +247,7 @@ TEST_CASE("make looks for the parts before it compiles, once, and installs only 
     fs::permissions(dir / "dev/setup.sh", fs::perms::owner_all);
     auto make = [&](const std::string& arguments) {
         fs::remove(dir / "calls");
-        return run("unset MAKEFLAGS MAKELEVEL MFLAGS CHECKED; cd " + dir.path + " && PCRE2=yes make V=1 DEVICE=cpu " + arguments);
+        return run("unset MAKEFLAGS MAKELEVEL MFLAGS CHECKED; cd " + dir.path + " && PCRE2=yes MPI=no make V=1 DEVICE=cpu " + arguments);
     };
     for (std::string goal : {"", "all", "parts", "build/cpu-fp32/tests PRECISION=fp32", "build/emulator-fp32/tests PRECISION=fp32"}) {
         CAPTURE(goal);

@@ -125,10 +125,10 @@ static size_t container_free_bytes() {
     return none;
 }
 
-size_t device_free_bytes() {
+size_t device_free_bytes(int processes) {
     std::string kib = proc_value("/proc/meminfo", "MemAvailable");
     size_t host = kib.empty() ? std::numeric_limits<size_t>::max() : std::strtoull(kib.c_str(), nullptr, 10) << 10;
-    return std::min(host, container_free_bytes());
+    return std::min(host, container_free_bytes()) / static_cast<size_t>(processes);
 }
 
 size_t device_overhead_bytes(int64_t tokens) {

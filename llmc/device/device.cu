@@ -171,7 +171,7 @@ std::string device_name() {
     return describe(properties());
 }
 
-size_t device_free_bytes() {
+size_t device_free_bytes(int) {
     require_gpu();
     size_t available = 0, total = 0;
     cuda_check(cudaMemGetInfo(&available, &total), "device_free_bytes");

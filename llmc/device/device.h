@@ -76,8 +76,8 @@ private:
 
 /// One line for people: processor, threads, instruction set; or the GPU's name.
 std::string device_name();
-/// Bytes that device_alloc could still give.
-size_t device_free_bytes();
+/// Bytes that device_alloc could still give to each of so many processes of this host: they share the memory of a CPU, and have a GPU each.
+size_t device_free_bytes(int processes = 1);
 /// Of that memory, what a run with micro-batches of so many tokens takes beside the tensors: on the CPU the process as it stands
 /// and what it will load and read ahead, on a GPU cuBLASLt's workspace.
 size_t device_overhead_bytes(int64_t tokens);

@@ -32,7 +32,7 @@ std::string clock_text(double seconds) {
     return text;
 }
 
-ProgressBar::ProgressBar() : terminal(isatty(STDOUT_FILENO)) {}
+ProgressBar::ProgressBar(bool wanted) : terminal(wanted && isatty(STDOUT_FILENO)) {}
 
 void ProgressBar::show(int64_t step, int64_t steps, double seconds_left) {
     if (!terminal) return;

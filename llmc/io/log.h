@@ -26,9 +26,13 @@ private:
 /// x, or null: JSON has no NaN or Inf.
 nlohmann::json or_null(double x);
 
+/// False in those of several processes that another one speaks for.
+inline bool warnings_on = true;
+
 /// `program: warning: pieces`, a line on stderr.
 template <class... Pieces>
 void warn(const char* program, const Pieces&... pieces) {
+    if (!warnings_on) return;
     std::cout.flush();
     std::cerr << readable(concat(program, ": warning: ", pieces...)) << std::endl;
 }
@@ -36,10 +40,11 @@ void warn(const char* program, const Pieces&... pieces) {
 /// h:mm:ss
 std::string clock_text(double seconds);
 
-/// A last line on a terminal that the next line of output takes the place of; nothing elsewhere.
+/// A last line on a terminal that the next line of output takes the place of; nothing elsewhere, nor where it is not wanted (mpirun
+/// gives its processes terminals, whoever reads what they print).
 class ProgressBar {
 public:
-    ProgressBar();
+    explicit ProgressBar(bool wanted = true);
     void show(int64_t step, int64_t steps, double seconds_left);
     void clear();
 

@@ -1,4 +1,6 @@
 #include "llmc/io/process.h"
+#include <unistd.h>
+#include <climits>
 #include <cstdlib>
 #include <fstream>
 
@@ -17,3 +19,8 @@ static size_t status_bytes(const std::string& name) { return std::strtoull(proc_
 
 size_t resident_bytes() { return status_bytes("VmRSS"); }
 size_t peak_resident_bytes() { return status_bytes("VmHWM"); }
+
+std::string own_host_name() {
+    char name[HOST_NAME_MAX + 1] = "";
+    return gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
+}

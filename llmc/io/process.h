@@ -10,3 +10,6 @@ std::string proc_value(const std::string& path, const std::string& name);
 /// program.)
 size_t resident_bytes();
 size_t peak_resident_bytes();
+
+/// This machine's name, as other machines may know it.
+std::string own_host_name();

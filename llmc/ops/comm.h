@@ -2,24 +2,14 @@
 // every count of processes gives the same bits, which no library's own sums do. comm.cpp is MPI, for processes on CPUs; comm.cu is NCCL, a GPU a
 // process. A build that found neither is one process.
 #pragma once
-#include <csignal>
 #include <cstdint>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include "llmc/device/types.h"
+#include "llmc/io/waiting.h"   // CommError, CommOptions
 
-/// Another process died, or did not come within the deadline, or the transport failed: the job cannot go on. The text names host, rank, step,
-/// phase, and for whom it waited.
-struct CommError : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-struct CommOptions {
-    double deadline = 600;                                ///< seconds that one call waits for the others
-    std::string meet;                                     ///< a file that all processes see, by which those of a CUDA build meet without MPI; empty: none
-    const volatile std::sig_atomic_t* stop = nullptr;     ///< set by a signal: a call that still waits then says on stderr for whom
-};
+/// Bytes of a process's memory (on a GPU, of the device's) that a Comm of several processes takes.
+size_t comm_bytes();
 
 /// Every member is called by every process of the job, in the same order with the same sizes, unless it says otherwise. With one process nothing
 /// is sent, and all of them are copies.

@@ -17,7 +17,7 @@ static void blas_check(cublasStatus_t status, const char* op) {
 
 // out (M, N) = alpha * op(a) op(b) + beta * c, `batch` times: all that the choice of a kernel depends on.
 struct LtProduct {
-    int64_t batch = 1, M, N, K;
+    int64_t batch = 1, kernel_for = 1, M, N, K;    // the kernel is the one for `kernel_for` products at once
     bool transpose_a = false, transpose_b = false;
     cudaDataType_t out_type = sizeof(floatX) == 4 ? CUDA_R_32F : CUDA_R_16BF;
     uint32_t out_alignment = 0, a_alignment = 0, b_alignment = 0, c_alignment = 0;     // bytes, filled in by run()
@@ -28,7 +28,7 @@ struct LtProduct {
 struct LtProductHash {
     size_t operator()(const LtProduct& p) const {
         uint64_t hash = 0;
-        for (int64_t field : {p.batch, p.M, p.N, p.K, static_cast<int64_t>(p.transpose_a), static_cast<int64_t>(p.transpose_b),
+        for (int64_t field : {p.batch, p.kernel_for, p.M, p.N, p.K, static_cast<int64_t>(p.transpose_a), static_cast<int64_t>(p.transpose_b),
                               static_cast<int64_t>(p.out_type), static_cast<int64_t>(p.out_alignment),
                               static_cast<int64_t>(p.a_alignment), static_cast<int64_t>(p.b_alignment),
                               static_cast<int64_t>(p.c_alignment)})
@@ -37,20 +37,24 @@ struct LtProductHash {
     }
 };
 
-// The largest power of two up to 128 that divides the address. Kernels ask for 16; 128 is what all of a model's tensors have, so that the
+// The largest power of two up to 128 that divides the address, and those a step further each. Kernels ask for 16; 128 is what all of a model's tensors have, so that the
 // same product of another layer is never made by another kernel, whose sums would be rounded differently.
-static uint32_t alignment(const void* pointer) {
-    uintptr_t bits = reinterpret_cast<uintptr_t>(pointer) | 128;
+static uint32_t alignment(const void* pointer, size_t step) {
+    uintptr_t bits = reinterpret_cast<uintptr_t>(pointer) | step | 128;
     return static_cast<uint32_t>(bits & -bits);
+}
+
+static void set_batch(cublasLtMatrixLayout_t matrix, int64_t batch) {
+    const int32_t count = static_cast<int32_t>(batch);
+    blas_check(cublasLtMatrixLayoutSetAttribute(matrix, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count), "matmul");
 }
 
 // A row-major matrix (rows, cols) is to cuBLASLt, which counts by columns, the matrix (cols, rows).
 static cublasLtMatrixLayout_t layout(int64_t batch, int64_t rows, int64_t cols, cudaDataType_t type) {
     cublasLtMatrixLayout_t matrix;
     blas_check(cublasLtMatrixLayoutCreate(&matrix, type, static_cast<uint64_t>(cols), static_cast<uint64_t>(rows), cols), "matmul");
-    const int32_t count = static_cast<int32_t>(batch);
     const int64_t stride = rows * cols;
-    blas_check(cublasLtMatrixLayoutSetAttribute(matrix, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count), "matmul");
+    set_batch(matrix, batch);
     blas_check(cublasLtMatrixLayoutSetAttribute(matrix, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride), "matmul");
     return matrix;
 }
@@ -60,6 +64,7 @@ struct LtPlan {
     cublasLtMatmulDesc_t product;
     cublasLtMatrixLayout_t a, b, out;
     cublasLtMatmulAlgo_t kernel;
+    int64_t calls = 1;    // one for the whole batch, or where the kernel does not take so many at once, one for each product
 };
 
 // One for each thread, because a product uses the workspace until it is done: the products of a thread run on one stream. A product
@@ -87,9 +92,9 @@ static LtPlan choose(cublasLtHandle_t handle, const LtProduct& p) {
     const cublasOperation_t op_a = p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, op_b = p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     blas_check(cublasLtMatmulDescSetAttribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSA, &op_b, sizeof op_b), "matmul");
     blas_check(cublasLtMatmulDescSetAttribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSB, &op_a, sizeof op_a), "matmul");
-    plan.a = p.transpose_a ? layout(p.batch, p.K, p.M, in_type) : layout(p.batch, p.M, p.K, in_type);
-    plan.b = p.transpose_b ? layout(p.batch, p.N, p.K, in_type) : layout(p.batch, p.K, p.N, in_type);
-    plan.out = layout(p.batch, p.M, p.N, p.out_type);
+    plan.a = p.transpose_a ? layout(p.kernel_for, p.K, p.M, in_type) : layout(p.kernel_for, p.M, p.K, in_type);
+    plan.b = p.transpose_b ? layout(p.kernel_for, p.N, p.K, in_type) : layout(p.kernel_for, p.K, p.N, in_type);
+    plan.out = layout(p.kernel_for, p.M, p.N, p.out_type);
 
     cublasLtMatmulPreference_t preference;
     blas_check(cublasLtMatmulPreferenceCreate(&preference), "matmul");
@@ -112,28 +117,50 @@ static LtPlan choose(cublasLtHandle_t handle, const LtProduct& p) {
     cublasLtMatmulPreferenceDestroy(preference);
     if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
     if (status != CUBLAS_STATUS_SUCCESS)
-        throw std::runtime_error(concat("matmul: cuBLASLt has no kernel for M ", p.M, ", N ", p.N, ", K ", p.K, ", batch ", p.batch, ": ",
+        throw std::runtime_error(concat("matmul: cuBLASLt has no kernel for M ", p.M, ", N ", p.N, ", K ", p.K, ", batch ", p.kernel_for, ": ",
                                         cublasLtGetStatusString(status)));
     plan.kernel = best.algo;
-    return plan;
+    if (p.batch == p.kernel_for) return plan;
+    auto takes = [&](int64_t batch) {
+        for (cublasLtMatrixLayout_t matrix : {plan.a, plan.b, plan.out}) set_batch(matrix, batch);
+        cublasLtMatmulHeuristicResult_t found_it{};
+        status = cublasLtMatmulAlgoCheck(handle, plan.product, plan.b, plan.a, plan.out, plan.out, &plan.kernel, &found_it);
+        return status == CUBLAS_STATUS_SUCCESS && found_it.workspaceSize <= MATMUL_WORKSPACE;
+    };
+    if (takes(p.batch)) return plan;
+    plan.calls = p.batch;
+    if (takes(1)) return plan;
+    throw std::runtime_error(concat("matmul: cuBLASLt's kernel for M ", p.M, ", N ", p.N, ", K ", p.K, ", batch ", p.kernel_for, " does not take one product: ",
+                                    cublasLtGetStatusString(status)));
 }
 
 // c is read only where beta is not 0.
 static void run(const char* op, void* out, const floatX* a, const floatX* b, const void* c, LtProduct product, float alpha, float beta, Stream stream) {
     Range range(op);
     if (beta == 0) c = out;
-    product.out_alignment = alignment(out);
-    product.a_alignment = alignment(a);
-    product.b_alignment = alignment(b);
-    product.c_alignment = alignment(c);
+    // From a matrix to the next one of a batch.
+    const size_t out_step = static_cast<size_t>(product.M * product.N) * (product.out_type == CUDA_R_32F ? sizeof(float) : sizeof(floatX)),
+                 a_step = static_cast<size_t>(product.M * product.K) * sizeof(floatX), b_step = static_cast<size_t>(product.K * product.N) * sizeof(floatX);
+    const bool several = product.kernel_for > 1;
+    product.out_alignment = alignment(out, several ? out_step : 0);
+    product.a_alignment = alignment(a, several ? a_step : 0);
+    product.b_alignment = alignment(b, several ? b_step : 0);
+    product.c_alignment = alignment(c, several ? out_step : 0);
     Library& blas = library();
     auto found = blas.plans.find(product);
     if (found == blas.plans.end()) found = blas.plans.emplace(product, choose(blas.handle, product)).first;
     const LtPlan& plan = found->second;
-    blas_check(cublasLtMatmul(blas.handle, plan.product, &alpha, b, plan.b, a, plan.a, &beta, c, plan.out, out, plan.out, &plan.kernel,
-                              blas.workspace, MATMUL_WORKSPACE, cuda_stream(stream)),
-               op);
+    auto at = [](auto* first, size_t bytes) { return reinterpret_cast<decltype(first)>(reinterpret_cast<uintptr_t>(first) + bytes); };
+    for (size_t i = 0; i < static_cast<size_t>(plan.calls); i++)
+        blas_check(cublasLtMatmul(blas.handle, plan.product, &alpha, at(b, i * b_step), plan.b, at(a, i * a_step), plan.a, &beta, at(c, i * out_step), plan.out,
+                                  at(out, i * out_step), plan.out, &plan.kernel, blas.workspace, MATMUL_WORKSPACE, cuda_stream(stream)),
+                   op);
 }
+
+// Products that lie one after another, as Muon's do. Their count must not choose the kernel: a process of several has fewer matrices of a shape than one
+// alone, and another kernel rounds its sums otherwise. So it is the one for eight at once, whatever the count: about what a process has, enough to
+// fill a device, and (unlike the one for a single product) a choice that knows how far apart they lie.
+static constexpr int64_t KERNEL_FOR = 8;
 
 void matmul_forward(floatX* out, const floatX* x, const floatX* w, int64_t N, int64_t IC, int64_t OC, Stream stream) {
     require_product("matmul_forward", N, IC, OC);
@@ -153,7 +180,7 @@ void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int6
 void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t batch, int64_t M, int64_t N, int64_t K, bool transpose_a,
             bool transpose_b, float alpha, float beta, Stream stream) {
     require_products("matmul", batch, M, N, K, c, beta);
-    run("matmul", out, a, b, c, {.batch = batch, .M = M, .N = N, .K = K, .transpose_a = transpose_a, .transpose_b = transpose_b}, alpha, beta, stream);
+    run("matmul", out, a, b, c, {.batch = batch, .kernel_for = KERNEL_FOR, .M = M, .N = N, .K = K, .transpose_a = transpose_a, .transpose_b = transpose_b}, alpha, beta, stream);
 }
 
 // ------------------------------------------------------------------------------------------------------ symmetric products
@@ -310,7 +337,7 @@ void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float
         return multiply_lower(out, x, c, scale, batch, M, K, transposed, alpha, beta, stream);
     }
 #endif
-    run("matmul_symmetric", out, x, x, c, {.batch = batch, .M = M, .N = M, .K = K, .transpose_a = transposed, .transpose_b = !transposed}, alpha, beta, stream);
+    run("matmul_symmetric", out, x, x, c, {.batch = batch, .kernel_for = KERNEL_FOR, .M = M, .N = M, .K = K, .transpose_a = transposed, .transpose_b = !transposed}, alpha, beta, stream);
     if (scale)
         launch("matmul_symmetric", matmul_scale_kernel,
                {dim3(static_cast<unsigned>(ceil_div(M * M, SCALE_THREADS)), static_cast<unsigned>(batch)), dim3(SCALE_THREADS)}, stream, out, scale, M * M);

@@ -5,7 +5,7 @@
 #include "llmc/ops/matmul.h"
 
 // Products of these sizes, forth and back: rows, and the width and hidden width of an MLP.
-static constexpr int64_t ROWS = 2048, WIDTH = 768, HIDDEN = 3072;
+static constexpr int64_t ROWS = 1024, WIDTH = 768, HIDDEN = 3072;
 
 double device_peak_flops() {
     static const double peak = std::max(matmul_flops(ROWS, WIDTH, HIDDEN, 3), matmul_flops(ROWS, HIDDEN, WIDTH, 3));

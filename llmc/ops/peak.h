@@ -2,8 +2,8 @@
 #pragma once
 #include <cstddef>
 
-/// Dense matrix-product peak in floatX, FLOP/s: on the CPU measured (the better of the products 2048 x 768 x 3072 and
-/// 2048 x 3072 x 768, rows x out x in; 30 MB while it lasts), from the data sheet on a GPU; 0 if unknown.
+/// Dense matrix-product peak in floatX, FLOP/s: on the CPU measured (the better of the products 1024 x 768 x 3072 and
+/// 1024 x 3072 x 768, rows x out x in; 25 MB while it lasts), from the data sheet on a GPU; 0 if unknown.
 double device_peak_flops();
 
 /// Of device_free_bytes(), what the process has while device_peak_flops() measures.

@@ -1,6 +1,7 @@
 // Sums and checks over whole tensors on the CPU: bound by memory.
 #include "llmc/ops/reduce.h"
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include "llmc/device/profile.h"
@@ -19,18 +20,18 @@ static double squares_of(const float* x, int64_t n) {
     return total;
 }
 
-void sum_of_squares(float* out, float* scratch, const float* x, int64_t n, Stream) {
-    Range range("sum_of_squares");
-    require(n >= 1, "sum_of_squares: n must be at least 1, not ", n);
-    const int64_t size = (n + REDUCE_PARTS - 1) / REDUCE_PARTS;
-#pragma omp parallel for
-    for (int part = 0; part < REDUCE_PARTS; part++) {
-        int64_t begin = std::min(n, part * size), end = std::min(n, begin + size);
-        scratch[part] = static_cast<float>(squares_of(x + begin, end - begin));
-    }
-    double total = 0;
-    for (int part = 0; part < REDUCE_PARTS; part++) total += scratch[part];
-    *out = static_cast<float>(total);
+void sums_of_squares(float* out, const float* x, const Span* spans, int count, Stream) {
+    Range range("sums_of_squares");
+    require(count >= 0, "sums_of_squares: count must not be negative, but is ", count);
+#pragma omp parallel for schedule(dynamic, 4)
+    for (int i = 0; i < count; i++) out[i] = static_cast<float>(squares_of(x + spans[i].begin, spans[i].count));
+}
+
+void add(float* sum, const float* x, int64_t n, Stream) {
+    Range range("add");
+    require(n >= 1, "add: n must be at least 1, not ", n);
+#pragma omp parallel for simd
+    for (int64_t i = 0; i < n; i++) sum[i] += x[i];
 }
 
 void mean_loss(double* total, double* last, const float* losses, int64_t N, double valid, double share, Stream) {
@@ -40,6 +41,33 @@ void mean_loss(double* total, double* last, const float* losses, int64_t N, doub
     for (int64_t n = 0; n < N; n++) sum += losses[n];
     *last = sum / valid;
     *total += share * *last;
+}
+
+// Elements in blocks that stay in the cache, whatever the count of parts: sums[level] holds that of 2^level parts until its neighbour is there.
+void tree_sum(float* out, const float* parts, int count, int64_t n, Stream) {
+    Range range("tree_sum");
+    require(count >= 1, "tree_sum: count must be at least 1, not ", count);
+    require(n >= 1, "tree_sum: n must be at least 1, not ", n);
+    constexpr int64_t BLOCK = 256;
+    constexpr int LEVELS = 31;   // of an int's count
+#pragma omp parallel for
+    for (int64_t begin = 0; begin < n; begin += BLOCK) {
+        const int64_t size = std::min(BLOCK, n - begin);
+        float sums[LEVELS][BLOCK], sum[BLOCK];
+        for (int part = 0; part < count; part++) {
+            std::copy_n(parts + part * n + begin, size, sum);
+            int level = 0;
+            for (; part >> level & 1; level++)
+                for (int64_t i = 0; i < size; i++) sum[i] = sums[level][i] + sum[i];
+            std::copy_n(sum, size, sums[level]);
+        }
+        int level = std::countr_zero(static_cast<unsigned>(count));   // what is left over: from the smallest on, each joins the one before it
+        std::copy_n(sums[level], size, sum);
+        while (++level < LEVELS)
+            if (count >> level & 1)
+                for (int64_t i = 0; i < size; i++) sum[i] = sums[level][i] + sum[i];
+        std::copy_n(sum, size, out + begin);
+    }
 }
 
 template <class Number>

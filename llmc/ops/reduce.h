@@ -2,13 +2,18 @@
 #pragma once
 #include "llmc/device/types.h"
 
-/// Number of partial sums that sum_of_squares makes.
-inline constexpr int REDUCE_PARTS = 1024;
+/// Elements [begin, begin + count) of an array; begin a multiple of 4.
+struct Span {
+    int64_t begin, count;
+};
 
-/// out     (1)             =   fp32: sum over i of x[i]^2, the partial sums added in double
-/// scratch (REDUCE_PARTS)      fp32
-/// x       (n)
-void sum_of_squares(float* out, float* scratch, const float* x, int64_t n, Stream stream);
+/// out   (count)  =   fp32: sum over i of x[i]^2 over span number c
+/// x
+/// spans (count)      on the device, as the others
+void sums_of_squares(float* out, const float* x, const Span* spans, int count, Stream stream);
+
+/// sum (n) += x (n)
+void add(float* sum, const float* x, int64_t n, Stream stream);
 
 /// A micro-batch's mean loss joins the step's:  last = sum over n of losses[n] / valid,  total += share * last
 ///
@@ -17,6 +22,14 @@ void sum_of_squares(float* out, float* scratch, const float* x, int64_t n, Strea
 /// losses (N)      nats, added up in double
 /// valid           targets that count
 void mean_loss(double* total, double* last, const float* losses, int64_t N, double valid, double share, Stream stream);
+
+/// Sums over the parts of a step, in an order that does not depend on who made them: the same bits as adding pairs, then pairs of those,
+/// ((p0 + p1) + (p2 + p3)) + ..., so that the sums of whole subtrees, made elsewhere, are parts too. Of a count that is no power of two
+/// the tree is the next power's, without the parts that are not there.
+///
+/// out   (n)         =   fp32; may be row 0 of parts, and otherwise overlaps none
+/// parts (count, n)      fp32
+void tree_sum(float* out, const float* parts, int count, int64_t n, Stream stream);
 
 /// Index of the first element that is NaN or infinite, -1 when there is none. Waits for the stream; for diagnosis.
 int64_t first_nonfinite(const float* x, int64_t n, Stream stream);

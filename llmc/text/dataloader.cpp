@@ -44,10 +44,18 @@ public:
     Reader(const LoaderOptions& what, const std::vector<Shard>& all, const std::vector<int>& turns)
         : options(what), files(all), order(turns) {}
 
-    /// Fills the micro-batch that starts at `place`, and moves the place behind it.
+    /// Fills the next micro-batch of this share from `place` on, and moves the place behind it; behind the last one of a step, to the next step.
     void read(Batch& batch, Place& place) {
-        if (options.packing == Packing::stream) read_stream(batch, place);
-        else read_rows(batch, place);
+        const Share& share = options.share;
+        for (; place.of_step < share.first; place.of_step++) take(nullptr, nullptr, place);
+        take(batch.inputs.data(), batch.targets.data(), place);
+        if (options.following) {
+            Place behind = place;
+            take(nullptr, batch.following.data(), behind);
+        }
+        if (++place.of_step < share.first + share.count) return;
+        for (; place.of_step < share.of; place.of_step++) take(nullptr, nullptr, place);
+        place.of_step = 0;
     }
 
     /// Micro-batches packed from no more documents than one pass has.
@@ -58,35 +66,42 @@ public:
 
         Place packing;
         for (int64_t taken = 0, count = 0;; count++) {
-            for (int64_t row = 0; row < int64_t{options.B} * options.processes; row++) taken += pack_row(nullptr, packing);
+            for (int row = 0; row < options.B; row++) taken += pack_row(nullptr, packing);
             if (taken > documents) return std::max(count, int64_t{1});
         }
     }
 
 private:
-    void read_stream(Batch& batch, Place& place) {
-        const int64_t n = int64_t{options.B} * options.T;
-        while (place.token + n * options.processes + 1 > files[order[place.turn]].tokens) next_shard(place);
-        tokens.resize(n + 1);
-        read_tokens(tokens.data(), order[place.turn], place.token + options.process * n, n + 1);
-        std::copy_n(tokens.begin(), n, batch.inputs.begin());
-        std::copy_n(tokens.begin() + 1, n, batch.targets.begin());
-        place.token += n * options.processes;
+    /// The micro-batch at `place`, which moves behind it; where inputs and targets are both null, it is not read.
+    void take(int* inputs, int* targets, Place& place) {
+        if (options.packing == Packing::stream) take_stream(inputs, targets, place);
+        else take_rows(inputs, targets, place);
     }
 
-    void read_rows(Batch& batch, Place& place) {
+    void take_stream(int* inputs, int* targets, Place& place) {
+        const int64_t n = int64_t{options.B} * options.T;
+        while (place.token + n + 1 > files[order[place.turn]].tokens) next_shard(place);
+        if (targets) {
+            tokens.resize(n + 1);
+            read_tokens(tokens.data(), order[place.turn], place.token, n + 1);
+            give(inputs, targets, n);
+        }
+        place.token += n;
+    }
+
+    void take_rows(int* inputs, int* targets, Place& place) {
         const int T = options.T;
         tokens.resize(T + 1);
-        for (int64_t row = 0; row < int64_t{options.B} * options.processes; row++) {
-            if (row % options.processes != options.process) {
-                pack_row(nullptr, place);
-                continue;
-            }
-            pack_row(tokens.data(), place);
-            int64_t at = row / options.processes * T;
-            std::copy_n(tokens.begin(), T, batch.inputs.begin() + at);
-            std::copy_n(tokens.begin() + 1, T, batch.targets.begin() + at);
+        for (int64_t at = 0; at < int64_t{options.B} * T; at += T) {
+            pack_row(targets ? tokens.data() : nullptr, place);
+            if (targets) give(inputs ? inputs + at : nullptr, targets + at, T);
         }
+    }
+
+    /// n + 1 tokens as n inputs, where they are wanted, and their targets.
+    void give(int* inputs, int* targets, int64_t n) const {
+        if (inputs) std::copy_n(tokens.begin(), n, inputs);
+        std::copy_n(tokens.begin() + 1, n, targets);
     }
 
     /// Packs one row of T + 1 tokens; null: another process's, of which only the documents are taken. Returns how many.
@@ -228,19 +243,19 @@ static int first_token(const std::string& path) {
 DataLoader::DataLoader(LoaderOptions given) : options(std::move(given)) {
     const LoaderOptions& o = options;
     require(o.B >= 1 && o.T >= 1, "a micro-batch is ", o.B, " x ", o.T, " tokens, but --device-batch and --seq-len must be 1 or more");
-    require(o.processes >= 1 && o.process >= 0 && o.process < o.processes, "process is ", o.process, " of ", o.processes,
-            ", but must be 0 to processes - 1");
+    const Share& share = o.share;
+    require(share.first >= 0 && share.count >= 1 && share.count <= share.of - share.first, "a share of the micro-batches is ", share.count, " from ",
+            share.first, " of ", share.of, ", but must be 1 or more of them");
     require(o.vocab_size >= 1, "vocabulary is ", o.vocab_size, ", but must be 1 or more");
     require(!o.patterns.empty(), "no shards were named; give their paths, or a pattern like 'corpus/train_*.bin'");
     for (const std::string& path : matching_paths(o.patterns)) files.push_back({path, read_shard_header(path)});
 
-    // A micro-batch of all processes: consecutive tokens of one shard, or rows of T + 1 from anywhere.
+    // Consecutive tokens of one shard, or rows of T + 1 from anywhere.
     const bool stream = o.packing == Packing::stream;
-    const double need = stream ? 1.0 * o.B * o.T * o.processes + 1 : (o.T + 1.0) * o.B * o.processes;
+    const double need = stream ? 1.0 * o.B * o.T + 1 : (o.T + 1.0) * o.B;
     int64_t have = total_tokens();
     if (stream) have = std::max_element(files.begin(), files.end(), [](auto& a, auto& b) { return a.tokens < b.tokens; })->tokens;
-    require(have >= need, "a micro-batch of ", o.B, " x ", o.T, " tokens (device_batch x seq_len) for each of ", o.processes,
-            " processes takes ", std::fixed, std::setprecision(0), need, " tokens", stream ? " of one shard" : "", ", but the ",
+    require(have >= need, "a micro-batch of ", o.B, " x ", o.T, " tokens (device_batch x seq_len) takes ", std::fixed, std::setprecision(0), need, " tokens", stream ? " of one shard" : "", ", but the ",
             stream ? "largest of " : "", shards(), " shards of ", patterns_text(o.patterns), " ", stream ? "has " : "have ", have,
             "; use a smaller --device-batch or --seq-len, or more text");
 
@@ -251,6 +266,7 @@ DataLoader::DataLoader(LoaderOptions given) : options(std::move(given)) {
     for (Batch& batch : batches) {
         batch.inputs.resize(size_t(o.B) * o.T);
         batch.targets.resize(size_t(o.B) * o.T);
+        if (o.following) batch.following.resize(size_t(o.B) * o.T);
     }
 }
 
@@ -278,7 +294,7 @@ std::string DataLoader::fingerprint() const {
 
 int64_t DataLoader::batches_per_epoch() const {
     if (options.packing == Packing::bos_bestfit) return Reader(options, files, order).count_batches();
-    const int64_t step = int64_t{options.B} * options.T * options.processes;
+    const int64_t step = int64_t{options.B} * options.T;
     return std::accumulate(files.begin(), files.end(), int64_t{0}, [&](int64_t sum, const Shard& shard) { return sum + (shard.tokens - 1) / step; });
 }
 
@@ -344,10 +360,12 @@ void DataLoader::rewind() {
 
 // ------------------------------------------------------------------------------------------ reading ahead
 
-void DataLoader::next(int* inputs, int* targets) {
+void DataLoader::next(int* inputs, int* targets, int* following) {
+    require(!following || options.following, "the loader was not asked to read the micro-batches that follow");
     Batch& batch = front();
     std::copy(batch.inputs.begin(), batch.inputs.end(), inputs);
     std::copy(batch.targets.begin(), batch.targets.end(), targets);
+    if (following) std::copy(batch.following.begin(), batch.following.end(), following);
     std::swap(here, batch.after);
     {
         std::lock_guard lock(mutex);
@@ -356,8 +374,6 @@ void DataLoader::next(int* inputs, int* targets) {
     }
     changed.notify_one();
 }
-
-const int* DataLoader::peek_targets() { return front().targets.data(); }
 
 /// The micro-batch that is next, once it has been read.
 DataLoader::Batch& DataLoader::front() {

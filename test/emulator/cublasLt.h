@@ -102,9 +102,13 @@ inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPrefere
 
 // ------------------------------------------------------------------------------------------------------------- the product
 
+/// `batch`: the products that it was chosen for. What it is depends on that, as a GPU's does: chosen for more than 8, it adds up from the other end;
+/// and for an odd M it takes no more than those, so that callers' other ways are gone too.
 struct cublasLtMatmulAlgo_t {
     cublasLtMatmulPreferenceOpaque promised;
     int64_t M, N, K;
+    int32_t batch;
+    bool takes(int32_t count) const { return count <= batch || M % 2 == 0; }
 };
 struct cublasLtMatmulHeuristicResult_t {
     cublasLtMatmulAlgo_t algo;
@@ -127,24 +131,36 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtM
                                                      cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t preference,
                                                      int wanted, cublasLtMatmulHeuristicResult_t* results, int* found) {
     *found = 0;
-    cublasLtMatmulAlgo_t algo{*preference, 0, 0, 0};
+    cublasLtMatmulAlgo_t algo{*preference, 0, 0, 0, 0};
     if (wanted < 1 || c != d || !emulated_sizes(algo, desc, a, b, d)) return CUBLAS_STATUS_INVALID_VALUE;
+    algo.batch = d->batch;
     results[0] = {algo, 0, CUBLAS_STATUS_SUCCESS};
     *found = 1;
     return CUBLAS_STATUS_SUCCESS;
+}
+
+inline cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                              cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d, const cublasLtMatmulAlgo_t* algo,
+                                              cublasLtMatmulHeuristicResult_t* result) {
+    cublasLtMatmulAlgo_t sizes{};
+    if (c != d || !emulated_sizes(sizes, desc, a, b, d) || sizes.M != algo->M || sizes.N != algo->N || sizes.K != algo->K) return CUBLAS_STATUS_INVALID_VALUE;
+    result->workspaceSize = 0;
+    return algo->takes(d->batch) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 
 inline float emulated_element(const void* matrix, cudaDataType_t type, int64_t at) {
     return type == CUDA_R_32F ? static_cast<const float*>(matrix)[at] : to_float(static_cast<const bf16*>(matrix)[at]);
 }
 
-/// sums (M) = of a[k] b[k] over k, in that order; a (K, M). The sanitizers watch what is read of a kernel's memory, not these copies, which
+/// sums (M) = of a[k] b[k] over k, in that order or from the end; a (K, M). The sanitizers watch what is read of a kernel's memory, not these copies, which
 /// whole training steps spend most of their time with.
-__attribute__((no_sanitize("address", "undefined"))) inline void emulated_sums(float* sums, const float* a, const float* b, int64_t M, int64_t K) {
+__attribute__((no_sanitize("address", "undefined"))) inline void emulated_sums(float* sums, const float* a, const float* b, int64_t M, int64_t K, bool from_the_end) {
     for (int64_t i = 0; i < M; i++) sums[i] = 0;
-    for (int64_t k = 0; k < K; k++)
+    for (int64_t step = 0; step < K; step++) {
+        const int64_t k = from_the_end ? K - 1 - step : step;
 #pragma omp simd
         for (int64_t i = 0; i < M; i++) sums[i] += a[k * M + i] * b[k];
+    }
 }
 
 inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const void* alpha, const void* a, cublasLtMatrixLayout_t a_layout,
@@ -154,12 +170,13 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc
     cublasLtMatmulAlgo_t sizes{};
     const auto& promised = algo->promised;
     auto lies_at = [](const void* pointer, uint32_t bytes) { return is_device_memory(pointer) && reinterpret_cast<uintptr_t>(pointer) % bytes == 0; };
-    if (!emulated_sizes(sizes, desc, a_layout, b_layout, d_layout) || sizes.M != algo->M || sizes.N != algo->N || sizes.K != algo->K ||
+    if (!emulated_sizes(sizes, desc, a_layout, b_layout, d_layout) || sizes.M != algo->M || sizes.N != algo->N || sizes.K != algo->K || !algo->takes(d_layout->batch) ||
         !lies_at(a, promised.align_a) || !lies_at(b, promised.align_b) || !lies_at(c, promised.align_c) || !lies_at(d, promised.align_d) ||
         workspace_bytes < promised.workspace || !lies_at(workspace, 256))
         return CUBLAS_STATUS_INVALID_VALUE;
     const float scale = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
     const cublasLtMatmulDescOpaque product = *desc;
+    const bool from_the_end = algo->batch > 8;
     const cublasLtMatrixLayoutOpaque as = *a_layout, bs = *b_layout, ds = *d_layout;
     cudaError_t error = emulated_submit("cublasLtMatmul", stream, [=] {
         DeviceAccess open;
@@ -172,7 +189,7 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc
                     left[k * sizes.M + i] = emulated_element(a, as.type, n * as.stride + i * a_row + k * a_col);
             for (int64_t j = 0; j < sizes.N; j++) {
                 for (int64_t k = 0; k < sizes.K; k++) right[k] = emulated_element(b, bs.type, n * bs.stride + k * b_row + j * b_col);
-                emulated_sums(sums.data(), left.data(), right.data(), sizes.M, sizes.K);
+                emulated_sums(sums.data(), left.data(), right.data(), sizes.M, sizes.K, from_the_end);
                 for (int64_t i = 0; i < sizes.M; i++) {
                     const int64_t at = n * ds.stride + i + j * ds.ld;
                     float sum = sums[i] * scale;

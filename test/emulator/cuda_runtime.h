@@ -1,8 +1,10 @@
 // The part of CUDA's runtime and built-ins that the engine uses, for the emulator. Found before the real one by -Itest/emulator.
 #pragma once
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -136,6 +138,7 @@ enum cudaError_t {
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorInvalidConfiguration = 9,
+    cudaErrorInvalidDevice = 101,
     cudaErrorInvalidResourceHandle = 400,
     cudaErrorIllegalState = 401,
     cudaErrorNotReady = 600,
@@ -153,6 +156,7 @@ inline constexpr EmulatedErrorText EMULATED_ERRORS[] = {
     {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
     {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
     {cudaErrorInvalidConfiguration, "cudaErrorInvalidConfiguration", "invalid configuration argument"},
+    {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
     {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
     {cudaErrorIllegalState, "cudaErrorIllegalState", "the operation cannot be performed in the present state"},
     {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
@@ -201,9 +205,28 @@ inline cudaError_t emulated_refuse(const char* call, cudaError_t error = cudaErr
     if (emulated_capture.refused.empty()) emulated_capture.refused = std::string(call) + ": " + emulated_error(error).text;
     return error;
 }
+/// The number of the last work that each stream was given, and of the others' that it waits for: a GPU's streams run side by side, and the one queue
+/// here is one order of many. So neither may a stream be given work, nor the host wait for it, while others have some that it does not wait for.
+struct EmulatedOrder {
+    using Numbers = std::map<cudaStream_t, uint64_t>;
+    uint64_t given = 0;
+    Numbers last;
+    std::map<cudaStream_t, Numbers> waits;
+
+    void check(const char* call, cudaStream_t stream) {
+        for (auto [other, number] : last)
+            if (other != stream && number > waits[stream][other]) emulation_error(std::string(call) + ": another stream has work that this one does not wait for");
+    }
+    void give(const char* call, cudaStream_t stream) {
+        check(call, stream);
+        last[stream] = ++given;
+    }
+};
+inline EmulatedOrder emulated_order;
+
 inline cudaError_t emulated_submit(const char* call, cudaStream_t stream, EmulatedWork work) {
     if (emulated_capture.stream && (stream == nullptr || stream == cudaStreamLegacy)) return emulated_refuse(call, cudaErrorStreamCaptureImplicit);
-    if (!emulated_capture.stream || stream != emulated_capture.stream) return emulated_queue(std::move(work)), cudaSuccess;
+    if (!emulated_capture.stream || stream != emulated_capture.stream) return emulated_order.give(call, stream), emulated_queue(std::move(work)), cudaSuccess;
     if (!emulated_capture.refused.empty()) return cudaErrorStreamCaptureInvalidated;
     emulated_capture.graph.work.push_back(emulated_named(std::move(work)));
     return cudaSuccess;
@@ -211,11 +234,29 @@ inline cudaError_t emulated_submit(const char* call, cudaStream_t stream, Emulat
 /// For calls that wait for the device.
 inline cudaError_t emulated_wait(const char* call) {
     cudaError_t refused = emulated_refuse(call);
-    if (refused == cudaSuccess) emulated_finish();
+    if (refused == cudaSuccess) emulated_finish(), emulated_order.last.clear();
     return refused;
 }
 
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return emulated_wait("cudaStreamSynchronize"); }
+enum : unsigned { cudaStreamDefault = 0, cudaStreamNonBlocking = 1 };
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = reinterpret_cast<cudaStream_t>(new char), cudaSuccess; }
+/// Waits for nothing: what the stream was given is still done.
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    delete reinterpret_cast<char*>(stream);
+    emulated_order.waits.erase(stream);
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    if (!emulated_capture.stream) emulated_order.check("cudaStreamSynchronize", stream);
+    return emulated_wait("cudaStreamSynchronize");
+}
+/// What waits is done by the next time, unless another process keeps it waiting.
+inline cudaError_t cudaStreamQuery(cudaStream_t stream) {
+    if (cudaError_t refused = emulated_refuse("cudaStreamQuery"); refused != cudaSuccess) return refused;
+    emulated_order.check("cudaStreamQuery", stream);
+    if (!emulated_poll()) return cudaErrorNotReady;
+    return emulated_order.last.clear(), cudaSuccess;
+}
 inline cudaError_t cudaDeviceSynchronize() { return emulated_wait("cudaDeviceSynchronize"); }
 
 enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
@@ -256,6 +297,7 @@ struct EmulatedEvent {
     enum { never, queued, reached, captured } state = never;
     bool timed = true;
     std::chrono::steady_clock::time_point at;
+    EmulatedOrder::Numbers behind;    // the work that it comes after, by stream
 };
 using cudaEvent_t = std::shared_ptr<EmulatedEvent>*;    // what is queued may outlive cudaEventDestroy
 enum : unsigned { cudaEventDefault = 0, cudaEventBlockingSync = 1, cudaEventDisableTiming = 2 };
@@ -270,10 +312,18 @@ inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     bool recorded = emulated_capture.stream && stream == emulated_capture.stream;
     (*event)->state = recorded ? EmulatedEvent::captured : EmulatedEvent::queued;
     if (recorded) return cudaSuccess;    // in a graph it only orders streams
-    return emulated_submit("cudaEventRecord", stream, [event = *event] {
+    const cudaError_t error = emulated_submit("cudaEventRecord", stream, [event = *event] {
         event->at = std::chrono::steady_clock::now();
         event->state = EmulatedEvent::reached;
     });
+    (*event)->behind = emulated_order.waits[stream];
+    (*event)->behind[stream] = emulated_order.given;
+    return error;
+}
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
+    if (emulated_capture.stream) return emulated_refuse("cudaStreamWaitEvent", cudaErrorIllegalState);   // what it does to a recording nobody needs yet
+    for (auto [other, number] : (*event)->behind) emulated_order.waits[stream][other] = std::max(emulated_order.waits[stream][other], number);
+    return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if ((*event)->state == EmulatedEvent::captured) return cudaErrorCapturedEvent;
@@ -309,8 +359,19 @@ struct cudaDeviceProp {
     size_t totalGlobalMem;
     int multiProcessorCount, major, minor;
 };
-inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+/// As many as EMULATOR_GPUS says (1): one is as good as another, and a process takes one of them.
+inline cudaError_t cudaGetDeviceCount(int* count) {
+    const char* set = std::getenv("EMULATOR_GPUS");
+    return *count = set ? std::atoi(set) : 1, cudaSuccess;
+}
+inline int emulated_device = 0;
+inline cudaError_t cudaGetDevice(int* device) { return *device = emulated_device, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) {
+    int count = 0;
+    cudaGetDeviceCount(&count);
+    if (device < 0 || device >= count) return cudaErrorInvalidDevice;
+    return emulated_device = device, cudaSuccess;
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     switch (attribute) {
         case cudaDevAttrMultiProcessorCount: *value = 3; break;

@@ -2,6 +2,7 @@
 #include "emulator.h"
 #include <sys/mman.h>
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -11,6 +12,7 @@
 #include <numeric>
 #include <random>
 #include <stdexcept>
+#include <thread>
 #include <utility>
 #include <vector>
 #include "llmc/device/types.h"
@@ -810,8 +812,8 @@ static void check_warpgroups() {
 
 // -------------------------------------------------------------------------------------------------------------------- streams
 
-static std::deque<EmulatedWork>& waiting_work() {
-    static std::deque<EmulatedWork> all;
+static std::deque<EmulatedPoll>& waiting_work() {
+    static std::deque<EmulatedPoll> all;
     return all;
 }
 
@@ -823,23 +825,40 @@ EmulatedWork emulated_named(EmulatedWork work) {
     };
 }
 
-void emulated_queue(EmulatedWork work) { waiting_work().push_back(emulated_named(std::move(work))); }
+void emulated_queue(EmulatedWork work) {
+    emulated_queue_polled([named = emulated_named(std::move(work))] { return named(), true; });
+}
 
-void emulated_advance() {
-    EmulatedWork work = std::move(waiting_work().front());
+void emulated_queue_polled(EmulatedPoll work) { waiting_work().push_back(std::move(work)); }
+
+// Whether the first that waits is done by now; then it waits no more.
+static bool try_first() {
+    EmulatedPoll work = std::move(waiting_work().front());
     waiting_work().pop_front();
     auto before = names;
     try {
-        work();
+        if (work()) return true;
     } catch (...) {
         waiting_work().clear();
         names = std::move(before);
         throw;
     }
+    waiting_work().push_front(std::move(work));
+    return false;
+}
+
+void emulated_advance() {
+    while (!try_first()) std::this_thread::sleep_for(std::chrono::microseconds(50));
 }
 
 void emulated_finish() {
     while (!waiting_work().empty()) emulated_advance();
+}
+
+bool emulated_poll() {
+    if (waiting_work().empty()) return true;
+    while (!waiting_work().empty() && try_first()) {}
+    return false;
 }
 
 // ------------------------------------------------------------------------------------------------------------ device memory

@@ -42,9 +42,14 @@ using EmulatedWork = std::function<void()>;
 
 /// Work of a stream, named by the innermost NVTX range of this moment: waits in one queue for all streams.
 void emulated_queue(EmulatedWork work);
+/// The same of work that another process has a part in: it is done when it returns true, and is called again until then.
+using EmulatedPoll = std::function<bool()>;
+void emulated_queue_polled(EmulatedPoll work);
 /// Does the first that waits, or all. An error in it ends the rest.
 void emulated_advance();
 void emulated_finish();
+/// Does what waits, up to work that waits for another process. Whether nothing had been waiting.
+bool emulated_poll();
 /// The work as it is queued: for what is queued again later.
 EmulatedWork emulated_named(EmulatedWork work);
 

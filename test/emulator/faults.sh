@@ -4,6 +4,7 @@
 # What make says in the environment:
 #   BUILD   where the emulator was built     LIBRARY  its objects          CXX, FLAGS  the compiler, and how
 #   SUITES  where those of the op suites lie  MAIN    the runner's         FAULT       the name of one fault: it alone is planted
+#   COMM    comm's suite and the program that it runs, objects too                     LIBS  what they are linked with
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 
@@ -13,7 +14,7 @@ faults() {
     fault "no barrier between the warps' sums and the sum of those" norm '*forward is the formula' llmc/device/cuda_common.h \
         $'x = warp_sum(x);\n    if (lane_of_thread() == 0) scratch[warp_of_thread()] = x;\n    __syncthreads();' \
         $'x = warp_sum(x);\n    if (lane_of_thread() == 0) scratch[warp_of_thread()] = x;'
-    fault "no barrier before the next half of a tree of sums" reduce 'sum_of_squares*' llmc/ops/reduce.cu \
+    fault "no barrier before the next half of a tree of sums" reduce 'mean_loss*' llmc/ops/reduce.cu \
         $'__syncthreads();\n        if (threadIdx.x < half)' 'if (threadIdx.x < half)'
     fault "no barrier between the denominators of the warps and of the row" cross_entropy '*loss and its gradient' llmc/ops/cross_entropy.cu \
         $'scratch[warp_of_thread()] = mine;\n    __syncthreads();' 'scratch[warp_of_thread()] = mine;'
@@ -27,7 +28,10 @@ faults() {
         'false>(target >= 0 ? to_float(row[target])' 'false>(target >= 0 ? to_float(row[target + 1])'
     fault "a capped row kept in a neighbour's place" cross_entropy '*loss and its gradient' llmc/ops/cross_entropy.cu \
         'store_packed(cache + v, {kept' 'store_packed(cache + (v ^ VECTOR), {kept'
-    fault "a loop that reads one element too many" reduce 'sum_of_squares*' llmc/ops/reduce.cu 'i + 3 < end' 'i + 2 < end'
+    fault "a loop that reads one element too many" reduce 'sums_of_squares*' llmc/ops/reduce.cu 'i + 3 < span.count' 'i + 2 < span.count'
+    fault "a vector of four beyond the end that is not taken apart" reduce 'add adds' llmc/ops/reduce.cu 'if (i + 3 < n) {' 'if (i < n) {'
+    fault "a sum of a tree that takes no more than one neighbour" reduce 'tree_sum*' llmc/ops/reduce.cu 'carried = part >> level & 1;' 'carried = level == 0 && (part & 1);'
+    fault "a thread beyond the end that adds all the same" reduce 'tree_sum*' llmc/ops/reduce.cu $'if (at >= n) return;\n    float sums' 'float sums'
     fault "a row looked up one too far" embedding '*forward copies*' llmc/ops/embedding.cu 'wte + int64_t{idx[n]} * C' 'wte + int64_t{idx[n] + 1} * C'
     fault "a store that is skipped at the end" norm '*forward is the formula' llmc/device/cuda_common.h \
         'if (at(i) < C) store_packed(row + at(i), pieces[i]);' 'if (at(i) + VECTOR < C) store_packed(row + at(i), pieces[i]);'
@@ -53,6 +57,9 @@ faults() {
     fault "columns beyond the matrix are summed" muon '*moves*' llmc/ops/muon.cu 'if (warp_of_thread() > 0 || c >= cols) return;' 'if (warp_of_thread() > 0) return;'
     fault "no barrier between the last product and its tile" matmul '*symmetric*' llmc/ops/matmul.cu $'__syncthreads();\n\n    bf16* tile' 'bf16* tile'
     fault "a stage is read before its copy has come" matmul '*symmetric*' llmc/ops/matmul.cu 'copy_async_wait<STAGES - 2>();' 'copy_async_wait<STAGES - 1>();'
+    fault "a kernel chosen for as many products as there are" matmul '*however many*' llmc/ops/matmul.cu \
+        '{.batch = batch, .kernel_for = KERNEL_FOR, .M = M, .N = N' '{.batch = batch, .kernel_for = batch, .M = M, .N = N'
+    fault "one call of a kernel that takes a product at a time" matmul 'matmul takes*' llmc/ops/matmul.cu 'plan.calls = p.batch;' ''
     fault "a slot's event comes before its copy" device 'uploads*' llmc/device/device.cu \
         $'cuda_check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, cuda_stream(stream)), "uploads");\n    cuda_check(cudaEventRecord(ring->done[slot], cuda_stream(stream)), "uploads");' \
         $'cuda_check(cudaEventRecord(ring->done[slot], cuda_stream(stream)), "uploads");\n    cuda_check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, cuda_stream(stream)), "uploads");'
@@ -82,18 +89,34 @@ faults() {
     fault "keys given back before the sums that read them" attention_hopper 'attention_backward*' $hopper \
         $'wgmma_wait<0>(dq, ds_left);\n                    used_keys.release();' $'used_keys.release();\n                    wgmma_wait<0>(dq, ds_left);'
     fault "a product that nobody waits for" attention_hopper 'attention_backward*' $hopper 'wgmma_wait<0>(dk, dv, p_left, ds_left);' 'wgmma_wait<1>(dk, dv, p_left, ds_left);'
+    local comm=llmc/ops/comm.cu
+    fault "a process's part in the place of another's" comm '*each byte*' $comm 'transport->receive(parts + r * n' 'transport->receive(parts + (processes - 1 - r) * n'
+    fault "a gather that is left out" comm '*each byte*' $comm 'if (!transport || bytes == 0) return;' 'if (bytes >= 0) return;'
+    fault "a call that is overtaken on its stream" comm '*each byte*' $comm \
+        $'ncclResult_t result = ncclGroupEnd();\n        until([&] { return settled(std::exchange(result, ncclInProgress)); });   //' $'ncclGroupEnd();\n//'
+    fault "a call that does not wait for the caller's stream" comm '*each byte*' $comm 'wait_for(stream, cuda_stream(callers));' ''
+    fault "a caller's stream that does not wait for the call" comm '*each byte*' $comm 'wait_for(cuda_stream(callers), stream);' ''
+    fault "a call on a stream that another thread takes for its own" comm '*each byte*' $comm 'ncclUint8, to, nccl, stream)' 'ncclUint8, to, nccl, cudaStreamPerThread)'
+    fault "an earlier run's meeting" comm '*earlier run*' $comm '(r == rank && text.substr(at, end - at) != nonce)' 'false'
+    fault "an earlier run's nonce that is never looked at again" comm '*earlier run*' $comm '!missing.empty() || all == written' '!missing.empty() || !written.empty()'
+    fault "a partner's end that nobody sees" comm '*end of a process*' $comm \
+        'if (t.nccl) t.settled(ncclInProgress);' ''
+    fault "a stream that is left waiting for who is gone" comm '*end of a process*' $comm 'if (nccl) ncclCommAbort(std::exchange(nccl, nullptr));' 'nccl = nullptr;'
+    fault "every process on the first GPU" comm '*each byte*' $comm 'cuda_check(cudaSetDevice(local_rank), "comm");' ''
 }
 
 work=$BUILD/faults
 
 # build FOLDER OP: the .cu file of OP with the files that FOLDER has, and its suite (attention's for attention_hopper).
 build() {
-    local source suite
+    local source suite worker=
     source=$(echo llmc/*/"$2.cu") suite=${source#llmc/}
-    suite=${suite%.cu} suite=${suite%_hopper}
+    suite=${suite%.cu} suite=$SUITES/${suite%_hopper}.o
+    [ "$2" != comm ] || read -r suite worker <<<"$COMM"
     [ ! -f "$1/$source" ] || source=$1/$source
     $CXX -iquote "$1" $FLAGS -include "$work/first.h" -x c++ -c -o "$1/$2.o" "$source" &&
-        $CXX $FLAGS -o "$1/tests" "$1/$2.o" "$SUITES/$suite.o" "$MAIN" "$work/ops.a"
+        { [ -z "$worker" ] || $CXX $FLAGS -o "$1/comm_worker" "$1/$2.o" "$worker" "$work/ops.a" $LIBS; } &&
+        $CXX $FLAGS -o "$1/tests" "$1/$2.o" "$suite" "$MAIN" "$work/ops.a" $LIBS
 }
 
 # One fault, in a process of its own; says ok or not ok.

@@ -76,7 +76,7 @@ TEST_CASE("matmul takes every transposition, scale and batch" * needs_products()
         for (bool transpose_a : {false, true})
             for (bool transpose_b : {false, true})
                 for (Scales s : {Scales{1, 0}, {1, 1}, {-0.5f, 0}, {2.0315f, -4.775f}})
-                    for (int batch : {1, 3}) {
+                    for (int batch : {1, 3, 9}) {
                         CAPTURE(M);
                         CAPTURE(transpose_a);
                         CAPTURE(transpose_b);
@@ -98,6 +98,26 @@ TEST_CASE("matmul takes every transposition, scale and batch" * needs_products()
                         matmul(in_place, a, b, in_place, batch, M, N, K, transpose_a, transpose_b, s.alpha, s.beta, nullptr);
                         check_close("in place", in_place.values(), want, ROUND, 4 * sum_error(K));
                     }
+}
+
+TEST_CASE("matmul gives a product the same bytes, however many there are" * needs_products()) {
+    const int most = 11;
+    for (auto [M, N, K] : {std::tuple{5, 3, 17}, {64, 48, 200}, {256, 256, 256}}) {
+        CAPTURE(M);
+        Random random(M);
+        FloatXs a(random.floatXs(most * M * K)), b(random.floatXs(most * K * N)), x(random.floatXs(most * M * M)), out(most * M * N), squares(most * M * M);
+        matmul(out, a, b, nullptr, most, M, N, K, false, false, 1, 0, nullptr);
+        matmul_symmetric(squares, x, nullptr, nullptr, most, M, M, false, 1, 0, nullptr);
+        const Values all_out = out.values(), all_squares = squares.values();
+        for (int batch : {1, 2, 8}) {
+            CAPTURE(batch);
+            FloatXs few(batch * M * N), few_squares(batch * M * M);
+            matmul(few, a, b, nullptr, batch, M, N, K, false, false, 1, 0, nullptr);
+            matmul_symmetric(few_squares, x, nullptr, nullptr, batch, M, M, false, 1, 0, nullptr);
+            CHECK(few.values() == Values(all_out.begin(), all_out.begin() + batch * M * N));
+            CHECK(few_squares.values() == Values(all_squares.begin(), all_squares.begin() + batch * M * M));
+        }
+    }
 }
 
 TEST_CASE("matmul_symmetric is the product with the own transpose, scaled, and symmetric" * needs_products()) {

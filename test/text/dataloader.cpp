@@ -57,10 +57,10 @@ std::vector<Micro> next(DataLoader& loader, const LoaderOptions& o, int count) {
 /// Stream packing, written down: all micro-batches of one pass.
 std::vector<Micro> stream_pass(const std::vector<Tokens>& shards, const LoaderOptions& o) {
     std::vector<Micro> micros;
-    const size_t n = o.B * o.T, step = n * o.processes;
+    const size_t n = o.B * o.T;
     for (const Tokens& shard : shards)
-        for (size_t at = 0; at + step + 1 <= shard.size(); at += step) {
-            Tokens piece(shard.begin() + at + o.process * n, shard.begin() + at + o.process * n + n + 1);
+        for (size_t at = 0; at + n + 1 <= shard.size(); at += n) {
+            Tokens piece(shard.begin() + at, shard.begin() + at + n + 1);
             micros.push_back({Tokens(piece.begin(), piece.end() - 1), Tokens(piece.begin() + 1, piece.end())});
         }
     return micros;
@@ -103,12 +103,21 @@ std::vector<Tokens> bestfit_rows(const std::vector<Tokens>& documents, size_t ro
     return rows;
 }
 
-/// Micro-batch number i of a process: its rows are every processes-th.
+/// Micro-batch number i of the sequence.
 Micro bestfit_micro(const std::vector<Tokens>& rows, const LoaderOptions& o, int i) {
-    std::vector<Tokens> mine;
-    for (int b = 0; b < o.B; b++) mine.push_back(rows[(i * o.B + b) * o.processes + o.process]);
-    return micro_of(mine);
+    return micro_of({rows.begin() + i * o.B, rows.begin() + (i + 1) * o.B});
 }
+
+/// The shares that steps of `of` micro-batches are cut into by 1, 2, ... processes, and the shares of an evaluation.
+std::vector<Share> shares_of(int64_t of) {
+    std::vector<Share> shares;
+    for (int64_t processes = 1; processes <= of; processes++)
+        if (of % processes == 0)
+            for (int64_t r = 0; r < processes; r++) shares.push_back({r * of / processes, of / processes, of});
+    return shares;
+}
+
+bool is_of(const Share& share, int64_t i) { return i % share.of >= share.first && i % share.of < share.first + share.count; }
 
 /// Shards in a folder of their own. Every token of the stream shards is another one, so that no mistake goes unseen.
 struct Data {
@@ -179,25 +188,59 @@ bool has(const std::string& text, const std::string& part) { return text.find(pa
 
 }  // namespace
 
-TEST_CASE("stream: every micro-batch of two passes, for several B, T and processes") {
+TEST_CASE("stream: every micro-batch of two passes, for several B and T") {
     CountingData data({97, 12, 64, 65, 200, 33});
     for (int B : {1, 2, 3})
-        for (int T : {1, 4, 7, 16})
-            for (int P : {1, 2, 3})
-                for (int r = 0; r < P; r++) {
-                    LoaderOptions o = data.options(B, T);
-                    o.process = r;
-                    o.processes = P;
-                    CAPTURE(B); CAPTURE(T); CAPTURE(P); CAPTURE(r);
-                    const std::vector<Micro> pass = stream_pass(data.shards, o);
-                    REQUIRE(!pass.empty());
-                    DataLoader loader(o);
-                    CHECK(loader.batches_per_epoch() == int64_t(pass.size()));
-                    for (int epoch = 0; epoch < 2; epoch++) {
-                        for (const Micro& expected : pass) REQUIRE(next(loader, o) == expected);
-                        CHECK(loader.position()["epoch"] == epoch);     // the last tail is skipped when the next is read
-                    }
+        for (int T : {1, 4, 7, 16}) {
+            LoaderOptions o = data.options(B, T);
+            CAPTURE(B); CAPTURE(T);
+            const std::vector<Micro> pass = stream_pass(data.shards, o);
+            REQUIRE(!pass.empty());
+            DataLoader loader(o);
+            CHECK(loader.batches_per_epoch() == int64_t(pass.size()));
+            for (int epoch = 0; epoch < 2; epoch++) {
+                for (const Micro& expected : pass) REQUIRE(next(loader, o) == expected);
+                CHECK(loader.position()["epoch"] == epoch);     // the last tail is skipped when the next is read
+            }
+        }
+}
+
+TEST_CASE("shares: together they are the whole sequence, in order, and their steps begin at the same places") {
+    CountingData counting({97, 12, 64, 65, 200, 33});
+    DocumentData documents;
+    for (auto& [data, packing] : {std::tuple<Data&, Packing>{counting, Packing::stream}, std::tuple<Data&, Packing>{documents, Packing::bos_bestfit}})
+        for (int64_t of : {1, 4, 6}) {
+            constexpr int STEPS = 11;                                   // of several micro-batches: over the end of the data
+            LoaderOptions o = data.options(2, 5, packing);
+            DataLoader whole(o);
+            std::vector<Micro> all;
+            std::vector<std::string> places;                            // of the steps
+            for (int64_t i = 0; i < STEPS * of + 1; i++) {
+                if (i % of == 0) places.push_back(whole.position().dump());
+                all.push_back(next(whole, o));
+            }
+            for (const Share& share : shares_of(of)) {
+                CAPTURE(of); CAPTURE(share.first); CAPTURE(share.count);
+                o.share = share;
+                o.following = true;
+                DataLoader loader(o);
+                CHECK(loader.batches_per_epoch() == whole.batches_per_epoch());
+                int64_t read = 0;
+                for (int64_t i = 0; i < STEPS * of; i++) {
+                    if (!is_of(share, i)) continue;
+                    if (read++ % share.count == 0) REQUIRE(loader.position().dump() == places[static_cast<size_t>(i / of)]);
+                    Micro micro{Tokens(10), Tokens(10)};
+                    Tokens following(10);
+                    loader.next(micro.inputs.data(), micro.targets.data(), following.data());
+                    REQUIRE(micro == all[static_cast<size_t>(i)]);
+                    REQUIRE(following == all[static_cast<size_t>(i) + 1].targets);
                 }
+                CHECK(loader.position().dump() == places.back());
+                DataLoader other(o);                                    // goes on from where a step begins
+                other.restore(json::parse(places[3]));
+                CHECK(next(other, o) == all[static_cast<size_t>(3 * of + share.first)]);
+            }
+        }
 }
 
 TEST_CASE("stream: a shard that exactly fills its micro-batches, and one that lacks the last target") {
@@ -211,28 +254,23 @@ TEST_CASE("stream: a shard that exactly fills its micro-batches, and one that la
     CHECK(micros[2].targets.back() == 32);
 }
 
-TEST_CASE("bos-bestfit: the rows of nanochat, for several B, T and processes") {
+TEST_CASE("bos-bestfit: the rows of nanochat, for several B and T") {
     DocumentData data;
     const std::vector<Tokens> documents = documents_of(data.shards);
     REQUIRE(documents.size() == 2100);
     for (int T : {1, 16, 29})
-        for (int B : {1, 3})
-            for (int P : {1, 2}) {
-                const int micros = 6000 / (T + 1) / B / P + 3;          // for T = 16 and above: into the second pass
-                const std::vector<Tokens> rows = bestfit_rows(documents, T + 1, micros * B * P);
-                for (int r = 0; r < P; r++) {
-                    LoaderOptions o = data.options(B, T, Packing::bos_bestfit);
-                    o.process = r;
-                    o.processes = P;
-                    CAPTURE(B); CAPTURE(T); CAPTURE(P); CAPTURE(r);
-                    DataLoader loader(o);
-                    for (int i = 0; i < micros; i++) {
-                        Micro micro = next(loader, o);
-                        REQUIRE(micro == bestfit_micro(rows, o, i));
-                        for (int b = 0; b < B; b++) REQUIRE(micro.inputs[b * T] == BOS);
-                    }
-                }
+        for (int B : {1, 3}) {
+            const int micros = 6000 / (T + 1) / B + 3;                  // for T = 16 and above: into the second pass
+            const std::vector<Tokens> rows = bestfit_rows(documents, T + 1, micros * B);
+            LoaderOptions o = data.options(B, T, Packing::bos_bestfit);
+            CAPTURE(B); CAPTURE(T);
+            DataLoader loader(o);
+            for (int i = 0; i < micros; i++) {
+                Micro micro = next(loader, o);
+                REQUIRE(micro == bestfit_micro(rows, o, i));
+                for (int b = 0; b < B; b++) REQUIRE(micro.inputs[b * T] == BOS);
             }
+        }
 }
 
 TEST_CASE("bos-bestfit: goes round, with the long document too") {
@@ -271,8 +309,6 @@ TEST_CASE("a position goes on exactly, from every micro-batch, whatever has been
             std::vector<Micro> micros;
             for (int i = 0; i < count; i++) {
                 positions.push_back(straight.position().dump());
-                if (i % 3 == 0) straight.peek_targets();
-                CHECK(straight.position().dump() == positions.back());
                 micros.push_back(next(straight, o));
             }
             for (int i = count - 1; i >= 0; i--) {
@@ -286,7 +322,7 @@ TEST_CASE("a position goes on exactly, from every micro-batch, whatever has been
         }
 }
 
-TEST_CASE("a position goes on from the same token with other B, T or processes") {
+TEST_CASE("a position goes on from the same token with other B or T") {
     CountingData data({101, 57});
     LoaderOptions o = data.options(2, 5), other = data.options(3, 2);
     DataLoader before(o);
@@ -302,20 +338,6 @@ TEST_CASE("a position goes on from the same token with other B, T or processes")
     large.restore(before.position());
     CHECK(next(large, other).inputs.front() == 101);
 
-    // The position is the same one on every process.
-    other = data.options(2, 3);
-    other.processes = 2;
-    std::vector<json> positions;
-    for (int r = 0; r < 2; r++) {
-        other.process = r;
-        DataLoader loader(other);
-        loader.restore(before.position());
-        CHECK(next(loader, other).inputs.front() == 70 + 6 * r);
-        positions.push_back(loader.position());
-    }
-    CHECK(positions[0] == positions[1]);
-    CHECK(positions[0]["token"] == 82);
-
     // Rows: the documents of the buffer go on.
     DocumentData documents;
     LoaderOptions rows = documents.options(3, 16, Packing::bos_bestfit), single = documents.options(1, 16, Packing::bos_bestfit);
@@ -325,18 +347,6 @@ TEST_CASE("a position goes on from the same token with other B, T or processes")
     one.restore(three.position());
     CHECK(next(one, single) == micro_of({expected[6]}));
     CHECK(next(one, single) == micro_of({expected[7]}));
-}
-
-TEST_CASE("peek_targets shows the next micro-batch and moves nothing") {
-    CountingData data({41});
-    LoaderOptions o = data.options(2, 4);
-    DataLoader loader(o);
-    for (int i = 0; i < 12; i++) {
-        const int* peeked = loader.peek_targets();
-        Tokens targets(peeked, peeked + 8);
-        CHECK(loader.peek_targets() == peeked);
-        CHECK(next(loader, o).targets == targets);
-    }
 }
 
 TEST_CASE("the order of the shards: sorted, or shuffled by seed, once, the same everywhere") {
@@ -445,20 +455,22 @@ TEST_CASE("refused at the start, with the file and the way out") {
     CHECK(has(error, "takes 33 tokens of one shard"));
     CHECK(has(error, "has 30"));
     CHECK(has(error, "--device-batch"));
-    o.processes = 1000;
     o.B = o.T = 1 << 30;                                            // nothing overflows, and nothing is allocated
-    CHECK(has(refusal(), "takes 1152921504606846976000 tokens"));
+    CHECK(has(refusal(), "takes 1152921504606846976 tokens"));
     o = data.options(6, 9, Packing::bos_bestfit);                   // 6 rows of 10 tokens: all there is
     CHECK(refusal().empty());
     o.B = 7;
     CHECK(has(refusal(), "takes 70 tokens, but the 3 shards"));
 
-    for (auto [B, T, process, processes, vocab] : {std::tuple{0, 4, 0, 1, 8}, {4, 0, 0, 1, 8}, {1, 1, 1, 1, 8}, {1, 1, -1, 1, 8}, {1, 1, 0, 0, 8}, {1, 1, 0, 1, 0}}) {
+    for (auto [B, T, vocab] : {std::tuple{0, 4, 8}, {4, 0, 8}, {1, 1, 0}}) {
         o = data.options(B, T);
-        o.process = process;
-        o.processes = processes;
         o.vocab_size = vocab;
         CHECK(has(refusal(), "must be"));
+    }
+    for (Share share : {Share{1, 1, 1}, {-1, 1, 1}, {0, 0, 1}, {0, 2, 1}, {1, 3, 3}}) {
+        o = data.options(1, 4);
+        o.share = share;
+        CHECK(has(refusal(), "a share of the micro-batches is"));
     }
 
     // Any bad shard, not the first one only.
@@ -487,7 +499,6 @@ TEST_CASE("a token beyond the vocabulary: named, and only once it is reached") {
     CHECK(has(error, "train_1.bin' holds token 56 at position 16, but the vocabulary has 56"));
     CHECK(has(error, "--vocab-size 64"));
     CHECK(error_of([&] { next(loader, o); }) == error);             // it stays wrong
-    CHECK(error_of([&] { loader.peek_targets(); }) == error);
     loader.rewind();                                                // until the place is another one
     CHECK(next(loader, o).inputs.front() == 0);
 
@@ -574,6 +585,6 @@ TEST_CASE("it can end at any moment") {
             DataLoader loader(o);
             next(loader, o, reads);
             if (i % 2) loader.rewind();
-            if (i % 3) loader.peek_targets();
+            if (i % 3) next(loader, o);
         }
 }
