@@ -7,6 +7,7 @@
 #include "llmc/checkpoint.h"
 #include "llmc/io/build.h"
 #include "llmc/io/mpi_job.h"
+#include "test/mpirun.h"
 #include "test/needs.h"
 #include "test/small_run.h"
 
@@ -25,7 +26,7 @@ Needs needs_jobs() { return {can_start_jobs(), "MPI, and the programs built for 
 
 /// mpirun as anybody may call it on any number of cores, in whatever job the tests themselves run.
 const std::string MPIRUN = "env $(env | sed -nE 's/^((SLURM|OMPI|PMIX|PMI)_[A-Za-z0-9_]*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE)=.*/-u \\1/p') "
-                           "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1";
+                           + mpirun_variables() + "mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1";
 
 std::string job(int count, const std::string& command) { return MPIRUN + " -n " + std::to_string(count) + " " + command; }
 

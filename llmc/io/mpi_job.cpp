@@ -232,6 +232,7 @@ MpiJob::~MpiJob() {
     Transport& t = *transport;
     // What is under way may still be received, into memory that is gone by then: nothing of MPI's is called again.
     if (t.failed || std::uncaught_exceptions() > 0) return;
+    t.said_stop = true;   // who is asked to stop here stops anyway: mpirun asks, once another has ended with an error that it has told
     const std::string where = concat("rank ", own_rank, " on host ", hosts[own_rank], ", the end: parting");
     try {
         Requests requests(hosts, where);   // MPI_Finalize waits too, but takes a core for it

@@ -9,6 +9,7 @@
 #include <vector>
 #include "llmc/io/mpi_job.h"
 #include "llmc/io/process.h"
+#include "test/mpirun.h"
 #include "test/needs.h"
 #include "test/program.h"
 
@@ -83,7 +84,7 @@ TEST_CASE("nccl: one to four processes get each byte from where it belongs, and 
 TEST_CASE("nccl: processes that MPI started meet by it" * needs_mpirun()) {
     // What Open MPI keeps until the process ends is no leak of ours.
     const Result result = run(ALONE + "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 ASAN_OPTIONS=detect_leaks=0 EMULATOR_GPUS=3; "
-                                      "exec mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -n 3 " + FOLDER + "/comm_worker contract");
+                                      "export" + mpirun_variables() + "; exec mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -n 3 " + FOLDER + "/comm_worker contract");
     CAPTURE(result.err);
     CHECK(result.code == 0);
     for (int r = 0; r < 3; r++) CHECK(result.out.find(ok(r, 3)) != std::string::npos);

@@ -7,6 +7,7 @@
 #include <vector>
 #include "llmc/io/mpi_job.h"
 #include "llmc/io/process.h"
+#include "test/mpirun.h"
 #include "test/needs.h"
 #include "test/program.h"
 
@@ -26,7 +27,7 @@ Needs needs_mpirun() { return {has_mpirun(), "MPI"}; }
 
 /// `count` workers that do `what`, on any number of cores.
 Result job(int count, const std::string& what, const std::string& environment = "") {
-    return run(ALONE + environment + " exec timeout 120 mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -n " + std::to_string(count) + " " + FOLDER + "/comm_worker " + what);
+    return run(ALONE + environment + " export" + mpirun_variables() + "; exec timeout 120 mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -n " + std::to_string(count) + " " + FOLDER + "/comm_worker " + what);
 }
 /// One, which no mpirun started.
 Result process(const std::string& what, const std::string& environment = "", const std::string& program = "comm_worker") {
@@ -153,7 +154,7 @@ TEST_CASE("comm: mpirun that binds a process to fewer cores than it has threads 
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
     if (cores < 2 || run("nproc").out == "1\n") return;   // nothing to bind to
     auto bound = [](const std::string& to, const std::string& threads) {
-        return run(ALONE + threads + "; exec mpirun -n 1 --bind-to " + to + " " + FOLDER + "/comm_worker starts").err;
+        return run(ALONE + threads + "; export" + mpirun_variables() + "; exec mpirun -n 1 --bind-to " + to + " " + FOLDER + "/comm_worker starts").err;
     };
     CHECK(bound("core", "export OMP_NUM_THREADS=2") == "comm_worker: warning: mpirun bound this process to 1 of " + std::to_string(cores) +
                                                            " cores, and its 2 threads share it; give mpirun --bind-to none\n");
