@@ -33,7 +33,7 @@ std::vector<CodeBlock> code_blocks(const std::string& page) {
     return blocks;
 }
 
-/// A copy of the tree with what is built of it, times of files too, so that make builds in it what the page changes and no more.
+/// A copy of the tree and of what is built of it, with the times of the files: make then builds what the page changes, and no more.
 struct Tree : TempDir {
     fs::path programs = fs::relative(fs::canonical("train_gpt").parent_path());   // build/cpu-avx2-fp32
     std::string kind = programs.filename();
@@ -43,8 +43,9 @@ struct Tree : TempDir {
         const std::string target = kind.substr(0, dash), numbers = kind.substr(dash + 1), isa = numbers.starts_with("avx2") ? "avx2" : "";
         settings = " DEVICE=" + target + " PRECISION=" + numbers.substr(numbers.find('-') + 1) + " ISA=" + isa;
         const std::string plain = "build/plain" + (isa.empty() ? "" : "-" + isa);
-        shell("mkdir " + path + "/build && cp -a Makefile *.cu llmc data dev test " + path + " && cp -a build/commit " + plain + " build/host-" + numbers + " " +
-              programs.string() + " " + path + "/build");
+        // Sources; objects, programs and the files by which make knows its settings. What builds the emulator may be at work beside this.
+        shell("cp -a Makefile *.cu llmc test " + path + " && find build/commit " + plain + " build/host-" + numbers + " " + programs.string() +
+              " -type f -not -path '*/test/emulator/*' \\( -name '*.[od]' -o -not -name '*.*' \\) -print0 | xargs -0 cp -a --parents -t " + path);
         emulator = "build/emulator-" + numbers;
     }
     /// Applies the page. A file's name stands before its block, in backticks.
