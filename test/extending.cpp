@@ -54,18 +54,21 @@ struct Tree : TempDir {
             if (block.language == "diff") {
                 write_file(*this / "page.patch", block.text);
                 // Whatever repository holds the folder is not this tree's.
-                const Result result = run("cd " + path + " && GIT_CEILING_DIRECTORIES=" + fs::path(path).parent_path().string() + " git apply page.patch");
+                const std::string above = fs::path(path).parent_path();
+                const Result result = run("cd " + path + " && GIT_CEILING_DIRECTORIES=" + above + " git apply page.patch");
                 REQUIRE_MESSAGE(result.code == 0, "a patch of llmc/EXTENDING.md does not apply: ", result.err, block.text);
             } else {
                 const std::string name = block.before.substr(1, block.before.find('`', 1) - 1);
-                REQUIRE_MESSAGE((block.before.starts_with("`") && !fs::exists(*this / name)), "no new file is named before a block of llmc/EXTENDING.md: ", block.before);
+                REQUIRE_MESSAGE((block.before.starts_with("`") && !fs::exists(*this / name)),
+                                "no new file is named before a block of llmc/EXTENDING.md: ", block.before);
                 write_file(*this / name, block.text);
             }
         }
     }
     /// With the compiler and the parts that this tree was built with, but none of what a make around this test was told.
     void make(const std::string& goals) const {
-        shell("cd " + path + " && commit=$(cat build/commit) && env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL CHECKED=yes make -s -j2 COMMIT=\"$commit\"" + settings + " " + goals);
+        shell("cd " + path + " && commit=$(cat build/commit) && env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL CHECKED=yes make -s -j2 COMMIT=\"$commit\"" + settings +
+              " " + goals);
     }
     std::string shell(const std::string& command) const {
         const Result result = run(command);
@@ -92,16 +95,17 @@ TEST_CASE("EXTENDING.md: its recipe trains, its operator grows a model, its op p
     // The recipe: AdamW keeps the state of a matrix.
     Workplace work;
     const std::string run_folder = tree / "run";
-    tree.shell(tree / "train_gpt --recipe nanochat_adamw --depth 2 --width 32 --heads 2 --seq-len 32 --vocab-size 72 --device-batch 2 --batch-tokens 128 --steps 2 --out " +
-               run_folder + work.data);
+    tree.shell(tree / "train_gpt --recipe nanochat_adamw --depth 2 --width 32 --heads 2 --seq-len 32 --vocab-size 72" +
+               " --device-batch 2 --batch-tokens 128 --steps 2 --out " + run_folder + work.data);
     const std::string checkpoint = read_file(step_file(run_folder, 2));   // this program cannot open it: it does not know the recipe
     CHECK(contains(checkpoint, "\"nanochat_adamw\""));
     CHECK(contains(checkpoint, "\"h.0.q/m\""));
     CHECK(!contains(checkpoint, "/momentum\""));
 
-    // The growth operator, with each number of added layers that splits into halves or does not.
+    // The growth operator, with an odd number of added layers, an even one, and none.
     write_small_model(tree / "small.bin", nano(3), 1);
-    for (const auto& [depth, layers] : {std::pair{6, "[[0,0],[0,0],[0,0],[0,1],[0,2],[0,2]]"}, {5, "[[0,0],[0,0],[0,1],[0,2],[0,2]]"}, {3, "[[0,0],[0,1],[0,2]]"}}) {
+    for (const auto& [depth, layers] :
+         {std::pair{6, "[[0,0],[0,0],[0,0],[0,1],[0,2],[0,2]]"}, {5, "[[0,0],[0,0],[0,1],[0,2],[0,2]]"}, {3, "[[0,0],[0,1],[0,2]]"}}) {
         CAPTURE(depth);
         tree.shell(tree / "grow --overwrite " + tree / "small.bin " + tree / "grown.bin --order ends --depth " + std::to_string(depth));
         CHECK(open_checkpoint(tree / "grown.bin").header["lineage"]["layers"] == nlohmann::json::parse(layers));
