@@ -3,7 +3,7 @@
 
 Each run gets a folder of its own under --out, with one event file. Again for a run that went on, it appends what is new, so that a
 TensorBoard that watches the folder shows it; for one that began anew, or went back to an earlier step, it writes the file afresh. So no step
-is there twice. Then: tensorboard --logdir DIR"""
+is there twice. Then: tensorboard --logdir out/tensorboard"""
 import argparse
 import io
 import json
@@ -14,6 +14,17 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 import log_lines
 from log_lines import refuse
+
+try:
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.types_pb2 import DT_STRING
+    from tensorboard.plugins.text.metadata import create_summary_metadata
+    from tensorboard.summary.writer.record_writer import RecordWriter
+except ImportError:
+    Event = None                           # main() says so, after what is wrong with the logs
 
 EVENTS = "events.out.tfevents.deepen"      # TensorBoard takes any name with tfevents in it
 LENGTH = struct.Struct("<Q4x")             # before each record: its bytes, and a checksum of that
@@ -30,13 +41,6 @@ def seconds_of(log):
 
 def event_file(log, begin):
     """The bytes of the event file of a run that began at `begin`, in seconds since 1970. A log that grew gives the same bytes and more."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.compat.proto.tensor_pb2 import TensorProto
-    from tensorboard.compat.proto.types_pb2 import DT_STRING
-    from tensorboard.plugins.text.metadata import create_summary_metadata
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
     file = io.BytesIO()
     records = RecordWriter(file)
 
@@ -59,9 +63,6 @@ def event_file(log, begin):
 
 def begin_of(data):
     """When the run of an event file began; None where it is none of ours."""
-    from google.protobuf.message import DecodeError
-    from tensorboard.compat.proto.event_pb2 import Event
-
     try:
         return Event.FromString(data[LENGTH.size:LENGTH.size + LENGTH.unpack_from(data)[0]]).wall_time
     except (DecodeError, struct.error):
@@ -89,14 +90,13 @@ def write(path, log, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its log.jsonl")
-    parser.add_argument("-o", "--out", default="tensorboard", metavar="DIR", help="folder of the runs' folders (default: tensorboard)")
+    parser.add_argument("-o", "--out", default="out/tensorboard", metavar="DIR", help="folder of the runs' folders (default: out/tensorboard)")
     arguments = parser.parse_args()
     runs = log_lines.runs_of(arguments.runs)
-    try:
-        for path, name, log in runs:
-            print(write(path, log, Path(arguments.out) / name))
-    except ImportError:
+    if Event is None:
         refuse("the package tensorboard is missing; pip install tensorboard, into a virtual environment say, and run this with its python")
+    for path, name, log in runs:
+        print(write(path, log, Path(arguments.out) / name))
 
 
 if __name__ == "__main__":

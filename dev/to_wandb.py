@@ -58,15 +58,17 @@ def main():
     parser.add_argument("--project", default="deepen", help="W&B's project (default: deepen)")
     parser.add_argument("--entity", help="W&B's user or team (default: W&B's own)")
     parser.add_argument("--group", help="W&B's group, as for the seeds of one run")
-    parser.add_argument("--dir", metavar="DIR", help="where W&B makes its folder `wandb` (default: W&B's own, which is here)")
+    parser.add_argument("--dir", default=os.environ.get("WANDB_DIR", "out"), help="where W&B makes its folder `wandb` (default: WANDB_DIR, else out)")
     arguments = parser.parse_args()
     runs = log_lines.runs_of(arguments.runs)
-    if arguments.dir and not Path(arguments.dir).is_dir():
-        refuse(f"--dir {arguments.dir} is no folder; make it, or give another")
     try:
         import wandb
     except ImportError:
         refuse("the package wandb is missing; pip install wandb, into a virtual environment say, and run this with its python")
+    try:
+        Path(arguments.dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse(f"{arguments.dir}: cannot be made a folder: {error.strerror}; give another with --dir")
     for path, name, log in runs:
         send(wandb, path, name, log, arguments)
 
