@@ -40,7 +40,7 @@ def send(wandb, path, name, log, arguments):
                          resume=None if state["mode"] == "offline" else "allow", config=log_lines.settings(log),
                          settings=wandb.Settings(console="off", silent=True, x_disable_stats=True))
     except wandb.errors.Error as error:
-        refuse(f"{name}: W&B refuses: {error}; log in (wandb login), or set WANDB_MODE=offline")
+        refuse(f"{name}: W&B refuses: {str(error).rstrip('.')}; log in (wandb login), or set WANDB_MODE=offline")
     if run.resumed:                         # the server has this run already, and says up to which step
         sent = max(sent, run.step - 1)
     new = [r for r in records if r[0] > sent]

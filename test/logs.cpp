@@ -42,7 +42,8 @@ std::string steps(int first, int last) {
     return text;
 }
 std::string evaluation(int n) {
-    json line{{"event", "eval"}, {"step", n}, {"val_loss", 9 - n / 16.0}, {"val_bpb", nullptr}, {"tokens", 16 * n}, {"flops", 1024.0 * n}, {"total_flops", 4096 + 1024.0 * n}};
+    json line{{"event", "eval"}, {"step", n}, {"val_loss", 9 - n / 16.0}, {"val_bpb", nullptr}, {"tokens", 16 * n},
+              {"flops", 1024.0 * n}, {"total_flops", 4096 + 1024.0 * n}};
     return line.dump() + "\n";
 }
 std::string resumed(int n) { return json{{"event", "resume"}, {"step", n}, {"from", "x"}}.dump() + "\n"; }
@@ -139,7 +140,8 @@ TEST_CASE("logs: what is wrong with a log is one line, and half a last line is l
         }
         Result missing = run(command + good.folder);
         CHECK(missing.code == 2);
-        const std::string why = script == "plot" ? "plot: matplotlib is missing; install it (make deps)" : "the package " + script.substr(3) + " is missing; pip install " + script.substr(3);
+        const std::string package = script == "plot" ? "matplotlib" : script.substr(3);
+        const std::string why = package + " is missing; " + (script == "plot" ? "install it (make deps)" : "pip install " + package);
         CHECK_MESSAGE(contains(missing.err, why), missing.err);
     }
 }
@@ -225,7 +227,8 @@ TEST_CASE("logs: W&B has what was logged, each step once" * needs_package("wandb
     }
 
     // The run is stopped and goes on: the rest of it, and the same id. Steps that it took back stay.
-    write_file(place.log, start(8, 4) + evaluation(0) + steps(1, 4) + evaluation(4) + start(8, 4) + resumed(2) + steps(3, 4) + evaluation(4) + steps(5, 8) + evaluation(8));
+    write_file(place.log, start(8, 4) + evaluation(0) + steps(1, 4) + evaluation(4) + start(8, 4) + resumed(2) + steps(3, 4) +
+                          evaluation(4) + steps(5, 8) + evaluation(8));
     CHECK(contains(done(command), "run: steps 4 to 8 sent"));
     CHECK(contains(done(command), "run: nothing new after step 8"));
     runs = wandb_of(place / "wb");
@@ -247,7 +250,8 @@ TEST_CASE("logs: W&B has what was logged, each step once" * needs_package("wandb
 
     write_file(place.log + ".wandb", "{");
     refused(command, "log.jsonl.wandb: is not what was written there; remove it, and all steps are sent again");
-    refused(LOGS_PYTHON + " dev/to_wandb.py " + place.folder + " --dir /dev/null/x", "/dev/null/x: cannot be made a folder: Not a directory; give another with --dir");
+    refused(LOGS_PYTHON + " dev/to_wandb.py " + place.folder + " --dir /dev/null/x",
+            "/dev/null/x: cannot be made a folder: Not a directory; give another with --dir");
 }
 
 TEST_CASE("plot --watch: draws while a run goes on, until it ends" * needs_matplotlib()) {
