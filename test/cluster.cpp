@@ -7,15 +7,14 @@
 #include "llmc/checkpoint.h"
 #include "llmc/io/mpi_job.h"
 #include "llmc/io/process.h"
-#include "test/needs.h"
+#include "test/mpirun.h"
 #include "test/small_run.h"
 
 namespace fs = std::filesystem;
 
 namespace {
 const std::string WORKER = fs::read_symlink("/proc/self/exe").parent_path() / "comm_worker";
-const std::string ENVIRONMENT = "unset $(env | sed -nE 's/^((SLURM|OMPI|PMIX|PMI)_[A-Za-z0-9_]*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE)=.*/\\1/p'); "
-                                "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 WORKER=" + WORKER + "; ";
+const std::string ENVIRONMENT = NO_LAUNCHER + "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 WORKER=" + WORKER + "; ";
 
 bool are_there(const std::string& commands) {
     return MpiJob::built_in() && geteuid() == 0 && run("PATH=$PATH:/usr/sbin:/sbin; for command in " + commands + "; do command -v $command || exit 1; done").code == 0;
@@ -29,12 +28,6 @@ Needs needs_namespaces() {
     return {there, "namespaces that root may make"};
 }
 
-int occurrences(const std::string& text, const std::string& words) {
-    int found = 0;
-    for (size_t at = text.find(words); at != text.npos; at = text.find(words, at + 1)) found++;
-    return found;
-}
-
 /// The trainer at the top, built for a CPU; four micro-batches a step, in four parts.
 bool has_trainer() { return run("readlink -f train_gpt | grep -qv cuda").code == 0; }
 std::string trainer(const Workplace& w) {
@@ -42,13 +35,32 @@ std::string trainer(const Workplace& w) {
            w.dir.path + "/train_0.bin\"\n";
 }
 
-/// A script's commands on a cluster. `step NAME COMMAND...` in it writes NAME.code, NAME.out and NAME.err.
+/// Words of the scripts. step NAME COMMAND...: writes NAME.code, NAME.out and NAME.err. cut NAME WORDS TIMES COMMAND...: a step during which the network is cut, as soon as
+/// its output has the words so often; mpirun itself waits for the other host for ever, so it is killed when both processes here have said what they waited for.
+const std::string WORDS = R"script(
+    step() { name=$1; shift; "$@" >$name.out 2>$name.err; echo $? >$name.code; }
+    cut() {
+        name=$1 words=$2 times=$3
+        shift 3
+        : >$name.out >$name.err
+        {
+            until [ "$(grep -c "$words" $name.out)" -ge "$times" ]; do sleep 0.1; done
+            ip link set to_b down
+            for i in $(seq 600); do [ "$(grep -c ' waited 4 s for ' $name.err)" -lt 2 ] || break; sleep 0.1; done
+            sleep 3   # for what mpirun does at their end
+            kill -KILL "$(cat $name.pid)" 2>/dev/null
+        } &
+        step $name sh -c 'echo $$ >'$name'.pid; exec "$@"' sh "$@"
+        wait
+    }
+)script";
+
 struct Cluster : TempDir {
     Result whole;
 
     Cluster(const std::string& program, const std::string& script) {
-        write_file(*this / "script", "step() { name=$1; shift; \"$@\" >$name.out 2>$name.err; echo $? >$name.code; }\n" + script);
-        whole = run(ENVIRONMENT + "program=$PWD/test/" + program + "; cd " + path + " && timeout 120 $program bash ./script");
+        write_file(*this / "script", WORDS + script);
+        whole = run(ENVIRONMENT + "program=$PWD/test/" + program + "; cd " + path + " && timeout 300 $program bash ./script");
     }
     void check(const std::string& name, int code, const std::string& in_out, int times_out, const std::string& in_err, int times_err) const {
         CAPTURE(name);
@@ -74,9 +86,9 @@ TEST_CASE("cluster: Slurm's srun and sbatch" * needs_slurm()) {
         step stopped srun --mpi=pmix -n 2 $WORKER stopped 1
         printf '#!/bin/sh\nexec srun --mpi=pmix -n 2 %s until-stop\n' $WORKER >batch.sh
         step batch sbatch --parsable -n 2 --output=batch.log batch.sh
-        for i in $(seq 100); do [ "$(grep -cs begins batch.log)" != 2 ] || break; sleep 0.1; done
+        for i in $(seq 600); do [ "$(grep -cs begins batch.log)" != 2 ] || break; sleep 0.1; done
         step signal scancel --signal=USR1 $(cat batch.out)
-        for i in $(seq 100); do [ -n "$(squeue -h)" ] || break; sleep 0.1; done
+        for i in $(seq 600); do [ -n "$(squeue -h)" ] || break; sleep 0.1; done
         step log cat batch.log
     )script");
     const std::string host = own_host_name();
@@ -96,9 +108,7 @@ TEST_CASE("cluster: two hosts, and mpirun that reaches the other through an agen
         step whole $mpirun contract
         step killed $mpirun killed 3
         export DEADLINE=4
-        : >cut.out
-        { until [ "$(grep -c begins cut.out)" = 4 ]; do sleep 0.1; done; ip link set to_b down; } &
-        step cut timeout -k 1 12 $mpirun until-stop   # mpirun itself waits for the other host for ever
+        cut cut begins 4 $mpirun until-stop
     )script");
     for (std::string who : {"0 of 4 (0 of 2 on a)", "1 of 4 (1 of 2 on a)", "2 of 4 (0 of 2 on b)", "3 of 4 (1 of 2 on b)"}) cluster.check("whole", 0, "rank " + who + ": OK\n", 1, "comm_worker", 0);
     // For rank 3, or, where Open MPI's own call does not return any more, for the others.
@@ -126,9 +136,7 @@ TEST_CASE("cluster: the trainer on two hosts has the bytes of one; where the net
         mpirun="mpirun --oversubscribe --bind-to none -x OMP_NUM_THREADS --host a:2,b:2 --mca odls_base_sigkill_timeout 3 $train"
         step one $train --steps 9 --out one
         step whole $mpirun --steps 9 --out whole
-        : >cut.out
-        { until grep -q 'saved .*step_0000020' cut.out; do sleep 0.1; done; ip link set to_b down; } &
-        step cut timeout -k 1 15 $mpirun --steps 1000000 --save-every 10 --keep 2 --deadline 4 --out cut   # mpirun itself waits for ever
+        cut cut 'saved .*step_0000020' 1 $mpirun --steps 1000000 --save-every 10 --keep 2 --deadline 4 --out cut
     )script");
     for (const char* name : {"one", "whole"}) cluster.check(name, 0, "saved ", 1, "train_gpt", 0);
     CHECK(read_file(step_file(cluster / "whole", 9)) == read_file(step_file(cluster / "one", 9)));

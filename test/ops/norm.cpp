@@ -1,5 +1,9 @@
-// Norms against float64.
+// Norms against float64, and the page that teaches them (llmc/ops/norm.md) against both.
 #include "llmc/ops/norm.h"
+#include <algorithm>
+#include <fstream>
+#include <set>
+#include <sstream>
 #include "test/reference.h"
 
 namespace {
@@ -36,6 +40,30 @@ Values backward(const Values& g, const Values& y, const Values& rstd, Norm kind,
 constexpr float EPS = 1e-6f;
 // The output is rounded once; the sums over C are made in fp32, in lanes of at most C / 8 terms, at most 130 here.
 constexpr double TOLERANCE = ROUND + 130 * FP32_ROUND;
+
+/// The lines of a text file, without what indents them.
+std::vector<std::string> lines_of(const std::string& path) {
+    std::ifstream file(path);
+    REQUIRE_MESSAGE(file, "cannot read ", path, "; run the tests from the top of the tree");
+    std::vector<std::string> lines;
+    for (std::string line; std::getline(file, line);) lines.push_back(line.substr(std::min(line.size(), line.find_first_not_of(' '))));
+    return lines;
+}
+
+/// The numbers of a row of a table: | label | 1 | 2 |
+Values table_row(const std::vector<std::string>& page, const std::string& label) {
+    for (const std::string& line : page) {
+        if (!line.starts_with("| " + label + " |")) continue;
+        std::string cells = line.substr(label.size() + 4);
+        std::replace(cells.begin(), cells.end(), '|', ' ');
+        std::istringstream text(cells);
+        Values values;
+        for (double value; text >> value;) values.push_back(value);
+        return values;
+    }
+    FAIL("llmc/ops/norm.md: no row '", label, "' in its table");
+    return {};
+}
 
 std::string name(Norm kind) { return kind == Norm::none ? "none" : kind == Norm::rms_norm ? "rms_norm" : "layer_norm"; }
 
@@ -131,4 +159,44 @@ TEST_CASE("norm refuses wrong sizes") {
         CHECK_REFUSED("norm_backward", norm_backward(out, x, x, rstd, 1, 12, kind, nullptr));
         CHECK_REFUSED("norm_backward", norm_backward(out, x, x, rstd, 1, -8, kind, nullptr));
     }
+}
+
+TEST_CASE("norm.md: its four numbers are what the op gives") {
+    const std::vector<std::string> page = lines_of("llmc/ops/norm.md");
+    // The op takes channels in eights; a row that is repeated has the same means.
+    auto twice = [&](const std::string& label) {
+        Values row = table_row(page, label);
+        REQUIRE(row.size() == 4);
+        row.insert(row.end(), row.begin(), row.begin() + 4);
+        return row;
+    };
+    FloatXs x(twice("x")), dout(twice("dout"));
+    // Half of the sixth decimal; eps, which the page leaves out, 1e-7; a few roundings of fp32. bf16 rounds out, and dx, in which out is a factor.
+    const double decimals = 1e-6, relative = FP32 ? 0 : ROUND, absolute = FP32 ? decimals : ROUND;
+    for (Norm kind : {Norm::rms_norm, Norm::layer_norm}) {
+        CAPTURE(name(kind));
+        FloatXs out(8), dx(8);
+        Floats rstd(1);
+        norm_forward(out, rstd, x, 1, 8, kind, EPS, nullptr);
+        norm_backward(dx, dout, out, rstd, 1, 8, kind, nullptr);
+        check_close("out", out.values(), twice(name(kind) + " out"), relative, decimals);
+        check_close("dx", dx.values(), twice(name(kind) + " dx"), relative, absolute);
+        check_close("rstd", rstd.values(), table_row(page, name(kind) + " rstd"), 0, decimals);
+    }
+}
+
+TEST_CASE("norm.md: every line of code that it quotes is in the files") {
+    std::set<std::string> code;
+    for (const char* file : {"norm.h", "norm.cpp", "norm.cu", "rms_norm.h", "rms_norm.cuh"})
+        for (const std::string& line : lines_of(std::string("llmc/ops/") + file)) code.insert(line);
+    bool quoting = false;
+    int quoted = 0;
+    for (const std::string& line : lines_of("llmc/ops/norm.md")) {
+        if (line.starts_with("```")) quoting = line == "```cpp";
+        else if (quoting) {
+            quoted++;
+            CHECK_MESSAGE(code.contains(line), "not in the files: ", line);
+        }
+    }
+    CHECK(quoted > 10);
 }
