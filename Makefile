@@ -120,7 +120,7 @@ LIBRARY := $(if $(filter cuda,$(TARGET)),$(call object,$(filter-out $(OPS),$(SOU
 SUITES := $(filter-out test/emulator/% test/comm_worker $(if $(filter cuda,$(TARGET)),test/ops/comm test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp)))
 TESTS := $(call object,$(SUITES))
 # Suites that run the programs, or work with files alone: once, in the precision that the programs are built for.
-SUITES_OF_PROGRAMS := test/checkpoint test/cluster test/describe test/downloads test/extending test/gpu_check test/includes test/io/error test/io/flags test/latents test/layers test/layout test/lineage test/linux_source test/ops/comm test/rewrite test/run test/run_tests test/safetensors \
+SUITES_OF_PROGRAMS := test/checkpoint test/cluster test/describe test/diagrams test/downloads test/extending test/gpu_check test/includes test/io/error test/io/flags test/latents test/layers test/layout test/lineage test/linux_source test/logs test/ops/comm test/rewrite test/run test/run_tests test/safetensors \
                       test/setup test/stack test/studies test/study test/text/dataloader test/text/shard test/text/tokenizer test/tokenize test/train_gpt
 # The same as doctest's --source-file takes them: *test/checkpoint.cpp,*test/downloads.cpp,...
 ONCE := $(shell echo $(SUITES_OF_PROGRAMS) | sed -E 's/([^ ]+)/*\1.cpp/g; s/ /,/g')

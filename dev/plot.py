@@ -2,14 +2,17 @@
 """Draws the curves of runs from their logs: train loss and validation bits per byte, against FLOPs and against steps.
 
 FLOPs are those of the run and of the parents that it was grown or started from. Runs NAME-1, NAME-2, ... are one with several seeds:
-each is a thin line, their mean a thick one."""
+each is a thin line, their mean a thick one. --watch draws again while they go on."""
 import argparse
-import json
+import functools
 import math
 import os
 import re
 import sys
+import time
 from pathlib import Path
+
+sys.dont_write_bytecode = True
 
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f4690", "#7a5c2e", "#444444", "#94c11f"]
 DASHES = ["-", (0, (5, 1.5)), (0, (1.5, 1.5))]               # of the runs after the tenth, the twentieth
@@ -21,34 +24,12 @@ def refuse(message):
     sys.exit(2)
 
 
+@functools.cache                            # once, however often --watch draws
+def tell(words):
+    print(f"plot: {words}", file=sys.stderr, flush=True)
+
+
 # ------------------------------------------------------------------------------------------------------------- the logs
-
-def read_log(path):
-    """The step and eval records of a log, by step. A resume at step n takes back what was logged of the steps after n."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        refuse(f"{path}: cannot be read: {error.strerror}; give a run's folder or its log.jsonl")
-    records = {"step": {}, "eval": {}}
-    bad = 0                                                  # a line that is half written: the last, or that of a run that was killed and went on
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            event, step = record["event"], record.get("step")
-            if bad and event != "start":
-                refuse(f"{path}: line {bad} is no record of a log: {lines[bad - 1][:60]!r}")
-            bad = 0
-            if event in records:
-                records[event][int(step)] = record
-            elif event == "resume":
-                for kind in records:
-                    records[kind] = {s: r for s, r in records[kind].items() if s <= int(step)}
-        except (ValueError, TypeError, KeyError, AttributeError):
-            if bad:
-                refuse(f"{path}: line {bad} is no record of a log: {lines[bad - 1][:60]!r}")
-            bad = number
-    return {kind: [r for _, r in sorted(found.items())] for kind, found in records.items()}
-
 
 def number(record, *keys):
     """The first of the keys that the record has a number for; NaN leaves a gap in a curve."""
@@ -62,30 +43,31 @@ def column(records, *keys):
     return [number(record, *keys) for record in records]
 
 
+def by_step(records):
+    return [record for _, record in sorted(records.items())]
+
+
 def load_runs(arguments):
-    """Name and records of every run that has something to show."""
-    paths = [Path(a) / "log.jsonl" if Path(a).is_dir() else Path(a) for a in arguments]
-    runs = []
-    for path, name in zip(paths, distinct_names(paths)):
-        records = read_log(path)
-        if records["step"] or records["eval"]:
-            runs.append((name, records))
+    """Name and records of every run that has something to show, and whether all runs have ended."""
+    import log_lines                        # here, for figures.py takes the style of this file alone
+
+    paths = [log_lines.log_of(a) for a in arguments.runs]
+    runs, ended = [], True
+    for path, name in zip(paths, log_lines.distinct_names(paths)):
+        try:
+            log = log_lines.read(path)
+        except log_lines.BadLog as error:
+            if not (arguments.watch and isinstance(error, log_lines.NoLog)):
+                refuse(error)
+            tell(f"{path}: not there yet")
+            ended = False
+            continue
+        ended = ended and log.ended()
+        if log.steps or log.evals:
+            runs.append((name, {"step": by_step(log.steps), "eval": by_step(log.evals)}))
         else:
-            print(f"plot: {path}: no step logged yet; left out", file=sys.stderr)
-    if not runs:
-        refuse("nothing to plot: no log has a step yet")
-    return runs
-
-
-def distinct_names(paths):
-    """Of each run its folder's name, and as many folders above as tell it from the others."""
-    folders = [path.resolve().parent.parts for path in paths]
-    deepest = max(len(parts) for parts in folders)
-    for depth in range(1, deepest + 1):
-        names = ["/".join(parts[-depth:]) for parts in folders]
-        if len(set(names)) == len(set(folders)):
-            return names
-    return [str(path) for path in paths]
+            tell(f"{path}: no step logged yet; left out")
+    return runs, ended
 
 
 # ------------------------------------------------------------------------------------------------------------- the figure
@@ -180,7 +162,7 @@ def draw(plt, runs):
         label = f"{name}   {sum(final) / len(final):.4f}" if final else name
         handles.append(plt.Line2D([], [], label=label + (f", mean of {len(final)}" if len(final) > 1 else ""), **line))
         if evaluated and not final:
-            print(f"plot: {name}: no {measure} logged; only its train loss is drawn", file=sys.stderr)
+            tell(f"{name}: no {measure} logged; only its train loss is drawn")
 
     grid[0, 0].set_title("Train loss, nats per token, smoothed")
     set_height(grid[0, 0], smoothed)
@@ -211,15 +193,62 @@ def add_legend(figure, handles, title):
     figure.legend(handles=handles, title=title, loc="lower center", ncol=columns, handlelength=2.4, columnspacing=3, fontsize=10)
 
 
+def save(plt, runs, out):
+    figure = draw(plt, runs)
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        figure.savefig(temporary, format=out.suffix[1:].lower(), dpi=150)
+        os.replace(temporary, out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        refuse(f"{out}: cannot be written: {error.strerror}")
+    plt.close(figure)
+
+
+def stamps(arguments):
+    """What changes when a log does: one that grows, one that is begun anew, one that goes away."""
+    found = []
+    for run in arguments.runs:
+        try:
+            stat = os.stat(os.path.join(run, "log.jsonl") if os.path.isdir(run) else run)
+            found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        except OSError:
+            found.append(None)
+    return found
+
+
+def watch(plt, arguments, out):
+    """Draws again whenever a log has changed, until all runs have ended or the user stops it. The picture of before stays while there is none."""
+    before = None
+    try:
+        while True:
+            now = stamps(arguments)         # of before the reading, so that nothing that is logged meanwhile is missed
+            if now != before:
+                runs, ended = load_runs(arguments)
+                if runs:
+                    save(plt, runs, out)
+                    print(f"{out}: step {', '.join(str(records['step'][-1]['step']) if records['step'] else '0' for _, records in runs)}", flush=True)
+                if ended:
+                    print("plot: all runs have ended")
+                    return
+                before = now
+            time.sleep(arguments.every)
+    except KeyboardInterrupt:
+        print()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its log.jsonl")
     parser.add_argument("-o", "--out", default="curves.png", metavar="FILE", help="the picture: .png, .svg or .pdf (default: curves.png)")
+    parser.add_argument("--watch", action="store_true", help="draw again whenever a log has changed, until all runs have ended; runs may begin later")
+    parser.add_argument("--every", type=float, default=2, metavar="SECONDS", help="with --watch: how often to look (default: 2)")
     arguments = parser.parse_args()
     out = Path(arguments.out)
-    kind = out.suffix[1:].lower()
-    if kind not in ("png", "svg", "pdf"):
+    if out.suffix[1:].lower() not in ("png", "svg", "pdf"):
         refuse(f"{out}: must end in .png, .svg or .pdf")
+    if not 0 < arguments.every <= 86400:
+        refuse(f"--every is {arguments.every:g}, but must be above 0 and at most 86400 seconds")
     try:
         import matplotlib
     except ImportError:
@@ -228,14 +257,13 @@ def main():
     import matplotlib.pyplot as plt
 
     style(plt)
-    figure = draw(plt, load_runs(arguments.runs))
-    temporary = out.with_name(out.name + ".tmp")
-    try:
-        figure.savefig(temporary, format=kind, dpi=150)
-        os.replace(temporary, out)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        refuse(f"{out}: cannot be written: {error.strerror}")
+    if arguments.watch:
+        watch(plt, arguments, out)
+        return
+    runs, _ = load_runs(arguments)
+    if not runs:
+        refuse("nothing to plot: no log has a step yet; --watch waits for it")
+    save(plt, runs, out)
     print(out)
 
 
