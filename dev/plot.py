@@ -193,8 +193,7 @@ def add_legend(figure, handles, title):
     figure.legend(handles=handles, title=title, loc="lower center", ncol=columns, handlelength=2.4, columnspacing=3, fontsize=10)
 
 
-def save(plt, runs, out):
-    figure = draw(plt, runs)
+def save(plt, figure, out):
     temporary = out.with_name(out.name + ".tmp")
     try:
         figure.savefig(temporary, format=out.suffix[1:].lower(), dpi=150)
@@ -226,7 +225,7 @@ def watch(plt, arguments, out):
             if now != before:
                 runs, ended = load_runs(arguments)
                 if runs:
-                    save(plt, runs, out)
+                    save(plt, draw(plt, runs), out)
                     print(f"{out}: step {', '.join(str(records['step'][-1]['step']) if records['step'] else '0' for _, records in runs)}", flush=True)
                 if ended:
                     print("plot: all runs have ended")
@@ -237,18 +236,10 @@ def watch(plt, arguments, out):
         print()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its log.jsonl")
-    parser.add_argument("-o", "--out", default="curves.png", metavar="FILE", help="the picture: .png, .svg or .pdf (default: curves.png)")
-    parser.add_argument("--watch", action="store_true", help="draw again whenever a log has changed, until all runs have ended; runs may begin later")
-    parser.add_argument("--every", type=float, default=2, metavar="SECONDS", help="with --watch: how often to look (default: 2)")
-    arguments = parser.parse_args()
-    out = Path(arguments.out)
+def pyplot(out):
+    """matplotlib's, in our style, for a picture of this name."""
     if out.suffix[1:].lower() not in ("png", "svg", "pdf"):
         refuse(f"{out}: must end in .png, .svg or .pdf")
-    if not 0 < arguments.every <= 86400:
-        refuse(f"--every is {arguments.every:g}, but must be above 0 and at most 86400 seconds")
     try:
         import matplotlib
     except ImportError:
@@ -257,13 +248,27 @@ def main():
     import matplotlib.pyplot as plt
 
     style(plt)
+    return plt
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its log.jsonl")
+    parser.add_argument("-o", "--out", default="curves.png", metavar="FILE", help="the picture: .png, .svg or .pdf (default: curves.png)")
+    parser.add_argument("--watch", action="store_true", help="draw again whenever a log has changed, until all runs have ended; runs may begin later")
+    parser.add_argument("--every", type=float, default=2, metavar="SECONDS", help="with --watch: how often to look (default: 2)")
+    arguments = parser.parse_args()
+    out = Path(arguments.out)
+    if not 0 < arguments.every <= 86400:
+        refuse(f"--every is {arguments.every:g}, but must be above 0 and at most 86400 seconds")
+    plt = pyplot(out)
     if arguments.watch:
         watch(plt, arguments, out)
         return
     runs, _ = load_runs(arguments)
     if not runs:
         refuse("nothing to plot: no log has a step yet; --watch waits for it")
-    save(plt, runs, out)
+    save(plt, draw(plt, runs), out)
     print(out)
 
 

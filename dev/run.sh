@@ -312,7 +312,8 @@ best=$(sed -n 's/^best: //p' "$out/results.txt")
 say "a sample of the best, $best"
 follow ./train_gpt --init "$(last "$best")" --sample "$prompt" --sample-tokens "$sample"
 follow "$python" dev/plot.py "$out"/{shallow,grown,scratch,one,two}-*/ -o "$out/curves.png" >/dev/null
+follow "$python" dev/saving.py "$out" -o "$out/saving.svg" >/dev/null
 say "files"
 for kind in scratch shallow grown one two; do last "$kind-1"; done
-ls -1 "$out"/{grown,stack}-1.bin "$out/results.txt" "$out/curves.png"
+ls -1 "$out"/{grown,stack}-1.bin "$out/results.txt" "$out/curves.png" "$out/saving.svg"
 echo "and those of the other seeds"
