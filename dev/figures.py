@@ -418,6 +418,11 @@ def stacks(plt, study):
         cells_below(axes)
         axes.tick_params(labelleft=True)
         axes.set_ylabel("validation loss of the stack, nats")
+    if grid.flat[0].get_ylim()[1] > 50:  # some stacks are far beyond chance, and the others must stay readable
+        grid.flat[0].set_yscale("log")
+        for axes in grid.flat:
+            axes.set_yticks([2, 5, 10, 20, 50, 100, 200], [2, 5, 10, 20, 50, 100, 200])
+            axes.minorticks_off()
     below(figure)
     return figure
 
