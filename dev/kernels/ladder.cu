@@ -20,7 +20,7 @@ static Machine this_machine() {
     const bool half = device_attribute(cudaDevAttrComputeCapabilityMajor) == 8 && device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
     const double tensor = device_peak_flops();
     return {"this GPU",
-            static_cast<double>(multiprocessors()),
+            static_cast<double>(sm_count()),
             clock,
             memory_clock * 2 * device_attribute(cudaDevAttrGlobalMemoryBusWidth) / 8,
             tensor > 0 ? tensor : INFINITY,

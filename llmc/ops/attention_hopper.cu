@@ -360,7 +360,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
     init_rings<F::GROUPS>(shared.slots, shared.k_ring, shared.v_ring);
 
     if (threadIdx.x < GROUP) {
-        registers_shrink<PRODUCER_REGISTERS>();
+        setmaxnreg_dec<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             Writer<SLOTS> slots{shared.slots};
             Writer<F::STAGES> keys{shared.k_ring}, values{shared.v_ring};
@@ -384,7 +384,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
             });
         }
     } else {
-        registers_grow<REGISTERS<F::GROUPS>>();
+        setmaxnreg_inc<REGISTERS<F::GROUPS>>();
         Consumer<HEAD> group{shared.slots};
         Reader<F::STAGES> keys{shared.k_ring}, values{shared.v_ring};
         const float log2_scale = inverse_sqrt(HEAD) * LOG2E;        // exp(scale x) = 2^(log2_scale x)
@@ -498,7 +498,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
     init_rings<F::GROUPS>(shared.slots, shared.ring);
 
     if (threadIdx.x < GROUP) {
-        registers_shrink<PRODUCER_REGISTERS>();
+        setmaxnreg_dec<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             Writer<SLOTS> slots{shared.slots};
             Writer<F::STAGES> queries{shared.ring};
@@ -522,7 +522,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
             });
         }
     } else {
-        registers_grow<REGISTERS<F::GROUPS>>();
+        setmaxnreg_inc<REGISTERS<F::GROUPS>>();
         Consumer<HEAD> group{shared.slots};
         Reader<F::STAGES> queries{shared.ring};
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
@@ -624,7 +624,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
     init_rings<F::GROUPS>(shared.slots, shared.k_ring, shared.v_ring);
 
     if (threadIdx.x < GROUP) {
-        registers_shrink<PRODUCER_REGISTERS>();
+        setmaxnreg_dec<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             Writer<SLOTS> slots{shared.slots};
             Writer<F::K_STAGES> keys{shared.k_ring};
@@ -647,7 +647,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
             });
         }
     } else {
-        registers_grow<REGISTERS<F::GROUPS>>();
+        setmaxnreg_inc<REGISTERS<F::GROUPS>>();
         Consumer<HEAD> group{shared.slots};
         Reader<F::K_STAGES> keys{shared.k_ring};
         Reader<F::V_STAGES> values{shared.v_ring};
@@ -768,7 +768,7 @@ Items items_of(int tiles, int heads, int walk_heads, int B, const Sizes& s) {
 template <class F>
 Grid grid(const Items& items) {
     static_assert(sizeof(typename F::Shared) <= 227 * 1024);
-    return {dim3(static_cast<unsigned>(std::min(items.count, multiprocessors()))), F::THREADS, sizeof(typename F::Shared)};
+    return {dim3(static_cast<unsigned>(std::min(items.count, sm_count()))), F::THREADS, sizeof(typename F::Shared)};
 }
 
 template <int HEAD>

@@ -115,6 +115,6 @@ template <int N>
 void wgmma_add(float (&d)[N / 8][4], const uint32_t (&a)[4], uint64_t b) { emulated_wgmma({N, d[0], a, 0, b, true}); }
 
 template <int N>
-void registers_shrink() { emulated_registers(N, false); }
+void setmaxnreg_dec() { emulated_registers(N, false); }
 template <int N>
-void registers_grow() { emulated_registers(N, true); }
+void setmaxnreg_inc() { emulated_registers(N, true); }
