@@ -170,7 +170,7 @@ flash_kernel(floatX* y, float* lse, const floatX* qkv, AttentionSize s) {
     const int q0 = static_cast<int>(blockIdx.x) * TILE;
     const Rows at(s, static_cast<int>(blockIdx.y));
     float *q = shared_memory<float>(), *k = q + FLOATS, *v = k + FLOATS, *p = v + FLOATS;
-    float out[4][4] = {}, greatest[4] = {LOWEST, LOWEST, LOWEST, LOWEST}, sum[4] = {};
+    float out[4][4] = {}, row_max[4] = {LOWEST, LOWEST, LOWEST, LOWEST}, sum[4] = {};
     load_tile(q, qkv + at.q + q0 * at.width, at.width, s.T - q0, HEAD);
     for (int k0 = 0; k0 < s.T; k0 += TILE) {
         load_tile(k, qkv + at.k + k0 * at.width, at.width, s.T - k0, HEAD);
@@ -180,21 +180,21 @@ flash_kernel(floatX* y, float* lse, const floatX* qkv, AttentionSize s) {
         add_product<true>(scores, q, k);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            float top = greatest[i];
+            float top = row_max[i];
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 scores[i][j] = sees(s, q0 + row_of(i), k0 + column_of(j)) ? scores[i][j] * SCALE : -INFINITY;
                 top = fmaxf(top, scores[i][j]);
             }
             top = warp_max<16>(top);                // the 16 threads of a row are half of a warp
-            const float shrink = expf(greatest[i] - top);
-            greatest[i] = top;
-            sum[i] *= shrink;
+            const float rescale = expf(row_max[i] - top);
+            row_max[i] = top;
+            sum[i] *= rescale;
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const float probability = expf(scores[i][j] - top);
                 sum[i] += probability;
-                out[i][j] *= shrink;
+                out[i][j] *= rescale;
                 p[row_of(i) * PITCH + column_of(j)] = probability;
             }
         }
@@ -207,7 +207,7 @@ flash_kernel(floatX* y, float* lse, const floatX* qkv, AttentionSize s) {
         sum[i] = warp_sum<16>(sum[i]);
         const int query = q0 + row_of(i);
         if (query >= s.T) continue;
-        if (thread() % 16 == 0) lse[at.lse + query] = greatest[i] + logf(sum[i]);
+        if (thread() % 16 == 0) lse[at.lse + query] = row_max[i] + logf(sum[i]);
 #pragma unroll
         for (int j = 0; j < 4; j++) y[at.y + query * at.out_width + column_of(j)] = to_floatX(out[i][j] / sum[i]);
     }
@@ -295,7 +295,7 @@ static __device__ void store_rows(bf16* to, int64_t stride, int rows, const Sums
 struct Queries {
     Left q;
     Sums out = {};
-    float greatest[2] = {LOWEST, LOWEST}, sum[2] = {};        // scores are counted in powers of two; sums are over the lane's own columns
+    float row_max[2] = {LOWEST, LOWEST}, sum[2] = {};        // scores are counted in powers of two; sums are over the lane's own columns
 
     // Scores that are not seen become -infinity.
     __device__ void mask(Scores& p, AttentionSize s, int query, int key) const {
@@ -313,17 +313,17 @@ struct Queries {
             float top = -INFINITY;
 #pragma unroll
             for (int n = 0; n < TILE / 8; n++) top = fmaxf(top, fmaxf(p[n][2 * r], p[n][2 * r + 1]));
-            top = fmaxf(greatest[r], warp_max<4>(top) * (SCALE * LOG2E));
-            const float shrink = fast_exp2(greatest[r] - top);
-            greatest[r] = top;
-            sum[r] *= shrink;
+            top = fmaxf(row_max[r], warp_max<4>(top) * (SCALE * LOG2E));
+            const float rescale = fast_exp2(row_max[r] - top);
+            row_max[r] = top;
+            sum[r] *= rescale;
 #pragma unroll
-            for (int n = 0; n < HEAD / 8; n++) out[n][2 * r] *= shrink, out[n][2 * r + 1] *= shrink;
+            for (int n = 0; n < HEAD / 8; n++) out[n][2 * r] *= rescale, out[n][2 * r + 1] *= rescale;
         }
 #pragma unroll
         for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) sum[i / 2] += p[n][i] = fast_exp2(fmaf(p[n][i], SCALE * LOG2E, -greatest[i / 2]));
+            for (int i = 0; i < 4; i++) sum[i / 2] += p[n][i] = fast_exp2(fmaf(p[n][i], SCALE * LOG2E, -row_max[i / 2]));
     }
 
     // `query` is the warp's first.
@@ -332,7 +332,7 @@ struct Queries {
         for (int r = 0; r < 2; r++) {
             sum[r] = warp_sum<4>(sum[r]);
             const int row = query + mma_row(2 * r);
-            if (lane_of_thread() % 4 == 0 && row < T) lse[at.lse + row] = greatest[r] * LN2 + logf(sum[r]);
+            if (lane_of_thread() % 4 == 0 && row < T) lse[at.lse + row] = row_max[r] * LN2 + logf(sum[r]);
         }
         store_rows(y + at.y + query * at.out_width, at.out_width, T - query, out, 1 / sum[0], 1 / sum[1]);
     }

@@ -77,22 +77,22 @@ double seconds_of(Body body) {
 // The worst of a step's checks as a share of the tolerance; what went wrong, on stderr.
 template <class Run, class Size>
 bool check_step(const std::string& ladder, const Step<Run, Size>& step, std::vector<Check> (*check)(Run*), std::string& verdict) {
-    double greatest = 0;
+    double max_error = 0;
     try {
         for (const Check& one : check(step.run)) {
             if (!(one.worst <= 1))
                 std::fprintf(stderr, "%s, %s, %s: wrong, %.3g times the tolerance\n", ladder.c_str(), step.name, one.size.c_str(),
                              one.worst);
-            greatest = std::max(greatest, one.worst);
+            max_error = std::max(max_error, one.worst);
         }
     } catch (const std::exception& error) {
         std::fprintf(stderr, "%s, %s: %s\n", ladder.c_str(), step.name, error.what());
-        greatest = INFINITY;
+        max_error = INFINITY;
     }
-    const bool right = greatest <= 1;
+    const bool right = max_error <= 1;
     (right ? passed : failed)++;
     char text[32];
-    std::snprintf(text, sizeof text, right ? "ok %.2f" : "WRONG", greatest);
+    std::snprintf(text, sizeof text, right ? "ok %.2f" : "WRONG", max_error);
     verdict = text;
     return right;
 }

@@ -325,9 +325,9 @@ struct Forward {
 
 // The softmax of a lane's two rows, whose scores come tile by tile.
 struct RunningSoftmax {
-    float greatest[2] = {LOWEST, LOWEST};   // of log2_scale times the scores so far
+    float row_max[2] = {LOWEST, LOWEST};   // of log2_scale times the scores so far
     float sum[2] = {};                      // over the lane's own columns
-    float shrink[2];                        // what the last tile made of all sums before it
+    float rescale[2];                        // what the last tile made of all sums before it
 
     // Scores become probabilities, not yet divided by their sum; a new greatest score shrinks what was summed so far.
     template <int COLUMNS8>
@@ -337,10 +337,10 @@ struct RunningSoftmax {
             float top = p[0][2 * r];
 #pragma unroll
             for (int n = 0; n < COLUMNS8; n++) top = fmaxf(top, fmaxf(p[n][2 * r], p[n][2 * r + 1]));
-            top = fmaxf(greatest[r], warp_max<4>(top) * log2_scale);
-            shrink[r] = fast_exp2(greatest[r] - top);
-            greatest[r] = top;
-            sum[r] *= shrink[r];
+            top = fmaxf(row_max[r], warp_max<4>(top) * log2_scale);
+            rescale[r] = fast_exp2(row_max[r] - top);
+            row_max[r] = top;
+            sum[r] *= rescale[r];
 #pragma unroll
             for (int n = 0; n < COLUMNS8; n++)
 #pragma unroll
@@ -441,7 +441,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
 #pragma unroll
                     for (int n = 0; n < HEAD / 8; n++)
 #pragma unroll
-                        for (int i = 0; i < 4; i++) out[n][i] *= softmax.shrink[i / 2];
+                        for (int i = 0; i < 4; i++) out[n][i] *= softmax.rescale[i / 2];
                     round(left, p);
                 }
                 start_sums();
@@ -452,7 +452,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                     const float sum = warp_sum<4>(softmax.sum[r]);
                     const int t = q + row_of(2 * r);
                     if (lane_of_thread() % 4 == 0 && t < s.T)
-                        lse[s.all_heads(place.batch, place.head) * s.T + t] = softmax.greatest[r] * LN2 + logf(sum);
+                        lse[s.all_heads(place.batch, place.head) * s.T + t] = softmax.row_max[r] * LN2 + logf(sum);
                     inverse[r] = 1 / sum;
                 }
                 group.start_store(y_map, place.head * HEAD, q, place.batch, q_tile, out, inverse);

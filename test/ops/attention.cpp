@@ -24,16 +24,16 @@ struct Head {
 // The softmax of row t: of the keys s in [0, t], 0 where out of the window; and its log denominator.
 Values softmax_row(const Head& head, Sizes s, int t, double* lse) {
     Values p(t + 1, -INFINITY);
-    double greatest = -INFINITY, sum = 0;
+    double row_max = -INFINITY, sum = 0;
     for (int j = std::max(0, t - s.window); j <= t; j++) {
         double score = 0;
         for (int d = 0; d < s.D; d++) score += head.q[t * head.width + d] * head.k[j * head.width + d];
         p[j] = score / std::sqrt(s.D);
-        greatest = std::max(greatest, p[j]);
+        row_max = std::max(row_max, p[j]);
     }
-    for (double& x : p) sum += x = std::exp(x - greatest);
+    for (double& x : p) sum += x = std::exp(x - row_max);
     for (double& x : p) x /= sum;
-    *lse = greatest + std::log(sum);
+    *lse = row_max + std::log(sum);
     return p;
 }
 
