@@ -201,8 +201,8 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
             const int first = q0 - std::min(q0, window), last = q0 + rows;
             for (int k0 = first; k0 < last; k0 += KEYS) {
                 const int n = std::min(KEYS, last - k0);
-                const Product against_keys{.M = rows, .N = n, .K = D, .lda = width, .ldb = width, .ldout = n, .transpose_b = true};
-                Product against_values = against_keys;
+                const Matmul against_keys{.M = rows, .N = n, .K = D, .lda = width, .ldb = width, .ldout = n, .transpose_b = true};
+                Matmul against_values = against_keys;
                 against_values.lda = C;
                 multiply(w.scores, q, k + k0 * width, against_keys);
                 multiply(w.dscores, dout, v + k0 * width, against_values);

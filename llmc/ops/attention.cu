@@ -134,7 +134,7 @@ __device__ void round(uint32_t (&left)[M][4], const float (&sums)[M][COLUMNS8][4
 
 // sums (16 M, N) = x y^T: 16 M rows of tile x from x0 on, N rows of tile y from y0 on.
 template <int M, int COLUMNS8, int HEAD>
-__device__ void product_of_tiles(float (&sums)[M][COLUMNS8][4], Tile<HEAD> x, int x0, Tile<HEAD> y, int y0) {
+__device__ void matmul_tiles(float (&sums)[M][COLUMNS8][4], Tile<HEAD> x, int x0, Tile<HEAD> y, int y0) {
     const int lane = lane_of_thread();
     const bf16* x_lane = x.at(x0 + lane % 16, lane / 16);
     const bf16* y_lane = y.at(y0 + lane / 16 * 8 + lane % 8, lane / 8 % 2);
@@ -160,7 +160,7 @@ __device__ void product_of_tiles(float (&sums)[M][COLUMNS8][4], Tile<HEAD> x, in
 
 // sums (16 M, HEAD) += left (16 M, 16) y: 16 rows of tile y from y0 on.
 template <int M, int HEAD>
-__device__ void add_product(float (&sums)[M][HEAD / 8][4], const uint32_t (&left)[M][4], Tile<HEAD> y, int y0) {
+__device__ void add_matmul(float (&sums)[M][HEAD / 8][4], const uint32_t (&left)[M][4], Tile<HEAD> y, int y0) {
     const bf16* y_lane = y.at(y0 + lane_of_thread() % 16, lane_of_thread() / 16);
 #pragma unroll
     for (int n = 0; n < HEAD / 8; n += 2) {
@@ -247,7 +247,7 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
 
         Sums<M, KEYS> p;
         float rescale[M][2];
-        product_of_tiles(p, q_tile, row0, k_tile(stage), 0);
+        matmul_tiles(p, q_tile, row0, k_tile(stage), 0);
         if (!s.all_see(q, 16 * M, k0, KEYS)) {
 #pragma unroll
             for (int m = 0; m < M; m++)
@@ -290,7 +290,7 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
                         sum[m][i / 2] += p[m][n][i] = fast_exp2(fmaf(p[m][n][i], log2_scale, -row_max[m][i / 2]));
             Left<M> left;
             round(left, p, k);
-            add_product(out, left, v_tile(stage), 16 * k);
+            add_matmul(out, left, v_tile(stage), 16 * k);
         }
     }
 
@@ -366,7 +366,7 @@ backward_keys_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf1
             if (!s.any_sees(q, STEP, key0, 16 * M)) continue;
             const bool whole = s.all_see(q, STEP, key0, 16 * M);
             Sums<M, STEP> p, ds;                                // rows are keys, columns queries
-            product_of_tiles(p, k_tile, row0, q_tile(stage), step);
+            matmul_tiles(p, k_tile, row0, q_tile(stage), step);
 #pragma unroll
             for (int k = 0; k < STEP / 16; k++) {
 #pragma unroll
@@ -383,9 +383,9 @@ backward_keys_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf1
                 }
                 Left<M> left;
                 round(left, p, k);
-                add_product(dv, left, dy_tile(stage), step + 16 * k);
+                add_matmul(dv, left, dy_tile(stage), step + 16 * k);
             }
-            product_of_tiles(ds, v_tile, row0, dy_tile(stage), step);
+            matmul_tiles(ds, v_tile, row0, dy_tile(stage), step);
 #pragma unroll
             for (int k = 0; k < STEP / 16; k++) {
 #pragma unroll
@@ -399,7 +399,7 @@ backward_keys_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf1
                 }
                 Left<M> left;
                 round(left, ds, k);
-                add_product(dk, left, q_tile(stage), step + 16 * k);
+                add_matmul(dk, left, q_tile(stage), step + 16 * k);
             }
         }
     }
@@ -460,8 +460,8 @@ backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const 
             if (!s.any_sees(q, 16 * M, k0 + step, STEP)) continue;
             const bool whole = s.all_see(q, 16 * M, k0 + step, STEP);
             Sums<M, STEP> p, ds;
-            product_of_tiles(p, q_tile, row0, k_tile(stage), step);
-            product_of_tiles(ds, dy_tile, row0, v_tile(stage), step);
+            matmul_tiles(p, q_tile, row0, k_tile(stage), step);
+            matmul_tiles(ds, dy_tile, row0, v_tile(stage), step);
 #pragma unroll
             for (int k = 0; k < STEP / 16; k++) {
 #pragma unroll
@@ -476,7 +476,7 @@ backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const 
                         }
                 Left<M> left;
                 round(left, ds, k);
-                add_product(dq, left, k_tile(stage), step + 16 * k);
+                add_matmul(dq, left, k_tile(stage), step + 16 * k);
             }
         }
     }
@@ -534,7 +534,7 @@ static __device__ void plain_fetch(float* tile, PlainRows from, int d0, int D) {
 
 // sums += x y, or x y^T
 template <bool TRANSPOSED>
-__device__ void plain_product(float (&sums)[4][4], const float* x, const float* y) {
+__device__ void plain_matmul(float (&sums)[4][4], const float* x, const float* y) {
     for (int k = 0; k < PLAIN; k++) {
         float left[4], right[4];
 #pragma unroll
@@ -563,7 +563,7 @@ struct PlainTiles {
             plain_fetch(x, a, d, D);
             plain_fetch(y, b, d, D);
             __syncthreads();
-            plain_product<true>(sums, x, y);
+            plain_matmul<true>(sums, x, y);
         }
     }
     // sums += weights b, for the columns of the head from d0 on
@@ -573,7 +573,7 @@ struct PlainTiles {
 #pragma unroll
         for (int i = 0; i < 16; i++) p[plain_row(i / 4) * PLAIN_PITCH + plain_column(i % 4)] = weights[i / 4][i % 4];
         __syncthreads();
-        plain_product<false>(sums, p, y);
+        plain_matmul<false>(sums, p, y);
     }
 };
 

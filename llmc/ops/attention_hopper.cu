@@ -117,7 +117,7 @@ __device__ void round(uint32_t (&left)[COLUMNS16][4], const float (&sums)[2 * CO
 
 // Starts sums (64, N) = x y^T: 64 rows of tile x from x0 on, all N of tile y.
 template <int HEAD, int ROWS, int N>
-__device__ void start_product(float (&sums)[N / 8][4], Tile<HEAD, ROWS>& x, int x0, Tile<HEAD, N>& y) {
+__device__ void start_matmul(float (&sums)[N / 8][4], Tile<HEAD, ROWS>& x, int x0, Tile<HEAD, N>& y) {
     const uint64_t x_rows = matrix_descriptor(x.box(x0, 0), 0), y_rows = matrix_descriptor(y.bytes, 0);
     wgmma_fence();
 #pragma unroll
@@ -132,7 +132,7 @@ __device__ void start_product(float (&sums)[N / 8][4], Tile<HEAD, ROWS>& x, int 
 
 // Starts sums (64, HEAD) += left (64, K) y: all K rows of tile y.
 template <int HEAD, int K>
-__device__ void start_add_product(float (&sums)[HEAD / 8][4], const uint32_t (&left)[K / 16][4], Tile<HEAD, K>& y) {
+__device__ void start_add_matmul(float (&sums)[HEAD / 8][4], const uint32_t (&left)[K / 16][4], Tile<HEAD, K>& y) {
     const uint64_t y_columns = matrix_descriptor(y.bytes, Tile<HEAD, K>::BLOCK);
     wgmma_fence();
 #pragma unroll
@@ -400,7 +400,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                 Left<KEYS> left;
                 RunningSoftmax softmax;
                 clear(out);
-                auto start_scores = [&] { start_product(p, q_tile, group.row0, shared.k[keys.turn.at]); };
+                auto start_scores = [&] { start_matmul(p, q_tile, group.row0, shared.k[keys.turn.at]); };
                 // Tile j's scores are there: its keys are no longer needed.
                 auto scores_to_probabilities = [&](int j) {
                     keys.release();
@@ -419,7 +419,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                 };
                 auto start_sums = [&] {
                     values.wait();
-                    start_add_product(out, left, shared.v[values.turn.at]);
+                    start_add_matmul(out, left, shared.v[values.turn.at]);
                 };
                 auto finish_sums = [&] {
                     wgmma_wait<0>(out, left);
@@ -567,16 +567,16 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
                         auto& dy_tile = shared.dy[queries.turn.at];
                         const auto& row = shared.rows[queries.turn.at];
                         queries.wait();
-                        start_product(p, k_tile, group.row0, q_tile);
-                        start_product(ds, v_tile, group.row0, dy_tile);
+                        start_matmul(p, k_tile, group.row0, q_tile);
+                        start_matmul(ds, v_tile, group.row0, dy_tile);
                         wgmma_wait<1>(p);
                         scores_to_probabilities(j, row);
                         round(p_left, p);
-                        start_add_product(dv, p_left, dy_tile);
+                        start_add_matmul(dv, p_left, dy_tile);
                         wgmma_wait<1>(ds);
                         probabilities_to_gradient(row);
                         round(ds_left, p);
-                        start_add_product(dk, ds_left, q_tile);
+                        start_add_matmul(dk, ds_left, q_tile);
                         wgmma_wait<0>(dk, dv, p_left, ds_left);
                         queries.release();
                     }
@@ -671,10 +671,10 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                 Reader<F::K_STAGES> used_keys = keys;       // dq's sums need a tile's keys once more, a step after its scores
                 clear(dq);
                 auto start_scores = [&] {
-                    start_product(p, q_tile, group.row0, shared.k[keys.turn.at]);
+                    start_matmul(p, q_tile, group.row0, shared.k[keys.turn.at]);
                     keys.turn.next();
                     values.wait();
-                    start_product(ds, dy_tile, group.row0, shared.v[values.turn.at]);
+                    start_matmul(ds, dy_tile, group.row0, shared.v[values.turn.at]);
                 };
                 auto scores_to_probabilities = [&](int j) {
                     const bool whole = s.all_see(q, BOX, j * KEYS, KEYS);
@@ -695,7 +695,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
 #pragma unroll
                         for (int i = 0; i < 4; i++) p[n][i] *= ds[n][i] - row[i / 2].delta;
                 };
-                auto start_sums = [&] { start_add_product(dq, ds_left, shared.k[used_keys.turn.at]); };
+                auto start_sums = [&] { start_add_matmul(dq, ds_left, shared.k[used_keys.turn.at]); };
                 auto finish_sums = [&] {
                     wgmma_wait<0>(dq, ds_left);
                     used_keys.release();
