@@ -163,7 +163,7 @@ struct Step {
     void run() {
         embeddings();
         norms();
-        products();
+        matmuls();
         heads();
         mlp_and_loss();
         updates();
@@ -280,15 +280,15 @@ struct Step {
         });
     }
 
-    void products() {
-        struct Product {
+    void matmuls() {
+        struct Matmul {
             const char* name;
             int64_t rows, in, out;
             double calls;
         };
         const int64_t chunk = logits_rows(N, V);
-        for (auto [name, m, in, out, calls] : {Product{"qkv", N, C, c.qkv_width(), double(L)}, Product{"proj", N, C, C, double(L)}, Product{"fc", N, C, 4 * C, double(L)},
-                                               Product{"fc_proj", N, 4 * C, C, double(L)}, Product{"head", chunk, C, V, std::ceil(n / double(chunk))}}) {
+        for (auto [name, m, in, out, calls] : {Matmul{"qkv", N, C, c.qkv_width(), double(L)}, Matmul{"proj", N, C, C, double(L)}, Matmul{"fc", N, C, 4 * C, double(L)},
+                                               Matmul{"fc_proj", N, 4 * C, C, double(L)}, Matmul{"head", chunk, C, V, std::ceil(n / double(chunk))}}) {
             const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(in) * static_cast<double>(out);
             const std::string shape = concat(m, " x ", in, " x ", out);
             report.op(concat("matmul_forward ", name), shape, calls, 0, flops, [=](Tensors& t) {
@@ -330,7 +330,7 @@ struct Step {
             const double layers = static_cast<double>(std::count(c.windows.begin(), c.windows.end(), window));
             double pairs = 0;
             for (int query = 0; query < T; query++) pairs += std::min(query, window) + 1;
-            const double product = 2.0 * B * H * pairs * D, accounted = 4.0 * C * std::min(window, T) * n;
+            const double flops = 2.0 * B * H * pairs * D, accounted = 4.0 * C * std::min(window, T) * n;
             const std::string shape = concat(B, " x ", T, " x ", H, " x ", D, ", window ", window);
             auto forward = [=, this](Tensors& t, floatX*& y, float*& lse, char*& scratch, floatX*& qkv) {
                 y = t.zeros<floatX>(N * C);
@@ -346,14 +346,14 @@ struct Step {
                 attention_use_hopper(hopper_wanted);
                 const std::string kernels = hopper && !hopper_wanted ? ", mma.sync" : "";
                 const double calls = hopper_wanted || report.mma_sync ? layers : 0;
-                report.op("attention_forward" + kernels, shape, calls, 0, 2 * product, [&](Tensors& t) {
+                report.op("attention_forward" + kernels, shape, calls, 0, 2 * flops, [&](Tensors& t) {
                     floatX *y, *qkv;
                     float* lse;
                     char* scratch;
                     forward(t, y, lse, scratch, qkv);
                     return [=, this] { attention_forward(y, lse, scratch, qkv, B, T, H, HK, D, window, nullptr); };
                 }, accounted);
-                report.op("attention_backward" + kernels, shape, calls, 0, 5 * product, [&](Tensors& t) {
+                report.op("attention_backward" + kernels, shape, calls, 0, 5 * flops, [&](Tensors& t) {
                     floatX *y, *qkv;
                     float* lse;
                     char* scratch;

@@ -155,13 +155,13 @@ struct Line {
 };
 
 static double cosine(const float* a, const float* b, int n) {
-    double product = 0, squares_a = 0, squares_b = 0;
+    double dot = 0, squares_a = 0, squares_b = 0;
     for (int i = 0; i < n; i++) {
-        product += double{a[i]} * b[i];
+        dot += double{a[i]} * b[i];
         squares_a += double{a[i]} * a[i];
         squares_b += double{b[i]} * b[i];
     }
-    return squares_a == 0 || squares_b == 0 ? 0 : product / (std::sqrt(squares_a) * std::sqrt(squares_b));
+    return squares_a == 0 || squares_b == 0 ? 0 : dot / (std::sqrt(squares_a) * std::sqrt(squares_b));
 }
 
 void Line::add(int token) {

@@ -398,10 +398,10 @@ void GPT::train_micro_batch(const int* host_inputs, const int* host_targets, dou
     if (valid == 0) return;
     upload(host_inputs, host_targets);
     MicroBatch& kept = micro_batch[loop];
-    if (kept.valid != valid || kept.share != share) kept.recording.forget();
+    if (kept.valid != valid || kept.share != share) kept.capture.forget();
     kept.valid = valid;
     kept.share = share;
-    kept.recording.run(stream, [&] {
+    kept.capture.run(stream, [&] {
         const Input input = loop ? Input::latents : Input::tokens;
         if (!loop) token_order(order, order_scratch, inputs, N, config.vocab_size, stream);
         forward(input, B, T, nullptr);

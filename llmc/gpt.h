@@ -236,7 +236,7 @@ private:
 
     // A micro-batch as it was recorded; it is recorded anew when a number changes that it holds.
     struct MicroBatch {
-        Recording recording;
+        Capture capture;
         int64_t valid = 0;                   // targets that are not -1
         double share = 0;
     };

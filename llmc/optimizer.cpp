@@ -198,7 +198,7 @@ void Optimizer::set_step(const Rates& rates, const StepSchedule& schedule, int64
 
 void Optimizer::update() {
     Range phase("update");
-    recording.run(nullptr, [this] {
+    capture.run(nullptr, [this] {
         for (auto& kind : kinds) kind->update();
     });
 }

@@ -53,5 +53,5 @@ private:
     std::vector<State> state;
     std::vector<std::unique_ptr<Kind>> kinds;
     std::optional<Uploads> uploads;
-    Recording recording;
+    Capture capture;
 };

@@ -207,16 +207,16 @@ void check_against_float64(const NamedConfig& named, bool loop) {
     for (const Tensor& tensor : small.model.tensors) check_gradient(small, tensor, loop ? &latents : nullptr);
 }
 
-TEST_CASE("gpt: loss and gradients with every switch, against float64" * needs_products()) {
+TEST_CASE("gpt: loss and gradients with every switch, against float64" * needs_matmul()) {
     for (const NamedConfig& named : every_switch()) check_against_float64(named, false);
 }
 
-TEST_CASE("gpt: loss and gradients of a looping pass, against float64" * needs_products()) {
+TEST_CASE("gpt: loss and gradients of a looping pass, against float64" * needs_matmul()) {
     check_against_float64({"speedrun", small_speedrun()}, true);
     check_against_float64({"nanochat", small_nanochat()}, true);
 }
 
-TEST_CASE("gpt: the residual stream behind every layer, and through norm_lm_head, against float64" * needs_products()) {
+TEST_CASE("gpt: the residual stream behind every layer, and through norm_lm_head, against float64" * needs_matmul()) {
     for (const NamedConfig& named : every_switch()) {
         SmallModel small(named.config);
         ReferenceGPT& r = small.reference;
@@ -240,7 +240,7 @@ TEST_CASE("gpt: the residual stream behind every layer, and through norm_lm_head
 }
 
 TEST_CASE("gpt: the residual stream behind a layer that the model lacks is refused, and what was asked before changes nothing" *
-          needs_products()) {
+          needs_matmul()) {
     SmallModel small(small_nanochat());
     std::vector<float> losses(small.idx.size()), again(losses.size()), residual(losses.size() * 32), normed(residual.size());
     small.model.evaluate_micro_batch(losses.data(), small.idx.data(), small.targets.data());
@@ -252,7 +252,7 @@ TEST_CASE("gpt: the residual stream behind a layer that the model lacks is refus
               concat("gpt: the residual stream behind ", depth, " layers, of a model that has 3; ask for 0 to 3"));
 }
 
-TEST_CASE("gpt: every switch learns a micro-batch by heart" * needs_products()) {
+TEST_CASE("gpt: every switch learns a micro-batch by heart" * needs_matmul()) {
     for (const NamedConfig& named : every_switch()) {
         CAPTURE(named.name);
         SmallModel small(named.config);
@@ -342,7 +342,7 @@ double mapped_loss(const LayerMap& map, const std::vector<const Golden*>& models
 // fp32: the golden cases' bound. bf16: as golden.cpp's, but blocks that never met give larger activations.
 const double STACK_TOLERANCE = FP32 ? 2e-6 : 5e-3;
 
-TEST_CASE("gpt: golden stacks" * needs_products()) {
+TEST_CASE("gpt: golden stacks" * needs_matmul()) {
     for (const char* kind : {"none", "rms_norm", "layer_norm"}) {
         Golden one(concat("speedrun_", kind)), two(concat("speedrun_", kind, "_frozen")), stacks(concat("stack_", kind));
         for (bool same : {false, true})
@@ -360,7 +360,7 @@ TEST_CASE("gpt: golden stacks" * needs_products()) {
     }
 }
 
-TEST_CASE("gpt: golden growth" * needs_products()) {
+TEST_CASE("gpt: golden growth" * needs_matmul()) {
     Golden parent("nanochat"), grown("grow");
     for (auto& [name, order] : grown.meta["orders"].items()) {
         CAPTURE(name);
@@ -381,7 +381,7 @@ std::vector<float> all_logits(GPT& model) {
 
 // A looping pass runs the layers again on what came out of them, through norm_lm_head and norm_wte: that is the stack of the
 // model with itself, whole, with those norms at its seam.
-TEST_CASE("gpt: the stack of a model with itself is that model run in a loop, bit for bit" * needs_products()) {
+TEST_CASE("gpt: the stack of a model with itself is that model run in a loop, bit for bit" * needs_matmul()) {
     for (Norm seam : {Norm::none, Norm::rms_norm, Norm::layer_norm})
         for (bool after : {false, true}) {   // the norm is the loop's norm_lm_head, or its norm_wte
             GPTConfig config = small_speedrun();
@@ -437,7 +437,7 @@ Checkpoint write_mapped(const std::string& path, const LayerMap& map, const std:
 }
 
 // Every branch that a new layer adds to the residual stream is 0, and 1 x + 0 x0 is x: nothing is rounded anew, in either precision.
-TEST_CASE("gpt: layers that zero adds change no logit by a bit, whatever the model has" * needs_products()) {
+TEST_CASE("gpt: layers that zero adds change no logit by a bit, whatever the model has" * needs_matmul()) {
     TempDir dir;
     auto check_grown = [&](const Checkpoint& model, const SmallModel& data) {
         const std::vector<float> before = logits_of(model, data.idx, data.targets);
@@ -494,7 +494,7 @@ double logits_error(const std::vector<float>& a, const std::vector<float>& b) {
 // it may round to the other one, and layers pass that on.
 const double CACHE_TOLERANCE = FP32 ? 1e-5 : 2e-2;
 
-TEST_CASE("gpt: with the cache, every position has the logits of the full forward pass" * needs_products()) {
+TEST_CASE("gpt: with the cache, every position has the logits of the full forward pass" * needs_matmul()) {
     for (const NamedConfig& named : sampled_models()) {
         CAPTURE(named.name);
         SmallModel small(named.config, 1, Mode::evaluate);
@@ -527,7 +527,7 @@ TEST_CASE("gpt: with the cache, every position has the logits of the full forwar
     }
 }
 
-TEST_CASE("gpt: a reset cache gives the same bytes again, whatever was in it" * needs_products()) {
+TEST_CASE("gpt: a reset cache gives the same bytes again, whatever was in it" * needs_matmul()) {
     SmallModel small(sampled_models()[2].config, 1, Mode::evaluate);
     KVCache cache(small.model.config);
     cache.allocate();
@@ -549,7 +549,7 @@ TEST_CASE("gpt: a reset cache gives the same bytes again, whatever was in it" * 
 
 // -------------------------------------------------------------------------------------------- micro-batches, exactness
 
-TEST_CASE("gpt: micro-batches run again give the same bytes" * needs_products()) {
+TEST_CASE("gpt: micro-batches run again give the same bytes" * needs_matmul()) {
     const int before = omp_get_max_threads();
     for (int threads : {1, 2}) {
         omp_set_num_threads(threads);
@@ -577,7 +577,7 @@ TEST_CASE("gpt: micro-batches run again give the same bytes" * needs_products())
     omp_set_num_threads(before);
 }
 
-TEST_CASE("gpt: the gradient of two micro-batches is the mean of theirs, and that of one of twice the rows" * needs_products()) {
+TEST_CASE("gpt: the gradient of two micro-batches is the mean of theirs, and that of one of twice the rows" * needs_matmul()) {
     for (const GPTConfig& config : {small_speedrun(), small_nanochat()}) {
         SmallModel small(config), both(config, 2 * BATCH);
         both.targets[1] = 0;   // as many targets in both halves
@@ -614,7 +614,7 @@ TEST_CASE("gpt: the gradient of two micro-batches is the mean of theirs, and tha
     }
 }
 
-TEST_CASE("gpt: a frozen embedding has no gradient, no optimizer state, and does not move by a bit" * needs_products()) {
+TEST_CASE("gpt: a frozen embedding has no gradient, no optimizer state, and does not move by a bit" * needs_matmul()) {
     for (const GPTConfig& config : {small_speedrun(), small_nanochat()}) {
         SmallModel free(config), frozen(config, BATCH, Mode::train, {.only = {}, .embedding = false});
         const Tensor& wte = frozen.model.tensors[0];
@@ -675,7 +675,7 @@ void check_trained(const GPTConfig& config, const std::string& patterns, bool lo
     }
 }
 
-TEST_CASE("gpt: what trains alone has the gradient that it has among all, and what is frozen has none" * needs_products()) {
+TEST_CASE("gpt: what trains alone has the gradient that it has among all, and what is frozen has none" * needs_matmul()) {
     GPTConfig seams = small_speedrun(), nanochat = small_nanochat();
     seams.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
     for (std::string patterns : {"h.2.*", "h.1-2.*", "h.0-1.*", "h.2.fc_proj", "h.1.fc", "h.1.proj", "h.2.q", "h.*.v",
@@ -697,7 +697,7 @@ TEST_CASE("gpt: a micro-batch without targets has no loss and no gradient") {
     CHECK(small.sums.norm() == 0);
 }
 
-TEST_CASE("gpt: a model that only evaluates has no gradients, and loses the same" * needs_products()) {
+TEST_CASE("gpt: a model that only evaluates has no gradients, and loses the same" * needs_matmul()) {
     SmallModel trained(small_nanochat()), evaluated(small_nanochat(), BATCH, Mode::evaluate);
     CHECK_THROWS_AS(evaluated.model.begin_step(), std::invalid_argument);
     CHECK_THROWS_AS(evaluated.model.end_step(), std::invalid_argument);
@@ -708,7 +708,7 @@ TEST_CASE("gpt: a model that only evaluates has no gradients, and loses the same
 
 // ------------------------------------------------------------------------------------------------------------ NaN
 
-TEST_CASE("gpt: what is not finite is found where it comes from" * needs_products()) {
+TEST_CASE("gpt: what is not finite is found where it comes from" * needs_matmul()) {
     const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
     GPTConfig config = small_nanochat();
     config.norm_before[1] = Norm::rms_norm;
@@ -742,7 +742,7 @@ TEST_CASE("gpt: what is not finite is found where it comes from" * needs_product
     }
 }
 
-TEST_CASE("gpt: an overflow is found in the layer where it happens" * needs_products()) {
+TEST_CASE("gpt: an overflow is found in the layer where it happens" * needs_matmul()) {
     SmallModel small(small_nanochat());
     std::vector<float> huge = small.weights(small.tensor("h.1.fc"));
     for (float& x : huge) x *= 1e30f;   // finite, but not its square
@@ -807,7 +807,7 @@ size_t allocated_bytes() {
     return info.uordblks + info.hblkhd;
 }
 
-TEST_CASE("gpt: a training step allocates nothing" * needs_products()) {
+TEST_CASE("gpt: a training step allocates nothing" * needs_matmul()) {
     // Within a call, oneDNN takes space to pack its operands (up to 320 KB here), and OpenMP for its teams (2 KB); none of it stays but
     // a few hundred bytes of OpenMP's. Whatever of the model grows with the batch is larger: (N, C) of floatX are 512 KiB or more.
     const size_t libraries = 500'000, kept = 4096;

@@ -49,7 +49,7 @@ struct ReferenceGPT {
 
 private:
     /// y (n, out) = x (n, in) W^T
-    static Doubles product(const Doubles& x, const Doubles& w, size_t in) {
+    static Doubles matmul(const Doubles& x, const Doubles& w, size_t in) {
         const size_t n = x.size() / in, out = w.size() / in;
         Doubles y(n * out);
         for (size_t i = 0; i < n; i++)
@@ -126,7 +126,7 @@ private:
                 for (size_t i = 0; i < x.size(); i++) x[i] = p["resid_lambdas"][l] * x[i] + p["x0_lambdas"][l] * x0[i];
             Doubles h = x;
             norm(h, C, Norm::rms_norm, eps);
-            Doubles q = product(h, p[layer + "q"], C), k = product(h, p[layer + "k"], C), v = product(h, p[layer + "v"], C);
+            Doubles q = matmul(h, p[layer + "q"], C), k = matmul(h, p[layer + "k"], C), v = matmul(h, p[layer + "v"], C);
             if (c.value_embeds[l]) add_value_embedding(v, h, idx, layer);
             rotary(q, c.n_head);
             rotary(k, c.n_kv_head);
@@ -134,18 +134,18 @@ private:
                 norm(q, c.head_size(), Norm::rms_norm, eps);
                 norm(k, c.head_size(), Norm::rms_norm, eps);
             }
-            Doubles branch = product(attention(q, k, v, c.windows[l]), p[layer + "proj"], C);
+            Doubles branch = matmul(attention(q, k, v, c.windows[l]), p[layer + "proj"], C);
             for (size_t i = 0; i < x.size(); i++) x[i] += c.attn_scale[l] * branch[i];
             h = x;
             norm(h, C, Norm::rms_norm, eps);
-            Doubles f = product(h, p[layer + "fc"], C);
+            Doubles f = matmul(h, p[layer + "fc"], C);
             for (double& value : f) value = activation(value);
-            branch = product(f, p[layer + "fc_proj"], 4 * C);
+            branch = matmul(f, p[layer + "fc_proj"], 4 * C);
             for (size_t i = 0; i < x.size(); i++) x[i] += branch[i];
             residual.push_back(x);
         }
         norm(x, C, c.norm_lm_head, eps);
-        logits = product(x, p[c.tied ? "wte" : "lm_head"], C);
+        logits = matmul(x, p[c.tied ? "wte" : "lm_head"], C);
         if (c.softcap > 0)
             for (double& z : logits) z = c.softcap * std::tanh(z / c.softcap);
         latents = std::move(x);

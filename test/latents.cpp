@@ -126,9 +126,9 @@ Row row_of(const std::string& model_a, const std::string& position_a, const Doub
     Doubles cosines;
     const size_t C = a.size() / tokens;
     for (size_t n = 0; n < a.size(); n += C) {
-        double product = 0, aa = 0, bb = 0;
-        for (size_t i = n; i < n + C; i++) product += a[i] * b[i], aa += a[i] * a[i], bb += b[i] * b[i];
-        cosines.push_back(product / std::sqrt(aa * bb));
+        double dot = 0, aa = 0, bb = 0;
+        for (size_t i = n; i < n + C; i++) dot += a[i] * b[i], aa += a[i] * a[i], bb += b[i] * b[i];
+        cosines.push_back(dot / std::sqrt(aa * bb));
     }
     return {concat("cosine,", model_a, ",", position_a, ",", model_b, ",", position_b, ",", tokens), summary_of(cosines)};
 }
@@ -167,7 +167,7 @@ void check_table(const std::string& table, const std::vector<Row>& expected) {
 
 }  // namespace
 
-TEST_CASE("latents: every number against float64: both recipes, stacks, other depths, no layers and one" * needs_products()) {
+TEST_CASE("latents: every number against float64: both recipes, stacks, other depths, no layers and one" * needs_matmul()) {
     const GPTConfig configs[] = {speedrun(3), nanochat(4), stacked(speedrun(4)), stacked(nanochat(3)), speedrun(1), nanochat(2),
                                  speedrun(0), nanochat(0), nanochat(1), nanochat(3, 16)};
     const std::vector<int> tokens = random_tokens(100);
@@ -196,7 +196,7 @@ TEST_CASE("latents: every number against float64: both recipes, stacks, other de
 }
 
 TEST_CASE("latents: a model beside itself has cosines of 1 at the same positions, and 1024 tokens where nothing else is said" *
-          needs_products()) {
+          needs_matmul()) {
     TempDir dir;
     write_tokens(dir / "one.bin", random_tokens(600));
     write_tokens(dir / "two.bin", random_tokens(600));
@@ -215,7 +215,7 @@ TEST_CASE("latents: a model beside itself has cosines of 1 at the same positions
     CHECK(same == 4);
 }
 
-TEST_CASE("latents: a token whose activations are all zeros has a cosine of 0" * needs_products()) {
+TEST_CASE("latents: a token whose activations are all zeros has a cosine of 0" * needs_matmul()) {
     TempDir dir;
     const GPTConfig config = speedrun(0);   // whose recipe has no norm after the embedding
     REQUIRE(config.norm_wte == Norm::none);
@@ -229,7 +229,7 @@ TEST_CASE("latents: a token whose activations are all zeros has a cosine of 0" *
 }
 
 TEST_CASE("latents: --out has what stdout would, a path with commas and quotes is one field, and the file appears whole or not" *
-          needs_products()) {
+          needs_matmul()) {
     TempDir dir;
     write_tokens(dir / "val.bin", random_tokens(60));
     const std::string odd = dir / "a,\"b\".bin", plain = dir / "b.bin", out = dir / "out.csv";
@@ -308,7 +308,7 @@ TEST_CASE("latents: what cannot be compared, read or said gets one line") {
     refused(latents + dir / "damaged.bin" + on_val, dir / "damaged.bin");
 }
 
-TEST_CASE("latents: the most tokens that are offered are taken" * needs_products()) {
+TEST_CASE("latents: the most tokens that are offered are taken" * needs_matmul()) {
     TempDir dir;
     write_small_model(dir / "a.bin", speedrun(2), 1);
     write_tokens(dir / "val.bin", random_tokens(60));
@@ -317,7 +317,7 @@ TEST_CASE("latents: the most tokens that are offered are taken" * needs_products
     CHECK(parsed(done("./latents " + dir / "a.bin --tokens 7 --val-data " + dir / "short.bin")).size() == 10);
 }
 
-TEST_CASE("latents: NaN and Inf are refused with the model and the position, and no file is left" * needs_products()) {
+TEST_CASE("latents: NaN and Inf are refused with the model and the position, and no file is left" * needs_matmul()) {
     TempDir dir;
     write_tokens(dir / "val.bin", random_tokens(60));
     const GPTConfig config = nanochat(3);
@@ -337,7 +337,7 @@ TEST_CASE("latents: NaN and Inf are refused with the model and the position, and
     CHECK(names_in(dir.path) == std::vector<std::string>{"a.bin", "bad.bin", "val.bin"});
 }
 
-TEST_CASE("latents: data of another tokenizer gives a warning, and the table all the same" * needs_products()) {
+TEST_CASE("latents: data of another tokenizer gives a warning, and the table all the same" * needs_matmul()) {
     TempDir dir;
     const GPTConfig config = recipe_config(SPEEDRUN, 2, 2, 32, 264, 8);
     const std::vector<std::string> ones{"the one and the other and the one"}, others{"all is well that ends well"};

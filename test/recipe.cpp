@@ -107,7 +107,7 @@ struct Float64Training {
 
 }  // namespace
 
-TEST_CASE("recipe: a third one, in one constant, is planned, initialized and trained as the float64 loop has it" * needs_products()) {
+TEST_CASE("recipe: a third one, in one constant, is planned, initialized and trained as the float64 loop has it" * needs_matmul()) {
     const ModelLaws& laws = MIXTURE.model;
     const int depth = 2, width = static_cast<int>(default_width(MIXTURE, depth)), B = 2;
     const GPTConfig config = recipe_config(MIXTURE, depth, default_heads(MIXTURE, width), width, laws.vocab_size, laws.seq_len);

@@ -99,7 +99,7 @@ static __device__ int column_of(int j) { return thread() % 16 + 16 * j; }
 
 // sums += a b^T, or a b
 template <bool TRANSPOSED>
-__device__ void add_product(float (&sums)[4][4], const float* a, const float* b) {
+__device__ void add_matmul(float (&sums)[4][4], const float* a, const float* b) {
 #pragma unroll 8
     for (int k = 0; k < TILE; k++) {
         float left[4], right[4];
@@ -122,7 +122,7 @@ tiled_scores_kernel(float* scores, const floatX* qkv, AttentionSize s) {
     load_tile(q, qkv + at.q + q0 * at.width, at.width, s.T - q0, HEAD);
     load_tile(k, qkv + at.k + k0 * at.width, at.width, s.T - k0, HEAD);
     __syncthreads();
-    add_product<true>(sums, q, k);
+    add_matmul<true>(sums, q, k);
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -141,7 +141,7 @@ tiled_values_kernel(floatX* y, const float* scores, const floatX* qkv, Attention
         load_tile(p, scores + (at.lse + q0) * s.T + k0, s.T, s.T - q0, s.T - k0);
         load_tile(v, qkv + at.v + k0 * at.width, at.width, s.T - k0, HEAD);
         __syncthreads();
-        add_product<false>(sums, p, v);
+        add_matmul<false>(sums, p, v);
         __syncthreads();                            // all have read the tiles before the next ones overwrite them
     }
 #pragma unroll
@@ -170,36 +170,36 @@ flash_kernel(floatX* y, float* lse, const floatX* qkv, AttentionSize s) {
     const int q0 = static_cast<int>(blockIdx.x) * TILE;
     const Rows at(s, static_cast<int>(blockIdx.y));
     float *q = shared_memory<float>(), *k = q + FLOATS, *v = k + FLOATS, *p = v + FLOATS;
-    float out[4][4] = {}, greatest[4] = {LOWEST, LOWEST, LOWEST, LOWEST}, sum[4] = {};
+    float out[4][4] = {}, row_max[4] = {LOWEST, LOWEST, LOWEST, LOWEST}, sum[4] = {};
     load_tile(q, qkv + at.q + q0 * at.width, at.width, s.T - q0, HEAD);
     for (int k0 = 0; k0 < s.T; k0 += TILE) {
         load_tile(k, qkv + at.k + k0 * at.width, at.width, s.T - k0, HEAD);
         load_tile(v, qkv + at.v + k0 * at.width, at.width, s.T - k0, HEAD);
         __syncthreads();
         float scores[4][4] = {};
-        add_product<true>(scores, q, k);
+        add_matmul<true>(scores, q, k);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            float top = greatest[i];
+            float top = row_max[i];
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 scores[i][j] = sees(s, q0 + row_of(i), k0 + column_of(j)) ? scores[i][j] * SCALE : -INFINITY;
                 top = fmaxf(top, scores[i][j]);
             }
             top = warp_max<16>(top);                // the 16 threads of a row are half of a warp
-            const float shrink = expf(greatest[i] - top);
-            greatest[i] = top;
-            sum[i] *= shrink;
+            const float rescale = expf(row_max[i] - top);
+            row_max[i] = top;
+            sum[i] *= rescale;
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const float probability = expf(scores[i][j] - top);
                 sum[i] += probability;
-                out[i][j] *= shrink;
+                out[i][j] *= rescale;
                 p[row_of(i) * PITCH + column_of(j)] = probability;
             }
         }
         __syncwarp();                               // a row of p is written and read by the same half of a warp
-        add_product<false>(out, p, v);
+        add_matmul<false>(out, p, v);
         __syncthreads();
     }
 #pragma unroll
@@ -207,7 +207,7 @@ flash_kernel(floatX* y, float* lse, const floatX* qkv, AttentionSize s) {
         sum[i] = warp_sum<16>(sum[i]);
         const int query = q0 + row_of(i);
         if (query >= s.T) continue;
-        if (thread() % 16 == 0) lse[at.lse + query] = greatest[i] + logf(sum[i]);
+        if (thread() % 16 == 0) lse[at.lse + query] = row_max[i] + logf(sum[i]);
 #pragma unroll
         for (int j = 0; j < 4; j++) y[at.y + query * at.out_width + column_of(j)] = to_floatX(out[i][j] / sum[i]);
     }
@@ -295,7 +295,7 @@ static __device__ void store_rows(bf16* to, int64_t stride, int rows, const Sums
 struct Queries {
     Left q;
     Sums out = {};
-    float greatest[2] = {LOWEST, LOWEST}, sum[2] = {};        // scores are counted in powers of two; sums are over the lane's own columns
+    float row_max[2] = {LOWEST, LOWEST}, sum[2] = {};        // scores are counted in powers of two; sums are over the lane's own columns
 
     // Scores that are not seen become -infinity.
     __device__ void mask(Scores& p, AttentionSize s, int query, int key) const {
@@ -313,17 +313,17 @@ struct Queries {
             float top = -INFINITY;
 #pragma unroll
             for (int n = 0; n < TILE / 8; n++) top = fmaxf(top, fmaxf(p[n][2 * r], p[n][2 * r + 1]));
-            top = fmaxf(greatest[r], warp_max<4>(top) * (SCALE * LOG2E));
-            const float shrink = fast_exp2(greatest[r] - top);
-            greatest[r] = top;
-            sum[r] *= shrink;
+            top = fmaxf(row_max[r], warp_max<4>(top) * (SCALE * LOG2E));
+            const float rescale = fast_exp2(row_max[r] - top);
+            row_max[r] = top;
+            sum[r] *= rescale;
 #pragma unroll
-            for (int n = 0; n < HEAD / 8; n++) out[n][2 * r] *= shrink, out[n][2 * r + 1] *= shrink;
+            for (int n = 0; n < HEAD / 8; n++) out[n][2 * r] *= rescale, out[n][2 * r + 1] *= rescale;
         }
 #pragma unroll
         for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) sum[i / 2] += p[n][i] = fast_exp2(fmaf(p[n][i], SCALE * LOG2E, -greatest[i / 2]));
+            for (int i = 0; i < 4; i++) sum[i / 2] += p[n][i] = fast_exp2(fmaf(p[n][i], SCALE * LOG2E, -row_max[i / 2]));
     }
 
     // `query` is the warp's first.
@@ -332,7 +332,7 @@ struct Queries {
         for (int r = 0; r < 2; r++) {
             sum[r] = warp_sum<4>(sum[r]);
             const int row = query + mma_row(2 * r);
-            if (lane_of_thread() % 4 == 0 && row < T) lse[at.lse + row] = greatest[r] * LN2 + logf(sum[r]);
+            if (lane_of_thread() % 4 == 0 && row < T) lse[at.lse + row] = row_max[r] * LN2 + logf(sum[r]);
         }
         store_rows(y + at.y + query * at.out_width, at.out_width, T - query, out, 1 / sum[0], 1 / sum[1]);
     }
@@ -508,7 +508,7 @@ static void formula_backward(floatX* dqkv, float* scratch, const floatX* dy, con
 // the multiply-adds).
 
 // sums += a^T b
-static __device__ void add_product_of_columns(float (&sums)[4][4], const float* a, const float* b) {
+static __device__ void add_matmul_transposed(float (&sums)[4][4], const float* a, const float* b) {
 #pragma unroll 8
     for (int k = 0; k < TILE; k++) {
         float left[4], right[4];
@@ -562,14 +562,14 @@ flash_keys_kernel(floatX* dqkv, const floatX* dy, const float* lse, const float*
         load_tile(dout, dy + at.y + q0 * at.out_width, at.out_width, s.T - q0, HEAD);
         __syncthreads();
         float p[4][4] = {}, ds[4][4] = {};
-        add_product<true>(p, q, k);
-        add_product<true>(ds, dout, v);
+        add_matmul<true>(p, q, k);
+        add_matmul<true>(ds, dout, v);
         to_p_and_ds(p, ds, lse + at.lse, delta + at.lse, s, q0, k0);
         to_shared(p_tile, p);
         to_shared(ds_tile, ds);
         __syncthreads();                            // a column of them was written by many
-        add_product_of_columns(dv, p_tile, dout);
-        add_product_of_columns(dk, ds_tile, q);
+        add_matmul_transposed(dv, p_tile, dout);
+        add_matmul_transposed(dk, ds_tile, q);
         __syncthreads();
     }
     store_tile(dqkv + at.k + k0 * at.width, at.width, s.T - k0, dk, SCALE);
@@ -588,12 +588,12 @@ flash_queries_kernel(floatX* dqkv, const floatX* dy, const float* lse, const flo
         load_tile(v, qkv + at.v + k0 * at.width, at.width, s.T - k0, HEAD);
         __syncthreads();
         float p[4][4] = {}, ds[4][4] = {};
-        add_product<true>(p, q, k);
-        add_product<true>(ds, dout, v);
+        add_matmul<true>(p, q, k);
+        add_matmul<true>(ds, dout, v);
         to_p_and_ds(p, ds, lse + at.lse, delta + at.lse, s, q0, k0);
         to_shared(ds_tile, ds);
         __syncwarp();                               // a row of it is written and read by the same half of a warp
-        add_product<false>(dq, ds_tile, k);
+        add_matmul<false>(dq, ds_tile, k);
         __syncthreads();
     }
     store_tile(dqkv + at.q + q0 * at.width, at.width, s.T - q0, dq, SCALE);
@@ -729,7 +729,7 @@ static double necessary_bytes(const AttentionSize& s) { return 4 * s.elements() 
 static double scores_in_memory(const AttentionSize& s) { return static_cast<double>(s.B) * s.H * s.T * s.T; }
 
 // A product with the scores in memory: `words` and `lines` of loads and the instructions for a score, which is HEAD multiply-adds.
-static Work product(const AttentionSize& s, double words, double lines, double instructions) {
+static Work matmul_work(const AttentionSize& s, double words, double lines, double instructions) {
     const double scores = scores_in_memory(s);
     return {.memory = 4 * scores,
             .fp32 = 2 * HEAD * scores,
@@ -737,7 +737,7 @@ static Work product(const AttentionSize& s, double words, double lines, double i
             .lines = lines * scores,
             .instructions = COUNTED * instructions * scores};
 }
-static Work softmax(const AttentionSize& s) {
+static Work softmax_work(const AttentionSize& s) {
     const double scores = scores_in_memory(s);
     return {.memory = 8 * scores, .special = 2 * scores, .words = 4 * scores, .instructions = COUNTED * 27.6 * scores};
 }
@@ -751,11 +751,11 @@ const std::vector<Step<Attention, AttentionSize>>& attention_ladder() {
     static const std::vector<Step<Attention, Size>> steps = {
         {"the formula, three kernels", formula,
          [](const Size& s) {
-             return Works{product(s, 2 * HEAD, HEAD + HEAD / 32.0, 334), softmax(s), product(s, 2 * HEAD, 2 * HEAD / 32.0, 416)};
+             return Works{matmul_work(s, 2 * HEAD, HEAD + HEAD / 32.0, 334), softmax_work(s), matmul_work(s, 2 * HEAD, 2 * HEAD / 32.0, 416)};
          }},
         {"tiles in shared memory", tiled,
          [](const Size& s) {
-             return Works{product(s, HEAD / 2.0, 0, 158), softmax(s), product(s, HEAD / 2.0, 0, 159)};
+             return Works{matmul_work(s, HEAD / 2.0, 0, 158), softmax_work(s), matmul_work(s, HEAD / 2.0, 0, 159)};
          }},
         {"no scores in memory: flash attention", flash,
          [](const Size& s) {
@@ -779,15 +779,15 @@ const std::vector<Step<Attention, AttentionSize>>& attention_ladder() {
 }
 
 // In tiles, without scores in memory: the two walks compute 4 and 3 products of HEAD multiply-adds a score.
-static Works two_walks(const Size& s, double scores, bool tensor, double words_a_product, double keys_instructions,
+static Works two_walks(const Size& s, double scores, bool tensor, double words_a_matmul, double keys_instructions,
                        double queries_instructions) {
-    const double product = 2 * HEAD * scores;
-    auto walk = [&](int products, double tensors, double instructions) {
+    const double flops = 2 * HEAD * scores;
+    auto walk = [&](int matmuls, double tensors, double instructions) {
         return Work{.memory = tensors * s.elements() * BYTES,
-                    .tensor = tensor ? products * product : 0,
-                    .fp32 = tensor ? 0 : products * product,
+                    .tensor = tensor ? matmuls * flops : 0,
+                    .fp32 = tensor ? 0 : matmuls * flops,
                     .special = scores,
-                    .words = products * words_a_product * scores,
+                    .words = matmuls * words_a_matmul * scores,
                     .instructions = COUNTED * instructions * scores};
     };
     return {walk(4, 6, keys_instructions), walk(3, 5, queries_instructions)};

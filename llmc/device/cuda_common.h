@@ -43,7 +43,7 @@ inline int device_attribute(cudaDeviceAttr attribute) {
     cuda_check(cudaDeviceGetAttribute(&value, attribute, device), "device_attribute");
     return value;
 }
-inline int multiprocessors() {
+inline int sm_count() {
     static const int count = device_attribute(cudaDevAttrMultiProcessorCount);
     return count;
 }
@@ -92,7 +92,7 @@ unsigned blocks_that_fit(const char* op, void (*kernel)(Parameters...), int thre
     int blocks = 0;
     allow_shared_memory(op, kernel, shared);
     cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared), op);
-    return static_cast<unsigned>(blocks * multiprocessors());
+    return static_cast<unsigned>(blocks * sm_count());
 }
 
 /// 16-byte accesses need tensors that begin at a multiple of 16 bytes, as all of the model's do. Null is fine.

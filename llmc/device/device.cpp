@@ -74,14 +74,14 @@ Uploads::Uploads(size_t, int) {}
 Uploads::~Uploads() = default;
 void Uploads::copy(void* device, const void* host, size_t bytes, Stream stream) { copy_to_device(device, host, bytes, stream); }
 
-struct Recording::Graph {};
-Recording::Recording() = default;
-Recording::~Recording() = default;
-bool Recording::replay(Stream) { return false; }
-bool Recording::begin(Stream) { return false; }
-void Recording::end(Stream) {}
-void Recording::abandon(Stream) {}
-void Recording::forget() {}
+struct Capture::Graph {};
+Capture::Capture() = default;
+Capture::~Capture() = default;
+bool Capture::replay(Stream) { return false; }
+bool Capture::begin(Stream) { return false; }
+void Capture::end(Stream) {}
+void Capture::abandon(Stream) {}
+void Capture::forget() {}
 
 std::string device_name() {
     std::string model = proc_value("/proc/cpuinfo", "model name");

@@ -122,49 +122,49 @@ void Uploads::copy(void* device, const void* host, size_t bytes, Stream stream) 
     cuda_check(cudaEventRecord(ring->done[slot], cuda_stream(stream)), "uploads");
 }
 
-struct Recording::Graph {
-    cudaGraphExec_t recorded = nullptr;   // null before the second run
+struct Capture::Graph {
+    cudaGraphExec_t exec = nullptr;   // null before the second run
     ~Graph() {
-        if (recorded) cudaGraphExecDestroy(recorded);
+        if (exec) cudaGraphExecDestroy(exec);
     }
 };
 
-Recording::Recording() = default;
-Recording::~Recording() = default;
+Capture::Capture() = default;
+Capture::~Capture() = default;
 
-bool Recording::replay(Stream stream) {
-    if (profiling() || !graph || !graph->recorded) return false;
+bool Capture::replay(Stream stream) {
+    if (profiling() || !graph || !graph->exec) return false;
     Range range("replay");
-    cuda_check(cudaGraphLaunch(graph->recorded, cuda_stream(stream)), "replay");
+    cuda_check(cudaGraphLaunch(graph->exec, cuda_stream(stream)), "replay");
     return true;
 }
 
-bool Recording::begin(Stream stream) {
+bool Capture::begin(Stream stream) {
     if (profiling()) return false;
     if (!graph) {
         graph = std::make_unique<Graph>();
         return false;
     }
-    cuda_check(cudaStreamBeginCapture(cuda_stream(stream), cudaStreamCaptureModeThreadLocal), "record");
+    cuda_check(cudaStreamBeginCapture(cuda_stream(stream), cudaStreamCaptureModeThreadLocal), "capture");
     return true;
 }
 
-void Recording::end(Stream stream) {
+void Capture::end(Stream stream) {
     cudaGraph_t captured = nullptr;
-    cuda_check(cudaStreamEndCapture(cuda_stream(stream), &captured), "record");
-    const cudaError_t error = cudaGraphInstantiate(&graph->recorded, captured, 0);
+    cuda_check(cudaStreamEndCapture(cuda_stream(stream), &captured), "capture");
+    const cudaError_t error = cudaGraphInstantiate(&graph->exec, captured, 0);
     cudaGraphDestroy(captured);
-    cuda_check(error, "record");
+    cuda_check(error, "capture");
     replay(stream);
 }
 
-void Recording::abandon(Stream stream) {
+void Capture::abandon(Stream stream) {
     cudaGraph_t captured = nullptr;
     cudaStreamEndCapture(cuda_stream(stream), &captured);
     if (captured) cudaGraphDestroy(captured);
 }
 
-void Recording::forget() { graph.reset(); }
+void Capture::forget() { graph.reset(); }
 
 std::string device_name() {
     require_gpu();

@@ -42,25 +42,25 @@ private:
 
 /// Work on a stream that is done again and again: recorded once, as a CUDA graph, then launched whole. On the CPU the work itself runs.
 /// All that the work says must be the same each time: ops, pointers, sizes, numbers. What changes it reads from the device's memory.
-class Recording {
+class Capture {
 public:
-    Recording();
-    ~Recording();
-    Recording(const Recording&) = delete;
-    Recording& operator=(const Recording&) = delete;
+    Capture();
+    ~Capture();
+    Capture(const Capture&) = delete;
+    Capture& operator=(const Capture&) = delete;
 
     /// The first run does the work directly (libraries choose kernels and allocate then), the second records it.
     template <class Work>
     void run(Stream stream, Work work) {
         if (replay(stream)) return;
-        const bool records = begin(stream);
+        const bool capturing = begin(stream);
         try {
             work();
         } catch (...) {
-            if (records) abandon(stream);
+            if (capturing) abandon(stream);
             throw;
         }
-        if (records) end(stream);
+        if (capturing) end(stream);
     }
     /// The next run is a first one.
     void forget();

@@ -257,10 +257,10 @@ __device__ inline void wgmma_add<128>(float (&d)[16][4], const uint32_t (&a)[4],
 
 /// Gives registers of this warpgroup back, or takes them: N a thread from now on, a multiple of 8. All of its warps do it.
 template <int N>
-__device__ inline void registers_shrink() {
+__device__ inline void setmaxnreg_dec() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 template <int N>
-__device__ inline void registers_grow() {
+__device__ inline void setmaxnreg_inc() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }

@@ -75,7 +75,7 @@ static Columns mask(float* score, int t, int window, int k0, int n) {
     return seen;
 }
 
-static float greatest(const float* x, Columns s) {
+static float row_max(const float* x, Columns s) {
     float m = -INFINITY;
 #pragma omp simd reduction(max : m)
     for (int j = s.begin; j < s.end; j++) m = x[j] > m ? x[j] : m;
@@ -147,11 +147,11 @@ void attention_forward(floatX* y, float* lse, void* scratch, const floatX* qkv, 
                 float* score = w.scores + r * n;
                 const Columns columns = mask(score, q0 + r, window, k0, n);
                 const float before = m[r];
-                m[r] = std::max(before, greatest(score, columns) * scale);
+                m[r] = std::max(before, row_max(score, columns) * scale);
                 if (m[r] > before && k0 > first) {              // a new greatest score: what was summed so far is rescaled
-                    float shrink = std::exp(before - m[r]);
-                    sum[r] *= shrink;
-                    for (int d = 0; d < D; d++) w.out[r * D + d] *= shrink;
+                    float rescale = std::exp(before - m[r]);
+                    sum[r] *= rescale;
+                    for (int d = 0; d < D; d++) w.out[r * D + d] *= rescale;
                 }
                 sum[r] += exponentials(w.p + r * n, score, scale, m[r], columns, n);
             }
@@ -201,8 +201,8 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
             const int first = q0 - std::min(q0, window), last = q0 + rows;
             for (int k0 = first; k0 < last; k0 += KEYS) {
                 const int n = std::min(KEYS, last - k0);
-                const Product against_keys{.M = rows, .N = n, .K = D, .lda = width, .ldb = width, .ldout = n, .transpose_b = true};
-                Product against_values = against_keys;
+                const Matmul against_keys{.M = rows, .N = n, .K = D, .lda = width, .ldb = width, .ldout = n, .transpose_b = true};
+                Matmul against_values = against_keys;
                 against_values.lda = C;
                 multiply(w.scores, q, k + k0 * width, against_keys);
                 multiply(w.dscores, dout, v + k0 * width, against_values);

@@ -117,7 +117,7 @@ __device__ void round(uint32_t (&left)[COLUMNS16][4], const float (&sums)[2 * CO
 
 // Starts sums (64, N) = x y^T: 64 rows of tile x from x0 on, all N of tile y.
 template <int HEAD, int ROWS, int N>
-__device__ void start_product(float (&sums)[N / 8][4], Tile<HEAD, ROWS>& x, int x0, Tile<HEAD, N>& y) {
+__device__ void start_matmul(float (&sums)[N / 8][4], Tile<HEAD, ROWS>& x, int x0, Tile<HEAD, N>& y) {
     const uint64_t x_rows = matrix_descriptor(x.box(x0, 0), 0), y_rows = matrix_descriptor(y.bytes, 0);
     wgmma_fence();
 #pragma unroll
@@ -132,7 +132,7 @@ __device__ void start_product(float (&sums)[N / 8][4], Tile<HEAD, ROWS>& x, int 
 
 // Starts sums (64, HEAD) += left (64, K) y: all K rows of tile y.
 template <int HEAD, int K>
-__device__ void start_add_product(float (&sums)[HEAD / 8][4], const uint32_t (&left)[K / 16][4], Tile<HEAD, K>& y) {
+__device__ void start_add_matmul(float (&sums)[HEAD / 8][4], const uint32_t (&left)[K / 16][4], Tile<HEAD, K>& y) {
     const uint64_t y_columns = matrix_descriptor(y.bytes, Tile<HEAD, K>::BLOCK);
     wgmma_fence();
 #pragma unroll
@@ -325,9 +325,9 @@ struct Forward {
 
 // The softmax of a lane's two rows, whose scores come tile by tile.
 struct RunningSoftmax {
-    float greatest[2] = {LOWEST, LOWEST};   // of log2_scale times the scores so far
+    float row_max[2] = {LOWEST, LOWEST};   // of log2_scale times the scores so far
     float sum[2] = {};                      // over the lane's own columns
-    float shrink[2];                        // what the last tile made of all sums before it
+    float rescale[2];                        // what the last tile made of all sums before it
 
     // Scores become probabilities, not yet divided by their sum; a new greatest score shrinks what was summed so far.
     template <int COLUMNS8>
@@ -337,10 +337,10 @@ struct RunningSoftmax {
             float top = p[0][2 * r];
 #pragma unroll
             for (int n = 0; n < COLUMNS8; n++) top = fmaxf(top, fmaxf(p[n][2 * r], p[n][2 * r + 1]));
-            top = fmaxf(greatest[r], warp_max<4>(top) * log2_scale);
-            shrink[r] = fast_exp2(greatest[r] - top);
-            greatest[r] = top;
-            sum[r] *= shrink[r];
+            top = fmaxf(row_max[r], warp_max<4>(top) * log2_scale);
+            rescale[r] = fast_exp2(row_max[r] - top);
+            row_max[r] = top;
+            sum[r] *= rescale[r];
 #pragma unroll
             for (int n = 0; n < COLUMNS8; n++)
 #pragma unroll
@@ -360,7 +360,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
     init_rings<F::GROUPS>(shared.slots, shared.k_ring, shared.v_ring);
 
     if (threadIdx.x < GROUP) {
-        registers_shrink<PRODUCER_REGISTERS>();
+        setmaxnreg_dec<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             Writer<SLOTS> slots{shared.slots};
             Writer<F::STAGES> keys{shared.k_ring}, values{shared.v_ring};
@@ -384,7 +384,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
             });
         }
     } else {
-        registers_grow<REGISTERS<F::GROUPS>>();
+        setmaxnreg_inc<REGISTERS<F::GROUPS>>();
         Consumer<HEAD> group{shared.slots};
         Reader<F::STAGES> keys{shared.k_ring}, values{shared.v_ring};
         const float log2_scale = inverse_sqrt(HEAD) * LOG2E;        // exp(scale x) = 2^(log2_scale x)
@@ -400,7 +400,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                 Left<KEYS> left;
                 RunningSoftmax softmax;
                 clear(out);
-                auto start_scores = [&] { start_product(p, q_tile, group.row0, shared.k[keys.turn.at]); };
+                auto start_scores = [&] { start_matmul(p, q_tile, group.row0, shared.k[keys.turn.at]); };
                 // Tile j's scores are there: its keys are no longer needed.
                 auto scores_to_probabilities = [&](int j) {
                     keys.release();
@@ -419,7 +419,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                 };
                 auto start_sums = [&] {
                     values.wait();
-                    start_add_product(out, left, shared.v[values.turn.at]);
+                    start_add_matmul(out, left, shared.v[values.turn.at]);
                 };
                 auto finish_sums = [&] {
                     wgmma_wait<0>(out, left);
@@ -441,7 +441,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
 #pragma unroll
                     for (int n = 0; n < HEAD / 8; n++)
 #pragma unroll
-                        for (int i = 0; i < 4; i++) out[n][i] *= softmax.shrink[i / 2];
+                        for (int i = 0; i < 4; i++) out[n][i] *= softmax.rescale[i / 2];
                     round(left, p);
                 }
                 start_sums();
@@ -452,7 +452,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                     const float sum = warp_sum<4>(softmax.sum[r]);
                     const int t = q + row_of(2 * r);
                     if (lane_of_thread() % 4 == 0 && t < s.T)
-                        lse[s.all_heads(place.batch, place.head) * s.T + t] = softmax.greatest[r] * LN2 + logf(sum);
+                        lse[s.all_heads(place.batch, place.head) * s.T + t] = softmax.row_max[r] * LN2 + logf(sum);
                     inverse[r] = 1 / sum;
                 }
                 group.start_store(y_map, place.head * HEAD, q, place.batch, q_tile, out, inverse);
@@ -498,7 +498,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
     init_rings<F::GROUPS>(shared.slots, shared.ring);
 
     if (threadIdx.x < GROUP) {
-        registers_shrink<PRODUCER_REGISTERS>();
+        setmaxnreg_dec<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             Writer<SLOTS> slots{shared.slots};
             Writer<F::STAGES> queries{shared.ring};
@@ -522,7 +522,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
             });
         }
     } else {
-        registers_grow<REGISTERS<F::GROUPS>>();
+        setmaxnreg_inc<REGISTERS<F::GROUPS>>();
         Consumer<HEAD> group{shared.slots};
         Reader<F::STAGES> queries{shared.ring};
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
@@ -567,16 +567,16 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
                         auto& dy_tile = shared.dy[queries.turn.at];
                         const auto& row = shared.rows[queries.turn.at];
                         queries.wait();
-                        start_product(p, k_tile, group.row0, q_tile);
-                        start_product(ds, v_tile, group.row0, dy_tile);
+                        start_matmul(p, k_tile, group.row0, q_tile);
+                        start_matmul(ds, v_tile, group.row0, dy_tile);
                         wgmma_wait<1>(p);
                         scores_to_probabilities(j, row);
                         round(p_left, p);
-                        start_add_product(dv, p_left, dy_tile);
+                        start_add_matmul(dv, p_left, dy_tile);
                         wgmma_wait<1>(ds);
                         probabilities_to_gradient(row);
                         round(ds_left, p);
-                        start_add_product(dk, ds_left, q_tile);
+                        start_add_matmul(dk, ds_left, q_tile);
                         wgmma_wait<0>(dk, dv, p_left, ds_left);
                         queries.release();
                     }
@@ -624,7 +624,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
     init_rings<F::GROUPS>(shared.slots, shared.k_ring, shared.v_ring);
 
     if (threadIdx.x < GROUP) {
-        registers_shrink<PRODUCER_REGISTERS>();
+        setmaxnreg_dec<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             Writer<SLOTS> slots{shared.slots};
             Writer<F::K_STAGES> keys{shared.k_ring};
@@ -647,7 +647,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
             });
         }
     } else {
-        registers_grow<REGISTERS<F::GROUPS>>();
+        setmaxnreg_inc<REGISTERS<F::GROUPS>>();
         Consumer<HEAD> group{shared.slots};
         Reader<F::K_STAGES> keys{shared.k_ring};
         Reader<F::V_STAGES> values{shared.v_ring};
@@ -671,10 +671,10 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                 Reader<F::K_STAGES> used_keys = keys;       // dq's sums need a tile's keys once more, a step after its scores
                 clear(dq);
                 auto start_scores = [&] {
-                    start_product(p, q_tile, group.row0, shared.k[keys.turn.at]);
+                    start_matmul(p, q_tile, group.row0, shared.k[keys.turn.at]);
                     keys.turn.next();
                     values.wait();
-                    start_product(ds, dy_tile, group.row0, shared.v[values.turn.at]);
+                    start_matmul(ds, dy_tile, group.row0, shared.v[values.turn.at]);
                 };
                 auto scores_to_probabilities = [&](int j) {
                     const bool whole = s.all_see(q, BOX, j * KEYS, KEYS);
@@ -695,7 +695,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
 #pragma unroll
                         for (int i = 0; i < 4; i++) p[n][i] *= ds[n][i] - row[i / 2].delta;
                 };
-                auto start_sums = [&] { start_add_product(dq, ds_left, shared.k[used_keys.turn.at]); };
+                auto start_sums = [&] { start_add_matmul(dq, ds_left, shared.k[used_keys.turn.at]); };
                 auto finish_sums = [&] {
                     wgmma_wait<0>(dq, ds_left);
                     used_keys.release();
@@ -768,7 +768,7 @@ Items items_of(int tiles, int heads, int walk_heads, int B, const Sizes& s) {
 template <class F>
 Grid grid(const Items& items) {
     static_assert(sizeof(typename F::Shared) <= 227 * 1024);
-    return {dim3(static_cast<unsigned>(std::min(items.count, multiprocessors()))), F::THREADS, sizeof(typename F::Shared)};
+    return {dim3(static_cast<unsigned>(std::min(items.count, sm_count()))), F::THREADS, sizeof(typename F::Shared)};
 }
 
 template <int HEAD>

@@ -38,14 +38,14 @@ inline void require_value_heads(const char* op, int64_t N, int C, int gate_chann
 }
 
 /// N rows through a matrix (OC, IC).
-inline void require_product(const char* op, int64_t N, int64_t IC, int64_t OC) {
+inline void require_matmul(const char* op, int64_t N, int64_t IC, int64_t OC) {
     require(N >= 1, op, ": N must be at least 1, not ", N);
     require(IC >= 1, op, ": IC must be at least 1, not ", IC);
     require(OC >= 1, op, ": OC must be at least 1, not ", OC);
 }
 
 /// `batch` products (M, K) by (K, N), to which beta * c is added.
-inline void require_products(const char* op, int64_t batch, int64_t M, int64_t N, int64_t K, const floatX* c, float beta) {
+inline void require_batched_matmul(const char* op, int64_t batch, int64_t M, int64_t N, int64_t K, const floatX* c, float beta) {
     require(batch >= 1, op, ": batch must be at least 1, not ", batch);
     require(M >= 1, op, ": M must be at least 1, not ", M);
     require(N >= 1, op, ": N must be at least 1, not ", N);

@@ -9,28 +9,28 @@
 
 // z = the capped logits; returns the greatest
 static float cap_row(float* z, const floatX* logits, int V, float softcap) {
-    float greatest = -INFINITY;
+    float row_max = -INFINITY;
     if (softcap > 0) {
         const float inverse = 1 / softcap;
-#pragma omp simd reduction(max : greatest)
+#pragma omp simd reduction(max : row_max)
         for (int v = 0; v < V; v++) {
             z[v] = softcap * tanhf(to_float(logits[v]) * inverse);
-            greatest = z[v] > greatest ? z[v] : greatest;
+            row_max = z[v] > row_max ? z[v] : row_max;
         }
     } else {
-#pragma omp simd reduction(max : greatest)
+#pragma omp simd reduction(max : row_max)
         for (int v = 0; v < V; v++) {
             z[v] = to_float(logits[v]);
-            greatest = z[v] > greatest ? z[v] : greatest;
+            row_max = z[v] > row_max ? z[v] : row_max;
         }
     }
-    return greatest;
+    return row_max;
 }
 
-static float sum_of_exponentials(const float* z, float greatest, int V) {
+static float sum_of_exponentials(const float* z, float row_max, int V) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int v = 0; v < V; v++) sum += expf(z[v] - greatest);
+    for (int v = 0; v < V; v++) sum += expf(z[v] - row_max);
     return sum;
 }
 
@@ -63,8 +63,8 @@ void cross_entropy(float* losses, floatX* logits, const int* targets, int64_t N,
         floatX* logit_row = logits + n * V;
         const int target = targets[n];
 
-        float greatest = cap_row(z, logit_row, V, softcap);
-        float log_sum = greatest + std::log(sum_of_exponentials(z, greatest, V));
+        float row_max = cap_row(z, logit_row, V, softcap);
+        float log_sum = row_max + std::log(sum_of_exponentials(z, row_max, V));
         losses[n] = target < 0 ? 0 : log_sum - z[target];
         if (dloss == 0) {
             for (int v = 0; v < V; v++) logit_row[v] = to_floatX(z[v]);

@@ -32,13 +32,13 @@ __device__ inline float exponential(float x) {
 
 /// Denominator of a softmax so far: sum of exp(z - greatest).
 struct Denominator {
-    float greatest, sum;
+    float row_max, sum;
 };
 template <bool FAST>
 __device__ inline Denominator join(Denominator a, Denominator b) {
-    const float greatest = fmaxf(a.greatest, b.greatest);
-    if (greatest == -INFINITY) return a;
-    return {greatest, a.sum * exponential<FAST>(a.greatest - greatest) + b.sum * exponential<FAST>(b.greatest - greatest)};
+    const float row_max = fmaxf(a.row_max, b.row_max);
+    if (row_max == -INFINITY) return a;
+    return {row_max, a.sum * exponential<FAST>(a.row_max - row_max) + b.sum * exponential<FAST>(b.row_max - row_max)};
 }
 
 template <bool FAST>
@@ -46,7 +46,7 @@ __device__ Denominator block_join(Denominator mine, Denominator* scratch) {
     auto join_warp = [](Denominator d) {
 #pragma unroll
         for (int distance = WARP / 2; distance > 0; distance /= 2)
-            d = join<FAST>(d, {__shfl_xor_sync(ALL_LANES, d.greatest, distance), __shfl_xor_sync(ALL_LANES, d.sum, distance)});
+            d = join<FAST>(d, {__shfl_xor_sync(ALL_LANES, d.row_max, distance), __shfl_xor_sync(ALL_LANES, d.sum, distance)});
         return d;
     };
     mine = join_warp(mine);
@@ -81,19 +81,19 @@ cross_entropy_kernel(float* losses, floatX* logits, const int* targets, float dl
         fetch(v + UNDER_WAY * STRIDE);
         float z[VECTOR];
         unpack(z, load_packed(cache + v));
-        float greatest = mine.greatest;
+        float row_max = mine.row_max;
 #pragma unroll
         for (int k = 0; k < VECTOR; k++) {
             z[k] = cap<CAPPED, FAST>(z[k], softcap, inverse).z;
-            greatest = fmaxf(greatest, z[k]);
+            row_max = fmaxf(row_max, z[k]);
         }
-        float sum = mine.sum * exponential<FAST>(mine.greatest - greatest);
+        float sum = mine.sum * exponential<FAST>(mine.row_max - row_max);
 #pragma unroll
-        for (int k = 0; k < VECTOR; k++) sum += exponential<FAST>(z[k] - greatest);
-        mine = {greatest, sum};
+        for (int k = 0; k < VECTOR; k++) sum += exponential<FAST>(z[k] - row_max);
+        mine = {row_max, sum};
     }
     const Denominator all = block_join<FAST>(mine, scratch);
-    const float log_sum = all.greatest + logf(all.sum);
+    const float log_sum = all.row_max + logf(all.sum);
     if (threadIdx.x == 0) losses[n] = target < 0 ? 0 : log_sum - target_z;
 
 #pragma unroll 4
@@ -149,18 +149,18 @@ capped_gradient_kernel(float* losses, floatX* logits, const int* targets, float 
     for (int v = first; v < V; v += BLOCK * VECTOR) copy_async(cache + v, row + v);
     copy_async_commit();
     copy_async_wait<0>();
-    float greatest = -INFINITY;
+    float row_max = -INFINITY;
     for (int v = first; v < V; v += BLOCK * VECTOR) {
         float x[VECTOR];
         unpack(x, load_packed(cache + v));
 #pragma unroll
-        for (int k = 0; k < VECTOR; k++) greatest = fmaxf(greatest, x[k]);
+        for (int k = 0; k < VECTOR; k++) row_max = fmaxf(row_max, x[k]);
     }
-    greatest = block_max(greatest, scratch);
+    row_max = block_max(row_max, scratch);
 
     const float scale = 2 * LOG2_E / softcap, slope_of_i = -2 * LOG2_E * softcap;
-    const float greatest_i = fast_reciprocal(1 + growth(greatest * scale));
-    const float offset = -64 - slope_of_i * greatest_i;   // log2 p = slope_of_i * i + offset
+    const float max_i = fast_reciprocal(1 + growth(row_max * scale));
+    const float offset = -64 - slope_of_i * max_i;   // log2 p = slope_of_i * i + offset
     float sum = 0;
     for (int v = first; v < V; v += BLOCK * VECTOR) {
         const Packed packed = load_packed(cache + v);
@@ -177,7 +177,7 @@ capped_gradient_kernel(float* losses, floatX* logits, const int* targets, float 
         store_packed(cache + v, {kept(packed.x), kept(packed.y), kept(packed.z), kept(packed.w)});
     }
     sum = block_sum(sum, scratch);
-    const float log_sum = softcap * (1 - 2 * greatest_i) + logf(sum / SMALL);
+    const float log_sum = softcap * (1 - 2 * max_i) + logf(sum / SMALL);
     if (threadIdx.x == 0) losses[n] = target < 0 ? 0 : log_sum - softcap * target_tanh;
 
     const float share = target < 0 ? 0 : 4 * dloss / sum;

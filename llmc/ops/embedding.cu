@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(SORT_THREADS) token_order_kernel(int* order, c
 void token_order(int* order, int*, const int* idx, int64_t N, int V, Stream stream) {
     require(N >= 1, "token_order: N must be at least 1, not ", N);
     require(V >= 1, "token_order: V must be at least 1, not ", V);
-    const int tokens = ceil_div(V, 2 * multiprocessors());
+    const int tokens = ceil_div(V, 2 * sm_count());
     const size_t shared = sizeof(SortShared) + tokens * sizeof(int);
     require(shared <= shared_memory_limit(), "token_order: V of ", V, " is too large for this device");
     launch("token_order", token_order_kernel, {dim3(static_cast<unsigned>(ceil_div(V, tokens))), dim3(SORT_THREADS), shared}, stream, order, idx, N, V, tokens);

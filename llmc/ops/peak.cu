@@ -19,7 +19,7 @@ static constexpr std::pair<const char*, double> BF16_PEAKS[] = {
 double device_peak_flops() {
     const std::string device = device_name();   // says so where there is no GPU
     if constexpr (sizeof(floatX) == 4) {
-        return 2 * fp32_lanes() * multiprocessors() * 1e3 * device_attribute(cudaDevAttrClockRate);
+        return 2 * fp32_lanes() * sm_count() * 1e3 * device_attribute(cudaDevAttrClockRate);
     } else {
         for (auto [name, flops] : BF16_PEAKS)
             if (device.find(name) != std::string::npos) return flops;

@@ -175,13 +175,13 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc
         workspace_bytes < promised.workspace || !lies_at(workspace, 256))
         return CUBLAS_STATUS_INVALID_VALUE;
     const float scale = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
-    const cublasLtMatmulDescOpaque product = *desc;
+    const cublasLtMatmulDescOpaque ops = *desc;
     const bool from_the_end = algo->batch > 8;
     const cublasLtMatrixLayoutOpaque as = *a_layout, bs = *b_layout, ds = *d_layout;
     cudaError_t error = emulated_submit("cublasLtMatmul", stream, [=] {
         DeviceAccess open;
-        const int64_t a_row = product.a == CUBLAS_OP_T ? as.ld : 1, a_col = product.a == CUBLAS_OP_T ? 1 : as.ld;
-        const int64_t b_row = product.b == CUBLAS_OP_T ? bs.ld : 1, b_col = product.b == CUBLAS_OP_T ? 1 : bs.ld;
+        const int64_t a_row = ops.a == CUBLAS_OP_T ? as.ld : 1, a_col = ops.a == CUBLAS_OP_T ? 1 : as.ld;
+        const int64_t b_row = ops.b == CUBLAS_OP_T ? bs.ld : 1, b_col = ops.b == CUBLAS_OP_T ? 1 : bs.ld;
         std::vector<float> left(sizes.K * sizes.M), right(sizes.K), sums(sizes.M);
         for (int64_t n = 0; n < ds.batch; n++) {
             for (int64_t k = 0; k < sizes.K; k++)

@@ -309,9 +309,9 @@ inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) 
 inline cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, cudaEventDefault); }
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    bool recorded = emulated_capture.stream && stream == emulated_capture.stream;
-    (*event)->state = recorded ? EmulatedEvent::captured : EmulatedEvent::queued;
-    if (recorded) return cudaSuccess;    // in a graph it only orders streams
+    bool capturing = emulated_capture.stream && stream == emulated_capture.stream;
+    (*event)->state = capturing ? EmulatedEvent::captured : EmulatedEvent::queued;
+    if (capturing) return cudaSuccess;    // in a graph it only orders streams
     const cudaError_t error = emulated_submit("cudaEventRecord", stream, [event = *event] {
         event->at = std::chrono::steady_clock::now();
         event->state = EmulatedEvent::reached;

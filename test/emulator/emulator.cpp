@@ -104,8 +104,8 @@ struct BulkCopy {
     size_t bytes;
 };
 
-struct Product {
-    EmulatedWgmma product;
+struct PendingWgmma {
+    EmulatedWgmma wgmma;
     int group;
 };
 
@@ -118,7 +118,7 @@ struct Accumulator {
 struct Hopper {
     std::vector<BulkCopy> stores;
     size_t stores_committed = 0;
-    std::deque<Product> products;
+    std::deque<PendingWgmma> pending;
     std::vector<Accumulator> accumulators;
     int groups = 0, registers = 0, async_fences = 0;
     bool fenced = false;
@@ -438,7 +438,7 @@ void emulated_mma(EmulatedLanes& lanes) {
 
 // A thread that has ended is no longer waited for at a barrier of all; a warp operation that waits for it can never complete.
 static void thread_ended() {
-    if (!current->hopper.products.empty()) emulation_error("the thread ends while products are under way: wgmma_wait is missing");
+    if (!current->hopper.pending.empty()) emulation_error("the thread ends while products are under way: wgmma_wait is missing");
     if (!current->hopper.stores.empty()) emulation_error("the thread ends while stores read shared memory: tensor_store_wait is missing");
     current->done = true;
     block.running--;
@@ -663,17 +663,17 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_
 
 void emulated_wgmma_fence() { current->hopper.fenced = true; }
 
-void emulated_wgmma(const EmulatedWgmma& product) {
+void emulated_wgmma(const EmulatedWgmma& wgmma) {
     Hopper& hopper = current->hopper;
     if (!hopper.fenced) emulation_error("wgmma: there is no wgmma_fence since the last wgmma_commit or wgmma_wait");
-    const size_t count = static_cast<size_t>(product.N) / 2;
-    auto known = [&](const Accumulator& a) { return a.d == product.d; };
+    const size_t count = static_cast<size_t>(wgmma.N) / 2;
+    auto known = [&](const Accumulator& a) { return a.d == wgmma.d; };
     if (std::none_of(hopper.accumulators.begin(), hopper.accumulators.end(), known)) {
-        hopper.accumulators.push_back({product.d, std::vector<float>(product.d, product.d + count)});
-        emulator_poison(product.d, count * sizeof(float));
+        hopper.accumulators.push_back({wgmma.d, std::vector<float>(wgmma.d, wgmma.d + count)});
+        emulator_poison(wgmma.d, count * sizeof(float));
     }
-    hopper.products.push_back({product, hopper.groups});
-    for (uint64_t word : {uint64_t{product.a_left != nullptr}, uint64_t{product.add}, static_cast<uint64_t>(product.N), product.a, product.b})
+    hopper.pending.push_back({wgmma, hopper.groups});
+    for (uint64_t word : {uint64_t{wgmma.a_left != nullptr}, uint64_t{wgmma.add}, static_cast<uint64_t>(wgmma.N), wgmma.a, wgmma.b})
         hopper.history = (hopper.history ^ word) * 0x9e3779b97f4a7c15u + (hopper.history >> 29);
 }
 
@@ -720,15 +720,15 @@ private:
 static void multiply(Fibre* (&lanes)[WARP]) {
     constexpr int MAX_N = 256;
     static float a[16][16], b[16][MAX_N], d[16][MAX_N];
-    const EmulatedWgmma& first = lanes[0]->hopper.products.front().product;
+    const EmulatedWgmma& first = lanes[0]->hopper.pending.front().wgmma;
     const int N = first.N, warp = static_cast<int>(lanes[0]->number / WARP % 4);
     auto values_of = [&](Fibre* lane) -> std::vector<float>& {
         for (Accumulator& accumulator : lane->hopper.accumulators)
-            if (accumulator.d == lane->hopper.products.front().product.d) return accumulator.values;
+            if (accumulator.d == lane->hopper.pending.front().wgmma.d) return accumulator.values;
         std::abort();
     };
     for (unsigned i = 0; i < WARP; i++) {
-        const EmulatedWgmma& mine = lanes[i]->hopper.products.front().product;
+        const EmulatedWgmma& mine = lanes[i]->hopper.pending.front().wgmma;
         if (mine.N != N || mine.a != first.a || mine.b != first.b || mine.add != first.add || !mine.a_left != !first.a_left)
             emulation_error("wgmma: lanes of a warp multiply different things");
         const int g = static_cast<int>(i) / 4, t = static_cast<int>(i) % 4 * 2;
@@ -757,7 +757,7 @@ static void multiply(Fibre* (&lanes)[WARP]) {
         std::vector<float>& sums = values_of(lanes[i]);
         for (int n = 0; n < N / 8; n++)
             for (int j = 0; j < 4; j++) sums[static_cast<size_t>(4 * n + j)] = d[g + j / 2 * 8][8 * n + t + j % 2];
-        lanes[i]->hopper.products.pop_front();
+        lanes[i]->hopper.pending.pop_front();
     }
 }
 
@@ -772,17 +772,17 @@ void emulated_wgmma_wait(int newer) {
         const int groups = static_cast<Request*>(all[0])->groups;
         for (unsigned i = 0; i < WARP; i++) {
             lanes[i] = static_cast<Request*>(all[i])->fibre;
-            if (static_cast<Request*>(all[i])->groups != groups || lanes[i]->hopper.products.size() != lanes[0]->hopper.products.size())
+            if (static_cast<Request*>(all[i])->groups != groups || lanes[i]->hopper.pending.size() != lanes[0]->hopper.pending.size())
                 emulation_error("wgmma_wait: lanes of a warp wait for different products");
         }
-        auto& products = lanes[0]->hopper.products;
-        while (!products.empty() && products.front().group < groups) multiply(lanes);
+        auto& pending = lanes[0]->hopper.pending;
+        while (!pending.empty() && pending.front().group < groups) multiply(lanes);
         for (Fibre* lane : lanes) {
             auto& accumulators = lane->hopper.accumulators;
             for (size_t i = accumulators.size(); i-- > 0;) {
                 const Accumulator& sums = accumulators[i];
-                auto& left = lane->hopper.products;
-                if (std::any_of(left.begin(), left.end(), [&](const Product& p) { return p.product.d == sums.d; })) continue;
+                auto& left = lane->hopper.pending;
+                if (std::any_of(left.begin(), left.end(), [&](const PendingWgmma& p) { return p.wgmma.d == sums.d; })) continue;
                 std::copy(sums.values.begin(), sums.values.end(), sums.d);
                 accumulators.erase(accumulators.begin() + static_cast<ptrdiff_t>(i));
             }

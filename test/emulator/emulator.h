@@ -109,7 +109,7 @@ struct EmulatedWgmma {
     bool add;
 };
 void emulated_wgmma_fence();
-void emulated_wgmma(const EmulatedWgmma& product);
+void emulated_wgmma(const EmulatedWgmma& wgmma);
 void emulated_wgmma_commit();
 void emulated_wgmma_wait(int newer);
 

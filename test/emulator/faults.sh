@@ -68,13 +68,13 @@ faults() {
     local wait=$'copy_async_wait<0>();\n        ' sync='__syncthreads();'
     fault "asynchronous copies are not waited for" attention '*forward is the softmax*' llmc/ops/attention.cu "$loop$wait" "$loop"
     fault "no barrier after asynchronous copies" attention '*forward is the softmax*' llmc/ops/attention.cu "$loop$wait$sync" "$loop$wait"
-    fault "sums that a new greatest score does not shrink" attention '*forward is the softmax*' llmc/ops/attention.cu \
-        'if (shrink[m][r] != 1)' 'if (shrink[m][r] > 1)'
+    fault "sums that a new row max does not rescale" attention '*forward is the softmax*' llmc/ops/attention.cu \
+        'if (rescale[m][r] != 1)' 'if (rescale[m][r] > 1)'
     fault "no barrier between tiles of queries" attention 'attention_backward*' llmc/ops/attention.cu \
         $'__syncthreads();            // the tiles are here, and all are done with those of the other stage\n        if (i + 1' 'if (i + 1'
     fault "no barrier after the tiles of a head above 128" attention 'attention_forward is*' llmc/ops/attention.cu \
         $'plain_fetch(y, b, d, D);\n            __syncthreads();' 'plain_fetch(y, b, d, D);'
-    fault "no barrier between the scores and their greatest" attention '*cache*' llmc/ops/attention.cu $'dot : -INFINITY;\n        __syncthreads();' 'dot : -INFINITY;'
+    fault "no barrier between the scores and their max" attention '*cache*' llmc/ops/attention.cu $'dot : -INFINITY;\n        __syncthreads();' 'dot : -INFINITY;'
     local hopper=llmc/ops/attention_hopper.cu
     fault "a copy engine's barrier waited for in the wrong phase" attention_hopper '*forward is the softmax*' $hopper 'turn.parity ^ 1' 'turn.parity'
     fault "a wgmma operand with the wrong distance between its blocks" attention_hopper '*forward is the softmax*' $hopper \

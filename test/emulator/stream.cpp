@@ -17,8 +17,8 @@ __global__ void add_kernel(float* x, float by) { x[threadIdx.x] += by; }
 // A producer's warpgroup gives registers back, the others take some.
 template <int PRODUCER, int OTHERS>
 __global__ void share_registers_kernel() {
-    if (threadIdx.x < 128) registers_shrink<PRODUCER>();
-    else registers_grow<OTHERS>();
+    if (threadIdx.x < 128) setmaxnreg_dec<PRODUCER>();
+    else setmaxnreg_inc<OTHERS>();
 }
 template <int PRODUCER, int OTHERS>
 void share_registers(unsigned threads) {
@@ -52,9 +52,9 @@ struct PinnedFloats {
 const cudaStream_t stream = cudaStreamPerThread;
 void begin() { cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "test"); }
 
-struct Recorded {
+struct Captured {
     cudaGraphExec_t exec = nullptr;
-    explicit Recorded(const std::function<void()>& work) {
+    explicit Captured(const std::function<void()>& work) {
         cudaGraph_t graph = nullptr;
         begin();
         work();
@@ -62,7 +62,7 @@ struct Recorded {
         cuda_check(cudaGraphInstantiate(&exec, graph, 0), "test");
         cudaGraphDestroy(graph);
     }
-    ~Recorded() { cudaGraphExecDestroy(exec); }
+    ~Captured() { cudaGraphExecDestroy(exec); }
     void launch() { cuda_check(cudaGraphLaunch(exec, stream), "test"); }
 };
 
@@ -71,7 +71,7 @@ struct Recorded {
 TEST_CASE("emulator: a graph does what was recorded, as often as it is launched, and recording does nothing") {
     DeviceFloats x;
     float by = 1;
-    Recorded graph([&] {
+    Captured graph([&] {
         x.add(by);
         cuda_check(cudaMemsetAsync(x.data + 1, 0, sizeof(float), stream), "test");
     });
@@ -98,7 +98,7 @@ TEST_CASE("emulator: a graph holds matrix products, with their factors") {
     matmul(out, a, a, nullptr, 1, 1, 1, 1, false, false, 1, 0, nullptr);   // chooses the kernel, which allocates
     CHECK(value() == 1);
     {
-        Recorded graph([&] { matmul(out, a, a, out, 1, 1, 1, 1, false, false, 3, 1, nullptr); });
+        Captured graph([&] { matmul(out, a, a, out, 1, 1, 1, 1, false, false, 3, 1, nullptr); });
         CHECK(value() == 1);
         graph.launch();
         graph.launch();
@@ -162,13 +162,13 @@ TEST_CASE("emulator: what a stream may not be given while it records is an error
 TEST_CASE("emulator: memory that is freed on an error's way out does not take its place") {
     // In a recording cudaFree fails, as every call does once a kernel has failed.
     void* memory = device_alloc(16);
-    Recording recording;
-    recording.run(nullptr, [] {});
+    Capture capture;
+    capture.run(nullptr, [] {});
     auto fails = [&] {
         std::unique_ptr<void, void (*)(void*)> freed(memory, device_free);
         throw std::invalid_argument("the first error");
     };
-    CHECK_THROWS_WITH_AS(recording.run(nullptr, fails), "the first error", std::invalid_argument);
+    CHECK_THROWS_WITH_AS(capture.run(nullptr, fails), "the first error", std::invalid_argument);
     device_free(memory);
     CHECK_THROWS_AS(device_free(memory), std::runtime_error);   // it is no memory any more, and no other error is on its way
 }
@@ -193,7 +193,7 @@ TEST_CASE("emulator: pinned memory is read and written when the stream comes to 
     device_wait(nullptr);
     CHECK(out.data[0] == 2);
 
-    Recorded graph([&] {
+    Captured graph([&] {
         upload();
         x.add(1);
         download();

@@ -24,16 +24,16 @@ struct Head {
 // The softmax of row t: of the keys s in [0, t], 0 where out of the window; and its log denominator.
 Values softmax_row(const Head& head, Sizes s, int t, double* lse) {
     Values p(t + 1, -INFINITY);
-    double greatest = -INFINITY, sum = 0;
+    double row_max = -INFINITY, sum = 0;
     for (int j = std::max(0, t - s.window); j <= t; j++) {
         double score = 0;
         for (int d = 0; d < s.D; d++) score += head.q[t * head.width + d] * head.k[j * head.width + d];
         p[j] = score / std::sqrt(s.D);
-        greatest = std::max(greatest, p[j]);
+        row_max = std::max(row_max, p[j]);
     }
-    for (double& x : p) sum += x = std::exp(x - greatest);
+    for (double& x : p) sum += x = std::exp(x - row_max);
     for (double& x : p) x /= sum;
-    *lse = greatest + std::log(sum);
+    *lse = row_max + std::log(sum);
     return p;
 }
 
@@ -119,7 +119,7 @@ double norm(const Values& x) { return std::sqrt(dot(x, x) / static_cast<double>(
 
 }  // namespace
 
-TEST_CASE("attention_forward is the softmax of the scores, times the values" * needs_products()) {
+TEST_CASE("attention_forward is the softmax of the scores, times the values" * needs_matmul()) {
     for (Sizes s : SIZES) {
         CAPTURE(s.T);
         CAPTURE(s.D);
@@ -139,7 +139,7 @@ TEST_CASE("attention_forward is the softmax of the scores, times the values" * n
     }
 }
 
-TEST_CASE("attention_backward is the gradient" * needs_products()) {
+TEST_CASE("attention_backward is the gradient" * needs_matmul()) {
     for (Sizes s : SIZES) {
         CAPTURE(s.T);
         CAPTURE(s.D);
@@ -193,7 +193,7 @@ TEST_CASE("attention: Hopper's kernels give what the others give where a block h
     }
 }
 
-TEST_CASE("attention_backward is right on the whole: the error's norm is below the rounding of a few products" * needs_products()) {
+TEST_CASE("attention_backward is right on the whole: the error's norm is below the rounding of a few products" * needs_matmul()) {
     for (Sizes s : {Sizes{1, 300, 4, 2, 64, 300}, {1, 300, 2, 2, 64, 100}, {1, 300, 2, 1, 128, 200}}) {
         Random random(s.window);
         FloatXs qkv(random.floatXs(s.B * s.T * width(s))), dy(random.floatXs(s.B * s.T * s.H * s.D));
@@ -213,7 +213,7 @@ TEST_CASE("attention_backward is right on the whole: the error's norm is below t
     }
 }
 
-TEST_CASE("attention of great scores neither overflows nor loses a row" * needs_products()) {
+TEST_CASE("attention of great scores neither overflows nor loses a row" * needs_matmul()) {
     for (Sizes s : {Sizes{1, 40, 1, 1, 8, 40}, {1, 150, 1, 1, 64, 150}}) {
         Values start = Random(1).floatXs(s.T * width(s));
         for (int t = 0; t < s.T; t++)
@@ -255,7 +255,7 @@ TEST_CASE("attention_backward is the slope of attention_forward" * doctest::skip
     }
 }
 
-TEST_CASE("attention gives the same bytes again, and with another number of threads" * needs_products()) {
+TEST_CASE("attention gives the same bytes again, and with another number of threads" * needs_matmul()) {
     for (Sizes s : {Sizes{2, 150, 4, 2, 16, 70}, {2, 150, 2, 1, 64, 70}}) {
         Random random(4);
         FloatXs qkv(random.floatXs(s.B * s.T * width(s))), dy(random.floatXs(s.B * s.T * s.H * s.D)), y(dy.size), dqkv(qkv.size);

@@ -16,13 +16,13 @@ Result reference(const Values& logits, const Values& targets, double dloss, doub
         const double* z = result.capped.data() + n * V;
         int target = static_cast<int>(targets[n]);
         if (target < 0) continue;
-        double greatest = z[0], sum = 0;
-        for (int v = 0; v < V; v++) greatest = std::max(greatest, z[v]);
-        for (int v = 0; v < V; v++) sum += std::exp(z[v] - greatest);
-        result.losses[n] = greatest + std::log(sum) - z[target];
+        double row_max = z[0], sum = 0;
+        for (int v = 0; v < V; v++) row_max = std::max(row_max, z[v]);
+        for (int v = 0; v < V; v++) sum += std::exp(z[v] - row_max);
+        result.losses[n] = row_max + std::log(sum) - z[target];
         for (int v = 0; v < V; v++) {
             double slope = softcap > 0 ? 1 - std::pow(z[v] / softcap, 2) : 1;
-            result.gradient[n * V + v] = dloss * (std::exp(z[v] - greatest) / sum - (v == target)) * slope;
+            result.gradient[n * V + v] = dloss * (std::exp(z[v] - row_max) / sum - (v == target)) * slope;
         }
     }
     return result;

@@ -165,7 +165,7 @@ const std::vector<Sizes> SIZES = {{1, 1, 1}, {3, 8, 8}, {2, 64, 16}, {2, 24, 96}
 
 }  // namespace
 
-TEST_CASE("muon_update moves as the reference does" * needs_products()) {
+TEST_CASE("muon_update moves as the reference does" * needs_matmul()) {
     for (Sizes s : SIZES)
         for (const Variant& variant : VARIANTS) {
             const bool mixture = &variant != &SUMMED && &variant != &SCALED, large = s.rows * s.cols > 600;
@@ -214,7 +214,7 @@ TEST_CASE("muon_update moves as the reference does" * needs_products()) {
         }
 }
 
-TEST_CASE("muon_update does the same to a matrix alone as among others" * needs_products()) {
+TEST_CASE("muon_update does the same to a matrix alone as among others" * needs_matmul()) {
     for (const Variant& kind : {SUMMED, SCALED}) {
         Random random(3);
         const int rows = 24, cols = 40, n = rows * cols;
@@ -232,7 +232,7 @@ TEST_CASE("muon_update does the same to a matrix alone as among others" * needs_
     }
 }
 
-TEST_CASE("muon_update of a zero gradient only decays" * needs_products()) {
+TEST_CASE("muon_update of a zero gradient only decays" * needs_matmul()) {
     Device device({1, -2, 3, 4, -5, 6, 7, 8}, 2, 4);
     Scratch scratch(1, 2, 4);
     device.grad.write(Values(8, 0));

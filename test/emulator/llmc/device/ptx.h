@@ -12,11 +12,11 @@ T* shared_memory() { return static_cast<T*>(emulated_shared_memory()); }
 inline uint32_t pack_bf16(float low, float high) { return to_bf16(low).bits | static_cast<uint32_t>(to_bf16(high).bits) << 16; }
 
 // As far off as the special function unit may be, some way for each x; 2^0 is exact, and what is below the normal numbers becomes zero.
-inline float emulated_approximation(float exact, float x, double greatest_error) {
+inline float emulated_approximation(float exact, float x, double max_error) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
     const double share = static_cast<int32_t>(bits * 2654435761u) * 0x1p-31;
-    const float y = static_cast<float>(exact * (1 + share * greatest_error));
+    const float y = static_cast<float>(exact * (1 + share * max_error));
     return std::fabs(y) < 0x1p-126f ? std::copysign(0.0f, y) : y;
 }
 inline float fast_exp2(float x) { return x == 0 ? 1 : emulated_approximation(std::exp2(x), x, 0x1p-22); }
@@ -115,6 +115,6 @@ template <int N>
 void wgmma_add(float (&d)[N / 8][4], const uint32_t (&a)[4], uint64_t b) { emulated_wgmma({N, d[0], a, 0, b, true}); }
 
 template <int N>
-void registers_shrink() { emulated_registers(N, false); }
+void setmaxnreg_dec() { emulated_registers(N, false); }
 template <int N>
-void registers_grow() { emulated_registers(N, true); }
+void setmaxnreg_inc() { emulated_registers(N, true); }
