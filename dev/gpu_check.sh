@@ -15,7 +15,7 @@ refuse() {
     exit 2
 }
 
-# ---------------------------------------------------------------------------------------------------------- GPU and toolkit
+# ------------------------------------------------------------------------------------------------------------------ GPU and toolkit
 
 export CUDA_DEVICE_ORDER=PCI_BUS_ID     # CUDA's first GPU is nvidia-smi's
 command -v nvidia-smi >/dev/null || refuse "no GPU here (no nvidia-smi); run it on a machine with an NVIDIA GPU and CUDA's toolkit"

@@ -103,7 +103,7 @@ follow() {
     return "$code"
 }
 
-# ------------------------------------------------------------------------------------------------- resume or start over
+# --------------------------------------------------------------------------------------------------- resume or start over
 # A plan is for one machine, one kind of build and these settings; their results are not mixed with those of others.
 identity="$("$report" --machine)
 settings $(sed -n '/^# ---.* settings$/,/^# Only one at a time/p' "$0" | cksum)"

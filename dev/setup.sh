@@ -169,5 +169,5 @@ log=$found/log
 install() { $root apt-get update -qq && $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $names; }
 if ! install >"$log" 2>&1; then
     tail -n 5 "$log" >&2
-    refuse "apt-get could not install$names (its last words are above)"
+    refuse "apt-get could not install$names (the end of its output is above)"
 fi

@@ -319,7 +319,7 @@ def published(kind):
     return rows
 
 
-# ---------------------------------------------------------------------------------------------------------------- verdicts
+# --------------------------------------------------------------------------------------------------------------- verdicts
 
 # 97.5 % quantiles of Student's t, for 1, 2, ... degrees of freedom. More seeds use the last one, which is conservative.
 T = (

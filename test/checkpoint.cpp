@@ -35,7 +35,7 @@ static uint64_t json_bytes_of(const std::string& file) {
     return bytes;
 }
 
-// --------------------------------------------------------------------------------------------------------- round trips
+// ---------------------------------------------------------------------------------------------------------- round trips
 
 TEST_CASE("checkpoint: a round trip keeps everything") {
     TempDir dir;
@@ -179,7 +179,7 @@ TEST_CASE("checkpoint: FLOPs of a family tree count a file once, also where a gr
     CHECK(!lineage["parents"][1].contains("parents"));
 }
 
-// -------------------------------------------------------------------------------------------------------- refusals
+// --------------------------------------------------------------------------------------------------------------- refusals
 
 TEST_CASE("checkpoint: every flipped byte is detected, and the error says where") {
     TempDir dir;
@@ -647,7 +647,7 @@ TEST_CASE("checkpoint: what could not be read back is not written") {
     CHECK(names_in(dir.path).empty());
 }
 
-// ---------------------------------------------------------------------------------------------------------- interrupted writes
+// ----------------------------------------------------------------------------------------------------- interrupted writes
 
 /// Runs `body` in a child process. The child's exit code; 128 + n when signal n ended it.
 template <class Body>

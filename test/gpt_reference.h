@@ -1,4 +1,4 @@
-// The model in plain float64 loops, as the reference of the golden cases has it: what a whole forward pass is checked against.
+// The model in plain float64 loops, with the mathematics of the golden cases' reference: whole forward passes are checked against it.
 #pragma once
 #include <cmath>
 #include <map>
@@ -7,19 +7,19 @@
 #include "llmc/config.h"
 #include "llmc/ops/value_embedding.h"
 
-namespace {   // of the one test file that includes it
+namespace {   // each test file that includes this has its own copy
 
 using Doubles = std::vector<double>;
 
-/// Loss of a configuration, weights and a micro-batch. Sizes must be small: nothing here is fast.
+/// The loss of a model on a micro-batch. For small sizes: nothing here is fast.
 struct ReferenceGPT {
     GPTConfig c;
     std::map<std::string, Doubles> p;    ///< weights by name, (out, in)
-    Doubles latents;                     ///< (N, C) of the last pass: what the head is applied to
-    Doubles logits;                      ///< (N, V) of the last pass, softcap applied
-    std::vector<Doubles> residual{};     ///< (N, C) of the last pass: the residual stream before the layers, and after each of them
+    Doubles latents;                     ///< (N, C), of the last pass: the input of lm_head
+    Doubles logits;                      ///< (N, V), of the last pass, after the softcap
+    std::vector<Doubles> residual{};     ///< (N, C) each, of the last pass: the residual stream before the first layer and after each layer
 
-    /// Mean cross entropy in nats over the targets that are not -1. latents_in: in place of the token embeddings.
+    /// Mean cross entropy in nats over the targets that are not -1. latents_in replaces the token embeddings.
     double loss(const std::vector<int>& idx, const std::vector<int>& targets, const Doubles* latents_in = nullptr) {
         forward(idx, latents_in);
         const size_t V = c.vocab_size;
@@ -34,7 +34,7 @@ struct ReferenceGPT {
         return sum / valid;
     }
 
-    /// Rows of `width` elements.
+    /// Normalizes each row of `width` elements.
     static void norm(Doubles& x, size_t width, Norm kind, double eps) {
         if (kind == Norm::none) return;
         for (size_t row = 0; row < x.size(); row += width) {
@@ -63,7 +63,7 @@ private:
         return y;
     }
 
-    /// Turns the halves of every head by minus position times frequency. x (N, heads, D)
+    /// Rotary embedding: rotates the two halves of every head by minus position times frequency. x (N, heads, D)
     void rotary(Doubles& x, int heads) const {
         const int D = c.head_size(), half = D / 2;
         for (size_t at = 0; at < x.size(); at += D)
