@@ -359,7 +359,7 @@ def chance_lines(axes, study, printed=False):
     if odds:
         axes.axhline(odds, color=CHANCE, linewidth=1.2, linestyle=(0, (6, 2)), label="chance")
     if printed:
-        axes.axhline(math.log(50257), color=CHANCE, linewidth=1.2, linestyle=(0, (1.5, 1.5)), label="chance in the document")
+        axes.axhline(math.log(50257), color=CHANCE, linewidth=1.2, linestyle=(0, (1.5, 1.5)), label="chance in the published study")
 
 
 def over_cells(axes, points, color, label, shift, width=0.3):

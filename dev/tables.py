@@ -713,7 +713,7 @@ def norm(study, comparisons):
     head = ["norm_wte/norm_lm_head", "unique_model"]
     text = grid(head + ["val_loss_stack", "of each seed", "n", "stacks", "published, labels corrected"], rows)
     if differences:
-        text += [f"Minus {shown(best)}, the document's best:", ""] + grid(
+        text += [f"Minus {shown(best)}, the best in the published study:", ""] + grid(
             head + DIFFERENCE + ["pairs a seed", "published, labels corrected"], differences
         )
     return text + about(sweep)
@@ -732,7 +732,7 @@ def unique(study, comparisons):
             )
             for pair in NORMS
         ),
-        ("the document's three together", of_document, {}),
+        ("the three published settings together", of_document, {}),
     ]:
         differences, pairs = matched(sweep, {"unique_model": False}, lambda row: row["unique_model"] and where(row))
         if differences:

@@ -16,7 +16,7 @@ struct Counter : doctest::IReporter {
         else if (!current->m_description) passed++;
         else {
             skipped++;
-            std::printf("skipped, as there are no %s here: %s\n", current->m_description, current->m_name);
+            std::printf("skipped, this machine lacks %s: %s\n", current->m_description, current->m_name);
         }
     }
     void report_query(const doctest::QueryData&) override {}

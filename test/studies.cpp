@@ -163,7 +163,7 @@ TEST_CASE("studies: the published means are computed from the corrected numbers"
                 for (std::string norms : {"none,rms_norm,none", "rms_norm,rms_norm,rms_norm", "layer_norm,layer_norm,layer_norm"})
                     rows += stack_row("norms", norms, unique, first, last, 1, 5 + unique + 0.5 * first - 0.25 * last);
     const std::string text = results.of("stacking", rows);
-    // studies/README.md of the document: cells 9.70, 9.84, 9.88 and 9.365; two models 7.74, 12.58, 10.24, one twice 7.36, 10.19, 10.06.
+    // The published means, corrected: cells 9.70, 9.84, 9.88 and 9.365; two models 7.74, 12.58, 10.24, one twice 7.36, 10.19, 10.06.
     CHECK_MESSAGE(contains(text, "| False | False | 5.500 | 5.500 | 1 | 6 of 6 | 9.70 | 9.79 |"), text);
     CHECK_MESSAGE(contains(text, "| False | True | 5.250 | 5.250 | 1 | 6 of 6 | 9.84 | 9.60 |"), text);
     CHECK_MESSAGE(contains(text, "| True | False | 6.000 | 6.000 | 1 | 6 of 6 | 9.88 | 9.79 |"), text);
@@ -174,7 +174,7 @@ TEST_CASE("studies: the published means are computed from the corrected numbers"
     }
     CHECK_MESSAGE(contains(text, "| use_first_layer: True minus False | +0.500 | +0.500 | 1 | one seed | 12 of 12 | -0.15 |"), text);
     CHECK_MESSAGE(contains(text, "| use_last_layer: True minus False | -0.250 | -0.250 | 1 | one seed | 12 of 12 | -0.19 |"), text);
-    CHECK_MESSAGE(contains(text, "| the document's three together | +1.000 | +1.000 | 1 | one seed | 12 of 12 | +0.99 | -0.99 |"), text);
+    CHECK_MESSAGE(contains(text, "| the three published settings together | +1.000 | +1.000 | 1 | one seed | 12 of 12 | +0.99 | -0.99 |"), text);
     // The first published stack: labelled as one model twice, but the loss of its parts is that of two.
     CHECK_MESSAGE(contains(text, "| layer_norm/layer_norm | True | False | False | 6.000 | 6.000 | 1 | 2.000 | +4.000 | one seed | -0.238 | one seed | 10.57 (parts 3.31) |"), text);
 }

@@ -73,7 +73,7 @@ TEST_CASE("tokenize: validation is every n-th document, or the files of --val") 
         CHECK(documents_in(train).size() == 7);
         CHECK(!fs::exists(val));
     }
-    SUBCASE("a file that is named twice, also by --val, is for validation only") {
+    SUBCASE("a file that is named as input and by --val is for validation only") {
         write_file(dir / "other", "other");
         REQUIRE(run(command + "--val " + dir / "other --val " + dir / "in/4").code == 0);
         CHECK(documents_in(train) == Names{"text 0", "text 1", "text 2", "text 3", "text 5", "text 6"});
