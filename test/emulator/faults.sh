@@ -43,7 +43,7 @@ faults() {
     fault "keys beyond the end are not masked" attention '*forward is the softmax*' llmc/ops/attention.cu 'data, row + i < from.count)' 'data)'
     fault "a shuffle without the last lane" norm '*forward is the formula' llmc/device/cuda_common.h \
         'x += __shfl_xor_sync(ALL_LANES, x' 'x += __shfl_xor_sync(ALL_LANES >> 1, x'
-    fault "a shuffle of all lanes where eight take part" embedding '*backward sums*' llmc/ops/run_sum.cuh \
+    fault "a shuffle of all lanes where eight take part" embedding '*backward sums*' llmc/ops/segment_sum.cuh \
         '__shfl_sync(group.mask, position' '__shfl_sync(ALL_LANES, position'
     fault "no barrier in the sums of the rows' shares" residual 'mix_norm_backward*' llmc/ops/residual.cu \
         $'__syncthreads();\n        if (threadIdx.x < half)' 'if (threadIdx.x < half)'
@@ -51,7 +51,7 @@ faults() {
     fault "a load past the row that nobody uses" rotary '*backward*' llmc/ops/rotary.cu 'load_halves(a, b, dhead, h < heads)' 'load_halves(a, b, dhead, true)'
     fault "lanes without a head leave before the sum" value_embedding '*forward adds*' llmc/ops/value_embedding.cu \
         $'float dot = 0;\n#pragma unroll\n    for (int c = lane;' $'if (!there) return;\n    float dot = 0;\n#pragma unroll\n    for (int c = lane;'
-    fault "no barrier after a block's first word" embedding '*backward sums*' llmc/ops/run_sum.cuh \
+    fault "no barrier after a block's first word" embedding '*backward sums*' llmc/ops/segment_sum.cuh \
         $'shared.long_begins = -1;\n    __syncthreads();' 'shared.long_begins = -1;'
     fault "the rates of the first tensor for all" adamw '*' llmc/ops/adamw.cu 'hyper = hypers[which]' 'hyper = hypers[0]'
     fault "columns beyond the matrix are summed" muon '*moves*' llmc/ops/muon.cu 'if (warp_of_thread() > 0 || c >= cols) return;' 'if (warp_of_thread() > 0) return;'
