@@ -18,10 +18,10 @@ struct Needs {
     }
 };
 
-#ifndef PRECISION_ANY   // suites that are compiled once for all precisions have no products
-/// A case whose op makes matrix products: oneDNN may have none in bf16 for a CPU (2.6 on AVX2).
+#ifndef PRECISION_ANY   // suites that are compiled once for all precisions have no matmul
+/// A case whose op needs matmuls: oneDNN may have none in bf16 for a CPU (2.6 on AVX2).
 inline Needs needs_matmul() {
     static const bool there = matmul_supported();
-    return {there, sizeof(floatX) == 4 ? "matrix products in fp32" : "matrix products in bf16"};
+    return {there, sizeof(floatX) == 4 ? "matmul in fp32" : "matmul in bf16"};
 }
 #endif
