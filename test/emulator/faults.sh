@@ -35,7 +35,7 @@ faults() {
     fault "a row looked up one too far" embedding '*forward copies*' llmc/ops/embedding.cu 'wte + int64_t{idx[n]} * C' 'wte + int64_t{idx[n] + 1} * C'
     fault "a store that is skipped at the end" norm '*forward is the formula' llmc/device/cuda_common.h \
         'if (at(i) < C) store_packed(row + at(i), pieces[i]);' 'if (at(i) + VECTOR < C) store_packed(row + at(i), pieces[i]);'
-    fault "a store that is skipped for the last head" rotary '*forward turns*' llmc/ops/rotary.cu \
+    fault "a store that is skipped for the last head" rotary '*forward rotates*' llmc/ops/rotary.cu \
         'if (lanes.at == 0 && h < heads) rstd' 'if (lanes.at == 0 && h + 1 < heads) rstd'
     fault "the tail of a row is not masked" norm '*forward is the formula' llmc/device/cuda_common.h \
         'at(i) < C ? load_packed(row + at(i)) : Packed{}' 'load_packed(row + at(i))'

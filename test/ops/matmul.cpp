@@ -1,4 +1,4 @@
-// Matrix products against float64.
+// Matmuls against float64.
 #include "llmc/ops/matmul.h"
 #include "test/needs.h"
 #include "test/reference.h"
@@ -26,7 +26,7 @@ Values reference_matmul(const Operands& in, const Values& c, int M, int N, int K
 // Matrix i of a batch of matrices of n elements.
 Values part(const Values& x, int i, int n) { return Values(x.begin() + i * n, x.begin() + (i + 1) * n); }
 
-// A sum of K products of size one has the size sqrt(K), and fp32 rounds each partial sum, in any order.
+// A dot product of K terms of size one has the size sqrt(K), and fp32 rounds each partial sum, in any order.
 double sum_error(int K) { return 4 * std::sqrt(K) * (K + 8) * FP32_ROUND; }
 
 struct Sizes { int N, IC, OC; };
@@ -100,7 +100,7 @@ TEST_CASE("matmul takes every transposition, scale and batch" * needs_matmul()) 
                     }
 }
 
-TEST_CASE("matmul gives a product the same bytes, however many there are" * needs_matmul()) {
+TEST_CASE("matmul gives a matrix the same bytes, however many there are in the batch" * needs_matmul()) {
     const int most = 11;
     for (auto [M, N, K] : {std::tuple{5, 3, 17}, {64, 48, 200}, {256, 256, 256}}) {
         CAPTURE(M);
@@ -120,7 +120,7 @@ TEST_CASE("matmul gives a product the same bytes, however many there are" * need
     }
 }
 
-TEST_CASE("matmul_symmetric is the product with the own transpose, scaled, and symmetric" * needs_matmul()) {
+TEST_CASE("matmul_symmetric is a matrix times its own transpose, scaled, and symmetric" * needs_matmul()) {
     struct Scales { float alpha, beta; };
     // One tile and its parts, several, and sizes that the tensor cores' kernel leaves to others.
     for (auto [M, K, batch] : {std::tuple{1, 1, 1}, {8, 8, 3}, {17, 33, 2}, {6, 32, 2}, {40, 7, 2}, {128, 32, 1}, {136, 72, 2}, {264, 200, 1}, {530, 24, 1}})
@@ -171,7 +171,7 @@ TEST_CASE("matmul_symmetric of a symmetric matrix, which is also what is added" 
     check_close("out", out.values(), reference_matmul({s, s, false, true}, s, M, M, M, 0.5, -2), ROUND, 4 * sum_error(M));
 }
 
-TEST_CASE("a product run again gives the same bytes, and other shapes in between change nothing" * needs_matmul()) {
+TEST_CASE("a matmul run again gives the same bytes, and other shapes in between change nothing" * needs_matmul()) {
     Random random(1);
     FloatXs x(random.floatXs(40 * 72)), w(random.floatXs(24 * 72)), once(40 * 24), again(40 * 24), other(40 * 40);
     matmul_forward(once, x, w, 40, 72, 24, nullptr);
