@@ -2,8 +2,9 @@
 // value_embedding.cu. A segment is all positions of one token. Without atomics: a segment is summed by the block in which it begins.
 //
 // A block takes SEGMENT_POSITIONS sorted positions and SEGMENT_CHANNELS channels. Eight lanes are a group, which reads 128 neighbouring
-// bytes of a row. Each group takes the segment that begins at its position. One longer than SEGMENT_POSITIONS is long: all groups of
-// the block share it, each with every SEGMENT_GROUPS-th eight of its rows, so that a frequent token does not hold up the rest.
+// bytes of a row. Each group takes the segment that begins at its position. One that does not end within SEGMENT_POSITIONS
+// positions is long: all groups of the block share it, each with every SEGMENT_GROUPS-th eight of its rows, so that a frequent token
+// does not hold up the rest.
 #pragma once
 #include "llmc/device/cuda_common.h"
 
