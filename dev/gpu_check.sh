@@ -339,7 +339,7 @@ if [[ " ${built[*]} " == *" bf16 "* ]]; then
         [ "$code" = 0 ] || bad "The benchmark of the ops: $(verdict "ops-$model")."
     done
     say ""
-    say "GB/s count what the op must read and write; of copy and of matmul are shares of the ceilings above each table. Kernels that only"
+    say "GB/s count what the op must read and write; of copy and of products are shares of the ceilings above each table. Kernels that only"
     say "read can pass 100 % of copy."
 fi
 
