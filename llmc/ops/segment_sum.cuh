@@ -137,7 +137,7 @@ static __global__ void __launch_bounds__(SEGMENT_THREADS, 3) segment_sum_kernel(
 
 /// table (V, C)  +=  sums over the positions of each token; order from token_order.
 inline void segment_sum(const char* op, float* table, const SegmentRows& from, const int* idx, const int* order, int64_t N, Stream stream) {
-    constexpr int PIECES = 4;   // of a row's channels that a block takes, one after another
+    constexpr int PIECES = 4;   // that a block takes of a row, of SEGMENT_CHANNELS each
     const dim3 blocks(static_cast<unsigned>(ceil_div(N, SEGMENT_POSITIONS)), static_cast<unsigned>(ceil_div(from.C, PIECES * SEGMENT_CHANNELS)));
     launch(op, segment_sum_kernel, {blocks, dim3(SEGMENT_THREADS), sizeof(SegmentShared)}, stream, table, from, idx, order, N);
 }
