@@ -50,8 +50,6 @@ struct LayerActivations {
     floatX* activated = nullptr; ///< (N, 4C) after it
 };
 
-/// Rows of logits (N, V) held at once: never a whole batch's, and pieces of one size.
-int64_t logits_rows(int64_t N, int64_t V);
 
 /// Keys and values of one growing sequence, for sampling.
 struct KVCache {

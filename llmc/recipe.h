@@ -72,7 +72,6 @@ struct AdamWRule {
 
     static constexpr bool by_element = true;
     std::vector<StatePiece> state(const std::string& tensor, const std::vector<int64_t>& shape) const;
-    double update_flops(const std::vector<int64_t>& shape) const;
 };
 
 /// Muon's, with its momentum: from `momentum`, by `rise` more over the first `rise_steps` steps, linearly.
@@ -110,9 +109,12 @@ struct GroupRule {
     bool by_element() const {
         return std::visit([](const auto& own) { return own.by_element; }, optimizer);
     }
-    /// FLOPs of one update of a tensor: what processes share matrices by.
+    /// FLOPs of one update of a matrix, which processes share them by; 0 where the update is by element, and shared as such.
     double update_flops(const std::vector<int64_t>& shape) const {
-        return std::visit([&](const auto& own) { return own.update_flops(shape); }, optimizer);
+        return std::visit([&](const auto& own) {
+            if constexpr (own.by_element) return 0.0;
+            else return own.update_flops(shape);
+        }, optimizer);
     }
 };
 

@@ -8,7 +8,7 @@
 
 using Values = std::vector<double>;
 
-// Greatest relative error of rounding once to fp32, and to the storage type.
+// Max relative error of rounding once to fp32, and to the storage type.
 static constexpr double FP32_ROUND = 1.0 / (1 << 24), ROUND = sizeof(floatX) == 4 ? FP32_ROUND : 1.0 / (1 << 8);
 
 // Device memory of exactly so many elements, so that the emulator sees every access beyond them. It starts as NaN.
@@ -216,7 +216,7 @@ std::vector<Check> check_attention_backward(AttentionBackward* run) {
             dqkv(tokens * width);
         const Values in = qkv.values(), g = dy.values();
 
-        // The forward pass: p, lse and y, rounded as they are handed on; what delta is made of is y as it was handed on.
+        // The forward pass: p, lse and y, rounded as the backward pass reads them; delta is made of that rounded y.
         std::vector<Values> p(static_cast<size_t>(heads) * s.T);
         std::vector<float> lse(p.size());
         std::vector<floatX> y(tokens * out_width);

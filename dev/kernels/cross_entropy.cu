@@ -10,9 +10,9 @@ static constexpr size_t SCRATCH = WARP * sizeof(float);      // what block_sum a
 static Grid grid_for(int64_t N) { return {dim3(static_cast<unsigned>(N)), dim3(THREADS), SCRATCH}; }
 static __device__ int thread() { return static_cast<int>(threadIdx.x); }
 
-// 1. The formula, a kernel for each of its passes: the greatest logit of a row, the sum of exponentials below it, the gradient.
-// Subtracting the greatest keeps the exponentials at 1 and below. The whole tensor goes by three times, and is larger than any cache: 3
-// readings and one writing of all logits. Bound by device memory.
+// 1. The formula, a kernel for each of its passes: the max of a row, the sum of exponentials, the gradient. Subtracting the max keeps the
+// exponentials at 1 and below. The whole tensor is read three times, and is larger than any cache: 3 readings and one writing of all
+// logits. Bound by device memory.
 static __global__ void __launch_bounds__(THREADS)
 row_max_kernel(float* row_max, const floatX* logits, int V) {
     const floatX* row = logits + static_cast<int64_t>(blockIdx.x) * V;
@@ -49,12 +49,11 @@ static void three_passes(float* losses, floatX* logits, float* scratch, const in
     launch("gradient", gradient_kernel, grid_for(s.N), stream, logits, scratch + s.N, targets, s.V, dloss);
 }
 
-// 2. Online softmax (Milakov and Gimelshein 2018): greatest and sum in one pass. When a greater logit comes, the sum so far, which was
-// taken below the old one, is multiplied by exp(old - new). And one kernel for all: the second reading of a row follows the first at
-// once, so it can be found in the second cache; 4 blocks of 512 threads on each of 132 multiprocessors have 528 rows of 64 KiB under
-// way, 35 MB, where an H200 has 50 MB. Each logit is read from memory once and written once if all are still there; what is not is read
-// again. Bound by instructions, 42 a logit: a load, a branch and the loop's own for every 2 bytes. And each logit waits for the sum that
-// the one before it left.
+// 2. Online softmax (Milakov and Gimelshein 2018): max and sum in one pass. A new max rescales the sum so far: it is multiplied by
+// exp(old max - new max). And one kernel for all: the second reading of a row follows the first at once, so it can hit L2; 4 blocks of
+// 512 threads on each of 132 SMs work on 528 rows of 64 KiB, 35 MB, where an H200's L2 has 50 MB. Each logit is read from memory once
+// and written once if all are still there; what L2 has evicted is read again. Bound by instructions, 42 a logit: a load, a branch and the
+// loop's own for every 2 bytes. And each logit waits for the sum that the one before it left.
 static __global__ void __launch_bounds__(THREADS)
 online_kernel(float* losses, floatX* logits, const int* targets, int V, float dloss) {
     const int64_t n = blockIdx.x;
@@ -81,9 +80,9 @@ static void online(float* losses, floatX* logits, float*, const int* targets, Cr
     launch("online", online_kernel, grid_for(s.N), stream, losses, logits, targets, s.V, dloss);
 }
 
-// 3. 16 bytes a thread: 8 logits (bf16) an access. The greatest of the 8 is found first, so the sum is shrunk once for 8 of them,
-// without a branch, and their 8 exponentials do not wait for each other: 28 instructions a logit. Bound by these and by device memory,
-// equally; and held back by the second reading, as far as it misses the second cache.
+// 3. 16 bytes a thread: 8 logits (bf16) an access. The max of the 8 is found first, so the sum is rescaled once for 8 of them, without a
+// branch, and their 8 exponentials do not wait for each other: 28 instructions a logit. Bound by these and by device memory, equally; and
+// held back by the second reading, as far as it misses L2.
 static __device__ void add_logits(float& row_max, float& sum, const float (&z)[VECTOR]) {
     float top = row_max;
     for (float logit : z) top = fmaxf(top, logit);
@@ -117,8 +116,8 @@ static void wide(float* losses, floatX* logits, float*, const int* targets, Cros
 }
 
 // 4. The row stays in shared memory between the passes: each logit is read from memory once and the gradient written once, whatever the
-// caches do. A thread reads back only what it wrote itself, so this needs no barrier. The price is room: three rows of 64 KiB fit into
-// the 228 KiB of an H200's multiprocessor (two into an A100's 164), 1536 threads where step 3 has 2048. Bound by device memory and by
+// caches do. A thread reads back only what it wrote itself, so this needs no barrier. The price is occupancy: three rows of 64 KiB fit
+// into the 228 KiB of an H200's SM (two into an A100's 164), 1536 threads where step 3 has 2048. Bound by device memory and by
 // instructions, equally, on an H200: expf takes eight or so, to be right to the last bits.
 static __device__ floatX* cached_row() { return reinterpret_cast<floatX*>(shared_memory<float>() + WARP); }
 
@@ -159,7 +158,7 @@ static void cached(float* losses, floatX* logits, float*, const int* targets, Cr
 
 // 5. Fast exponentials: e^(z - m) = 2^(z log2(e) - m log2(e)) is one fused multiply-add and one operation of the special function unit.
 // Its relative error of 2^-22, and the rounding of its argument, vanish when the gradient is rounded to bf16. 15 instructions a logit.
-// Bound by device memory: the special function units and the instructions take about 0.6 of its time each on an H200, and run beside it.
+// Bound by device memory: the special function units and the instructions take about 0.6 of its time each on an H200, and overlap it.
 static constexpr float LOG2E = 1.4426950408889634f;
 static __device__ float fast_exp_of_difference(float z, float scaled) { return fast_exp2(fmaf(z, LOG2E, -scaled)); }   // scaled = m log2(e)
 
@@ -218,7 +217,7 @@ static Work kernel(double n, double bytes, double accesses, bool wide, double ex
 const std::vector<Step<CrossEntropy, CrossEntropySize>>& cross_entropy_ladder() {
     using Size = CrossEntropySize;
     using Works = std::vector<Work>;
-    static constexpr double RESCALES = 1.0 / VECTOR;         // exponentials that shrink the sum
+    static constexpr double RESCALES = 1.0 / VECTOR;         // exponentials that rescale the sum
     static const std::vector<Step<CrossEntropy, Size>> steps = {
         {"three passes, three kernels", three_passes,
          [](const Size& s) {

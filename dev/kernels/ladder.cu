@@ -14,7 +14,7 @@ static int passed = 0, failed = 0;
 #ifdef __CUDACC__
 static constexpr bool ON_GPU = true;
 
-// This GPU, by what the driver says; its clock is the highest it may take. A tensor peak that is not known bounds nothing.
+// This GPU, by what the driver says; the clock is its maximum. A tensor peak that is not known bounds nothing.
 static Machine this_machine() {
     const double clock = 1e3 * device_attribute(cudaDevAttrClockRate), memory_clock = 1e3 * device_attribute(cudaDevAttrMemoryClockRate);
     const bool half = device_attribute(cudaDevAttrComputeCapabilityMajor) == 8 && device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
@@ -53,7 +53,7 @@ private:
     Number* memory;
 };
 
-// Seconds of one run of many in a row, after a few that warm up.
+// Seconds of a run: the mean of many in a row, after a few that warm up.
 template <class Body>
 double seconds_of(Body body) {
     constexpr int WARM_UP = 3, ROUNDS = 20;

@@ -1,5 +1,5 @@
-// Attention on the CPU: tiles of queries against tiles of keys, each product by oneDNN on one thread, the softmax between
-// them on the fly. A task is a tile of queries of one head (forward) or all of one key/value head (backward), so every sum
+// Attention on the CPU: tiles of queries against tiles of keys, each matmul by oneDNN on one thread, an online softmax between
+// them. A task is a tile of queries of one head (forward) or all of one key/value head (backward), so every sum
 // is made by one thread in a fixed order.
 #include "llmc/ops/attention.h"
 #include <algorithm>
@@ -14,13 +14,13 @@
 #include "llmc/ops/matmul_tile.h"
 #include "llmc/ops/vector_math.h"
 
-// A tile of scores, (64, 512) in fp32, stays in the second cache.
+// A tile of scores, (64, 512) in fp32, stays in L2.
 static constexpr int QUERIES = 64, KEYS = 512;
 
 // What one thread works on.
 struct AttentionWorkspace {
     float *scores, *dscores;        // (QUERIES, KEYS)
-    floatX *p, *ds;                 // (QUERIES, KEYS) the softmax and the gradient of the scores, as products read them
+    floatX *p, *ds;                 // (QUERIES, KEYS) the softmax and the gradient of the scores, as matmuls read them
     float* out;                     // (QUERIES, D)    y, or dq in the backward pass
     float *dk, *dv;                 // (T, D)
 };
@@ -54,7 +54,7 @@ static AttentionWorkspace workspace(void* scratch, int T, int D) {
     return w;
 }
 
-bool attention_use_hopper(bool) { return false; }   // a GPU's
+bool attention_use_hopper(bool) { return false; }   // GPUs alone have such kernels
 
 size_t attention_scratch(int B, int T, int H, int HK, int D) {
     require_attention("attention_scratch", B, T, H, HK, D, 0);
@@ -148,7 +148,7 @@ void attention_forward(floatX* y, float* lse, void* scratch, const floatX* qkv, 
                 const Columns columns = mask(score, q0 + r, window, k0, n);
                 const float before = m[r];
                 m[r] = std::max(before, row_max(score, columns) * scale);
-                if (m[r] > before && k0 > first) {              // a new greatest score: what was summed so far is rescaled
+                if (m[r] > before && k0 > first) {              // a new max: the sums so far are rescaled
                     float rescale = std::exp(before - m[r]);
                     sum[r] *= rescale;
                     for (int d = 0; d < D; d++) w.out[r * D + d] *= rescale;

@@ -1,7 +1,7 @@
 // Attention on CUDA: a block takes a tile of queries (or, for the gradients of keys and values, of keys) and walks over the tiles
 // of the other side that the window lets it see; a warp owns 16 or 32 rows of the block's tile, with their softmax and sums in
 // registers. Long windows are bound by the tensor cores. The bf16 kernels take heads of up to 128; the fp32 build, and larger
-// heads, have plain kernels with the same walk. On Hopper heads of 64 and 128 go to attention_hopper.cu. No atomics: each gradient
+// heads, have plain kernels with the same walk. On Hopper, heads of 64 and 128 go to attention_hopper.cu. No atomics: each gradient
 // is summed by one thread, in a fixed order.
 #include "llmc/ops/attention.h"
 #include <algorithm>
@@ -41,7 +41,7 @@ query_rows_kernel(QueryRow* rows, const floatX* dy, const floatX* y, const float
         rows[(b * s.H + h) * padded(s.T) + t] = real ? QueryRow{lse[(b * s.H + h) * s.T + t] * LOG2E, sum} : QueryRow{INFINITY, 0};
 }
 
-// Rows of one head in device memory, from row t on; `count` of them are there.
+// Rows of one head in device memory, from row t on; there are `count` of them.
 template <class X>
 struct Rows {
     X* data;
@@ -77,13 +77,13 @@ struct Tile {
     __device__ bf16* at(int row, int piece) const { return shared_memory<bf16>() + offset + row * PITCH + piece * 8; }
 };
 
-// Starts copying ROWS rows to a tile; those that are not there become zeros.
+// Starts copying ROWS rows to a tile; those beyond from.count become zeros.
 template <int ROWS, int THREADS, int HEAD>
 __device__ void fetch(Tile<HEAD> tile, Rows<const bf16> from, int D) {
     constexpr int PIECES = Tile<HEAD>::PIECES, STEP = THREADS / PIECES;
     static_assert(THREADS % PIECES == 0 && ROWS % STEP == 0);
     uint32_t thread = threadIdx.x;
-    settle(thread);                         // or the compiler keeps what follows from it in registers, which the sums need
+    settle(thread);                         // or the compiler keeps what it derives from it in registers, which the sums need
     const int row = static_cast<int>(thread) / PIECES, piece = static_cast<int>(thread) % PIECES;
     if (piece * 8 >= D) from.count = 0;
     const bf16* data = from.data + (row * from.stride + piece * 8);
@@ -92,7 +92,7 @@ __device__ void fetch(Tile<HEAD> tile, Rows<const bf16> from, int D) {
         copy_async(tile.at(row + i, piece), data, row + i < from.count);
 }
 
-// Which block this is, asked again after a long loop, that has no registers to keep what follows from it.
+// blockIdx.x, read again after a long loop, which has no registers to keep what was derived from it.
 static __device__ int block_again() {
     uint32_t block = blockIdx.x;
     settle(block);
@@ -103,7 +103,7 @@ static __device__ int block_again() {
 // 8 columns 2 (lane % 4) and the next.
 template <int M, int N>
 using Sums = float[M][N / 8][4];
-// 16 columns of them, rounded to bf16: the left side of the next mma.
+// 16 columns of them, rounded to bf16: the left operand of the next mma.
 template <int M>
 using Left = uint32_t[M][4];
 
@@ -231,7 +231,7 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
     const float log2_scale = inverse_sqrt(s.D) * LOG2E;         // exp(scale x) = 2^(log2_scale x)
     Sums<M, HEAD> out;
     clear(out);
-    // Of log2_scale times the scores of a row; the sum is over the lane's own columns until the end.
+    // row_max is of log2_scale times the scores; sum is over the lane's own columns until the end.
     float row_max[M][2], sum[M][2];
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -269,8 +269,8 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
                 row_max[m][r] = top;
                 sum[m][r] *= rescale[m][r];
             }
-        // A new greatest score shrinks what was summed so far. Late in a walk most rows have none. And past a branch the compiler
-        // does not mix this with the exponentials, for which there are too few registers.
+        // A new max rescales the sums so far. Late in a walk most rows have none. And across a branch the compiler does not
+        // interleave this with the exponentials, for which there are too few registers.
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
@@ -310,8 +310,8 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
 }
 
 // ----------------------------------------------------------------------------------------------------------------- backward
-// p and the gradient of the scores are computed twice, once with the keys' owner and once with the queries': 7 products instead
-// of 5, and no atomics.
+// p and the gradient of the scores are computed twice, by the kernel for dk and dv and by the one for dq: 7 matmuls instead of 5, and
+// no atomics.
 
 // A warp owns 16 M keys. STEP queries are worked on at a time.
 template <int HEAD>
@@ -510,7 +510,7 @@ void tiled_backward(floatX* dqkv, const QueryRow* rows, const floatX* dy, const 
 // 64 x 64 tiles in fp32, a thread 4 x 4 elements of one. A block writes 64 columns of the head, so heads can be of any size; it
 // needs the scores, which are sums over the whole head, and makes them 64 columns at a time.
 
-static constexpr int PLAIN = 64, PLAIN_THREADS = 256, PLAIN_PITCH = PLAIN + 1;       // the odd pitch keeps columns off one bank
+static constexpr int PLAIN = 64, PLAIN_THREADS = 256, PLAIN_PITCH = PLAIN + 1;       // the odd pitch spreads a column over the banks
 static constexpr size_t PLAIN_TILE = PLAIN * PLAIN_PITCH;
 static constexpr size_t PLAIN_SHARED = 3 * PLAIN_TILE * sizeof(float);
 
@@ -549,7 +549,7 @@ __device__ void plain_matmul(float (&sums)[4][4], const float* x, const float* y
     }
 }
 
-// The block's shared memory: two tiles of inputs, and one of what multiplies the second.
+// The block's shared memory: two tiles of inputs, and one of weights (p or ds), which multiply the second.
 struct PlainTiles {
     float *x, *y, *p;
     __device__ PlainTiles() : x(shared_memory<float>()), y(x + PLAIN_TILE), p(y + PLAIN_TILE) {}
@@ -724,10 +724,10 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
     launch("attention_backward", plain_backward_queries_kernel, plain_grid(tiles, H, B, D), stream, dqkv, rows, dy, qkv, s, tiles);
 }
 
-// ---------------------------------------------------------------------------------------------------------- a growing sequence
+// ---------------------------------------------------------------------------------------------------- decoding with a KV cache
 
 // A block takes a new token and a head; its threads first take a key each, then a column of the values each. Bound by the bytes of
-// the cache. New keys and values are read where they are, so no block waits for another's writing them to the cache.
+// the cache. New keys and values are read from qkv, so no block waits for another to write them to the cache.
 static constexpr int CACHED_THREADS = 128;
 
 static __global__ void __launch_bounds__(CACHED_THREADS)
@@ -767,7 +767,7 @@ cached_kernel(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, Size
         }
         score[thread] = dot = key <= last ? dot : -INFINITY;
         __syncthreads();
-        // Every warp finds the greatest score and the sum for itself.
+        // Every warp finds the max and the sum for itself.
         float top = row_max, part = 0;
         for (int i = lane_of_thread(); i < CACHED_THREADS; i += WARP) top = fmaxf(top, score[i]);
         top = warp_max(top);

@@ -1,10 +1,11 @@
-// The processes of a job on CPUs, by MPI. Messages go pairwise, all at once: so an error can say whose did not come.
+// The processes of a job on CPUs, by MPI. Messages go pairwise, all at once, so that an error can name the process whose did not come.
 #include "llmc/ops/comm.h"
 #include <omp.h>
 #include <cstdlib>
 #include <cstring>
 #include "llmc/device/profile.h"
 #include "llmc/io/launcher.h"
+#include "llmc/io/log.h"
 #include "llmc/io/mpi_job.h"
 #include "llmc/io/process.h"
 
@@ -20,8 +21,8 @@ static void warn_when_bound(const Launcher& launcher) {
     const char* asked = std::getenv("OMP_NUM_THREADS");
     const int threads = asked && *asked ? omp_get_max_threads() : online / std::max(1, launcher.local_count);
     if (cores >= std::min(threads, online)) return;
-    say_to_stderr(concat("warning: mpirun bound this process to ", cores, " of ", online, " cores, and its ", threads, " threads share ", cores == 1 ? "it" : "them",
-                         "; give mpirun --bind-to none"));
+    warn(program_invocation_short_name, "mpirun bound this process to ", cores, " of ", online, " cores, and its ", threads, " threads share ", cores == 1 ? "it" : "them",
+         "; give mpirun --bind-to none");
 }
 
 size_t comm_bytes() { return size_t{10} << 20; }   // measured, Open MPI 4.1.4: its pages, and what processes of one host share
@@ -45,7 +46,7 @@ void Comm::exchange(float* parts, const float* block, int64_t segment, int64_t a
     const int64_t bytes = n * static_cast<int64_t>(sizeof(float));
     if (transport) {
         std::vector<MpiJob::Message> messages;
-        for (int i = 1; i < processes; i++) {   // each begins with another one
+        for (int i = 1; i < processes; i++) {   // each process begins with another peer
             const int peer = (own_rank + i) % processes;
             messages.push_back({peer, parts + peer * n, block + peer * segment + at, bytes});
         }
@@ -80,7 +81,7 @@ void Comm::bring(void* host, const void* device, int64_t bytes, int owner) {
     }
 }
 
-void Comm::wait(Stream) {}   // every call has waited
+void Comm::wait(Stream) {}   // every call waits before it returns
 
 bool Comm::all_fail_alike(const std::string& text) noexcept { return !transport || transport->job.all_fail_alike(text); }
 

@@ -1,4 +1,4 @@
-// Softmax cross entropy on the CPU: a row of logits at a time, kept as fp32 in the second cache between its three passes.
+// Softmax cross entropy on the CPU: a row of logits at a time, kept as fp32 in L2 between its three passes.
 #include "llmc/ops/cross_entropy.h"
 #include <algorithm>
 #include <cmath>
@@ -7,7 +7,7 @@
 #include "llmc/io/error.h"
 #include "llmc/ops/vector_math.h"
 
-// z = the capped logits; returns the greatest
+// z = the capped logits; returns their max
 static float cap_row(float* z, const floatX* logits, int V, float softcap) {
     float row_max = -INFINITY;
     if (softcap > 0) {
@@ -34,7 +34,7 @@ static float sum_of_exponentials(const float* z, float row_max, int V) {
     return sum;
 }
 
-// The gradient of every logit as if it were not the target's.
+// The gradient of every logit as if none were the target's.
 static void gradient_row(floatX* dlogits, const float* z, float log_sum, int V, float dloss, float softcap) {
     if (softcap > 0) {
         const float inverse = 1 / softcap;
@@ -77,4 +77,10 @@ void cross_entropy(float* losses, floatX* logits, const int* targets, int64_t N,
         }
     });
     errors.rethrow();
+}
+
+int64_t logits_rows(int64_t N, int64_t V) {
+    constexpr int64_t most = (int64_t{128} << 20) / sizeof(floatX);   // elements
+    const int64_t pieces = std::max<int64_t>(2, (N * V + most - 1) / most);
+    return (N + pieces - 1) / pieces;
 }

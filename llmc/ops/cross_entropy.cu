@@ -5,7 +5,7 @@
 #include "llmc/device/cuda_common.h"
 
 static constexpr int THREADS = 512, STRIDE = THREADS * VECTOR;   // elements from a thread's vector to its next
-static constexpr int UNDER_WAY = 8;   // vectors of a thread that are being copied: two blocks on a multiprocessor ask for 128 KB at a time
+static constexpr int UNDER_WAY = 8;   // copies in flight for each thread, 16 bytes each: 128 KB for the two blocks of an SM
 static constexpr float LOG2_E = 1.44269504f;
 
 /// A logit through the cap. The fast way has an absolute error of softcap * 2^-22 and so is right where only exponentials
@@ -30,7 +30,7 @@ __device__ inline float exponential(float x) {
     return FAST ? fast_exp2(x * LOG2_E) : expf(x);
 }
 
-/// Denominator of a softmax so far: sum of exp(z - greatest).
+/// The softmax's denominator so far: sum of exp(z - row_max).
 struct Denominator {
     float row_max, sum;
 };
@@ -115,12 +115,12 @@ cross_entropy_kernel(float* losses, floatX* logits, const int* targets, float dl
 //
 // Of a logit x, with q = e^(2 x / softcap) and i = 1 / (1 + q):
 //     z = softcap (1 - 2 i),   slope = dz/dx = 4 q i^2
-// The cap is monotonic, so the greatest logit is known to have the greatest z, and p = 2^-64 e^(z - greatest) is final when it is first
-// computed. What the gradient needs of a logit is then one number, p slope / 4, which takes the logit's place in shared memory. Special
-// function unit: 2.5 operations an element, as two elements share a reciprocal.
+// The cap is monotonic, so the max of the logits also has the max z: it is known before any exponential is computed, no sum is rescaled,
+// and p = 2^-64 e^(z - max) is final at once. The gradient then needs one number of a logit, p slope / 4, which takes the logit's place
+// in shared memory. Special function unit: 2.5 operations an element, as two elements share a reciprocal.
 
-/// Numbers from 0 to 2^-64 in 16 bits, which lie in the lower and the upper half of a word: the six bits that their exponents need, ten
-/// of their fraction, so that rounding them (2^-11) hardly shows in a bf16 (2^-8).
+/// Numbers from 0 to 2^-64 in 16 bits, two to a word: the six bits that their exponents need and ten of their fraction, so that
+/// rounding them (2^-11) hardly shows in a bf16 (2^-8).
 static constexpr float SMALL = 0x1p-64f;
 __device__ inline uint32_t pack_small(float low, float high) {
     auto rounded = [](float x) { return (float_to_bits(x) << 3) + 0x8000; };
@@ -134,7 +134,7 @@ __device__ inline void unpack_small(float& low, float& high, uint32_t both) {
 /// q above, of x times 2 log2(e) / softcap: at most 2^40, so that two denominators can be multiplied. NaN stays NaN.
 __device__ inline float growth(float exponent) { return fast_exp2(exponent > 40 ? 40 : exponent); }
 
-/// V / VECTOR words of 16 bytes, each read and written by the thread that copied it.
+/// A block takes a row; each of its 16-byte vectors is read and written by the thread that copied it.
 template <int BLOCK>
 __global__ void __launch_bounds__(BLOCK)
 capped_gradient_kernel(float* losses, floatX* logits, const int* targets, float dloss, float softcap, int V) {
@@ -218,4 +218,11 @@ void cross_entropy(float* losses, floatX* logits, const int* targets, int64_t N,
     auto run = softcap > 0 ? (dloss != 0 ? launch_cross_entropy<true, true> : launch_cross_entropy<true, false>)
                            : (dloss != 0 ? launch_cross_entropy<false, true> : launch_cross_entropy<false, false>);
     run(losses, logits, targets, dloss, softcap, N, V, stream);
+}
+
+// Each piece reads and writes the fp32 gradient of the head once, 8 bytes a parameter: at 1 GiB a model of 50304 tokens and 65536 tokens a
+// micro-batch does so 7 times. Whole tiles of cuBLASLt's, of which 256 rows is the largest, where a piece is that large.
+int64_t logits_rows(int64_t N, int64_t V) {
+    const int64_t pieces = std::max<int64_t>(2, ceil_div(N * V * int64_t{sizeof(floatX)}, int64_t{1} << 30)), rows = ceil_div(N, pieces);
+    return rows < 4096 ? rows : ceil_div(rows, 256) * 256;
 }

@@ -1,4 +1,4 @@
-// Matrix products on the CPU: oneDNN.
+// Matmuls on the CPU: oneDNN.
 #include "llmc/ops/matmul.h"
 #include <algorithm>
 #include <chrono>
@@ -29,8 +29,8 @@ __attribute__((constructor(101))) static void hold_onednn_to_avx2() {
 }
 #endif
 
-// How a product is done: by a compiled primitive on four descriptions of memory, which get their addresses at each call,
-// or, where `matmul` is empty, by dnnl_sgemm.
+// How a matmul is done: by a compiled primitive and its four memory objects, which get their addresses at each call, or,
+// where `matmul` is empty, by dnnl_sgemm.
 struct Method {
     std::string name;
     dnnl::matmul matmul;
@@ -98,7 +98,7 @@ static dnnl::matmul::primitive_desc describe(const Matmul& p, const memory::desc
     }
 }
 
-// Implementations in use, by product; many threads add to it.
+// Implementations in use, by matmul; many threads add to it.
 static std::mutex used_mutex;
 static std::map<std::string, std::string> used;
 
@@ -153,7 +153,7 @@ static Method& method_for(const Matmul& p, memory::data_type out_type) {
     return found->second;
 }
 
-// The thread's scratchpad, as large as the largest product of the thread needed.
+// The thread's scratchpad, as large as the thread's matmuls have needed so far.
 static void* scratchpad(size_t bytes) {
     thread_local std::vector<unsigned char> pad;
     if (pad.size() < bytes) pad.resize(bytes);
@@ -169,8 +169,8 @@ static void sgemm(float* out, const float* a, const float* b, const Matmul& p, i
 
 // sgemm on AVX2 reads an operand whose rows follow the sum (a stored (K, M), b stored (K, N)) a few columns at a time, down all
 // rows. Where rows lie a multiple of 1 KiB apart, these columns share few sets of the L1 cache, are evicted before their
-// neighbours are used, and the product runs at half its speed. Large products do not suffer (sgemm packs their operands); where
-// the copy is used by few rows of the other operand, it costs more than it saves.
+// neighbours are used, and sgemm runs at half its speed. Large ones do not suffer (sgemm packs their operands); where the copy is
+// used by few rows of the other operand, it costs more than it saves.
 static bool rows_share_sets(const Matmul& p, int64_t ld, int64_t uses) {
     return ld % 256 == 0 && std::min(p.M, p.N) <= 512 && p.K >= 256 && uses >= 128;
 }
@@ -266,8 +266,8 @@ void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int6
 void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t batch, int64_t M, int64_t N, int64_t K, bool transpose_a,
             bool transpose_b, float alpha, float beta, Stream stream) {
     Range range("matmul");
-    require_batched_matmul("matmul", batch, M, N, K, c, beta);
-    if (beta != 0 && c != out) copy_on_device(out, c, static_cast<size_t>(batch * M * N) * sizeof(floatX), stream);   // oneDNN adds to what is there
+    require_batched_matmul("matmul", batch, M, N, K, out, c, beta);
+    if (beta != 0) copy_on_device(out, c, static_cast<size_t>(batch * M * N) * sizeof(floatX), stream);   // oneDNN adds to what is there
     multiply(out, a, b, {.batch = batch, .M = M, .N = N, .K = K, .lda = transpose_a ? M : K, .ldb = transpose_b ? K : N, .ldout = N,
                          .transpose_a = transpose_a, .transpose_b = transpose_b, .alpha = alpha, .beta = beta});
 }
@@ -294,7 +294,7 @@ static void mirror(floatX* out, int64_t M, int64_t row, int64_t rows, int64_t co
 void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t batch, int64_t M, int64_t K, bool transposed,
                       float alpha, float beta, Stream) {
     Range range("matmul_symmetric");
-    require_batched_matmul("matmul_symmetric", batch, M, M, K, c, beta);
+    require_batched_matmul("matmul_symmetric", batch, M, M, K, out, c, beta);
     const int64_t height = tile_rows(M), width = tile_columns(M, height), strips = (M + height - 1) / height, pieces = (M + width - 1) / width;
     ParallelErrors errors;
 #pragma omp parallel for collapse(3) schedule(dynamic)

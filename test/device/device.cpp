@@ -20,7 +20,7 @@ TEST_CASE("device_alloc gives zeroed memory, aligned for any access") {
     device_free(nullptr);
 }
 
-TEST_CASE("device_alloc refuses what is not there") {
+TEST_CASE("device_alloc throws bad_alloc beyond the memory that there is") {
     CHECK_THROWS_AS(device_alloc(size_t{1} << 60), std::bad_alloc);
     CHECK_THROWS_AS(device_alloc(std::numeric_limits<size_t>::max()), std::bad_alloc);
 }
@@ -57,7 +57,7 @@ TEST_CASE("uploads take their bytes at the call, however many are under way") {
     }
 }
 
-TEST_CASE("a recording does its work at every run, on what the memory holds then, and anew after forget()") {
+TEST_CASE("a capture does its work at every run, on what memory holds then, and captures again after forget()") {
     const int n = 100;
     Floats from(n), middle(n), to(n);
     Capture capture;

@@ -1,5 +1,5 @@
-// NCCL's processes on the emulator: test/comm_worker.cpp as one, two, three and four of them, which meet by a file or by MPI, and what they say when
-// one is missing, dead or stopped. (test/ops/comm.cpp is about MPI's, on CPUs.)
+// comm.cu with NCCL on the emulator: test/comm_worker.cpp as one to four processes, which meet by a file or by MPI, and their errors when one is
+// missing, dead or stopped. (test/ops/comm.cpp tests MPI, on CPUs.)
 #include <doctest/doctest.h>
 #include <chrono>
 #include <csignal>
@@ -17,13 +17,7 @@ namespace fs = std::filesystem;
 
 namespace {
 const std::string FOLDER = fs::read_symlink("/proc/self/exe").parent_path();
-/// These suites may run as a job of a launcher themselves, which their processes need not know.
-const std::string ALONE = "unset $(env | sed -nE 's/^((SLURM|OMPI|PMIX|PMI)_[A-Za-z0-9_]*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE)=.*/\\1/p'); export OMP_NUM_THREADS=1; ";
-
-Needs needs_mpirun() {
-    static const bool there = MpiJob::built_in() && run("command -v mpirun").code == 0;
-    return {there, "MPI"};
-}
+const std::string ALONE = NO_LAUNCHER + "export OMP_NUM_THREADS=1; ";
 
 std::string rank(int number) { return "rank " + std::to_string(number) + " on host " + own_host_name(); }
 std::string ok(int r, int count) {
@@ -44,7 +38,7 @@ struct Job {
     TempDir folder;
     const std::string file = folder / "meet";
 
-    /// A process that is stopped, or comes too late, is killed in the end; of those that get each byte, none is, however busy the machine.
+    /// A process that is stopped, or comes too late, is killed in the end; the limit of the "contract" runs is too long to kill one on a busy machine.
     std::future<Result> begin(int r, int count, const std::string& what, const std::string& environment = "") const {
         const std::string number = std::to_string(r), seconds = what == "contract" ? "200" : "12";
         const std::string command = ALONE + "export RANK=" + number + " LOCAL_RANK=" + number + " WORLD_SIZE=" + std::to_string(count) + " EMULATOR_GPUS=4 MEET=" + file + " " +

@@ -1,4 +1,4 @@
-// Which implementation does each product of the two recipes on the CPU: never a reference loop, which takes a hundred times as long.
+// Which implementation does each matmul of the two recipes on the CPU: never a reference loop, which takes a hundred times as long.
 #include "llmc/ops/matmul_tile.h"
 #include <algorithm>
 #include "llmc/gpt.h"
@@ -11,7 +11,7 @@ namespace {
 
 bool is_reference(const std::string& name) { return name.empty() || name.find("ref") != name.npos; }
 
-// Products of a matrix (OC, IC) of the model over N tokens, as llmc/ops/matmul.cpp describes them: forward, both gradients.
+// The matmuls of a matrix (OC, IC) of the model over N tokens, as llmc/ops/matmul.cpp describes them: forward, both gradients.
 void check_matmuls(int64_t N, int64_t IC, int64_t OC) {
     CAPTURE(N);
     CAPTURE(IC);
@@ -25,7 +25,7 @@ void check_matmuls(int64_t N, int64_t IC, int64_t OC) {
     CHECK_MESSAGE(!is_reference(weight), "weight gradient: ", weight);
 }
 
-// One micro-batch and one update: what products it makes is then among implementations_used().
+// One micro-batch and one update: their matmuls are then among implementations_used().
 void train_a_step(const GPTConfig& config, int batch) {
     GPT model(config, batch, Mode::train);
     Optimizer optimizer(model);
@@ -43,13 +43,13 @@ void train_a_step(const GPTConfig& config, int batch) {
 
 }  // namespace
 
-TEST_CASE("matmul_tile: no product of a step and its update runs in a reference loop" * needs_matmul()) {
+TEST_CASE("matmul_tile: no matmul of a step and its update runs in a reference loop" * needs_matmul()) {
     GPTConfig grouped = recipe_config(NANOCHAT, 2, 4, 64, 72, 33, "SL");   // odd sequences, two key heads for four query heads
     grouped.n_kv_head = 2;
     train_a_step(recipe_config(NANOCHAT, 2, 2, 128, 264, 600, "SL"), 1);    // more keys than one tile of attention holds
     train_a_step(recipe_config(SPEEDRUN, 2, 2, 128, 328, 48), 2);
     train_a_step(grouped, 3);
-    for (int M : {513, 768, 1280})   // tiles of Muon's symmetric products, ragged and strided ones
+    for (int M : {513, 768, 1280})   // tiles of Muon's symmetric matmuls, ragged and strided ones
         for (bool transposed : {false, true}) {
             FloatXs x(Values(M * 16, 0.5)), out(M * M);
             matmul_symmetric(out, x, nullptr, nullptr, 1, M, 16, transposed, 2, 0, nullptr);

@@ -55,7 +55,7 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
     emulated_warp(0xffffffffu, &mine, emulated_mma, "mma");
 }
 
-// ------------------------------------------------------------------------------ copies that go on while the thread computes
+// -------------------------------------------------------------------------------------------- asynchronous copies (cp.async)
 
 inline void copy_async(void* shared, const void* global, bool wanted = true) {
     emulated_copy_async(shared, global, wanted ? 16 : 0);
@@ -79,7 +79,7 @@ inline void mbarrier_arrive(uint64_t* barrier) { emulated_mbarrier_arrive(barrie
 inline void mbarrier_arrive_expect(uint64_t* barrier, int bytes) { emulated_mbarrier_arrive(barrier, bytes); }
 inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) { emulated_mbarrier_wait(barrier, parity); }
 
-// ----------------------------------------------------------------------------------------------- Hopper: the copy engine (TMA)
+// --------------------------------------------------------------------------- Hopper: TMA, the engine that copies boxes of tensors
 
 inline void tensor_load(void* shared, const CUtensorMap* map, int x, int y, int z, uint64_t* barrier) {
     emulated_tensor_load(shared, *map, x, y, z, barrier);
