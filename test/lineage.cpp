@@ -199,7 +199,7 @@ TEST_CASE("lineage: two runs that are mixed into each other again and again: eac
     }
 }
 
-TEST_CASE("lineage: a family of more generations than a file can tell of is refused") {
+TEST_CASE("lineage: a family of more generations than a file can hold is refused") {
     TempDir dir;
     const GPTConfig config = recipe_config(SPEEDRUN, 0, 1, 8, 8, 4);
     json header = small_header(config);
@@ -215,5 +215,5 @@ TEST_CASE("lineage: a family of more generations than a file can tell of is refu
     };
     const Checkpoint last = deep(449), beyond = deep(450);
     CHECK_NOTHROW(make_lineage("grow", "", {&last}));
-    CHECK(contains(refusal([&] { make_lineage("grow", "", {&beyond}); }), "deep.bin: its family tree would have 451 generations, but a file can tell of 450"));
+    CHECK(contains(refusal([&] { make_lineage("grow", "", {&beyond}); }), "deep.bin: its family tree would have 451 generations, but a file can hold 450"));
 }

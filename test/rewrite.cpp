@@ -627,7 +627,7 @@ TEST_CASE("grow: a flag with a wrong value, or one too few or too many for its o
         refused(none + order, "the model has no layers to copy; use --order random or zero, with --depth");
     refused(none + "0,0", "--order 0,0: the model has no layers to copy");
     for (const char* order : {"random", "zero"})
-        refused(concat(none, order, " --factor 2"), "--factor 2 of a model of 0 layers are 0; give --depth, its layers");
+        refused(concat(none, order, " --factor 2"), "--factor 2 makes 0 layers of a model of 0 layers; give --depth, its number of layers");
     CHECK(names_in(dir.path) == Names{"in.bin", "none.bin"});
 }
 
@@ -894,7 +894,7 @@ TEST_CASE("programs: wrong command lines and files get one line, help gets exit 
     refused(stack + dir / "in.bin" + out + " --norm-inter-model batch", "--norm-inter-model");
     refused(stack + dir / "in.bin" + out + " --head middle", "--head");
     refused(stack + dir / "text" + out, "is not a checkpoint");
-    refused("./convert " + dir / "text " + dir / "out.bin", "is no safetensors file");
+    refused("./convert " + dir / "text " + dir / "out.bin", "is not a safetensors file");
     refused("./convert " + dir.path + " " + dir / "out.bin", "is a folder, pipe or device");
     CHECK(names_in(dir.path) == Names{"in.bin", "speed.bin", "text", "wide.bin"});
     CHECK(contains(done("./grow --help"), "--dry-run"));

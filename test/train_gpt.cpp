@@ -175,7 +175,7 @@ TEST_CASE("train_gpt: a longer horizon goes on where a shorter one ended, while 
         go_all({flags + " --steps 40", flags + "-short --steps 20"});
         Result longer = go("./train_gpt --steps 40" + w.data + " --resume " + step_file(w / "one-short", 20));
         CHECK(longer.code == 0);
-        CHECK(longer.err == "train_gpt: warning: --resume goes on with another setting: --steps 20 -> 40\n");
+        CHECK(longer.err == "train_gpt: warning: --resume continues with another setting: --steps 20 -> 40\n");
         CHECK(read_file(step_file(w / "one", 40)) == read_file(step_file(w / "one-short", 40)));
     }
 }
@@ -482,7 +482,7 @@ TEST_CASE("train_gpt: a schedule that goes on, with the optimizer's state, is th
         CHECK(rates_of(w / "restart") == rates);
 
         const std::string out = " --out " + w / "x";
-        check_refused(sized + " --steps 5 --init " + step_file(five, 5) + " --schedule continue" + out, "the schedule goes on behind 5 steps, 640 tokens");
+        check_refused(sized + " --steps 5 --init " + step_file(five, 5) + " --schedule continue" + out, "the schedule continues after 5 steps, 640 tokens");
         const std::string planned = go_well(flags + " --plan --init " + step_file(five, 5) + " --schedule continue");
         CHECK(contains(planned, "\nsteps: 15\nschedule: 20 steps, of which 5 steps, 640 tokens and "));
         CHECK(!fs::exists(w / "x"));
@@ -556,7 +556,7 @@ TEST_CASE("train_gpt: a mixed run goes on beside the run that it was made of, an
     go_all({NANOCHAT + w.data + " --steps 6 --save-every 2 --out " + w / "one", NANOCHAT + w.data + " --steps 6 --seed 2 --out " + w / "two"});
     const std::string mixed = w / "one/mixed.bin", last = read_file(step_file(w / "one", 6));
     REQUIRE(run("./stack " + step_file(w / "one", 2) + " " + step_file(w / "two", 6) + " --mix 0.9,0.1 --out " + mixed).code == 0);
-    check_refused("./train_gpt" + w.data + " --resume " + mixed, " holds step_0000006.bin of the run that " + mixed + " was made of, which its own would replace; choose another --out");
+    check_refused("./train_gpt" + w.data + " --resume " + mixed, " holds step_0000006.bin of the run that " + mixed + " was made of, which this run would replace; choose another --out");
     CHECK(read_file(step_file(w / "one", 6)) == last);
     go_well("./train_gpt" + w.data + " --resume " + mixed + " --out " + w / "mixed");
     for (int step : {4, 6}) fs::remove(step_file(w / "one", step));
@@ -628,7 +628,7 @@ TEST_CASE("train_gpt: a model of no layers is planned, trained, resumed, evaluat
     go_well("./train_gpt --depth 0 --width 32 --heads 2 --seq-len 32 --vocab-size 264 --steps 60" + BATCH + " --data " + w / "corpus/train_000000.bin --out " + w / "letters");
     const std::string text = go_well("./train_gpt --init " + step_file(w / "letters", 60) + " --sample a --sample-tokens 40 --temperature 0");
     CHECK(text.starts_with(std::string(41, 'a') + "\n"));   // more tokens than the model sees at once
-    check_refused("./train_gpt --depth 0 --plan", "--depth 0 says nothing of the width; give --width");
+    check_refused("./train_gpt --depth 0 --plan", "--depth 0 gives no default width; give --width");
     for (std::string flag : {"--value-embeds none", "--attn-scale 0.5"})
         check_refused("./train_gpt --depth 0 --width 32 --plan " + flag, "is for layers, and --depth 0 has none; leave it out");
     const std::string tied = "./train_gpt --recipe speedrun --depth 0 --width 32 --heads 2 --seq-len 32 --vocab-size 72 --steps 2" + BATCH + w.data + " --out " + w / "x";
@@ -671,7 +671,7 @@ TEST_CASE("train_gpt: a command line that is not right is refused, and leaves no
         {"--steps 2 --schedule onward", "--schedule is 'onward', but must be one of: restart, continue"},
         {"--steps 2 --warmdown-shape steep", "--warmdown-shape is 'steep', but must be one of: linear, cosine, 1-sqrt"},
         {"--steps 2 --train-only h.0-2.fc", "--train-only h.0-2.fc: layers 0 to 2, but the model has layers 0 to 1"},
-        {"--steps 2 --train-only h.0.ffc", "--train-only 'h.0.ffc' is no tensor of the model"},
+        {"--steps 2 --train-only h.0.ffc", "--train-only 'h.0.ffc' matches no tensor of the model"},
         {"--steps 2 --val-data " + w / "missing_*.bin", "missing_"},
     };
     for (auto& [flags, words] : wrong) check_refused(NANOCHAT + at + " " + flags, words);
