@@ -149,7 +149,7 @@ nanochat=(--recipe nanochat "${shape[@]}" "${steps_of[@]}" "${nanochat_rates[@]}
 measure() { follow ./train_gpt "${nanochat[@]}" --depth $deep --steps "$measured" --eval-every 0 "${data[@]}" --out "$out/measure/$1" >"$out/measure/$1.txt" 2>&1; }
 # Peak and speed in FLOP/s; speed is the median of the steps but for the first two.
 measured() {
-    awk '/^peak of matrix products/ { peak = $5 * 1e9 } /^flops_per_token/ { flops = $2 }
+    awk '/^matmul peak:/ { peak = $3 * 1e9 } /^flops_per_token/ { flops = $2 }
          /^step / { for (f = 1; f < NF; f++) if ($f == "tok/s" && ++n > 2) rate[++kept] = $(f + 1) * flops }
          END { for (a = 1; a <= kept; a++) for (b = a + 1; b <= kept; b++) if (rate[b] < rate[a]) { t = rate[a]; rate[a] = rate[b]; rate[b] = t }
                print peak, rate[int((kept + 1) / 2)] }' "$1"
@@ -203,7 +203,7 @@ part() { awk "BEGIN { printf \"%.6e\", $flops * $1 }"; }
 all_flops=$(part "(2 + 2 * $pair_part) * $seeds")
 giga() { awk "BEGIN { printf \"%.1f\", $(planned "$1") / 1e9 }"; }
 say "$(planned processor), $(planned precision)"
-echo "in each of $(planned places) places: peak of matrix products $(giga peak) GFLOP/s, training $(giga speed) GFLOP/s"
+echo "in each of $(planned places) places: matmul peak $(giga peak) GFLOP/s, training $(giga speed) GFLOP/s"
 echo "$(printf %.2e "$flops") FLOPs a way ($deep layers from scratch; $depth layers, grown to $deep), $seeds seeds; $(printf %.2e "$all_flops") FLOPs in all,"
 echo "$([ "${SMOKE:-}" = 1 ] && echo "SMOKE=1: fixed" || echo "chosen for about $(planned minutes) minutes of training")"
 [ "$(planned commit)" = "$(sed -n 's/^commit //p' <<<"$identity")" ] ||

@@ -270,9 +270,9 @@ TEST_CASE("latents: what cannot be compared, read or said gets one line") {
     write_small_model(dir / "other.bin", config, small_weights(config, 1), "another tokenizer");
     const std::string compared = "models that are compared must ";
     refused(latents + dir / "wide.bin" + on_val,
-            compared + "agree in width, but it is 32 in " + a + " and 48 in " + dir / "wide.bin; give each alone");
+            compared + "agree in width, but it is 32 in " + a + " and 48 in " + dir / "wide.bin; give each one alone");
     refused(latents + dir / "many.bin" + on_val,
-            compared + "agree in vocabulary, but it is 40 in " + a + " and 48 in " + dir / "many.bin; give each alone");
+            compared + "agree in vocabulary, but it is 40 in " + a + " and 48 in " + dir / "many.bin; give each one alone");
     refused(latents + dir / "other.bin" + on_val, compared + "have the same tokenizer, but those in " + a + " and " +
                                                       dir / "other.bin differ: their tokens mean different text");
 

@@ -574,7 +574,7 @@ TEST_CASE("grow: --timing prints a number of tokens and grows nothing") {
           "train the small model on 1.08e+10 tokens before it grows: 1.08 of the 1e+10 tokens that 7.44e+18 FLOPs train 1.24e+08 "
           "parameters on\n");
     CHECK(result.err ==
-          "grow: the rule was fitted on models of about 1e9 parameters and more, and 1.24e+08 are fewer: take it as a hint\n");
+          "grow: the rule was fitted on models of about 1e9 parameters and more, and 1.24e+08 are fewer: the result is an extrapolation\n");
     CHECK(contains(done("./grow --timing 2e9 1e21"), "on 1.66e+10 tokens before it grows: 0.199 of the 8.33e+10 tokens"));
     refused("./grow --timing 1e9", "--timing");
     refused("./grow --timing 1e9 x", "--timing is 'x', but must be a number");

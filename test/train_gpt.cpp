@@ -230,7 +230,7 @@ TEST_CASE("train_gpt: killed at random instants it goes on from its last file, t
         std::string start = SPEEDRUN + flags + " --steps 60" + (fs::exists(out + "/log.jsonl") ? " --overwrite" : "");
         Child child("exec " + (last.empty() ? start : "./train_gpt" + flags + " --resume " + last));
         int more = static_cast<int>(generator() % 10);
-        child.wait_for(more == 0 ? "peak of matrix products" : "saved " + step_file(out, step + more) + "\n");
+        child.wait_for(more == 0 ? "matmul peak" : "saved " + step_file(out, step + more) + "\n");
         Child::pause(1e-5 * static_cast<double>(generator() % 1000));
         child.signal(SIGKILL);
         kills += child.finish().code == 128 + SIGKILL;
@@ -429,7 +429,7 @@ TEST_CASE("train_gpt: --init takes weights and the place in the data, and starts
     go_well("./train_gpt --plan --steps 1 --batch-tokens 128 --init " + parent + " --depth 2 --width 32 --norm-wte rms_norm --softcap 15 --recipe nanochat");
     for (std::string flag : {"--depth 3", "--width 64", "--recipe speedrun", "--softcap 0", "--attn-scale 0.5", "--tied yes", "--window-pattern L"})
         check_refused("./train_gpt --plan --init " + parent + " " + flag, "a flag contradicts it");
-    check_refused("./train_gpt --resume " + parent + " --init " + parent + w.data, "--resume goes on exactly, --init takes the weights alone");
+    check_refused("./train_gpt --resume " + parent + " --init " + parent + w.data, "--resume continues a run exactly, --init starts a new one from the weights; give one of them");
 }
 
 /// Weights and the optimizer's state, name by name.
@@ -529,7 +529,7 @@ TEST_CASE("train_gpt: what grew with its optimizer's state trains on with it, in
     CHECK(described["total"]["tokens"] == 20 * 128);
     // Without the state there is nothing to keep.
     REQUIRE(run("./grow " + five + " " + w / "bare.bin --order stack --factor 2").code == 0);
-    check_refused(flags + w / "bare.bin" + goes_on + w / "x", "holds no wte/m, a state of the optimizer; start it afresh with --optimizer reset, or grow with --optimizer copy");
+    check_refused(flags + w / "bare.bin" + goes_on + w / "x", "holds no wte/m, which is optimizer state; reset it with --optimizer reset, or grow with --optimizer copy");
     CHECK(!fs::exists(w / "x"));
 }
 
@@ -598,7 +598,7 @@ TEST_CASE("train_gpt: --train-only trains what it names, and nothing is kept of 
     go_well("./train_gpt" + w.data + " --resume " + step_file(w / "some", 3) + " --out " + w / "resumed");
     CHECK(read_file(step_file(w / "resumed", 6)) == read_file(step_file(w / "some", 6)));
     check_refused("./train_gpt" + w.data + BATCH + " --steps 6 --optimizer keep --init " + step_file(w / "some", 6) + " --out " + w / "x",
-                  "holds no wte/m, a state of the optimizer; start it afresh with --optimizer reset");
+                  "holds no wte/m, which is optimizer state; reset it with --optimizer reset");
     const std::string embedded = "./train_gpt" + w.data + BATCH + " --steps 6 --embeddings-from " + parent + " --out " + w / "x --init " + parent;
     for (std::string named : {"wte", "h.1.*,wte"}) check_refused(embedded + " --train-only " + named, "--train-only wte is frozen by --embeddings-from");
     go_well("./train_gpt" + w.data + BATCH + " --steps 6 --optimizer keep --train-only lm_head --init " + step_file(w / "some", 6) + " --out " + w / "head");
@@ -666,8 +666,8 @@ TEST_CASE("train_gpt: a command line that is not right is refused, and leaves no
         {"--steps 2 --tokenizer " + w / "train_0.bin", "is not a tokenizer"},
         {"--steps 2 --sample-every 1", "give --tokenizer"},
         {"--steps 2 --val-data ''", "--val-data is empty"},
-        {"--steps 2 --optimizer keep", "--optimizer says how a run starts from the checkpoint of --init, which is not given"},
-        {"--steps 2 --schedule continue", "--schedule says how a run starts from the checkpoint of --init"},
+        {"--steps 2 --optimizer keep", "--optimizer is for --init, which is not given; leave it out"},
+        {"--steps 2 --schedule continue", "--schedule is for --init, which is not given; leave it out"},
         {"--steps 2 --schedule onward", "--schedule is 'onward', but must be one of: restart, continue"},
         {"--steps 2 --warmdown-shape steep", "--warmdown-shape is 'steep', but must be one of: linear, cosine, 1-sqrt"},
         {"--steps 2 --train-only h.0-2.fc", "--train-only h.0-2.fc: layers 0 to 2, but the model has layers 0 to 1"},
