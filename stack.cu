@@ -62,7 +62,7 @@ static int mix(const Arguments& a, const std::vector<const Checkpoint*>& models)
     require_one_shape(models);
     for (size_t m = 0; m < models.size(); m++) std::cout << "weights <- " << weights[m] << " of " << models[m]->path << "\n";
     std::cout << (first.can_resume() ? concat("training state of ", first.path, ", at step ", first.header["progress"]["step"],
-                                              "; train_gpt --resume goes on")
+                                              "; train_gpt --resume continues its run")
                                      : concat("no training state, as in ", first.path))
               << "\nparameters: " << total_params(first.config) << "\n";
     const nlohmann::json header = mixed_header(models, weights);

@@ -244,7 +244,7 @@ TEST_CASE("latents: --out has what stdout would, a path with commas and quotes i
     CHECK(done("OMP_NUM_THREADS=1 " + latents) == table);
 
     write_file(out, "another's");
-    refused(latents + " --out " + out, out + ": is there already; name another file, or give --overwrite to replace it");
+    refused(latents + " --out " + out, out + ": exists already; name another file, or give --overwrite to replace it");
     refused(latents + " --out " + plain + " --overwrite", plain + ": is also an input (");
     refused(latents + " --out " + dir / "val.bin --overwrite", dir / "val.bin: is also an input (");
     refused(latents + " --out " + dir.path, dir.path + ": is a folder, pipe or device; name a file to write");

@@ -835,7 +835,7 @@ TEST_CASE("programs: an output that is an input, is there, or cannot be one is r
             return text.replace(text.find("OUT"), 3, out) + flags;
         };
         for (const char* name : {"in.bin", "symlink.bin", "hardlink.bin"}) refused(with(dir / name, " --overwrite"), "is also an input");
-        refused(with(dir / "old.bin"), "is there already; name another file, or give --overwrite");
+        refused(with(dir / "old.bin"), "exists already; name another file, or give --overwrite");
         refused(with(dir.path, " --overwrite"), "is a folder, pipe or device");
         refused(with("/dev/null", " --overwrite"), "is a folder, pipe or device");
         refused(with("''"), contains(command, "--out") ? "--out is empty; give a value" : "has no name");

@@ -105,7 +105,7 @@ TEST_CASE("stack: mix: every weight is the sum in float64, rounded once; all els
                                       dir / "3.bin --out " + dir / "out.bin");
         CHECK(contains(text, "weights <- 0.5 of " + dir / "2.bin"));
         CHECK(contains(text, "parameters: "));
-        CHECK(contains(text, "at step 7; train_gpt --resume goes on"));
+        CHECK(contains(text, "at step 7; train_gpt --resume continues its run"));
         const Checkpoint one = open_checkpoint(dir / "1.bin"), two = open_checkpoint(dir / "2.bin"),
                          three = open_checkpoint(dir / "3.bin");
         const Checkpoint out = open_checkpoint(dir / "out.bin");
