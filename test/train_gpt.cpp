@@ -162,7 +162,7 @@ TEST_CASE("train_gpt: --data takes paths and patterns, with and without quotes: 
     check_refused(run + w / "z --data", "--data");
     check_refused(run + w / "z --data --eval-tokens", "--eval-tokens");
     check_refused(run + w / "z " + one, one);   // no flag before it
-    check_refused("./train_gpt --resume " + step_file(w / "quoted", 4) + " --data " + one, "it is one in other shards");
+    check_refused("./train_gpt --resume " + step_file(w / "quoted", 4) + " --data " + one, "it belongs to other shards");
     CHECK(!fs::exists(w / "z"));
     fs::copy_file(one, w / "[0,1]");   // a name that CLI11 takes for a list
     go_well("sh -c 'top=$PWD; cd " + w.dir.path + " && exec $top/" + (run + "z").substr(2) + " --data \"[0,1]\"'");
@@ -722,7 +722,7 @@ TEST_CASE("train_gpt: shards that are not right are refused, and what was traine
     CHECK(names_in(w / "x") == Names{"log.jsonl", "step_0000010.bin"});
     CHECK(open_checkpoint(step_file(w / "x", 10)).header["data"]["token"] == 1280);   // where step 11 begins
     check_refused("./train_gpt --data " + w / "bad.bin --resume " + step_file(w / "x", 10), "300");
-    check_refused("./train_gpt" + w.data + " --resume " + step_file(w / "x", 10), "it is one in other shards");
+    check_refused("./train_gpt" + w.data + " --resume " + step_file(w / "x", 10), "it belongs to other shards");
     CHECK(names_in(w / "x") == Names{"log.jsonl", "step_0000010.bin"});
 }
 

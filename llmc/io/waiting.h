@@ -45,7 +45,7 @@ public:
         const double waited = std::chrono::duration<double>(now - since).count();
         if (waited > options.deadline)
             throw CommError(concat(where, " waited ", seconds(waited), " for ", whom(),
-                                   "; its own last words say why, or else it hangs or cannot be reached; start again from the last checkpoint, or give it more time"));
+                                   "; its own output says why, or else it hangs or is unreachable; start again from the last checkpoint, or give a longer --deadline"));
         if (options.stop && *options.stop && !said_stop) {
             if (stopped == Clock::time_point()) stopped = now;
             // Print only after 300 ms: most stops take effect at the end of the step before that.
