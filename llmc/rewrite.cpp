@@ -233,7 +233,7 @@ static void check_rules(const LayerMap& map) {
                            [&](const TensorSpec& spec) { return own.tensor == spec.name && (spec.per_layer || a_number_a_layer(spec)); });
     };
     for (const LayerFrom& layer : map.layers)
-        for (const TensorRule& own : layer.rules) require(of_a_layer(own), "a layer of the map has a rule for '", own.tensor, "', which is not a tensor of a layer");
+        for (const TensorRule& own : layer.rules) require(of_a_layer(own), "a layer of the map has a rule for '", own.tensor, "', which no layer has");
 }
 
 std::vector<TensorSource> mapped_tensors(const LayerMap& map, const std::vector<const Checkpoint*>& models, const Checkpoint& head) {

@@ -226,7 +226,7 @@ struct Settings {
                                      several_kept);
     std::string& meet = flags.text("--meet", "", "a file on a shared disk, through which processes on GPUs find each other without MPI", several);
     double& deadline = flags.number("--deadline", 600.0, 1.0, 1e6, "seconds that a process waits for the others before it ends the job (600)", several);
-    Maybe<int>& processes = flags.number("--processes", Nothing<int>{}, 1, MAX_PROCESSES, "with --plan: what each of this many processes would hold and send", several);
+    Maybe<int>& processes = flags.number("--processes", Nothing<int>{}, 1, MAX_PROCESSES, "with --plan: plans for this many processes", several);
 
     bool& plan = flags.toggle("--plan", "prints sizes, FLOPs, steps and memory, and does nothing else", run);
     Maybe<std::string>& describe =
