@@ -203,7 +203,7 @@ part() { awk "BEGIN { printf \"%.6e\", $flops * $1 }"; }
 all_flops=$(part "(2 + 2 * $pair_part) * $seeds")
 giga() { awk "BEGIN { printf \"%.1f\", $(planned "$1") / 1e9 }"; }
 say "$(planned processor), $(planned precision)"
-echo "in each of $(planned places) places: matmul peak $(giga peak) GFLOP/s, training $(giga speed) GFLOP/s"
+echo "in each of $(planned places) places: peak of matrix products $(giga peak) GFLOP/s, training $(giga speed) GFLOP/s"
 echo "$(printf %.2e "$flops") FLOPs a way ($deep layers from scratch; $depth layers, grown to $deep), $seeds seeds; $(printf %.2e "$all_flops") FLOPs in all,"
 echo "$([ "${SMOKE:-}" = 1 ] && echo "SMOKE=1: fixed" || echo "chosen for about $(planned minutes) minutes of training")"
 [ "$(planned commit)" = "$(sed -n 's/^commit //p' <<<"$identity")" ] ||

@@ -16,15 +16,7 @@
 #include "llmc/ops/rotary.h"
 #include "llmc/ops/value_embedding.h"
 
-static constexpr int64_t LOGITS_BYTES = int64_t{128} << 20;   // limit of a chunk of the logits
-
 static constexpr int UPLOADS = 16;   // copies to the device in flight: two per micro-batch, inputs and targets
-
-int64_t logits_rows(int64_t N, int64_t V) {
-    int64_t bytes = N * V * static_cast<int64_t>(sizeof(floatX));
-    int64_t pieces = std::max<int64_t>(2, (bytes + LOGITS_BYTES - 1) / LOGITS_BYTES);
-    return (N + pieces - 1) / pieces;
-}
 
 KVCache::KVCache(const GPTConfig& config) : layers(config.n_layer) {
     for (Layer& layer : layers) {
@@ -482,10 +474,10 @@ StepSums GPT::finish(Comm* comm) {
 /// Sums the results of all processes, in the order of parts and of terms.
 StepSums GPT::sum_of_all(Comm* comm, const std::vector<PartSums>& parts, const std::vector<double>& terms) const {
     const size_t P = static_cast<size_t>(layout.job.processes);
+    size_t of_all = 0;
     std::vector<size_t> owned_terms(P);
-    for (const Layout::Term& term : layout.terms())
-        for (size_t rank = 0; rank < P; rank++) owned_terms[rank] += term.owner < 0 || static_cast<size_t>(term.owner) == rank;
-    const size_t most_terms = *std::max_element(owned_terms.begin(), owned_terms.end());
+    for (const Layout::Term& term : layout.terms()) term.owner < 0 ? of_all++ : owned_terms[static_cast<size_t>(term.owner)]++;
+    const size_t most_terms = of_all + *std::max_element(owned_terms.begin(), owned_terms.end());
 
     std::vector<PartSums> all_parts(P * parts.size());
     std::vector<double> all_terms(P * most_terms), mine(terms);

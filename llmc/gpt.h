@@ -50,9 +50,6 @@ struct LayerActivations {
     floatX* activated = nullptr; ///< (N, 4C) after it
 };
 
-/// Rows of the logits (N, V) in memory at once: the head works through the micro-batch in equal chunks.
-int64_t logits_rows(int64_t N, int64_t V);
-
 /// Keys and values of one growing sequence, for sampling.
 struct KVCache {
     /// Lays out the memory and allocates nothing yet: arena.bytes() is what it will take.

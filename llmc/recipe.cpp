@@ -1,6 +1,5 @@
 // The recipes.
 #include "llmc/recipe.h"
-#include <numeric>
 #include <algorithm>
 #include <stdexcept>
 #include "llmc/io/error.h"
@@ -133,11 +132,6 @@ const Recipe& recipe_named(const std::string& name) {
 
 std::vector<StatePiece> AdamWRule::state(const std::string&, const std::vector<int64_t>& shape) const {
     return {{"m", shape}, {"v", shape}};
-}
-
-double AdamWRule::update_flops(const std::vector<int64_t>& shape) const {
-    constexpr double of_element = 16;   // operations per element, roughly
-    return std::accumulate(shape.begin(), shape.end(), of_element, [](double n, int64_t extent) { return n * static_cast<double>(extent); });
 }
 
 std::vector<StatePiece> MuonGroup::state(const std::string& tensor, const std::vector<int64_t>& shape) const {

@@ -72,7 +72,6 @@ struct AdamWRule {
 
     static constexpr bool by_element = true;
     std::vector<StatePiece> state(const std::string& tensor, const std::vector<int64_t>& shape) const;
-    double update_flops(const std::vector<int64_t>& shape) const;
 };
 
 /// Muon's hyperparameters. The momentum rises linearly from `momentum` to `momentum + rise` over the first `rise_steps` steps.
@@ -110,9 +109,12 @@ struct GroupRule {
     bool by_element() const {
         return std::visit([](const auto& own) { return own.by_element; }, optimizer);
     }
-    /// FLOPs of one update of a tensor, by which matrices are balanced over the processes.
+    /// FLOPs of one update of a matrix, by which matrices are balanced over the processes; 0 for element-wise updates, which are split evenly.
     double update_flops(const std::vector<int64_t>& shape) const {
-        return std::visit([&](const auto& own) { return own.update_flops(shape); }, optimizer);
+        return std::visit([&](const auto& own) {
+            if constexpr (own.by_element) return 0.0;
+            else return own.update_flops(shape);
+        }, optimizer);
     }
 };
 

@@ -7,15 +7,14 @@
 #include "llmc/checkpoint.h"
 #include "llmc/io/mpi_job.h"
 #include "llmc/io/process.h"
-#include "test/needs.h"
+#include "test/mpirun.h"
 #include "test/small_run.h"
 
 namespace fs = std::filesystem;
 
 namespace {
 const std::string WORKER = fs::read_symlink("/proc/self/exe").parent_path() / "comm_worker";
-const std::string ENVIRONMENT = "unset $(env | sed -nE 's/^((SLURM|OMPI|PMIX|PMI)_[A-Za-z0-9_]*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE)=.*/\\1/p'); "
-                                "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 WORKER=" + WORKER + "; ";
+const std::string ENVIRONMENT = NO_LAUNCHER + "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 WORKER=" + WORKER + "; ";
 
 bool are_there(const std::string& commands) {
     return MpiJob::built_in() && geteuid() == 0 && run("PATH=$PATH:/usr/sbin:/sbin; for command in " + commands + "; do command -v $command || exit 1; done").code == 0;
@@ -27,12 +26,6 @@ Needs needs_slurm() {
 Needs needs_namespaces() {
     static const bool there = are_there("mpirun nsenter ip") && run("unshare --net --uts true").code == 0;
     return {there, "namespaces that root may make"};
-}
-
-int occurrences(const std::string& text, const std::string& words) {
-    int found = 0;
-    for (size_t at = text.find(words); at != text.npos; at = text.find(words, at + 1)) found++;
-    return found;
 }
 
 /// The trainer at the top, built for a CPU; four micro-batches a step, in four parts.

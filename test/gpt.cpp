@@ -703,7 +703,9 @@ TEST_CASE("gpt: a model that only evaluates has no gradients, and loses the same
     CHECK_THROWS_AS(evaluated.model.end_step(), std::invalid_argument);
     CHECK_THROWS_AS(evaluated.model.train_micro_batch(trained.idx.data(), trained.targets.data(), 1), std::invalid_argument);
     CHECK(evaluated.model.gradient(evaluated.model.tensors[0]) == nullptr);
-    CHECK(mean_loss(evaluated.model, trained.idx, trained.targets) == trained.train());
+    // On a GPU in bf16 the pass with gradients takes exponentials and the cap's tanh from the special function unit: 2^-22 of e^z, and of the cap's 15.
+    const double training = trained.train();
+    CHECK(std::abs(mean_loss(evaluated.model, trained.idx, trained.targets) - training) <= (FP32 ? 0 : 16 * 0x1p-22));
 }
 
 // ------------------------------------------------------------------------------------------------------------ NaN

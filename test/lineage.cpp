@@ -199,7 +199,7 @@ TEST_CASE("lineage: two runs that are mixed into each other again and again: eac
     }
 }
 
-TEST_CASE("lineage: a family of more generations than a file can hold is refused") {
+TEST_CASE("lineage: more generations than a file can hold are refused") {
     TempDir dir;
     const GPTConfig config = recipe_config(SPEEDRUN, 0, 1, 8, 8, 4);
     json header = small_header(config);

@@ -19,7 +19,7 @@ bool contains(const std::string& text, const std::string& words) { return text.f
 
 // The programs at the top are built for a CPU, with MPI.
 bool can_start_jobs() {
-    static const bool there = MpiJob::built_in() && run("command -v mpirun && ! readlink -f train_gpt | grep -q cuda").code == 0;
+    static const bool there = has_mpirun() && run("readlink -f train_gpt | grep -q cuda").code != 0;
     return there;
 }
 Needs needs_jobs() { return {can_start_jobs(), "MPI, and the programs built for a CPU"}; }

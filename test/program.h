@@ -52,3 +52,10 @@ inline Result run(const std::string& command) {
     int code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
     return {code, read_file(dir / "out"), read_file(dir / "err")};
 }
+
+/// How often the text has the words.
+inline int occurrences(const std::string& text, const std::string& words) {
+    int found = 0;
+    for (size_t at = text.find(words); at != text.npos; at = text.find(words, at + 1)) found++;
+    return found;
+}

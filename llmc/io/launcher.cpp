@@ -84,3 +84,8 @@ std::string launcher_name(const Launcher& launcher) {
     }
     return "no launcher";
 }
+
+std::string what_it_started(const Launcher& launcher) {
+    return concat(launcher_name(launcher), launcher.kind == Launcher::Kind::variables ? " say that there are " : " started ",
+                  launcher.count > 0 ? concat(launcher.count) : "perhaps several", " processes");
+}

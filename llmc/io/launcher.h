@@ -21,3 +21,5 @@ Launcher find_launcher();
 
 /// "mpirun", "srun", ...: the launcher's name in errors.
 std::string launcher_name(const Launcher& launcher);
+/// "mpirun started 4 processes", "RANK and WORLD_SIZE say that there are 4 processes", ...
+std::string what_it_started(const Launcher& launcher);

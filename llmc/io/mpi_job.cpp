@@ -7,8 +7,7 @@ bool MpiJob::built_in() { return false; }
 struct MpiJob::Transport {};
 
 MpiJob::MpiJob(const Launcher& launcher, const CommOptions&) {
-    fail("comm: ", launcher_name(launcher), launcher.kind == Launcher::Kind::variables ? " say that there are " : " started ",
-         launcher.count > 0 ? concat(launcher.count) : "perhaps several", " processes, and this build has no MPI, by which they reach each other; make deps installs it, then make");
+    fail("comm: ", what_it_started(launcher), ", and this build has no MPI, by which they reach each other; make deps installs it, then make");
 }
 MpiJob::~MpiJob() = default;
 void MpiJob::transfer(const std::vector<Message>&, const std::string&, const char*) {}
@@ -199,8 +198,8 @@ bool MpiJob::built_in() { return true; }
 MpiJob::MpiJob(const Launcher& launcher, const CommOptions& options) : transport(new Transport(options)) {
     require(launcher.kind != Launcher::Kind::slurm, "comm: srun started ", launcher.count,
             " tasks, and without PMIx MPI cannot reach them; give srun --mpi=pmix, or use mpirun");
-    require(launcher.kind == Launcher::Kind::mpi, "comm: ", launcher_name(launcher), " say that there are ", launcher.count,
-            " processes, and on CPUs MPI starts them; use mpirun -n ", launcher.count, ", or unset WORLD_SIZE");
+    require(launcher.kind == Launcher::Kind::mpi, "comm: ", what_it_started(launcher),
+            ", and on CPUs MPI starts them; use mpirun -n ", launcher.count, ", or unset WORLD_SIZE");
     const std::string host = own_host_name();
     std::string where = concat("rank ", launcher.rank, " on host ", host, ", the start: MPI_Init");
     transport->watchdog.expect(where, options.deadline);

@@ -45,12 +45,13 @@ inline void require_product(const char* op, int64_t N, int64_t IC, int64_t OC) {
 }
 
 /// `batch` products (M, K) by (K, N), to which beta * c is added.
-inline void require_products(const char* op, int64_t batch, int64_t M, int64_t N, int64_t K, const floatX* c, float beta) {
+inline void require_products(const char* op, int64_t batch, int64_t M, int64_t N, int64_t K, const floatX* out, const floatX* c, float beta) {
     require(batch >= 1, op, ": batch must be at least 1, not ", batch);
     require(M >= 1, op, ": M must be at least 1, not ", M);
     require(N >= 1, op, ": N must be at least 1, not ", N);
     require(K >= 1, op, ": K must be at least 1, not ", K);
     require(c || beta == 0, op, ": beta of ", beta, " needs a matrix c");
+    require(c != out || beta == 0, op, ": out must not be c, which is read while out is written; give it memory of its own");
 }
 
 /// `count` matrices of one shape.

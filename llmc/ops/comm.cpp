@@ -5,6 +5,7 @@
 #include <cstring>
 #include "llmc/device/profile.h"
 #include "llmc/io/launcher.h"
+#include "llmc/io/log.h"
 #include "llmc/io/mpi_job.h"
 #include "llmc/io/process.h"
 
@@ -20,8 +21,8 @@ static void warn_when_bound(const Launcher& launcher) {
     const char* asked = std::getenv("OMP_NUM_THREADS");
     const int threads = asked && *asked ? omp_get_max_threads() : online / std::max(1, launcher.local_count);
     if (cores >= std::min(threads, online)) return;
-    say_to_stderr(concat("warning: mpirun bound this process to ", cores, " of ", online, " cores, and its ", threads, " threads share ", cores == 1 ? "it" : "them",
-                         "; give mpirun --bind-to none"));
+    warn(program_invocation_short_name, "mpirun bound this process to ", cores, " of ", online, " cores, and its ", threads, " threads share ", cores == 1 ? "it" : "them",
+         "; give mpirun --bind-to none");
 }
 
 size_t comm_bytes() { return size_t{10} << 20; }   // measured, Open MPI 4.1.4: its pages, and what processes of one host share

@@ -249,12 +249,6 @@ struct Comm::Transport {};
 
 // --------------------------------------------------------------------------------------------------------- start, end, and waiting
 
-/// What a launcher did, for errors.
-static std::string several(const Launcher& launcher) {
-    return concat("comm: ", launcher_name(launcher), launcher.kind == Launcher::Kind::variables ? " say that there are " : " started ",
-                  launcher.count > 0 ? concat(launcher.count) : std::string("perhaps several"), " processes");
-}
-
 size_t comm_bytes() { return BOUNCE; }   // and what NCCL takes for itself
 
 Comm::Comm(const CommOptions& given) : host_name(own_host_name()), options(given) {
@@ -262,7 +256,7 @@ Comm::Comm(const CommOptions& given) : host_name(own_host_name()), options(given
     own_rank = launcher.rank, processes = launcher.count, own_local_rank = launcher.local_rank, local_processes = launcher.local_count;
     if (processes == 1) return;
 #ifdef NO_NCCL
-    fail(several(launcher), ", and this build has no NCCL to join their GPUs by; install it (libnccl-dev of NVIDIA's repository), then make; or start one process");
+    fail("comm: ", what_it_started(launcher), ", and this build has no NCCL to join their GPUs by; install it (libnccl-dev of NVIDIA's repository), then make; or start one process");
 #else
     transport = std::make_unique<Transport>(*this);
     if (launcher.kind == Launcher::Kind::mpi && MpiJob::built_in()) {
@@ -274,9 +268,9 @@ Comm::Comm(const CommOptions& given) : host_name(own_host_name()), options(given
             return;
         }
     }
-    require(transport->mpi || !options.meet.empty(), several(launcher), ", which ", MpiJob::built_in() ? "MPI did not start" : "this build has no MPI to join",
+    require(transport->mpi || !options.meet.empty(), "comm: ", what_it_started(launcher), ", which ", MpiJob::built_in() ? "MPI did not start" : "this build has no MPI to join",
             "; name a file that all of them see, by which they meet: --meet FILE");
-    require(processes > 1, several(launcher), ", and does not say how many; use one that does, or set RANK, WORLD_SIZE and LOCAL_RANK");
+    require(processes > 1, "comm: ", what_it_started(launcher), ", and does not say how many; use one that does, or set RANK, WORLD_SIZE and LOCAL_RANK");
     take_gpu(own_local_rank, host_name);
     transport->allocate();
     transport->meet();

@@ -78,3 +78,9 @@ void cross_entropy(float* losses, floatX* logits, const int* targets, int64_t N,
     });
     errors.rethrow();
 }
+
+int64_t logits_rows(int64_t N, int64_t V) {
+    constexpr int64_t most = (int64_t{128} << 20) / sizeof(floatX);   // elements
+    const int64_t pieces = std::max<int64_t>(2, (N * V + most - 1) / most);
+    return (N + pieces - 1) / pieces;
+}

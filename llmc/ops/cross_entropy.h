@@ -12,3 +12,6 @@
 /// targets (N)         each -1 or in [0, V)
 /// Throws std::invalid_argument when N < 1, V is not a positive multiple of 8, or softcap < 0.
 void cross_entropy(float* losses, floatX* logits, const int* targets, int64_t N, int V, float dloss, float softcap, Stream stream);
+
+/// Rows of logits (N, V) to hold at once, by the device: never a whole batch's, and all pieces but the last of that size.
+int64_t logits_rows(int64_t N, int64_t V);

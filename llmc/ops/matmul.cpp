@@ -266,8 +266,8 @@ void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int6
 void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t batch, int64_t M, int64_t N, int64_t K, bool transpose_a,
             bool transpose_b, float alpha, float beta, Stream stream) {
     Range range("matmul");
-    require_products("matmul", batch, M, N, K, c, beta);
-    if (beta != 0 && c != out) copy_on_device(out, c, static_cast<size_t>(batch * M * N) * sizeof(floatX), stream);   // oneDNN adds to what is there
+    require_products("matmul", batch, M, N, K, out, c, beta);
+    if (beta != 0) copy_on_device(out, c, static_cast<size_t>(batch * M * N) * sizeof(floatX), stream);   // oneDNN adds to what is there
     multiply(out, a, b, {.batch = batch, .M = M, .N = N, .K = K, .lda = transpose_a ? M : K, .ldb = transpose_b ? K : N, .ldout = N,
                          .transpose_a = transpose_a, .transpose_b = transpose_b, .alpha = alpha, .beta = beta});
 }
@@ -294,7 +294,7 @@ static void mirror(floatX* out, int64_t M, int64_t row, int64_t rows, int64_t co
 void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t batch, int64_t M, int64_t K, bool transposed,
                       float alpha, float beta, Stream) {
     Range range("matmul_symmetric");
-    require_products("matmul_symmetric", batch, M, M, K, c, beta);
+    require_products("matmul_symmetric", batch, M, M, K, out, c, beta);
     const int64_t height = tile_rows(M), width = tile_columns(M, height), strips = (M + height - 1) / height, pieces = (M + width - 1) / width;
     ParallelErrors errors;
 #pragma omp parallel for collapse(3) schedule(dynamic)

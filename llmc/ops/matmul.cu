@@ -179,7 +179,7 @@ void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int6
 
 void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t batch, int64_t M, int64_t N, int64_t K, bool transpose_a,
             bool transpose_b, float alpha, float beta, Stream stream) {
-    require_products("matmul", batch, M, N, K, c, beta);
+    require_products("matmul", batch, M, N, K, out, c, beta);
     run("matmul", out, a, b, c, {.batch = batch, .kernel_for = KERNEL_FOR, .M = M, .N = N, .K = K, .transpose_a = transpose_a, .transpose_b = transpose_b}, alpha, beta, stream);
 }
 
@@ -329,7 +329,7 @@ static __global__ void matmul_scale_kernel(floatX* out, const float* scale, int6
 
 void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t batch, int64_t M, int64_t K, bool transposed,
                       float alpha, float beta, Stream stream) {
-    require_products("matmul_symmetric", batch, M, M, K, c, beta);
+    require_products("matmul_symmetric", batch, M, M, K, out, c, beta);
     require(batch <= 65535 && M <= INT32_MAX / 2 && K <= INT32_MAX / 2, "matmul_symmetric: too large: M ", M, ", K ", K, ", batch ", batch);
 #ifndef PRECISION_FP32
     if (M % 8 == 0 && (transposed || K % 8 == 0)) {   // lines of whole 16-byte chunks

@@ -21,7 +21,7 @@ void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int6
 /// out (batch, M, N)  =
 /// a   (batch, M, K), or (batch, K, M) when transpose_a
 /// b   (batch, K, N), or (batch, N, K) when transpose_b
-/// c   (batch, M, N)     may be out itself; null when beta is 0
+/// c   (batch, M, N)     not out itself, where cuBLASLt may round the matmul before it adds (seen of bf16 on an H200); null when beta is 0
 void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t batch, int64_t M, int64_t N, int64_t K, bool transpose_a,
             bool transpose_b, float alpha, float beta, Stream stream);
 

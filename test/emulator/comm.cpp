@@ -17,13 +17,7 @@ namespace fs = std::filesystem;
 
 namespace {
 const std::string FOLDER = fs::read_symlink("/proc/self/exe").parent_path();
-/// These suites may run as a job of a launcher themselves, which their processes need not know.
-const std::string ALONE = "unset $(env | sed -nE 's/^((SLURM|OMPI|PMIX|PMI)_[A-Za-z0-9_]*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE)=.*/\\1/p'); export OMP_NUM_THREADS=1; ";
-
-Needs needs_mpirun() {
-    static const bool there = MpiJob::built_in() && run("command -v mpirun").code == 0;
-    return {there, "MPI"};
-}
+const std::string ALONE = NO_LAUNCHER + "export OMP_NUM_THREADS=1; ";
 
 std::string rank(int number) { return "rank " + std::to_string(number) + " on host " + own_host_name(); }
 std::string ok(int r, int count) {

@@ -15,15 +15,7 @@ namespace fs = std::filesystem;
 
 namespace {
 const std::string FOLDER = fs::read_symlink("/proc/self/exe").parent_path();
-/// These suites may run as a job of Slurm's themselves, which their processes need not know.
-const std::string ALONE = "unset $(env | sed -nE 's/^((SLURM|OMPI|PMIX|PMI)_[A-Za-z0-9_]*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE)=.*/\\1/p'); "
-                          "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 DEADLINE=60; ";
-
-bool has_mpirun() {
-    static const bool there = MpiJob::built_in() && run("command -v mpirun").code == 0;
-    return there;
-}
-Needs needs_mpirun() { return {has_mpirun(), "MPI"}; }
+const std::string ALONE = NO_LAUNCHER + "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 DEADLINE=60; ";
 
 /// `count` workers that do `what`, on any number of cores.
 Result job(int count, const std::string& what, const std::string& environment = "") {
@@ -32,12 +24,6 @@ Result job(int count, const std::string& what, const std::string& environment = 
 /// One, which no mpirun started.
 Result process(const std::string& what, const std::string& environment = "", const std::string& program = "comm_worker") {
     return run(ALONE + "export " + environment + "; exec " + FOLDER + "/" + program + " " + what);
-}
-
-int occurrences(const std::string& text, const std::string& words) {
-    int found = 0;
-    for (size_t at = text.find(words); at != text.npos; at = text.find(words, at + 1)) found++;
-    return found;
 }
 
 /// The lines of the program itself: mpirun adds some of its own.
