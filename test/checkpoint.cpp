@@ -473,11 +473,11 @@ TEST_CASE("checkpoint: whatever a header with a right hash says, it is believed 
         {"/tensors/0/xxh3", "\"zzzzzzzzzzzzzzzz\"", "must be 16 hexadecimal digits"},
         {"/tensors/0/xxh3", "\"0000000000000000\"", "tensor wte (bytes"},
         {"/tensors/8/name", "\"wte/m\"", "has tensor wte/m twice"},
-        {"/tensors/8/name", "\"wtf/m\"", "tensor wtf/m (F32) is no weight"},
-        {"/tensors/8/name", "\"wte/\"", "tensor wte/ (F32) is no weight"},
-        {"/tensors/8/name", "\"tokenizer\"", "tensor tokenizer (F32) is no weight"},
-        {"/tensors/9/name", "\"readme\"", "tensor readme (U8) is no weight"},
-        {"/tensors/9/name", "\"h.0.q/m\"", "tensor h.0.q/m (U8) is no weight"},
+        {"/tensors/8/name", "\"wtf/m\"", "tensor wtf/m (F32) is neither a weight"},
+        {"/tensors/8/name", "\"wte/\"", "tensor wte/ (F32) is neither a weight"},
+        {"/tensors/8/name", "\"tokenizer\"", "tensor tokenizer (F32) is neither a weight"},
+        {"/tensors/9/name", "\"readme\"", "tensor readme (U8) is neither a weight"},
+        {"/tensors/9/name", "\"h.0.q/m\"", "tensor h.0.q/m (U8) is neither a weight"},
     };
     for (const Case& c : cases) {
         json changed = header;
@@ -638,7 +638,7 @@ TEST_CASE("checkpoint: what could not be read again is not written") {
     shaped[0].shape = {64};
     CHECK(contains(refused(small_header(config), fewer), "has no tensor h.0.fc_proj"));
     CHECK(contains(refused(small_header(config), swapped), "tensor 1 is h.0.k"));
-    CHECK(contains(refused(small_header(config), twice), "tensor wte (F32) is no weight"));
+    CHECK(contains(refused(small_header(config), twice), "tensor wte (F32) is neither a weight"));
     CHECK(contains(refused(small_header(config), shaped), "tensor wte is F32 64"));
     json header = small_header(config);
     header["progress"]["flops"] = std::numeric_limits<double>::quiet_NaN();   // JSON has none: null

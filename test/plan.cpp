@@ -278,5 +278,5 @@ TEST_CASE("plan: patterns of what trains") {
         CHECK(has(error(wrong), "' matches no tensor of the model"));
     CHECK(error("wte,h.6-12.*") == "--train-only h.6-12.*: layers 6 to 12, but the model has layers 0 to 11");
     CHECK(has(error("h.5-3.fc"), "layers 5 to 3"));
-    CHECK(has(error("h.2-3.foo"), "is no tensor"));
+    CHECK(has(error("h.2-3.foo"), "matches no tensor"));
 }
