@@ -151,7 +151,7 @@ nanochat=(--recipe nanochat "${shape[@]}" "${steps_of[@]}" "${nanochat_rates[@]}
 measure() { follow ./train_gpt "${nanochat[@]}" --depth $deep --steps "$measured" --eval-every 0 "${data[@]}" --out "$out/measure/$1" >"$out/measure/$1.txt" 2>&1; }
 # Peak and speed in FLOP/s; the speed is the median of all steps but the first two.
 measured() {
-    awk '/^peak of matrix products/ { peak = $5 * 1e9 } /^flops_per_token/ { flops = $2 }
+    awk '/^matmul peak:/ { peak = $3 * 1e9 } /^flops_per_token/ { flops = $2 }
          /^step / { for (f = 1; f < NF; f++) if ($f == "tok/s" && ++n > 2) rate[++kept] = $(f + 1) * flops }
          END { for (a = 1; a <= kept; a++) for (b = a + 1; b <= kept; b++) if (rate[b] < rate[a]) { t = rate[a]; rate[a] = rate[b]; rate[b] = t }
                print peak, rate[int((kept + 1) / 2)] }' "$1"

@@ -98,7 +98,7 @@ calls() {
 # Removes what differs from one run to the next, or with the commit.
 clean() {
     find . -name '*.out' -o -name '*.err' -o -name log.jsonl | xargs sed -i -E \
-        -e 's/ ms [0-9.]+ tok\/s [0-9]+ mfu [0-9.]+% eta [0-9:]+//' -e 's/^peak of matrix products: .*//' -e 's/^[0-9.]+ tok\/s$//' \
+        -e 's/ ms [0-9.]+ tok\/s [0-9]+ mfu [0-9.]+% eta [0-9:]+//' -e 's/^(peak of matrix products|matmul peak): .*//' -e 's/^[0-9.]+ tok\/s$//' \
         -e 's/^(memory: (program|peak measurement|all|peak of the process)|memory_bytes:).*/\1/' -e 's/^(deepen train_gpt) [^,]*/\1/' \
         -e 's/ in [0-9.]+ s \(.*peak memory.*//' -e 's/^(tokenizer|tokens|trained|shards): .* s.*//' \
         -e "s/(--order is '[^']*', but must be ).*/\1/" \

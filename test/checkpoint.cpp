@@ -461,8 +461,8 @@ TEST_CASE("checkpoint: a header is validated even if its hash is right") {
         {"/tensors/0/dtype", "\"F16\"", "dtype is 'F16', but must be F32 or U8"},
         {"/tensors/0/shape", "[8,-8]", "shape: is -8"},
         {"/tensors/0/shape", "[0,8]", "shape: is 0"},
-        {"/tensors/0/shape", "[4294967296,4294967296]", "is no tensor that fits a disk"},
-        {"/tensors/0/shape", "[1152921504606846976,1152921504606846976]", "is no tensor that fits a disk"},
+        {"/tensors/0/shape", "[4294967296,4294967296]", "is empty or larger than any disk"},
+        {"/tensors/0/shape", "[1152921504606846976,1152921504606846976]", "is empty or larger than any disk"},
         {"/tensors/0/shape", "[9223372036854775808]", "shape: is 9223372036854775808"},
         {"/tensors/0/shape", "[64]", "tensor wte is F32 64, but its configuration says F32 8 x 8"},
         {"/tensors/0/bytes", "257", "bytes: is 257, but must be an integer, 256 to 256"},
@@ -474,11 +474,11 @@ TEST_CASE("checkpoint: a header is validated even if its hash is right") {
         {"/tensors/0/xxh3", "\"zzzzzzzzzzzzzzzz\"", "must be 16 hexadecimal digits"},
         {"/tensors/0/xxh3", "\"0000000000000000\"", "tensor wte (bytes"},
         {"/tensors/8/name", "\"wte/m\"", "has tensor wte/m twice"},
-        {"/tensors/8/name", "\"wtf/m\"", "tensor wtf/m (F32) is no weight"},
-        {"/tensors/8/name", "\"wte/\"", "tensor wte/ (F32) is no weight"},
-        {"/tensors/8/name", "\"tokenizer\"", "tensor tokenizer (F32) is no weight"},
-        {"/tensors/9/name", "\"readme\"", "tensor readme (U8) is no weight"},
-        {"/tensors/9/name", "\"h.0.q/m\"", "tensor h.0.q/m (U8) is no weight"},
+        {"/tensors/8/name", "\"wtf/m\"", "tensor wtf/m (F32) is neither a weight"},
+        {"/tensors/8/name", "\"wte/\"", "tensor wte/ (F32) is neither a weight"},
+        {"/tensors/8/name", "\"tokenizer\"", "tensor tokenizer (F32) is neither a weight"},
+        {"/tensors/9/name", "\"readme\"", "tensor readme (U8) is neither a weight"},
+        {"/tensors/9/name", "\"h.0.q/m\"", "tensor h.0.q/m (U8) is neither a weight"},
     };
     for (const Case& c : cases) {
         json changed = header;
@@ -639,7 +639,7 @@ TEST_CASE("checkpoint: what could not be read back is not written") {
     shaped[0].shape = {64};
     CHECK(contains(refused(small_header(config), fewer), "has no tensor h.0.fc_proj"));
     CHECK(contains(refused(small_header(config), swapped), "tensor 1 is h.0.k"));
-    CHECK(contains(refused(small_header(config), twice), "tensor wte (F32) is no weight"));
+    CHECK(contains(refused(small_header(config), twice), "tensor wte (F32) is neither a weight"));
     CHECK(contains(refused(small_header(config), shaped), "tensor wte is F32 64"));
     json header = small_header(config);
     header["progress"]["flops"] = std::numeric_limits<double>::quiet_NaN();   // JSON has none: null

@@ -168,7 +168,7 @@ TEST_CASE("describe: the program prints it, and nothing else") {
         CHECK(contains(result.err, words));
         CHECK(std::count(result.err.begin(), result.err.end(), '\n') == 1);
     };
-    refused("--json --plan", "--json is a way to print --describe");
+    refused("--json --plan", "--json is for --describe");
     refused("--describe", "--describe");
     refused("--describe ''", "--describe is empty");
     refused("--describe README.md", "README.md: is not a checkpoint");

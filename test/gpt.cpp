@@ -249,7 +249,7 @@ TEST_CASE("gpt: the residual stream after a layer that does not exist is refused
     CHECK(again == losses);
     for (int depth : {-1, 4})
         CHECK(refusal([&] { small.model.residual_stream(residual.data(), normed.data(), small.idx.data(), depth); }) ==
-              concat("gpt: the residual stream behind ", depth, " layers, of a model that has 3; ask for 0 to 3"));
+              concat("gpt: the residual stream after ", depth, " layers, of a model that has 3; ask for 0 to 3"));
 }
 
 TEST_CASE("gpt: with every switch the model overfits a micro-batch" * needs_matmul()) {

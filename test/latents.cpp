@@ -244,7 +244,7 @@ TEST_CASE("latents: --out writes what goes to stdout otherwise, paths with comma
     CHECK(done("OMP_NUM_THREADS=1 " + latents) == table);
 
     write_file(out, "another's");
-    refused(latents + " --out " + out, out + ": is there already; name another file, or give --overwrite to replace it");
+    refused(latents + " --out " + out, out + ": exists already; name another file, or give --overwrite to replace it");
     refused(latents + " --out " + plain + " --overwrite", plain + ": is also an input (");
     refused(latents + " --out " + dir / "val.bin --overwrite", dir / "val.bin: is also an input (");
     refused(latents + " --out " + dir.path, dir.path + ": is a folder, pipe or device; name a file to write");
@@ -270,9 +270,9 @@ TEST_CASE("latents: models that cannot be compared, files that cannot be read an
     write_small_model(dir / "other.bin", config, small_weights(config, 1), "another tokenizer");
     const std::string compared = "models that are compared must ";
     refused(latents + dir / "wide.bin" + on_val,
-            compared + "agree in width, but it is 32 in " + a + " and 48 in " + dir / "wide.bin; give each alone");
+            compared + "agree in width, but it is 32 in " + a + " and 48 in " + dir / "wide.bin; give each one alone");
     refused(latents + dir / "many.bin" + on_val,
-            compared + "agree in vocabulary, but it is 40 in " + a + " and 48 in " + dir / "many.bin; give each alone");
+            compared + "agree in vocabulary, but it is 40 in " + a + " and 48 in " + dir / "many.bin; give each one alone");
     refused(latents + dir / "other.bin" + on_val, compared + "have the same tokenizer, but those in " + a + " and " +
                                                       dir / "other.bin differ: their tokens mean different text");
 

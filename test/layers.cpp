@@ -105,11 +105,11 @@ TEST_CASE("layers: a wrong value of an order's flag is refused, with the rule an
         const char* words;
     } wrong[] = {
         {{.order = "stack", .factor = 2, .depth = 6}, 3, "--factor and --depth are both given; leave one of them out"},
-        {{.order = "random"}, 3, "--order random needs --factor, how many times deeper the model gets, or --depth, its layers"},
+        {{.order = "random"}, 3, "--order random needs --factor, how many times deeper the model gets, or --depth, its number of layers"},
         {{.order = "first", .depth = 2}, 3, "--depth is 2, but the model has 3 layers; give as many or more"},
         {{.order = "last", .depth = 10001}, 3, "--depth 10001 makes 10001 layers of 3, but a model has at most 10000"},
         {{.order = "last", .factor = 3334}, 3, "--factor 3334 makes 10002 layers of 3, but a model has at most 10000"},
-        {{.order = "zero", .factor = 2}, 0, "--factor 2 of a model of 0 layers are 0; give --depth, its layers"},
+        {{.order = "zero", .factor = 2}, 0, "--factor 2 makes 0 layers of a model of 0 layers; give --depth, its number of layers"},
         {{.order = "stack", .depth = 2},
          0,
          "--order stack: the model has no layers to copy; use --order random or zero, with --depth"},
@@ -117,7 +117,7 @@ TEST_CASE("layers: a wrong value of an order's flag is refused, with the rule an
         {{.order = "0,1"}, 0, "--order 0,1: the model has no layers to copy"},
         {{.order = "middle", .depth = 6},
          2,
-         "--order middle needs --middle a:b here: a model of 2 layers has none between its first and last"},
+         "--order middle needs --middle a:b here: a model of 2 layers has no layers between its first and last"},
         {{.order = "middle", .depth = 6}, 1, "a model of 1 layer has none"},
         {{.order = "middle", .depth = 6, .middle = "1:3"}, 3, "--middle 1:3 names layer 3, but the model has layers 0 to 2"},
         {{.order = "middle", .depth = 6, .middle = "2:1"},

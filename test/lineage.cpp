@@ -215,5 +215,5 @@ TEST_CASE("lineage: more generations than a file can hold are refused") {
     };
     const Checkpoint last = deep(449), beyond = deep(450);
     CHECK_NOTHROW(make_lineage("grow", "", {&last}));
-    CHECK(contains(refusal([&] { make_lineage("grow", "", {&beyond}); }), "deep.bin: its family tree would have 451 generations, but a file can tell of 450"));
+    CHECK(contains(refusal([&] { make_lineage("grow", "", {&beyond}); }), "deep.bin: its family tree would have 451 generations, but a file can hold 450"));
 }

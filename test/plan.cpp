@@ -221,7 +221,7 @@ TEST_CASE("plan: a run that continues a schedule gets the remaining part of the 
     in.steps = 1001;
     CHECK(make_plan(in).steps == 1);
     in.steps = 1000;
-    CHECK(has(error_of(in), "the schedule goes on behind 1000 steps, 524288000 tokens"));
+    CHECK(has(error_of(in), "the schedule continues after 1000 steps, 524288000 tokens"));
     // After a shallow model: its FLOPs count as they were.
     in.steps.reset();
     in.before.flops /= 2;
@@ -275,8 +275,8 @@ TEST_CASE("plan: patterns of --train-only") {
         return std::string();
     };
     for (const char* wrong : {"foo", "", ",", "wte,", "h.0.ve", "h.12.q", "h.0", "fc", "h.*.fc2", "H.1.fc"})
-        CHECK(has(error(wrong), "' is no tensor of the model"));
+        CHECK(has(error(wrong), "' matches no tensor of the model"));
     CHECK(error("wte,h.6-12.*") == "--train-only h.6-12.*: layers 6 to 12, but the model has layers 0 to 11");
     CHECK(has(error("h.5-3.fc"), "layers 5 to 3"));
-    CHECK(has(error("h.2-3.foo"), "is no tensor"));
+    CHECK(has(error("h.2-3.foo"), "matches no tensor"));
 }

@@ -193,7 +193,7 @@ TEST_CASE("processes: numbers of processes and flags that do not fit are refused
     check_one_error(go(job(4, no_parts + " --parts 2" + flags)), "4 processes cannot share 2 parts of a step (--parts); start 1 or 2");
     check_one_error(go(job(2, no_parts + " --parts 16" + flags)), "must be a multiple of device_batch x seq_len x parts (2 x 16 x 16 = 512)");
     check_one_error(go(job(2, NANO + " --steps 5" + w.data)), "--out is missing");
-    check_one_error(go(job(2, NANO + flags + " --processes 2")), "--processes says how many --plan is for");
+    check_one_error(go(job(2, NANO + flags + " --processes 2")), "--processes is for --plan alone");
     CHECK(!fs::exists(w / "out"));
 
     // A run that was started by one process has one part.

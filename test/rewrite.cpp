@@ -131,9 +131,9 @@ TEST_CASE("rewrite: every rule, for matrices, value embeddings and lambdas") {
     CHECK(values_of(out, "x0_lambdas") == std::vector<float>{x0[2], 0.25f, 0.1f, x0[1]});
 
     map.layers[0].rules = {{"fc_prj", {Rule::constant, 0}}};
-    CHECK(contains(refusal([&] { mapped_tensors(map, models, in); }), "a layer has no tensor 'fc_prj'"));
+    CHECK(contains(refusal([&] { mapped_tensors(map, models, in); }), "a layer of the map has a rule for 'fc_prj', which no layer has"));
     map.layers[0].rules = {{"wte", {Rule::constant, 0}}};
-    CHECK(contains(refusal([&] { mapped_tensors(map, models, in); }), "a layer has no tensor 'wte'"));
+    CHECK(contains(refusal([&] { mapped_tensors(map, models, in); }), "a layer of the map has a rule for 'wte', which no layer has"));
 }
 
 TEST_CASE("grow: the rules of every operator are for tensors of a layer, and --help names the operator") {
@@ -574,7 +574,7 @@ TEST_CASE("grow: --timing only prints a number of tokens") {
           "train the small model on 1.08e+10 tokens before it grows: 1.08 of the 1e+10 tokens that 7.44e+18 FLOPs train 1.24e+08 "
           "parameters on\n");
     CHECK(result.err ==
-          "grow: the rule was fitted on models of about 1e9 parameters and more, and 1.24e+08 are fewer: take it as a hint\n");
+          "grow: the rule was fitted on models of about 1e9 parameters and more, and 1.24e+08 are fewer: the result is an extrapolation\n");
     CHECK(contains(done("./grow --timing 2e9 1e21"), "on 1.66e+10 tokens before it grows: 0.199 of the 8.33e+10 tokens"));
     refused("./grow --timing 1e9", "--timing");
     refused("./grow --timing 1e9 x", "--timing is 'x', but must be a number");
@@ -627,7 +627,7 @@ TEST_CASE("grow: a wrong value, a missing or a superfluous flag gives one line o
         refused(none + order, "the model has no layers to copy; use --order random or zero, with --depth");
     refused(none + "0,0", "--order 0,0: the model has no layers to copy");
     for (const char* order : {"random", "zero"})
-        refused(concat(none, order, " --factor 2"), "--factor 2 of a model of 0 layers are 0; give --depth, its layers");
+        refused(concat(none, order, " --factor 2"), "--factor 2 makes 0 layers of a model of 0 layers; give --depth, its number of layers");
     CHECK(names_in(dir.path) == Names{"in.bin", "none.bin"});
 }
 
@@ -835,7 +835,7 @@ TEST_CASE("programs: an output that is an input, exists already or cannot be wri
             return text.replace(text.find("OUT"), 3, out) + flags;
         };
         for (const char* name : {"in.bin", "symlink.bin", "hardlink.bin"}) refused(with(dir / name, " --overwrite"), "is also an input");
-        refused(with(dir / "old.bin"), "is there already; name another file, or give --overwrite");
+        refused(with(dir / "old.bin"), "exists already; name another file, or give --overwrite");
         refused(with(dir.path, " --overwrite"), "is a folder, pipe or device");
         refused(with("/dev/null", " --overwrite"), "is a folder, pipe or device");
         refused(with("''"), contains(command, "--out") ? "--out is empty; give a value" : "has no name");
@@ -894,7 +894,7 @@ TEST_CASE("programs: wrong command lines and files give one line of error; --hel
     refused(stack + dir / "in.bin" + out + " --norm-inter-model batch", "--norm-inter-model");
     refused(stack + dir / "in.bin" + out + " --head middle", "--head");
     refused(stack + dir / "text" + out, "is not a checkpoint");
-    refused("./convert " + dir / "text " + dir / "out.bin", "is no safetensors file");
+    refused("./convert " + dir / "text " + dir / "out.bin", "is not a safetensors file");
     refused("./convert " + dir.path + " " + dir / "out.bin", "is a folder, pipe or device");
     CHECK(names_in(dir.path) == Names{"in.bin", "speed.bin", "text", "wide.bin"});
     CHECK(contains(done("./grow --help"), "--dry-run"));

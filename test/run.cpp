@@ -195,12 +195,12 @@ TEST_CASE("report: a difference is significant over its seeds, or within chance"
 
     text = logs.report({-0.1, -0.2, -0.3}, {0.19, 0.2, 0.21});
     CHECK_MESSAGE(contains(text, "-0.2000 val bpb (95 % interval -0.4484 to +0.0484): within chance"), text);
-    CHECK_MESSAGE(contains(text, "what it saves of the compute is within chance"), text);
+    CHECK_MESSAGE(contains(text, "the compute that it saves is within chance"), text);
     CHECK_MESSAGE(contains(text, "+0.2000 (95 % interval +0.1752 to +0.2248): worse"), text);
 
     text = logs.report({0.19, 0.20, 0.21}, {-0.19, -0.2, -0.21});
     CHECK_MESSAGE(contains(text, "+0.2000 val bpb (95 % interval +0.1752 to +0.2248): worse"), text);
-    CHECK_MESSAGE(contains(text, "with 3 of 3 seeds it does not come to the val bpb that scratch ends with: no compute is said to be saved"), text);
+    CHECK_MESSAGE(contains(text, "with 3 of 3 seeds it does not reach the final val bpb of scratch: no saving of compute is reported"), text);
     CHECK_MESSAGE(contains(text, "-0.2000 (95 % interval -0.2248 to -0.1752): better"), text);
     CHECK(contains(text, "best: scratch-1"));
 }
@@ -210,7 +210,7 @@ TEST_CASE("report: one seed has no spread, which is an error") {
     logs.write("shallow-1", 2, {{0, 3}, {50, 2.5}});
     Result result = run(fs::canonical("train_gpt").parent_path().string() + "/report " + logs.path);
     CHECK(result.code == 2);
-    CHECK_MESSAGE(contains(result.err, "a spread needs the runs of two seeds"), result.err);
+    CHECK_MESSAGE(contains(result.err, "an interval needs the runs of two seeds"), result.err);
 }
 
 TEST_SUITE_END();

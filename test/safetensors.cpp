@@ -96,7 +96,7 @@ TEST_CASE("safetensors: a file with a wrong header is refused") {
     CHECK(refused(file_of(entry("F32", "[4]", "[0,16]"), data)) == "");
     CHECK(refused(file_of("{}", "")) == "");
     CHECK(contains(refused(""), "has 0 bytes"));
-    CHECK(contains(refused(std::string(100, '\xff')), "is no safetensors file"));
+    CHECK(contains(refused(std::string(100, '\xff')), "is not a safetensors file"));
     CHECK(contains(refused(file_of("{}", "").substr(0, 9)), "too few"));
     CHECK(contains(refused(file_of("[]", "")), "byte 8 is not '{'"));
     CHECK(contains(refused(file_of("{\"a\":", "")), "is not JSON"));

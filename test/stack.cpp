@@ -67,10 +67,10 @@ TEST_CASE("stack: malformed slices, or slices outside their model, give one line
     write_small_model(dir / "two.bin", nano(8), 2);
     write_small_model(dir / "none.bin", nano(0), 3);
     const std::string stack = "./stack " + dir / "one.bin " + dir / "two.bin --out " + dir / "out.bin --layers ";
-    const std::string two = dir / "two.bin", is_none = "is no slice; write a model's letter and its layers, A:0-3 or A:3";
+    const std::string two = dir / "two.bin", is_none = "is not a slice; write a model's letter and its layers, A:0-3 or A:3";
     refused(stack + "B:2-9", "--layers 'B:2-9': layer 9 of B (" + two + "), which has layers 0 to 7");
     refused(stack + "A:0-3,B:8", "--layers 'B:8': layer 8 of B (" + two + "), which has layers 0 to 7");
-    refused(stack + "B:5-2", "--layers 'B:5-2': its last layer stands before its first; write B:2-5");
+    refused(stack + "B:5-2", "--layers 'B:5-2': its last layer comes before its first; write B:2-5");
     refused(stack + "C:0-1", "--layers 'C:0-1': there is no model C; the 2 given are A to B");
     refused(stack + "''", "--layers is empty");
     for (const char* junk : {"A", "A:", "A:-1", "a:0-1", "A:0-", "A:0-1-2", "A:0-1x", "A:0:1", "0-3", "AA:0", "A:0,", ",A:0",
@@ -105,7 +105,7 @@ TEST_CASE("stack: mix: every weight is the sum in float64, rounded once; everyth
                                       dir / "3.bin --out " + dir / "out.bin");
         CHECK(contains(text, "weights <- 0.5 of " + dir / "2.bin"));
         CHECK(contains(text, "parameters: "));
-        CHECK(contains(text, "at step 7; train_gpt --resume goes on"));
+        CHECK(contains(text, "at step 7; train_gpt --resume continues its run"));
         const Checkpoint one = open_checkpoint(dir / "1.bin"), two = open_checkpoint(dir / "2.bin"),
                          three = open_checkpoint(dir / "3.bin");
         const Checkpoint out = open_checkpoint(dir / "out.bin");

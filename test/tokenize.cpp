@@ -111,7 +111,7 @@ TEST_CASE("tokenize: --unique drops duplicates") {
         write_file(dir / "more", "three");
         Result result = run("data/tokenize " + dir / "more --unique --val " + dir / "in --train-tokenizer 257 --out " + dir / "out");
         CHECK(result.code == 2);
-        CHECK_MESSAGE(contains(result.err, "every text in '" + dir / "more' is in what --val names, too"), result.err);
+        CHECK_MESSAGE(contains(result.err, "every text in '" + dir / "more' is also in the text of --val, and --unique drops it"), result.err);
     }
     SUBCASE("also for texts that are read in parts") {
         std::string text;
@@ -391,7 +391,7 @@ TEST_CASE("tokenize: wrong arguments give one line of error and exit code 2, and
         {in + " --train-tokenizer 257", "--out"},
         {in + " --train-tokenizer 257 --out ''", "--out"},
         {"--train-tokenizer 257" + out, "inputs"},
-        {dir / "none" + out + " --train-tokenizer 257", "none' is not there"},
+        {dir / "none" + out + " --train-tokenizer 257", "none' does not exist"},
         {"/dev/zero" + out + " --train-tokenizer 257", "neither a file nor a folder"},
         {dir / "empty" + out + " --train-tokenizer 257", "no text in"},
         {in + out + " --tokenizer " + dir / "bad.txt", "bad.txt', line 4: expected"},

@@ -162,7 +162,7 @@ TEST_CASE("train_gpt: --data takes paths and patterns, quoted or expanded by the
     check_refused(run + w / "z --data", "--data");
     check_refused(run + w / "z --data --eval-tokens", "--eval-tokens");
     check_refused(run + w / "z " + one, one);   // a path without its flag
-    check_refused("./train_gpt --resume " + step_file(w / "quoted", 4) + " --data " + one, "it is one in other shards");
+    check_refused("./train_gpt --resume " + step_file(w / "quoted", 4) + " --data " + one, "it belongs to other shards");
     CHECK(!fs::exists(w / "z"));
     fs::copy_file(one, w / "[0,1]");   // a name that CLI11 would parse as a list
     go_well("sh -c 'top=$PWD; cd " + w.dir.path + " && exec $top/" + (run + "z").substr(2) + " --data \"[0,1]\"'");
@@ -175,7 +175,7 @@ TEST_CASE("train_gpt: a run resumed with a longer horizon equals a longer run, i
         go_all({flags + " --steps 40", flags + "-short --steps 20"});
         Result longer = go("./train_gpt --steps 40" + w.data + " --resume " + step_file(w / "one-short", 20));
         CHECK(longer.code == 0);
-        CHECK(longer.err == "train_gpt: warning: --resume goes on with another setting: --steps 20 -> 40\n");
+        CHECK(longer.err == "train_gpt: warning: --resume continues with another setting: --steps 20 -> 40\n");
         CHECK(read_file(step_file(w / "one", 40)) == read_file(step_file(w / "one-short", 40)));
     }
 }
@@ -230,7 +230,7 @@ TEST_CASE("train_gpt: killed at random instants, it resumes from its last checkp
         std::string start = SPEEDRUN + flags + " --steps 60" + (fs::exists(out + "/log.jsonl") ? " --overwrite" : "");
         Child child("exec " + (last.empty() ? start : "./train_gpt" + flags + " --resume " + last));
         int more = static_cast<int>(generator() % 10);
-        child.wait_for(more == 0 ? "peak of matrix products" : "saved " + step_file(out, step + more) + "\n");
+        child.wait_for(more == 0 ? "matmul peak" : "saved " + step_file(out, step + more) + "\n");
         Child::pause(1e-5 * static_cast<double>(generator() % 1000));
         child.signal(SIGKILL);
         kills += child.finish().code == 128 + SIGKILL;
@@ -429,7 +429,7 @@ TEST_CASE("train_gpt: --init takes the weights and the data position, and restar
     go_well("./train_gpt --plan --steps 1 --batch-tokens 128 --init " + parent + " --depth 2 --width 32 --norm-wte rms_norm --softcap 15 --recipe nanochat");
     for (std::string flag : {"--depth 3", "--width 64", "--recipe speedrun", "--softcap 0", "--attn-scale 0.5", "--tied yes", "--window-pattern L"})
         check_refused("./train_gpt --plan --init " + parent + " " + flag, "a flag contradicts it");
-    check_refused("./train_gpt --resume " + parent + " --init " + parent + w.data, "--resume goes on exactly, --init takes the weights alone");
+    check_refused("./train_gpt --resume " + parent + " --init " + parent + w.data, "--resume continues a run exactly, --init starts a new one from the weights; give one of them");
 }
 
 /// Weights and optimizer state, by name.
@@ -482,7 +482,7 @@ TEST_CASE("train_gpt: --schedule continue with --optimizer keep equals the unint
         CHECK(rates_of(w / "restart") == rates);
 
         const std::string out = " --out " + w / "x";
-        check_refused(sized + " --steps 5 --init " + step_file(five, 5) + " --schedule continue" + out, "the schedule goes on behind 5 steps, 640 tokens");
+        check_refused(sized + " --steps 5 --init " + step_file(five, 5) + " --schedule continue" + out, "the schedule continues after 5 steps, 640 tokens");
         const std::string planned = go_well(flags + " --plan --init " + step_file(five, 5) + " --schedule continue");
         CHECK(contains(planned, "\nsteps: 15\nschedule: 20 steps, of which 5 steps, 640 tokens and "));
         CHECK(!fs::exists(w / "x"));
@@ -529,7 +529,7 @@ TEST_CASE("train_gpt: a model grown with its optimizer state continues with it, 
     CHECK(described["total"]["tokens"] == 20 * 128);
     // Without optimizer state, --optimizer keep is refused.
     REQUIRE(run("./grow " + five + " " + w / "bare.bin --order stack --factor 2").code == 0);
-    check_refused(flags + w / "bare.bin" + goes_on + w / "x", "holds no wte/m, a state of the optimizer; start it afresh with --optimizer reset, or grow with --optimizer copy");
+    check_refused(flags + w / "bare.bin" + goes_on + w / "x", "holds no wte/m, which is optimizer state; reset it with --optimizer reset, or grow with --optimizer copy");
     CHECK(!fs::exists(w / "x"));
 }
 
@@ -556,7 +556,7 @@ TEST_CASE("train_gpt: a mixed run continues next to the run that it was made fro
     go_all({NANOCHAT + w.data + " --steps 6 --save-every 2 --out " + w / "one", NANOCHAT + w.data + " --steps 6 --seed 2 --out " + w / "two"});
     const std::string mixed = w / "one/mixed.bin", last = read_file(step_file(w / "one", 6));
     REQUIRE(run("./stack " + step_file(w / "one", 2) + " " + step_file(w / "two", 6) + " --mix 0.9,0.1 --out " + mixed).code == 0);
-    check_refused("./train_gpt" + w.data + " --resume " + mixed, " holds step_0000006.bin of the run that " + mixed + " was made of, which its own would replace; choose another --out");
+    check_refused("./train_gpt" + w.data + " --resume " + mixed, " holds step_0000006.bin of the run that " + mixed + " was made of, which this run would replace; choose another --out");
     CHECK(read_file(step_file(w / "one", 6)) == last);
     go_well("./train_gpt" + w.data + " --resume " + mixed + " --out " + w / "mixed");
     for (int step : {4, 6}) fs::remove(step_file(w / "one", step));
@@ -598,7 +598,7 @@ TEST_CASE("train_gpt: --train-only trains the named tensors, and stores no gradi
     go_well("./train_gpt" + w.data + " --resume " + step_file(w / "some", 3) + " --out " + w / "resumed");
     CHECK(read_file(step_file(w / "resumed", 6)) == read_file(step_file(w / "some", 6)));
     check_refused("./train_gpt" + w.data + BATCH + " --steps 6 --optimizer keep --init " + step_file(w / "some", 6) + " --out " + w / "x",
-                  "holds no wte/m, a state of the optimizer; start it afresh with --optimizer reset");
+                  "holds no wte/m, which is optimizer state; reset it with --optimizer reset");
     const std::string embedded = "./train_gpt" + w.data + BATCH + " --steps 6 --embeddings-from " + parent + " --out " + w / "x --init " + parent;
     for (std::string named : {"wte", "h.1.*,wte"}) check_refused(embedded + " --train-only " + named, "--train-only wte is frozen by --embeddings-from");
     go_well("./train_gpt" + w.data + BATCH + " --steps 6 --optimizer keep --train-only lm_head --init " + step_file(w / "some", 6) + " --out " + w / "head");
@@ -628,7 +628,7 @@ TEST_CASE("train_gpt: a model of no layers is planned, trained, resumed, evaluat
     go_well("./train_gpt --depth 0 --width 32 --heads 2 --seq-len 32 --vocab-size 264 --steps 60" + BATCH + " --data " + w / "corpus/train_000000.bin --out " + w / "letters");
     const std::string text = go_well("./train_gpt --init " + step_file(w / "letters", 60) + " --sample a --sample-tokens 40 --temperature 0");
     CHECK(text.starts_with(std::string(41, 'a') + "\n"));   // more tokens than seq_len
-    check_refused("./train_gpt --depth 0 --plan", "--depth 0 says nothing of the width; give --width");
+    check_refused("./train_gpt --depth 0 --plan", "--depth 0 gives no default width; give --width");
     for (std::string flag : {"--value-embeds none", "--attn-scale 0.5"})
         check_refused("./train_gpt --depth 0 --width 32 --plan " + flag, "is for layers, and --depth 0 has none; leave it out");
     const std::string tied = "./train_gpt --recipe speedrun --depth 0 --width 32 --heads 2 --seq-len 32 --vocab-size 72 --steps 2" + BATCH + w.data + " --out " + w / "x";
@@ -666,12 +666,12 @@ TEST_CASE("train_gpt: wrong command lines are refused, and write nothing") {
         {"--steps 2 --tokenizer " + w / "train_0.bin", "is not a tokenizer"},
         {"--steps 2 --sample-every 1", "give --tokenizer"},
         {"--steps 2 --val-data ''", "--val-data is empty"},
-        {"--steps 2 --optimizer keep", "--optimizer says how a run starts from the checkpoint of --init, which is not given"},
-        {"--steps 2 --schedule continue", "--schedule says how a run starts from the checkpoint of --init"},
+        {"--steps 2 --optimizer keep", "--optimizer is for --init, which is not given; leave it out"},
+        {"--steps 2 --schedule continue", "--schedule is for --init, which is not given; leave it out"},
         {"--steps 2 --schedule onward", "--schedule is 'onward', but must be one of: restart, continue"},
         {"--steps 2 --warmdown-shape steep", "--warmdown-shape is 'steep', but must be one of: linear, cosine, 1-sqrt"},
         {"--steps 2 --train-only h.0-2.fc", "--train-only h.0-2.fc: layers 0 to 2, but the model has layers 0 to 1"},
-        {"--steps 2 --train-only h.0.ffc", "--train-only 'h.0.ffc' is no tensor of the model"},
+        {"--steps 2 --train-only h.0.ffc", "--train-only 'h.0.ffc' matches no tensor of the model"},
         {"--steps 2 --val-data " + w / "missing_*.bin", "missing_"},
     };
     for (auto& [flags, words] : wrong) check_refused(NANOCHAT + at + " " + flags, words);
@@ -722,7 +722,7 @@ TEST_CASE("train_gpt: bad shards are refused, and earlier checkpoints are kept")
     CHECK(names_in(w / "x") == Names{"log.jsonl", "step_0000010.bin"});
     CHECK(open_checkpoint(step_file(w / "x", 10)).header["data"]["token"] == 1280);   // where step 11 begins
     check_refused("./train_gpt --data " + w / "bad.bin --resume " + step_file(w / "x", 10), "300");
-    check_refused("./train_gpt" + w.data + " --resume " + step_file(w / "x", 10), "it is one in other shards");
+    check_refused("./train_gpt" + w.data + " --resume " + step_file(w / "x", 10), "it belongs to other shards");
     CHECK(names_in(w / "x") == Names{"log.jsonl", "step_0000010.bin"});
 }
 

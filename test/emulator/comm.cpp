@@ -26,7 +26,7 @@ std::string ok(int r, int count) {
 }
 std::string waited(int r, const std::string& where, const std::string& whom) {
     return "comm_worker: " + rank(r) + ", " + where + " waited 5 s for " + whom +
-           "; its own last words say why, or else it hangs or cannot be reached; start again from the last checkpoint, or give it more time\n";
+           "; its own output says why, or else it hangs or is unreachable; start again from the last checkpoint, or give a longer --deadline\n";
 }
 std::string gone(int r, const std::string& where) {
     return "comm_worker: " + rank(r) + ", " + where +

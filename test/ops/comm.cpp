@@ -38,7 +38,7 @@ void check_waited(const Result& result, const std::string& where, const std::str
     CAPTURE(result.err);
     CHECK(result.code == 2);
     const std::regex form("comm_worker: rank [0-9]+ on host " + own_host_name() + ", " + where + " waited [0-9.]+ s for " + whom +
-                          "; its own last words say why, or else it hangs or cannot be reached; start again from the last checkpoint, or give it more time\n");
+                          "; its own output says why, or else it hangs or is unreachable; start again from the last checkpoint, or give a longer --deadline\n");
     const std::vector<std::string> lines = own_lines(result.err);
     CHECK(!lines.empty());
     for (const std::string& line : lines) CHECK_MESSAGE(std::regex_match(line, form), line);

@@ -84,7 +84,7 @@ TEST_CASE("tokenizer: errors in a file are reported with their line") {
         CHECK(contains(refusal(with("merges 2", "merges " + count)), "line 3: expected 'merges N', N from 0 to 65279"));
     for (std::string pair : {"256 98", "97 256", "-1 98", "97", "97 ", " 98", "97  98", "97 98 99", "97 98\r", "a b", "097 98", ""})
         CHECK_MESSAGE(contains(refusal(with("97 98", pair)), "line 4: expected 'LEFT RIGHT', the tokens that make token 256"), pair);
-    CHECK(contains(refusal(with("256 99", "97 98")), "line 5: expected a pair that is not merged before, found '97 98'"));
+    CHECK(contains(refusal(with("256 99", "97 98")), "line 5: expected a pair that no earlier line merges, found '97 98'"));
     CHECK(contains(refusal(with("merges 2", "merges 1")), "line 5: expected 'bos <|bos|>', found '256 99'"));
     CHECK(contains(refusal(with("merges 2", "merges 3")), "line 6"));
     CHECK(contains(refusal(with("<|bos|>", "<|eos|>")), "line 6: expected 'bos <|bos|>', found 'bos <|eos|>'"));
@@ -111,9 +111,9 @@ TEST_CASE("tokenizer: GPT-2's file is checked too") {
     CHECK(contains(refusal(good.substr(0, good.size() - 1)), "cut short: it ends in line 50001"));
     CHECK(contains(refusal(good.substr(0, 200)), "cut short: it ends in line"));
     CHECK(contains(refusal(good + "a b\n"), "goes on after its last line, 50001"));
-    CHECK(contains(refusal("#version: 0.2\nh e\nh e\n"), "line 3: expected a token that is not there yet, found 'h e'"));
+    CHECK(contains(refusal("#version: 0.2\nh e\nh e\n"), "line 3: expected a token that no earlier line makes, found 'h e'"));
     for (std::string line : {"h", "", "h  e", "h e x", "hh e", "h e\r", "\x01 e"})
-        CHECK_MESSAGE(contains(refusal("#version: 0.2\n" + line + "\n"), "line 2: expected two tokens of the lines before"), line);
+        CHECK_MESSAGE(contains(refusal("#version: 0.2\n" + line + "\n"), "line 2: expected two tokens of earlier lines"), line);
 }
 
 TEST_CASE("tokenizer: files that are not of a tokenizer") {
@@ -173,7 +173,7 @@ TEST_CASE("tokenizer: learned merges never cross documents, of which there may b
     CHECK(contains(Tokenizer::train(apart, 259).serialize(), "\n97 98\n99 100\n"));
     CHECK(train_on("abab", 258).serialize() == "deepen tokenizer 1\nsplit nanochat\nmerges 1\n97 98\nbos <|bos|>\n");
     CHECK_THROWS_WITH_AS(Tokenizer::train(apart, 260),
-                         "the text has pairs for a vocabulary of 259, not of 260; ask for a smaller one or give more text",
+                         "the text has pairs for a vocabulary of 259, not of 260; give a smaller size, or more text",
                          std::invalid_argument);
     CHECK(Tokenizer::train({}, 257).encode("hi") == Ids{'h', 'i'});
     for (int vocab_size : {-1, 0, 256, 65537}) CHECK_THROWS_AS(train_on("text", vocab_size), std::invalid_argument);
