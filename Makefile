@@ -3,14 +3,14 @@
 
 # ------------------------------------------------------------------------------------------------------------------ what can be set
 
-# The processor's instructions: those of this machine, or avx2: code for x86-64-v3, and oneDNN held to AVX2, which is what a processor gets
-# that has no more.
+# The instruction set: this machine's own (native), or avx2: code for x86-64-v3, and oneDNN limited to AVX2, as on a processor without
+# AVX-512.
 ifeq ($(if $(word 2,$(ISA)),,$(filter $(or $(ISA),native),native avx2)),)   # of two words, or another one
   $(error ISA must be native or avx2, not '$(ISA)')
 endif
 AVX2 := $(filter avx2,$(ISA))
 ifeq ($(AVX2)$(filter cuda,$(DEVICE)),avx2cuda)
-  $(error ISA=avx2 is for the CPU, and DEVICE=cuda is not)
+  $(error ISA=avx2 builds for the CPU; it cannot go with DEVICE=cuda)
 endif
 
 # Where the programs run: auto is cuda where nvcc and a GPU are both there, else cpu.
@@ -30,15 +30,16 @@ else
   WHY := asked for
 endif
 
-# Numbers: bf16 where the device multiplies matrices in it, else fp32.
+# Precision: bf16 where the device has bf16 matmuls, else fp32.
 HAS_BF16 := $(if $(AVX2),,$(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo yes))
 PRECISION ?= $(if $(or $(HAS_BF16),$(filter cuda,$(TARGET))),bf16,fp32)
 ifeq ($(filter $(PRECISION),bf16 fp32),)
   $(error PRECISION must be bf16 or fp32, not '$(PRECISION)')
 endif
 
-# The folders. build/plain: what is the same for every device and precision. build/host-*: for every device. build/cpu-*, build/cuda-*: the
-# ops of one, and the programs. build/emulator-*: the CUDA files, for the CPU. Those of ISA=avx2 are named so: build/cpu-avx2-fp32.
+# Build folders. build/plain: objects that depend neither on the device nor on the precision. build/host-*: on the precision alone.
+# build/cpu-*, build/cuda-*: the ops of one device, and the programs. build/emulator-*: the CUDA files, compiled for the CPU. With ISA=avx2
+# these names contain avx2: build/cpu-avx2-fp32.
 KIND := $(AVX2:%=%-)$(PRECISION)
 PLAIN := build/plain$(AVX2:%=-%)
 HOST := build/host-$(KIND)
@@ -48,26 +49,26 @@ BUILD := build/$(TARGET)-$(KIND)
 # -------------------------------------------------------------------------------------------------------- what is compiled, and how
 
 CXX ?= g++
-# g++ 12 warns of its own vector headers (GCC bug 105593).
+# g++ 12 warns about its own vector headers (GCC bug 105593).
 GCC12 := -Wno-uninitialized -Wno-maybe-uninitialized
 HEADERS := $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY))
 FLOATX := $(if $(filter fp32,$(PRECISION)),-DPRECISION_FP32)
 MARCH := $(if $(AVX2),-march=x86-64-v3 -DISA_AVX2,-march=native)
 CXXFLAGS := -std=c++20 -O3 $(MARCH) -fopenmp -fno-math-errno -Wall -Wextra -Wshadow $(GCC12) -MMD -MP -iquote . $(HEADERS)
 # Without PCRE2 the tokenizer's encoder is left out.
-ifeq ($(origin PCRE2),undefined)   # not PCRE2 ?=, which would compile this line at each use
+ifeq ($(origin PCRE2),undefined)   # not PCRE2 ?=, which would run the compiler at each use
 PCRE2 := $(if $(shell echo 'int main(){return pcre2_jit_compile_8(0,0);}' | $(CXX) -include pcre2.h -DPCRE2_CODE_UNIT_WIDTH=8 \
            $(if $(THIRD_PARTY),-isystem $(THIRD_PARTY)) -x c++ - -lpcre2-8 -o /dev/null 2>/dev/null && echo yes),yes,no)
 endif
 export THIRD_PARTY
-ifeq ($(PCRE2),yes)   # only then: where it is missing, packages may have installed it before the makes that this one starts look again
+ifeq ($(PCRE2),yes)   # only if found: the goal packages may install it, and the sub-makes that run after that must look again
 export PCRE2
 endif
 LDLIBS := $(if $(filter yes,$(PCRE2)),-lpcre2-8) -lpthread
-# Without MPI a program is one process (in a build for GPUs its processes meet by a file). Open MPI's compiler says what it takes; Fedora and
-# openSUSE do not put it on the PATH.
+# Without MPI a program runs as one process (GPU builds can also rendezvous through a file, --meet). Open MPI's compiler wrapper prints the
+# flags; Fedora and openSUSE do not put it on the PATH.
 comma := ,
-ifeq ($(filter yes no,$(MPI)),)   # clusters have variables of that name too
+ifeq ($(filter yes no,$(MPI)),)   # on clusters MPI may be set to something else, such as a path
 MPICC ?= $(firstword $(shell command -v mpicc) $(wildcard /usr/lib64/openmpi/bin/mpicc /usr/lib64/mpi/gcc/openmpi*/bin/mpicc) mpicc)
 MPI_CFLAGS := $(shell $(MPICC) --showme:compile 2>/dev/null) -DOMPI_SKIP_MPICXX
 MPI_LIBS := $(shell $(MPICC) --showme:link 2>/dev/null)
@@ -78,7 +79,7 @@ export MPI MPI_CFLAGS MPI_LIBS
 endif
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
-# CUDA: the code of A100 and its kind and of H100 and its kind, and what newer cards translate for themselves; or ARCH="sm_90a ...".
+# CUDA: machine code for sm_80 (A100) and sm_90a (H100), and PTX that the driver compiles for other GPUs; or ARCH="sm_90a ...".
 ifneq ($(filter-out sm_%,$(ARCH)),)
   $(error ARCH must be of the form sm_80 or sm_90a, not '$(ARCH)')
 endif
@@ -90,7 +91,7 @@ ifeq ($(TARGET),cuda)
     $(error DEVICE=cuda needs nvcc: install CUDA's toolkit and put nvcc on the PATH (or NVCC=where/it/is), or make DEVICE=cpu)
   endif
   CUDA := $(abspath $(dir $(realpath $(NVCC)))/..)
-  # Without NCCL a program is one process. It comes with the toolkit, or from NVIDIA's repository.
+  # Without NCCL a program runs as one process. NCCL comes with the toolkit, or from NVIDIA's repository.
   ifeq ($(filter yes no,$(NCCL)),)
     NCCL := $(if $(shell echo 'int main(){int version;return ncclGetVersion(&version);}' | $(CXX) -include nccl.h -isystem $(CUDA)/include -x c++ - \
               -L$(CUDA)/lib64 -lnccl -o /dev/null 2>/dev/null && echo yes),yes,no)
@@ -104,19 +105,20 @@ else
 endif
 
 PROGRAMS := train_gpt grow stack convert latents data/tokenize
-# An op comes in two files of one name, the .cpp for the CPU and the .cu for CUDA; a .cu alone is a part of another.
+# An op has two files of one name, .cpp for the CPU and .cu for CUDA; a .cu without a .cpp is part of another op.
 OPS := $(basename $(wildcard llmc/*/*.cu))
 SOURCES := $(basename $(wildcard llmc/*.cpp llmc/*/*.cpp))
-# comm's suite is about MPI's processes; test/emulator/comm.cpp is about NCCL's.
+# test/ops/comm.cpp tests comm over MPI; test/emulator/comm.cpp tests it over NCCL.
 OP_SUITES := $(filter-out test/ops/comm,$(basename $(wildcard $(OPS:llmc/%=test/%.cpp)))) test/golden test/recipe
-# What computes, and so is compiled in each precision. All else is compiled once (llmc/device/types.h holds it to that).
+# Sources that use floatX, compiled once per precision. All others are compiled once (there floatX is an incomplete type: llmc/device/types.h).
 IN_FLOATX := $(OPS) llmc/gpt llmc/load llmc/optimizer llmc/generate llmc/memory_plan $(OP_SUITES) \
              test/gpt test/ops/matmul_tile test/emulator/step test/latents train_gpt dev/bench dev/bench_ops dev/latents dev/report
 # $(call object,NAMES): the object files of sources, given without their endings.
 object = $(foreach source,$(1),$(if $(filter $(IN_FLOATX),$(source)),$(HOST),$(PLAIN))/$(source).o)
 # What every program is linked with.
 LIBRARY := $(if $(filter cuda,$(TARGET)),$(call object,$(filter-out $(OPS),$(SOURCES))) $(OPS:%=$(BUILD)/%.cu.o),$(call object,$(SOURCES)))
-# Suites. test/emulator has programs of its own, test/comm_worker is one; llmc/ops/matmul_tile.h and comm's suite are the CPU's alone.
+# Suites: all of test/ but test/emulator and test/comm_worker, which are programs of their own; on CUDA also without comm and matmul_tile,
+# which test the CPU alone.
 SUITES := $(filter-out test/emulator/% test/comm_worker $(if $(filter cuda,$(TARGET)),test/ops/comm test/ops/matmul_tile),$(basename $(wildcard test/*.cpp test/*/*.cpp)))
 TESTS := $(call object,$(SUITES))
 # Suites that run the programs, or work with files alone: once, in the precision that the programs are built for.
@@ -132,22 +134,22 @@ ONCE := $(shell echo $(SUITES_OF_PROGRAMS) | sed -E 's/([^ ]+)/*\1.cpp/g; s/ /,/
 
 all: parts $(PROGRAMS)  ## build ./train_gpt ./grow ./stack ./convert ./latents data/tokenize (DEVICE=auto|cpu|cuda, PRECISION=bf16|fp32, ISA=avx2, ARCH=sm_90a, THIRD_PARTY=dir of headers)
 
-run: packages  ## install what is missing, build, and do the main job: text, train, grow, train, stack, measure (MINUTES=3 of training; RESTART=1: not on from where it was stopped; SMOKE=1: in seconds)
+run: packages  ## install what is missing, build, and run the whole pipeline: tokenize, train, grow, train on, stack, compare (MINUTES=3 of training; RESTART=1: start over; SMOKE=1: tiny, in seconds)
 	@$(MAKE) --no-print-directory -j2 all
 	@SMOKE='$(SMOKE)' MINUTES='$(MINUTES)' RESTART='$(RESTART)' dev/run.sh
 
-test: packages  ## install what is missing, build, and run every test, in both precisions, on the emulator, for AVX2 too; CUDA's compiler where there is one
+test: packages  ## install what is missing, build, and run every test: both precisions, the CUDA files on the emulator, a build for AVX2, and nvcc where it is installed
 	@PROGRAMS_IN=$(PRECISION) ONCE="$(ONCE)" dev/run_tests.sh $(AVX2) $(TARGET) emulator faults $(if $(AVX2),,isa) $(if $(NVCC),nvcc)
 
-bench: packages  ## speed of the training step, beside the peak of matrix products on this machine (BENCH=nano|d12|speedrun: one case)
+bench: packages  ## speed of the training step, against this machine's peak matmul rate (BENCH=nano|d12|speedrun: one case)
 	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench
 	@$(BUILD)/bench $(BENCH)
 
-bench-ops: packages  ## time of every op of a step, at the shapes of MODEL (speedrun124M) and BATCH (2), beside the ceilings of this machine
+bench-ops: packages  ## time of every op of a training step, at the shapes of MODEL (speedrun124M) and BATCH (2), against this machine's bandwidth and peak matmul rate
 	@$(MAKE) --no-print-directory -j2 $(BUILD)/bench_ops
 	@$(BUILD)/bench_ops $(or $(MODEL),speedrun124M) --batch $(or $(BATCH),2)
 
-bench-processes: packages  ## a step as one process of several threads, and as several processes of one thread (CASE=nano|d12)
+bench-processes: packages  ## a training step as one process with several threads, and as several processes with one thread each (CASE=nano|d12)
 	@$(MAKE) --no-print-directory -j2 all $(BUILD)/bench_ops
 	@CASE='$(CASE)' dev/bench_processes.sh $(BUILD)
 
@@ -155,29 +157,29 @@ profile: packages  ## where a step's time goes: command lines for Nsight; on the
 	@$(MAKE) --no-print-directory -j2 all
 	@STEP="$(STEP)" FLAGS="$(FLAGS)" dev/profile.sh $(TARGET)
 
-kernels: packages  ## dev/kernels: every step of the ladders checked, from naive to best, with its bound (on a GPU: and its time)
+kernels: packages  ## dev/kernels: the kernel ladders, from naive to best: every version checked, with its bound and, on a GPU, its time
 	@$(MAKE) --no-print-directory -j2 $(if $(filter cuda,$(TARGET)),$(BUILD),$(EMULATOR))/ladder
 	@$(if $(filter cuda,$(TARGET)),$(BUILD),$(EMULATOR))/ladder
 
 gpu-check:  ## on a machine with a GPU and CUDA's toolkit, in nine minutes: build, check, measure; writes dev/results/<gpu>.md
 	@COMMIT='$(COMMIT)' dev/gpu_check.sh "$(ONCE)"
 
-emulator: packages  ## op suite, golden cases, whole steps and planted faults with the CUDA kernels, on the emulator of test/emulator
+emulator: packages  ## run the CUDA kernels on the CPU, on the emulator in test/emulator: op suites, golden cases, training steps, planted faults
 	@dev/run_tests.sh $(AVX2) emulator faults
 
-faults: packages  ## planted faults alone (FAULT='a load one element off': that one, and what the suite says of it)
+faults: packages  ## plant faults in the CUDA files, one at a time, and check that the op suites fail (FAULT='a load one element off': that one, with the suite's output)
 	@$(MAKE) --no-print-directory -j2 DEVICE=cpu PRECISION=bf16 planted_faults
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
 
 clean:  ## remove what was built
 	rm -rf build $(PROGRAMS)
 
-deps: packages  ## install what building, testing and plotting need and is missing (through apt-get; elsewhere it names the packages)
+deps: packages  ## install the missing packages for building, testing and plotting (with apt-get; on other systems print their names)
 
-# What is missing is installed for these commands; the makes that they start need not look again. Others say what is missing: check,
-# before anything is compiled, and doctest, before a suite is.
+# The commands below install what is missing, and their sub-makes need not look again (CHECKED). Other goals only report what is missing:
+# check, before anything is compiled, and doctest, before a test suite is.
 packages:
 	@CXX='$(CXX)' dev/setup.sh
 run test bench bench-ops bench-processes profile kernels emulator faults: export CHECKED := yes
@@ -186,7 +188,7 @@ check:
 doctest: check
 	$(if $(CHECKED),,@CXX='$(CXX)' dev/setup.sh --check doctest)
 
-# Which real parts the build found, a tick or a cross each, and what it is built for.
+# Which libraries and tools the build found, a tick or a cross each, and the target.
 tick = $(if $(2),✓,✗) $(1)
 parts: check
 	@echo "parts: $(call tick,nvcc,$(NVCC)) $(if $(NVCC),$$($(NVCC) --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p'))" \
@@ -195,11 +197,11 @@ parts: check
 	      "  $(call tick,PCRE2,$(filter yes,$(PCRE2)))$(if $(filter yes,$(PCRE2)),, (text cannot be encoded; make deps installs it))" \
 	      "  $(call tick,MPI,$(filter yes,$(MPI)))$(if $(filter yes,$(MPI)),, (one process; make deps installs it))" \
 	      $(if $(filter cuda,$(TARGET)),"  $(call tick,NCCL,$(filter yes,$(NCCL)))$(if $(filter yes,$(NCCL)),, (one process; install libnccl-dev of NVIDIA's repository))") \
-	      "  $(call tick,bf16 products of the CPU,$(HAS_BF16))  built for: $(TARGET) ($(WHY)), $(PRECISION)"
+	      "  $(call tick,bf16 matmuls on the CPU,$(HAS_BF16))  built for: $(TARGET) ($(WHY)), $(PRECISION)"
 
 # ------------------------------------------------------------------------------------------------------------ what make test builds
 
-# bf16/GOAL and fp32/GOAL: GOAL in that precision, by a make of its own. Two of them work side by side, once plain has made what both need.
+# bf16/GOAL and fp32/GOAL: GOAL in that precision, by a sub-make. Both may run in parallel once plain has built what they share.
 bf16/%: FORCE
 	+@$(MAKE) --no-print-directory PRECISION=bf16 $*
 fp32/%: FORCE
@@ -215,11 +217,11 @@ planted_faults: $(EMULATOR)/tests $(EMULATOR)/comm_worker
 
 # -------------------------------------------------------------------------------------------------------------- the rules: programs
 
-# A line a file, $(call says,compile); with V=1 the whole command instead.
+# $(call says,compile) prints one line per file; with V=1 make prints the whole command instead.
 Q := $(if $(V),,@)
 says = $(if $(V),,@echo '  $(1) $@')
 
-# A program lies with its objects; the name at the top points to the one that was asked for last.
+# A program is built in its build folder; the link at the top of the tree points to the one that was built last.
 $(PROGRAMS): %: $(BUILD)/% FORCE
 	@ln -srfn $< $@
 $(BUILD)/train_gpt: $(call object,train_gpt)
@@ -244,8 +246,8 @@ all: $(BUILD)/report $(BUILD)/measure
 
 # ---------------------------------------------------------------------------------------------------------- the rules: the emulator
 
-# The CUDA files, unmodified, compiled by g++ for the emulator, under AddressSanitizer and UBSan, with what hands memory to them. The op suite,
-# and the whole model.
+# The unmodified CUDA files, compiled by g++ for the emulator under AddressSanitizer and UBSan, with the code that allocates their memory;
+# linked with the op suites, and with the whole model.
 EMULATOR_FLAGS := -std=c++20 -O1 -g1 $(MARCH) -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all -fno-strict-aliasing \
                   -ftrivial-auto-var-init=pattern -Wall -Wextra -Wshadow $(GCC12) -Wno-unknown-pragmas -MMD -MP -iquote test/emulator -iquote . -Itest/emulator \
                   $(HEADERS) $(FLOATX)
@@ -258,7 +260,7 @@ $(EMULATOR)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(call says,emulate)
 	$(Q)$(CXX) $(EMULATOR_FLAGS) -O2 -x c++ -c -o $@ $<
-# The scheduler of fibres switches stacks itself: it tells AddressSanitizer so, and is not watched by it.
+# The fibre scheduler switches stacks itself: it announces this to AddressSanitizer and is not instrumented.
 $(EMULATOR)/test/emulator/emulator.o: test/emulator/emulator.cpp
 	@mkdir -p $(@D)
 	$(call says,emulate)
@@ -267,13 +269,13 @@ $(EMULATOR)/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(call says,emulate)
 	$(Q)$(CXX) $(EMULATOR_FLAGS) -c -o $@ $<
-# Of an inline function that several objects have, the linker takes the first one: the library's comes before the suites', which no sanitizer watches.
+# Of an inline function in several objects the linker keeps the first: the library comes first, because the suites are not instrumented.
 $(EMULATOR)/tests: $(EMULATOR_LIBRARY) $(EMULATOR_TESTS)
 $(EMULATOR)/step: $(EMULATOR_LIBRARY) $(call object,test/emulator/step)
-# The trainer, as several processes start it.
+# The trainer, for the tests with several processes.
 $(EMULATOR)/train_gpt: $(EMULATOR_LIBRARY) $(filter-out $(EMULATOR_LIBRARY),$(call object,train_gpt $(filter-out $(OPS) llmc/gpt llmc/device/memory llmc/optimizer,$(SOURCES))))
 $(EMULATOR)/comm_worker: $(EMULATOR_LIBRARY) $(call object,test/comm_worker)
-# What a build without NCCL does.
+# The same worker in a build without NCCL.
 $(EMULATOR)/comm_worker_without_nccl: $(filter-out %/comm.cu.o,$(EMULATOR_LIBRARY)) $(EMULATOR)/without_nccl.o $(call object,test/comm_worker)
 $(EMULATOR)/without_nccl.o: llmc/ops/comm.cu
 	$(call says,emulate)
@@ -296,7 +298,7 @@ define compile
 endef
 # Suites: -O3 takes half as long again to compile them, and they run no faster.
 $(HOST)/test/%.o $(PLAIN)/test/%.o: CXXFLAGS += -O1
-# The programs at the top of the tree end in .cu: no kernels in them, so any compiler of C++ does.
+# The programs at the top of the tree end in .cu but have no kernels, so the C++ compiler builds them.
 $(HOST)/%.o: %.cpp
 	$(call compile,$(FLOATX))
 $(HOST)/%.o: %.cu
@@ -314,7 +316,7 @@ $(BUILD)/%.cu.o: %.cu $(BUILD)/gencode
 $(PLAIN)/llmc/io/build.o: CXXFLAGS += -DDEEPEN_COMMIT='"$(COMMIT)"'
 $(PLAIN)/llmc/io/build.o: build/commit
 
-# $(call holds,TEXT): a file that changes when its text does, and so what was built with it is made anew.
+# $(call holds,TEXT): a file that is rewritten only when TEXT changes, so that what depends on it is rebuilt then, and only then.
 holds = @mkdir -p $(@D) && echo '$(1)' | cmp -s - $@ || echo '$(1)' >$@
 build/commit: FORCE
 	$(call holds,$(COMMIT))
@@ -335,13 +337,13 @@ $(PLAIN)/llmc/text/split.o: CXXFLAGS += -DNO_PCRE2
 endif
 $(PLAIN)/llmc/io/mpi_job.o: $(PLAIN)/mpi
 $(PLAIN)/llmc/io/mpi_job.o: CXXFLAGS += $(if $(filter yes,$(MPI)),$(MPI_CFLAGS),-DNO_MPI)
-# What a build without MPI does: one process of a job, of such a build.
+# The worker of the comm tests in a build without MPI.
 $(PLAIN)/without_mpi.o: llmc/io/mpi_job.cpp
 	$(call compile,-DPRECISION_ANY -DNO_MPI)
 $(BUILD)/comm_worker_without_mpi: $(call object,test/comm_worker) $(PLAIN)/without_mpi.o $(BUILD)/llmc.a
 	$(call says,link)
 	$(Q)$(LINK) -o $@ $(filter %.o,$^) $(BUILD)/llmc.a $(LDLIBS)
-# What a build without PCRE2 does: the suites linked once more, with the splitter of such a build.
+# The tests of a build without PCRE2: the suites linked once more, with the splitter of such a build.
 $(PLAIN)/without_pcre2.o: llmc/text/split.cpp
 	$(call compile,-DPRECISION_ANY -DNO_PCRE2)
 $(BUILD)/tests_without_pcre2: $(TESTS) $(PLAIN)/without_pcre2.o $(BUILD)/llmc.a
@@ -350,7 +352,7 @@ $(BUILD)/tests_without_pcre2: $(TESTS) $(PLAIN)/without_pcre2.o $(BUILD)/llmc.a
 
 # ----------------------------------------------------------------------------------------------------------- the rules: the ladders
 
-# The ladders of dev/kernels: on a GPU with times, otherwise on the emulator, where every step is checked.
+# The ladders of dev/kernels: on a GPU with times, otherwise on the emulator, where every version is checked.
 LADDER := $(patsubst %,dev/kernels/%.cu.o,norm cross_entropy attention check)
 $(EMULATOR)/ladder: $(EMULATOR_LIBRARY) $(addprefix $(EMULATOR)/,$(LADDER) dev/kernels/ladder.cu.o)
 	$(call says,link)
@@ -362,11 +364,11 @@ $(BUILD)/ladder: $(addprefix $(BUILD)/,$(LADDER) dev/kernels/ladder.cu.o) $(BUIL
 
 # ------------------------------------------------------------------------------------- the rules: what comes before any compilation
 
-# Nothing is compiled before what it takes is known to be here.
+# Nothing is compiled before the check for missing parts.
 COMPILED := $(basename $(wildcard *.cu llmc/*.cpp llmc/*/*.cpp data/*.cpp dev/*.cpp dev/kernels/*.cpp test/*.cpp test/*/*.cpp)) without_pcre2 without_mpi
 KERNELS := $(wildcard llmc/*/*.cu dev/kernels/*.cu)
 $(foreach folder,$(PLAIN) $(HOST) $(EMULATOR),$(COMPILED:%=$(folder)/%.o)) $(foreach folder,$(EMULATOR) $(BUILD),$(KERNELS:%=$(folder)/%.o)): | check
 $(TESTS) $(EMULATOR_TESTS) $(EMULATOR)/dev/kernels/test.o: | doctest
 
-# What each object file was made of, as the compiler wrote it down.
+# The headers that each object file depends on, as the compiler listed them.
 -include $(shell find $(PLAIN) $(HOST) $(BUILD) $(EMULATOR) -name '*.d' 2>/dev/null)

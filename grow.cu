@@ -1,4 +1,4 @@
-// One checkpoint -> a deeper one, by copies of its layers and by new ones (the depth growth study; README.md).
+// Makes a checkpoint deeper, with copies of its layers or with new ones (the depth growth study; README.md).
 #include <algorithm>
 #include <cstdio>
 #include <functional>
@@ -9,39 +9,39 @@
 #include "llmc/tensors.h"
 
 static std::string orders_help() {
-    std::string text = "which layer goes where, one of:";
+    std::string text = "how the model gets deeper; the examples show which layers the new model is made of:";
     for (const GrowthOperator& op : growth_operators()) text += concat("\n", op.name, ": ", op.help);
     return text;
 }
 
-/// The optional flags of growth: each is declared by a line of the constructor, with the member of GrowthOptions that it sets.
+/// The optional flags of growth. A line of the constructor declares a flag, and the member of GrowthOptions that it sets.
 class GrowthFlags {
 public:
     explicit GrowthFlags(Flags& table) : flags(table) {
         set(&GrowthOptions::factor, flags.number("--factor", Nothing<int>{}, 1, MAX_LAYERS, "how many times deeper"));
         set(&GrowthOptions::depth,
             flags.number("--depth", Nothing<int>{}, 1, MAX_LAYERS,
-                         "how many layers, as many as the model's L or more, also no multiple of them: layer n then comes\n"
-                         "from n mod L by stack, and from floor(n L / D) by interleave"));
+                         "the new number of layers D, at least the model's L, not necessarily a multiple of it: layer n is then a copy\n"
+                         "of n mod L with stack, and of floor(n L / D) with interleave"));
         set(&GrowthOptions::middle, flags.text("--middle", Nothing<std::string>{},
-                                               "A:B: layers that middle repeats, both included (all but the first and the last)"));
+                                               "A:B: the layers that middle repeats, both included (all but the first and the last)"));
         set(&GrowthOptions::drop,
             flags.number("--drop", Nothing<int>{}, 0, MAX_LAYERS, "layers that solar leaves out of each of its two copies"));
         choose(&GrowthOptions::at, "--at",
-               concat("where new layers go; middle: behind half of the old ones (", operators_that_take("--at"), "; top)"));
+               concat("where new layers are inserted; middle: after half of the old ones (for ", operators_that_take("--at"), "; default top)"));
         choose(&GrowthOptions::value_embeds, "--value-embeds",
-               "layer: value embeddings go with their layer (default); pattern: they stay only where the\n"
-               "deeper model's own pattern has them (all but zero)");
+               "layer: value embeddings go with their layer (default); pattern: they stay only where the deeper model's\n"
+               "own pattern has them (for every order but zero)");
         set(&GrowthOptions::damp,
             flags.text("--damp", Nothing<std::string>{},
-                       "X: both branches of the added uses of a layer times X; 1/copies: of every use of a layer that is\n"
-                       "used more than once. Attention by its scale in the configuration, the MLP by fc_proj in the weights"));
+                       "scales both branches (attention and MLP) of repeated layers. X: of every copy but the first, by X; 1/copies: of all\n"
+                       "copies, by 1 / their number. Attention has a scale in the configuration; for the MLP the weights fc_proj are scaled"));
         set(&GrowthOptions::seed, flags.at_least("--seed", Nothing<uint64_t>{}, uint64_t{0},
-                                                 concat("of initial values, default 42 (", operators_that_take("--seed"), ")")));
+                                                 concat("seed of initial values (for ", operators_that_take("--seed"), "; default 42)")));
         choose(&GrowthOptions::optimizer, "--optimizer",
-               "the optimizer's state in OUT. reset: none (default); copy: each copy of a layer has the layer's;\n"
-               "zero: the first one has it, further ones zeros. New layers: zeros. train_gpt --init OUT --optimizer\n"
-               "keep goes on with it");
+               "the optimizer's state in OUT. reset: none (default); copy: every copy of a layer gets the layer's state;\n"
+               "zero: the first copy gets it, further copies zeros. New layers get zeros. train_gpt --init OUT --optimizer\n"
+               "keep uses it");
     }
     GrowthOptions options(const std::string& order) const {
         GrowthOptions given{.order = order};
@@ -77,7 +77,7 @@ static void print_timing(double params, double flops) {
     std::cout << text << std::endl;
     if (params < 1e9)
         std::cerr << concat("grow: the rule was fitted on models of about 1e9 parameters and more, and ", params,
-                            " are fewer: take it as a hint")
+                            " are fewer: the result is an extrapolation")
                   << std::endl;
 }
 
@@ -90,21 +90,21 @@ static void print_free_params(const GPTConfig& config, bool can_leave_out) {
 
 static int grow(int argc, char** argv) {
     Flags flags("grow",
-                "A deeper model, its layers copies of IN's or new ones. Embedding, head, tokenizer and data position are kept;\n"
-                "the optimizer starts afresh unless --optimizer keeps its state, and windows are those of the deeper model's own\n"
-                "pattern unless the order says otherwise. IN is verified whole before anything is written. Exit code 0, or 2 when\n"
-                "something given was wrong.");
-    const std::optional<std::string>& in = flags.optional_argument("IN", "a checkpoint");
+                "Makes a deeper model OUT from IN: its layers are copies of IN's layers, or new. Embedding, head, tokenizer and data\n"
+                "position are kept. The optimizer's state is dropped unless --optimizer keeps it, and attention windows follow the\n"
+                "recipe's pattern at the new depth unless the order keeps them. All of IN is verified before anything is written.\n"
+                "Exit code 0, or 2 for any error.");
+    const std::optional<std::string>& in = flags.optional_argument("IN", "the checkpoint to grow");
     const std::optional<std::string>& out = flags.optional_argument("OUT", "the checkpoint to write");
     const std::optional<std::string>& order = flags.text("--order", Nothing<std::string>{}, orders_help());
     const GrowthFlags growth(flags);
-    const bool& dry_run = flags.toggle("--dry-run", "print the layer map, check all but the tensors' bytes, write nothing");
-    const bool& overwrite = flags.toggle("--overwrite", "replace OUT if it is there");
+    const bool& dry_run = flags.toggle("--dry-run", "print the layer map, check everything but the tensors' hashes, write nothing");
+    const bool& overwrite = flags.toggle("--overwrite", "replace OUT if it exists");
     const std::vector<double>& timing =
         flags.numbers("--timing", 2,
-                      "N C: in place of all else, print on how many tokens to train a small model before it grows, by\n"
-                      "log10 d = 0.88 log10 N + 163.27 / log10 C - 5.74 (arXiv 2405.15319), N parameters of the grown\n"
-                      "model, C FLOPs of the whole training; fitted on about 1e9 parameters and more");
+                      "N C: only print on how many tokens d to train a small model before it grows, by\n"
+                      "log10 d = 0.88 log10 N + 163.27 / log10 C - 5.74 (arXiv 2405.15319), for N parameters of the grown\n"
+                      "model and C FLOPs of the whole training; fitted on models of about 1e9 parameters and more");
     flags.alone("--timing");
     if (!flags.parse(argc, argv)) return 0;
     if (!timing.empty()) {

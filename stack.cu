@@ -1,4 +1,4 @@
-// Blocks of several checkpoints on each other -> one checkpoint (the cross-model stacking study; README.md).
+// Stacks blocks of several checkpoints into one model (the cross-model stacking study; README.md).
 #include <algorithm>
 #include <deque>
 #include "llmc/io/flags.h"
@@ -9,11 +9,11 @@
 
 struct Arguments {
     Flags flags{"stack",
-                "The layers of several models, in the order given, as one model. Without more flags every model but the last loses\n"
-                "its last layer, and every model but the first its first. The embedding is the first model's. What is a layer's\n"
-                "own (windows, scale, value embedding, lambdas) goes with it. The same file may be given twice. With --mix the\n"
-                "models are not stacked, but their weights mixed. The files are verified whole before anything is written. Exit\n"
-                "code 0, or 2 when something given was wrong."};
+                "Stacks the layers of several models, in the order given, into one model. By default the layers at the seams are left\n"
+                "out: the last layer of every model but the last, and the first layer of every model but the first. The embedding is\n"
+                "the first model's. Per-layer properties (windows, scale, value embedding, lambdas) go with their layer. The same file\n"
+                "may be given twice. With --mix the models are averaged instead of stacked. All files are verified before anything is\n"
+                "written. Exit code 0, or 2 for any error."};
     using Text = Nothing<std::string>;
     const std::vector<std::string> norms{"none", "rms_norm", "layer_norm"};
     std::vector<std::string>& inputs = flags.arguments("MODELS", "two checkpoints or more");
@@ -23,20 +23,20 @@ struct Arguments {
     std::optional<std::string>& layers =
         flags.text("--layers", Text{},
                    "slices instead of whole models, as in A:0-3,B:2-7: layers 0 to 3 of the first model, then 2 to 7 of the\n"
-                   "second, both ends included; B:2 is one layer. In any order, a model any number of times; between two\n"
-                   "slices is a seam");
+                   "second, both ends included; B:2 is one layer. Slices may come in any order and from a model any number of\n"
+                   "times; there is a seam between any two slices");
     std::optional<std::string>& mix =
         flags.text("--mix", Text{},
-                   "a weight for each model, as in 0.9,0.1, or 1.5,-0.5, which sum to 1: models of one configuration are mixed by them instead\n"
-                   "of stacked. Training state, data position and progress are the first's: train_gpt --resume goes on with it");
+                   "averages models of one configuration instead of stacking them: a weight per model, as in 0.9,0.1 or 1.5,-0.5, summing\n"
+                   "to 1. Training state, data position and progress are the first model's, and train_gpt --resume can continue its run");
     std::string& norm_inter_model = flags.choice("--norm-inter-model", "none", norms, "norm at each seam (none)");
     std::optional<std::string>& norm_wte = flags.choice("--norm-wte", Text{}, norms, "norm after the embedding (the first model's)");
     std::optional<std::string>& norm_lm_head = flags.choice("--norm-lm-head", Text{}, norms, "norm before the head (the first model's)");
     std::optional<std::string>& head = flags.choice("--head", Text{}, {"first", "last"},
-                                                    "whose head it is (first where heads are equal, else last). The head of a tied model\n"
-                                                    "is its embedding: where the last's is another than the first's, the stack with it is no longer tied");
-    bool& dry_run = flags.toggle("--dry-run", "print the layer map, check all but the tensors' bytes, write nothing");
-    bool& overwrite = flags.toggle("--overwrite", "replace the file to write if it is there");
+                                                    "the model whose head the stack gets (first where both are equal, else last). The head of a tied\n"
+                                                    "model is its embedding: with the last model's head the stack is untied if the embeddings differ");
+    bool& dry_run = flags.toggle("--dry-run", "print the layer map, check everything but the tensors' hashes, write nothing");
+    bool& overwrite = flags.toggle("--overwrite", "replace the file of --out if it exists");
 
     bool parse(int argc, char** argv) {
         flags.require_given("--out");
@@ -62,7 +62,7 @@ static int mix(const Arguments& a, const std::vector<const Checkpoint*>& models)
     require_one_shape(models);
     for (size_t m = 0; m < models.size(); m++) std::cout << "weights <- " << weights[m] << " of " << models[m]->path << "\n";
     std::cout << (first.can_resume() ? concat("training state of ", first.path, ", at step ", first.header["progress"]["step"],
-                                              "; train_gpt --resume goes on")
+                                              "; train_gpt --resume continues its run")
                                      : concat("no training state, as in ", first.path))
               << "\nparameters: " << total_params(first.config) << "\n";
     const nlohmann::json header = mixed_header(models, weights);
@@ -77,7 +77,7 @@ static int stack(int argc, char** argv) {
     if (!a.parse(argc, argv)) return 0;
     check_output(a.out, a.inputs, a.overwrite);
 
-    std::deque<Checkpoint> files;   // each opened, and later verified, once
+    std::deque<Checkpoint> files;   // a file that is given twice is opened and verified once
     std::vector<const Checkpoint*> models;
     for (const std::string& path : a.inputs) {
         auto same = std::find_if(files.begin(), files.end(), [&](const Checkpoint& file) { return file.path == path; });
@@ -103,7 +103,7 @@ static int stack(int argc, char** argv) {
 
     print_map(map, models);
     std::cout << "embedding of " << first.path << ", head of " << (head == "first" ? first : last).path
-              << (untie ? ": its embedding, which is another, so that the stack is not tied" : "") << "\n";
+              << (untie ? ": its embedding, which differs from the first, so that the stack is not tied" : "") << "\n";
     nlohmann::json header{{"config", to_json(map.config)}, {"progress", no_progress()}, {"lineage", make_lineage("stack", detail_of(a, map, head), models)}};
     header["lineage"]["layers"] = layers_json(map);
     std::vector<TensorSource> sources = mapped_tensors(map, models, head == "first" ? first : last);

@@ -1,4 +1,4 @@
-// The trainer, to be read top to bottom: main(), then a run as a story (open, plan, build, loop, evaluate, save), then its details.
+// The trainer. Read it top to bottom: main(), then a run from start to end (open, plan, build, loop, evaluate, save), then details.
 #include <malloc.h>
 #include <algorithm>
 #include <chrono>
@@ -53,13 +53,13 @@ static void ask_to_stop(int) { stop_asked = 1; }
 
 int main(int argc, char** argv) {
     device_begin(argv);
-    mallopt(M_MMAP_THRESHOLD, 1 << 20);   // a large piece goes back to the system when it is freed: memory stays what --plan says
-    const char* more_memory = "use a smaller --device-batch or model (--plan tells the need)";
+    mallopt(M_MMAP_THRESHOLD, 1 << 20);   // large blocks go back to the system when they are freed, so that memory stays at what --plan says
+    const char* more_memory = "use a smaller --device-batch or model (--plan prints what it needs)";
     return run_program("train_gpt", [&] {
         Settings settings;
         if (!settings.parse(argc, argv)) return 0;
         Comm comm({.deadline = settings.deadline, .meet = settings.meet, .stop = &stop_asked});
-        if (comm.rank() > 0) {   // rank 0 speaks for all, of what all of them say
+        if (comm.rank() > 0) {   // only rank 0 prints what all of them would print
             warnings_on = false;
             if (!std::freopen("/dev/null", "w", stdout)) fail("stdout cannot be turned off: ", std::strerror(errno));
         }
@@ -71,24 +71,24 @@ int main(int argc, char** argv) {
     }, more_memory);
 }
 
-// ------------------------------------------------------------------------------------------- what a run works on
+// ------------------------------------------------------------------------------------------- the parts of a run
 
-/// The model that a call is about, and the file that it comes from.
+/// The model of this call, and the checkpoint that it comes from.
 struct Opened {
     std::optional<Checkpoint> parent;    ///< --init or --resume
-    bool frozen_embedding = false;       ///< in the run that is resumed
+    bool frozen_embedding = false;       ///< whether the resumed run froze its embedding
     GPTConfig config;
 };
 
-/// What training will be, before anything is made for it.
+/// The plan of a training run; nothing is allocated for it.
 struct Planned {
     std::optional<Checkpoint> embedding;   ///< --embeddings-from
     Trained trained;
-    Job job;                               ///< whose share of the run this process has
-    json lineage;                          ///< of this run's checkpoints
-    Position before;                       ///< of the schedule that it continues
-    int64_t done;                          ///< steps before this call
-    int64_t last;                          ///< step where this call ends
+    Job job;                               ///< rank and number of processes
+    json lineage;                          ///< for this run's checkpoints
+    Position before;                       ///< progress of earlier runs in the same schedule
+    int64_t done;                          ///< steps of this run before this call
+    int64_t last;                          ///< step at which this call ends
     Plan plan;
     Schedule schedule;
     StepRange profiled;                    ///< --profile-steps
@@ -105,7 +105,7 @@ class Evaluator {
 public:
     Evaluator(GPT& evaluated, DataLoader& val, const std::optional<Tokenizer>& of_val, int64_t most_tokens, Comm& with)
         : model(evaluated), loader(val), tokenizer(of_val), eval_tokens(most_tokens), comm(with) {}
-    /// Nothing where any process was asked to stop meanwhile.
+    /// Nothing when any process was asked to stop meanwhile.
     std::optional<Evaluation> evaluate();
 
 private:
@@ -124,14 +124,14 @@ private:
     int64_t one_pass = 0;   // micro-batches of the validation data, once they are counted
 };
 
-/// What is told of a step: on the line that is printed, in log.jsonl, or in both. A metric is one entry of step_metrics().
+/// One metric of a step: printed, in log.jsonl, or both. A new metric is an entry of step_metrics().
 struct Metric {
-    std::string key;    ///< in log.jsonl; empty: it is not there
+    std::string key;    ///< in log.jsonl; empty: not logged
     json value;
-    std::string text;   ///< on the line, a space before it; empty: it is not there
+    std::string text;   ///< on the printed line; empty: not printed
 };
 
-/// A training run: all of it is there once it is made, and run() goes from its first step, or where it was stopped, to its last.
+/// A training run. The constructor allocates everything; run() goes from the first step, or from where the run was stopped, to the last.
 class Training {
 public:
     Training(const Settings& settings, const Opened& opened, const Planned& planned, TrainingData& with,
@@ -140,7 +140,7 @@ public:
 
 private:
     struct StepTime {
-        double seconds, tokens_per_second, mfu, left;   // left: seconds of the steps to come
+        double seconds, tokens_per_second, mfu, left;   // left: seconds until the last step
     };
     json telling(json flags) const;
     json new_identity(const json& of) const;
@@ -174,21 +174,21 @@ private:
     Comm& comm;
     const RunFolder folder;
     const double peak_flops;   // measured before the model takes its memory
-    const double token_flops;  // of a pass over one token, forward and backward, by what trains
+    const double token_flops;  // of one token, forward and backward, with what is frozen taken into account
     Sampler sampler;
     std::unique_ptr<GPT> model;
     Optimizer optimizer;
-    std::optional<KVCache> cache;         // of a run that samples
-    std::optional<Evaluator> evaluator;   // of a run with --val-data
-    double origin_flops;                  // spent on all that its lineage names
-    int64_t updates;                      // behind the optimizer's state when this run began
-    json identities;                      // of this run: training.runs of its checkpoints
-    std::optional<Log> log;               // of rank 0
+    std::optional<KVCache> cache;         // only with --sample or --sample-every
+    std::optional<Evaluator> evaluator;   // only with --val-data
+    double origin_flops;                  // FLOPs of all ancestors in its lineage
+    int64_t updates;                      // that the kept optimizer state had before this run began
+    json identities;                      // training.runs of its checkpoints (llmc/lineage.h)
+    std::optional<Log> log;               // only at rank 0
     ProgressBar bar;
-    bool stopping = false;                // some process was asked to, before its last step ended
+    bool stopping = false;                // some process was asked to stop
 
-    int64_t step = 0, tokens = 0;   // updates done, tokens seen in them
-    double flops = 0;               // spent on them
+    int64_t step = 0, tokens = 0;   // updates done, tokens seen
+    double flops = 0;               // spent
     double smooth = 0;              // running mean of the last micro-batch's loss, not yet debiased
     int64_t saved_at = -1;          // step of this call's last checkpoint
     double step_seconds = 0;        // running mean
@@ -205,7 +205,7 @@ static void print_plan(const GPTConfig& config, const Planned& planned, const Me
 static void print_start(const Settings& s, const Opened& opened, const Planned& planned, const TrainingData& data, const Comm& comm);
 static std::string bpb_text(const std::optional<double>& bpb);
 
-// ------------------------------------------------------------------------------------------- what a call does
+// ------------------------------------------------------------------------------------------- the modes of a call
 
 static int evaluate_only(Settings& s, const Opened& opened, Comm& comm) {
     require(s.init && !s.val_data.empty(), "--eval needs --init (the checkpoint) and --val-data (the shards)");
@@ -246,8 +246,8 @@ static int describe_only(const Settings& s) {
 
 static int run(Settings& s, const Arguments& arguments, Comm& comm) {
     require(s.plan + s.eval + s.describe.has_value() <= 1, "--plan, --eval and --describe each do nothing else: give one of them");
-    require(!s.json || s.describe, "--json is a way to print --describe; give that too, with a checkpoint");
-    require(!s.processes || s.plan, "--processes says how many --plan is for; a run has those that its launcher starts (mpirun -n ", s.processes.value_or(0),
+    require(!s.json || s.describe, "--json is for --describe; give --describe with a checkpoint too");
+    require(!s.processes || s.plan, "--processes is for --plan alone; start the processes of a run by a launcher (mpirun -n ", s.processes.value_or(0),
             "), or give --plan too");
     if (s.describe) return comm.rank() == 0 ? describe_only(s) : 0;
     Opened opened;
@@ -263,7 +263,7 @@ static int run(Settings& s, const Arguments& arguments, Comm& comm) {
     }
     const int64_t steps = planned.plan.steps;
     require(!s.resume || planned.done < steps, s.resume.value_or(""), ": the run is done: it is at step ", planned.done, " of ",
-            steps, "; give more --steps to go on");
+            steps, "; give more --steps to continue it");
     require(!s.data.empty(), "--data is missing: the shards to train on (or --plan, --eval, --sample)");
     TrainingData data;
     together(comm, [&] {
@@ -303,16 +303,16 @@ Training::Training(const Settings& settings, const Opened& opened, const Planned
     targets.resize(inputs.size());
     if (s.coconut_every > 0 && s.coconut_targets == "next") following.resize(inputs.size());
     at_first(comm, [&] {
-        if (s.overwrite) folder.clear();   // once all else is known to be well
+        if (s.overwrite) folder.clear();   // last, when nothing else can be refused any more
         log.emplace(folder.log().string());
         log_start(arguments);
     });
 }
 
 int Training::run() {
-    // SIGPIPE: nobody reads stdout any more. SIGUSR1: what Slurm sends before the time is up (sbatch --signal).
+    // SIGPIPE: nobody reads stdout any more. SIGUSR1: Slurm sends it before the time limit (sbatch --signal).
     for (int signal : {SIGINT, SIGTERM, SIGPIPE, SIGUSR1}) std::signal(signal, ask_to_stop);
-    std::printf("peak of matrix products: %.1f GFLOP/s\n", peak_flops * 1e-9);
+    std::printf("matmul peak: %.1f GFLOP/s\n", peak_flops * 1e-9);
     if (!s.resume && s.eval_every > 0 && evaluator) report_evaluation();
     while (step < planned.last && !stopping) {
         if (step + 1 == planned.profiled.first) profile_start();
@@ -333,7 +333,7 @@ int Training::run() {
     return 0;
 }
 
-/// The micro-batches of this process; finished: not when it was asked to stop. Returns what was wrong with their data.
+/// Runs the micro-batches of this process. finished: false when it was asked to stop. Returns the error of bad data, or an empty string.
 std::string Training::train_share(bool loops, bool& finished) {
     const int64_t of_part = plan.micro_batches / planned.job.parts;
     const double share = 1.0 / static_cast<double>(plan.micro_batches);
@@ -359,8 +359,8 @@ std::string Training::train_share(bool loops, bool& finished) {
     return "";
 }
 
-/// Whether all processes are through with their micro-batches. Where the data of any were bad, all save what was trained before this step,
-/// and end with that error.
+/// Whether all processes finished their micro-batches. If the data of any process were bad, all save the state before this step, and end with
+/// that error.
 bool Training::all_finished(const std::string& error, bool finished, const json& place) {
     struct State {
         bool finished, stop, failed;
@@ -376,7 +376,7 @@ bool Training::all_finished(const std::string& error, bool finished, const json&
     return false;
 }
 
-/// One update. False when some process was asked to stop in the middle: the weights are those of before, and so is the data's position.
+/// One step. False when some process was asked to stop within it: weights and data position are then those before the step.
 bool Training::step_once() {
     Range range("step");
     comm.set_place(concat("step ", step + 1));
@@ -394,7 +394,7 @@ bool Training::step_once() {
     const StepSchedule now{.lr_multiplier = lr_multiplier(planned.schedule, at), .step = at, .steps = plan.schedule_steps};
     const Rates rates = scaled_rates(s, plan);
     optimizer.set_step(rates, now, updates + step + 1);
-    optimizer.update();   // the device goes on with it while the next tokens are read
+    optimizer.update();   // asynchronous: the next tokens are read meanwhile
     model->gather_updated(comm);
 
     step++;
@@ -406,14 +406,14 @@ bool Training::step_once() {
     return true;
 }
 
-/// A number as printf has it.
+/// Formats a number as printf does.
 static std::string text_of(const char* format, double value) {
     char text[64];
     std::snprintf(text, sizeof text, format, value);
     return text;
 }
 
-/// In the order of the line.
+/// In the order of the printed line.
 std::vector<Metric> Training::step_metrics(const StepSums& sums, double lr, const StepTime& time, bool loops) const {
     std::vector<Metric> metrics{
         {"loss", sums.loss, text_of("loss %.6f", sums.loss)},
@@ -468,7 +468,7 @@ Evaluator::Sums Evaluator::sums_of(const std::vector<float>& losses, const std::
     return sums;
 }
 
-/// Micro-batch i is that of process i mod their number; the sums of each are added in their order, so that the result is the same for every number.
+/// Process i mod P evaluates micro-batch i. The sums are added in the order of micro-batches, so that the result is the same for every P.
 std::optional<Evaluation> Evaluator::evaluate() {
     const int64_t size = int64_t{model.B} * model.T, count = batches(), P = comm.count();
     std::vector<float> losses(size);
@@ -502,7 +502,7 @@ std::optional<Evaluation> Evaluator::evaluate() {
     return result;
 }
 
-/// Micro-batches of an evaluation.
+/// The number of micro-batches of an evaluation.
 int64_t Evaluator::batches() {
     const int64_t size = int64_t{model.B} * model.T, wanted = std::max<int64_t>(1, eval_tokens / size);
     if (one_pass == 0) {
@@ -539,7 +539,7 @@ void Training::report_sample() {
     });
 }
 
-/// Where the time of --profile-steps went; on a GPU the profiler tells.
+/// Ends --profile-steps and prints where the time went; on a GPU the attached profiler has that.
 void Training::report_profile() {
     const std::string table = profile_stop();
     bar.clear();
@@ -581,7 +581,7 @@ void Training::save() {
     if (s.keep > 0) at_first(comm, [&] { folder.keep(s.keep, step); });
 }
 
-/// A line of log.jsonl, which is rank 0's.
+/// Writes a line to log.jsonl, at rank 0.
 void Training::tell(const json& line) {
     at_first(comm, [&] { log->write(line); });
 }
@@ -590,7 +590,8 @@ void Training::save_once() {
     if (saved_at != step) save();
 }
 
-/// Work that can fail by its data (a bad token, a shard cut short meanwhile): what was trained is kept, with `place` in the data.
+/// Runs work that can fail because of its data (a bad token, a shard that was cut short meanwhile). On failure the run is first saved, with `place` as
+/// its data position.
 template <class Work>
 void Training::saved_if_it_fails(const json& place, Work work) {
     try {
@@ -606,19 +607,19 @@ void Training::saved_if_it_fails(const json& place, Work work) {
     }
 }
 
-/// A checkpoint with NaN or Inf in it would take the place of a good one.
+/// A checkpoint with NaN or Inf must not follow a good one as the newest.
 void Training::require_finite_weights() {
     together(comm, [&] {
         for (const Tensor& tensor : model->tensors)
             require(first_nonfinite(model->master(tensor), model->owned(tensor).count, nullptr) < 0, "step ", step,
-                    ": its update made NaN or Inf of the weights ", tensor.name,
+                    ": its update left NaN or Inf in the weights ", tensor.name,
                     tensor.layer < 0 ? "" : concat(" (layer ", tensor.layer, ")"),
                     "; lower the learning rates; last good checkpoint: ", last_checkpoint());
     });
 }
 
-/// Says where NaN or Inf came from, and ends the run: the weights are not updated, the last checkpoint stays the last. Of several
-/// processes the lowest one that finds it has the first micro-batch that does.
+/// Finds where NaN or Inf first appears, and ends the run; the weights are not updated, and no checkpoint is written. With several processes
+/// the lowest rank that finds one has the first such micro-batch.
 void Training::diagnose(const StepSums& sums, const json& place) {
     std::string found;
     data.train->restore(place);
@@ -633,11 +634,11 @@ void Training::diagnose(const StepSums& sums, const json& place) {
     found = first == all.end() ? "" : *first;
     tell({{"event", "nonfinite"}, {"step", step + 1}, {"found", found}});
     fail("step ", step + 1, ": loss is ", sums.loss + sums.loop_loss, ", gradient norm ", sums.norm(), ": first NaN or Inf in ",
-         found.empty() ? "no tensor, only in their sum of squares" : found,
+         found.empty() ? "no tensor: only their sum of squares overflows" : found,
          "; lower the learning rates; last good checkpoint: ", last_checkpoint());
 }
 
-/// The newest one of the folder, as a path.
+/// Path of the newest checkpoint of the folder.
 std::string Training::last_checkpoint() const {
     std::vector<fs::path> saved = folder.checkpoints();
     return saved.empty() ? "none was saved yet" : saved.back().string();
@@ -645,22 +646,22 @@ std::string Training::last_checkpoint() const {
 
 // -------------------------------------------------------------------------------- details: opening files and model
 
-/// A checkpoint of which every tensor is what it was when it was written, those that are not used too.
+/// Opens a checkpoint and verifies the hash of every tensor, also of those that are not used.
 static Checkpoint open_whole(const std::string& path) {
     Checkpoint checkpoint = open_checkpoint(path);
     verify_tensors(checkpoint);
     return checkpoint;
 }
 
-/// What the run that is resumed kept of itself; it warns where this call goes on in another way.
+/// Takes the settings of the resumed run; warns where this call continues it differently.
 static void take_training(Settings& s, Opened& opened) {
     const Checkpoint& parent = *opened.parent;
     require(parent.can_resume(), parent.path,
-            ": holds no state of a training (it was grown, stacked or converted): start from its weights with --init");
+            ": holds no training state (it was grown, stacked or converted): start from its weights with --init");
     const std::string where = parent.path + ": training";
     const json& training = json_object(parent.header["training"], where);
     for (const std::string& change : resume_flags(s, json_member(training, "flags", where)))
-        warn("train_gpt", "--resume goes on with another setting: ", change);
+        warn("train_gpt", "--resume continues with another setting: ", change);
     opened.frozen_embedding = json_bool(json_member(training, "frozen_embedding", where), where + ": frozen_embedding");
     const std::string& precision = json_string(json_member(training, "precision", where), where + ": precision");
     const std::string& device = json_string(json_member(training, "device", where), where + ": device");
@@ -673,10 +674,9 @@ static void take_training(Settings& s, Opened& opened) {
 
 static Opened open_model(Settings& s) {
     require(!s.init || !s.resume,
-            "--init and --resume both name a checkpoint: --resume goes on exactly, --init takes the weights alone");
+            "--init and --resume are both given: --resume continues a run exactly, --init starts a new one from the weights; give one of them");
     for (const auto& [flag, given] : {std::pair{"--optimizer", s.optimizer}, {"--schedule", s.schedule}})
-        require(!given || s.init, flag, " says how a run starts from the checkpoint of --init, which is not given",
-                s.resume ? ": --resume goes on as its run began" : "", "; leave it out");
+        require(!given || s.init, flag, " is for --init, which is not given", s.resume ? ": --resume keeps what its run has" : "", "; leave it out");
     Opened opened;
     if (s.init || s.resume) opened.parent = open_whole(s.resume ? *s.resume : *s.init);
     if (s.resume) take_training(s, opened);
@@ -684,7 +684,7 @@ static Opened open_model(Settings& s) {
     return opened;
 }
 
-/// --embeddings-from. A run that is resumed has its frozen embedding already; the flag may say again which.
+/// Opens --embeddings-from. A resumed run has its frozen embedding already; the flag may name the same one again.
 static Checkpoint open_embedding(const Settings& s, const Opened& opened) {
     Checkpoint embedding = open_whole(*s.embeddings_from);
     const GPTConfig &config = opened.config, &other = embedding.config;
@@ -692,12 +692,12 @@ static Checkpoint open_embedding(const Settings& s, const Opened& opened) {
             other.vocab_size, " x ", other.n_embd, ", but the model's is ", config.vocab_size, " x ", config.n_embd,
             " (vocabulary x width)");
     bool again = opened.frozen_embedding && embedding.at("wte").xxh3 == opened.parent->at("wte").xxh3;
-    require(!s.resume || again, *s.embeddings_from, ": --resume goes on with the embedding of the run, which is ",
+    require(!s.resume || again, *s.embeddings_from, ": --resume keeps the embedding of the run, which is ",
             opened.frozen_embedding ? "another one" : "not frozen", "; leave --embeddings-from out");
     return embedding;
 }
 
-/// Where the checkpoints of this run come from.
+/// The lineage of this run's checkpoints.
 static json lineage_of(const Settings& s, const Opened& opened, const std::optional<Checkpoint>& embedding) {
     if (s.resume) return opened.parent->header["lineage"];
     std::vector<const Checkpoint*> parents;
@@ -708,7 +708,7 @@ static json lineage_of(const Settings& s, const Opened& opened, const std::optio
     return lineage;
 }
 
-/// Before anything is made: whether the checkpoint holds all of the optimizer's state that this run takes from it.
+/// Throws, before anything is allocated, unless the checkpoint holds all optimizer state that this run takes from it.
 static void require_optimizer_state(const Settings& s, const Opened& opened, const Trained& trained) {
     if (!s.resume && s.optimizer != "keep") return;
     const Checkpoint& parent = *opened.parent;
@@ -716,11 +716,11 @@ static void require_optimizer_state(const Settings& s, const Opened& opened, con
     const Optimizer optimizer(model);
     for (const Optimizer::State& state : optimizer.states()) {
         const TensorEntry* kept = parent.find(state.name);
-        require(kept, parent.path, ": holds no ", state.name, ", a state of the optimizer",
-                s.resume ? ": it is the state of another training; start from the weights with --init"
-                         : "; start it afresh with --optimizer reset, or grow with --optimizer copy");
-        require(kept->shape == state.shape, parent.path, ": ", state.name, " has another shape than its optimizer's ",
-                json(state.shape), ": it is the state of another training; start from the weights with --init");
+        require(kept, parent.path, ": holds no ", state.name, ", which is optimizer state",
+                s.resume ? ": it was trained by another optimizer; start from the weights with --init"
+                         : "; reset it with --optimizer reset, or grow with --optimizer copy");
+        require(kept->shape == state.shape, parent.path, ": ", state.name, " has shape ", json(kept->shape), ", but its optimizer needs ",
+                json(state.shape), ": it was trained by another optimizer; start from the weights with --init");
     }
 }
 
@@ -744,7 +744,7 @@ static Planned plan_run(Settings& s, const Opened& opened, int rank, int process
     return planned;
 }
 
-/// With the weights of the file, or those of a beginning. planned: null for a model that is not trained.
+/// Builds the model, with the checkpoint's weights or initial ones. planned: null for a model that is not trained.
 static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened, Mode mode, const Planned* planned) {
     auto model = std::make_unique<GPT>(opened.config, *s.device_batch, mode, planned ? planned->trained : Trained{}, planned ? planned->job : Job{});
     model->allocate();
@@ -756,7 +756,7 @@ static std::unique_ptr<GPT> build_model(const Settings& s, const Opened& opened,
     return model;
 }
 
-/// The same at each process, which has then what the others own, too.
+/// The same at each process, followed by an all-gather of the weights.
 static std::unique_ptr<GPT> build_models(const Settings& s, const Opened& opened, Mode mode, const Planned* planned, Comm& comm) {
     std::unique_ptr<GPT> model;
     together(comm, [&] { model = build_model(s, opened, mode, planned); });
@@ -764,14 +764,14 @@ static std::unique_ptr<GPT> build_models(const Settings& s, const Opened& opened
     return model;
 }
 
-/// That all processes of a job were started with the same program on the same things.
+/// Throws unless all processes of a job run the same program with the same settings on the same files.
 static void require_one_job(const Settings& s, const Opened& opened, const Planned& planned, const TrainingData& data, Comm& comm) {
     std::vector<std::pair<std::string, std::string>> facts{
         {"the commit of train_gpt", build_commit()},
         {"its precision", PRECISION_NAME},
         {"the model", dump_json(to_json(opened.config))},
     };
-    // What lies under these paths is compared below; the paths may differ from host to host.
+    // The files are compared below; their paths may differ from host to host.
     const std::set<std::string> paths{"data", "val-data", "tokenizer", "init", "resume", "embeddings-from", "out", "meet"};
     for (FlagKind kind : {FlagKind::model, FlagKind::training, FlagKind::run}) {
         const json values = s.flags.values(kind);
@@ -785,21 +785,21 @@ static void require_one_job(const Settings& s, const Opened& opened, const Plann
     require_alike(comm, facts);
 }
 
-/// Of the settings of a run those that tell it from others: its horizon only where rates or decay follow it.
+/// The settings that identify a run. The horizon is among them only where learning rates or weight decay depend on it.
 json Training::telling(json flags) const {
     if (planned.schedule.warmdown_steps == 0 && *s.weight_decay == 0)
         for (const char* horizon : {"steps", "total-flops", "param-data-ratio"}) flags.erase(horizon);
     return flags;
 }
 
-/// What tells a run from others in a family tree: where it comes from, its model, settings and data. Resumed with other settings it
-/// gets a second one, so that what two branches have in common is known to be that.
+/// A new identity of the run in a family tree, from its origin, model, settings and data. A run that is resumed with other settings gets
+/// another one, so that the steps which two branches have in common are counted once.
 json Training::new_identity(const json& of) const {
     const json what{of, to_json(model->config), telling(s.flags.values(FlagKind::training)), data.train->fingerprint(), step};
     return {{"id", xxh3_128(dump_json(what))}, {"tokens", tokens}, {"flops", flops}};
 }
 
-/// The state that another run left of its optimizer.
+/// Loads optimizer state from a checkpoint.
 void Training::load_optimizer(const Checkpoint& parent) {
     for (const Optimizer::State& state : optimizer.states()) read_to_device(parent, state.name, state.values, optimizer.owned(state));
 }
@@ -820,13 +820,13 @@ void Training::resume(const Checkpoint& parent) {
     if (telling(training["flags"]) != telling(s.flags.values(FlagKind::training))) identities.push_back(new_identity(identities));
 }
 
-// ----------------------------------------------------------------------------------- details: what a start tells
+// ----------------------------------------------------------------------------------- details: what is printed at the start
 
 static MemoryNeed memory_need(const Settings& s, const Opened& opened, const Planned& planned) {
     return {opened.config, *s.device_batch, planned.trained, planned.samples, planned.job, !s.processes};
 }
 
-/// What several processes send, and who owns what.
+/// Prints what each process sends in a step, and which tensors it updates.
 static void print_shares(const GPTConfig& config, const Planned& planned) {
     const std::vector<Tensor> tensors = tensor_table(config);
     const Layout layout(config, tensors, planned.trained, planned.job);
@@ -843,7 +843,7 @@ static void print_shares(const GPTConfig& config, const Planned& planned) {
             if (rule_of(*config.recipe, tensors[i].spec->group).by_element()) elements += layout.owned(i, rank).count;
             else if (layout.owned(i, rank).count > 0) matrices += " " + tensors[i].name;
         }
-        std::printf("rank %d updates %ld elements, and the matrices%s\n", rank, elements, matrices.empty() ? " of none" : matrices.c_str());
+        std::printf("rank %d updates %ld elements, and %s%s\n", rank, elements, matrices.empty() ? "no matrices" : "the matrices", matrices.c_str());
     }
 }
 
@@ -860,12 +860,12 @@ static void print_plan(const GPTConfig& config, const Planned& planned, const Me
         std::printf("schedule: %ld steps, of which %ld steps, %ld tokens and %.4e FLOPs lie before this run\n", plan.schedule_steps,
                     planned.before.steps, planned.before.tokens, planned.before.flops);
     std::printf("tokens: %ld\n", plan.tokens);
-    std::printf("memory_bytes: %zu\n", memory.total);   // of a process
+    std::printf("memory_bytes: %zu\n", memory.total);   // per process
     std::printf("total_flops: %.4e\n", plan.total_flops);
     if (planned.job.parts > 1) print_shares(config, planned);
 }
 
-/// A value on a line of the start-up table: of several, the first, the last and how many.
+/// A value in the start-up table; an array as its first and last value and their number.
 static std::string table_text(const json& value) {
     if (value.is_array()) return concat(table_text(value.front()), " ... ", table_text(value.back()), " (", value.size(), ")");
     return readable(value.is_string() ? value.get<std::string>() : value.dump());

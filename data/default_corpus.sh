@@ -1,5 +1,5 @@
 #!/bin/bash
-# data/default_corpus.sh [DIR [OPTIONS OF data/tokenize]]: the default corpus, the C and C++ headers that every machine with
+# data/default_corpus.sh [DIR [OPTIONS OF data/tokenize]]: makes the default corpus, the C and C++ headers that every machine with
 # g++ has, as shards in DIR (default: corpus). About 16 MB of text, 5 M tokens.
 set -eu
 top=$(dirname "$0")/..

@@ -1,7 +1,7 @@
 #!/bin/bash
-# data/fineweb_edu.sh N [DIR]: the first N of 1822 files of FineWeb-Edu, 100 B tokens, shuffled, as nanochat publishes it, and the file for
-# validation, to DIR (default: fineweb_edu). Text, 250 million characters in 100 MB of parquet each: about 55 M tokens of a vocabulary of 32768.
-# BASE_URL is another place to fetch shard_00000.parquet, ... and shard_01822.parquet, which is validation, from.
+# data/fineweb_edu.sh N [DIR]: fetches the first N of 1822 files of FineWeb-Edu (100 B tokens, shuffled, as published for nanochat), and the validation
+# file, to DIR (default: fineweb_edu). Each is 100 MB of parquet with 250 million characters of text, about 55 M tokens with a vocabulary of 32768.
+# BASE_URL: another URL to fetch shard_00000.parquet, ... and shard_01822.parquet, the validation file, from.
 set -eu
 . "$(dirname "$0")/download.sh"
 
@@ -27,5 +27,5 @@ for number in 1822 $(seq 0 $(($1 - 1))); do
     printf -v name 'shard_%05d.parquet' "$number"
     download "$base/$name" "$dir/$name" check_parquet
 done
-echo "next: python3 data/parquet_to_jsonl.py '$dir'/shard_*.parquet   # takes 2.5 times as much again"
+echo "next: python3 data/parquet_to_jsonl.py '$dir'/shard_*.parquet   # needs 2.5 times the disk space of the parquet files, in addition"
 echo "then: data/tokenize '$dir'/shard_*.jsonl --val '$dir/shard_01822.jsonl' --train-tokenizer 32768 --out '$dir/tokens'"

@@ -1,7 +1,7 @@
-# FineWeb in GPT-2's tokens, for the scripts that are named after its sizes and source this file.
+# FineWeb in GPT-2 tokens: the common part of fineweb10B.sh and fineweb100B.sh, which source this file.
 . "$(dirname "$0")/download.sh"
 
-# The header of llmc/text/shard.h: magic, version, tokens.
+# Checks the header that llmc/text/shard.h documents: magic, version, number of tokens.
 check_shard() {
     local magic version tokens bytes
     bytes=$(bytes_of "$1")
@@ -13,7 +13,7 @@ check_shard() {
     fi
 }
 
-# fetch_fineweb SIZE SHARDS N [DIR]: of the set of that size, which has so many shards, the first N and the one for validation.
+# fetch_fineweb SIZE SHARDS N [DIR]: the first N shards, and the validation shard, of the set named SIZE, which has SHARDS shards.
 fetch_fineweb() {
     local size=$1 shards=$2 name dir base
     shift 2

@@ -1,19 +1,19 @@
 #!/bin/bash
-# data/linux_source.sh [--vocab-size V] [--tokens N] [--val-tokens N] [--piece-bytes N] [--out DIR]: the source of Linux as Debian's package
-# linux-source has it, as shards of a million tokens and a tokenizer of V tokens in DIR (4096; all of the text; 2e6; whole files; linux). The same
-# package gives the same bytes.
+# data/linux_source.sh [--vocab-size V] [--tokens N] [--val-tokens N] [--piece-bytes N] [--out DIR]: makes a corpus of the Linux source in Debian's
+# package linux-source: shards of a million tokens, and a tokenizer of V tokens, in DIR (defaults: 4096; all of the text; 2e6; whole files; linux). The
+# same package gives the same bytes.
 #
-# --piece-bytes cuts files at the first end of a line behind so many bytes, and shuffles the pieces: a step of a few rows would otherwise be of one
-# file, and successive steps so much alike that two orders of the data differ more than two models.
+# --piece-bytes splits files, each time at the first line end after N bytes, and shuffles the pieces. Without it a batch of a few rows is from one
+# file, and successive batches are so similar that the order of the data changes the loss more than the model does.
 #
-# The text is LINUX_SOURCE=linux-6.1.tar.xz, else /usr/src/linux-source-*.tar.xz, else what apt-get download gets (140 MB, kept beside DIR for the
-# next call; nothing is installed). Unpacked it takes 1.2 GB for a minute. DIR appears when all is there; source.txt in it says what it was made of.
+# The text is LINUX_SOURCE=linux-6.1.tar.xz, else /usr/src/linux-source-*.tar.xz, else what apt-get download fetches (140 MB, kept beside DIR for the
+# next call; nothing is installed). Unpacked it takes 1.2 GB for a minute. DIR appears when it is complete; source.txt in it names what it was made of.
 #
-# A document is a file, or a piece of one: C, assembly, Kconfig, and English (.rst, .txt, the descriptions in Documentation/ABI), 770 MB in all. A text that is there
-# twice is taken once, the order is shuffled, every hundredth file is validation and the others are never cut into it. What is left out would be a
-# third of the text and teaches little more than to count:
-#   asic_reg, drivers/gpu/drm/amd/include   registers of chips, generated: 380 MB of #define
-#   files of more than 256 KiB              tables of the same kind, above all; 105 of 63,500
+# A document is a file, or a piece of one: C, assembly, Kconfig, and English (.rst, .txt, the descriptions in Documentation/ABI), 770 MB in all.
+# Duplicates are dropped, and the order is shuffled. Every hundredth file is for validation; files are assigned before they are split, so no file is on
+# both sides. What is left out would be a third of the text, and teaches a model little more than to count:
+#   asic_reg, drivers/gpu/drm/amd/include   generated register definitions: 380 MB of #define
+#   files of more than 256 KiB              mostly tables of the same kind; 105 of 63,500
 #   .dts, .json and all else                boards and performance counters as data, pictures, scripts
 set -eu
 export LC_ALL=C
@@ -55,7 +55,7 @@ tarball=${LINUX_SOURCE:-}
 
 sum_of() { sha256sum <"$1" | cut -d ' ' -f 1; }
 
-# Ends the script where the folder has what was asked for, or something else.
+# Ends the script if the folder has what was asked for, and with an error if it has something else.
 look_at_out() {
     local first= line
     [ -e "$out" ] && [ -n "$(ls -A "$out")" ] || return 0
@@ -73,9 +73,9 @@ look_at_out() {
 work=$out.tmp
 look_at_out
 lock_folder "$work"
-look_at_out   # the one that had the lock may have made it
+look_at_out   # the process that held the lock may have made it
 trap 'rm -rf "$work"' EXIT
-# What a signal does: the program that runs is ended too.
+# On a signal: ends the running program, too.
 stop() {
     trap '' INT TERM HUP
     kill $(jobs -p) 2>/dev/null || true
@@ -84,12 +84,12 @@ stop() {
 }
 trap stop INT TERM HUP
 
-# try COMMAND...: runs it so that a signal ends it too. When it fails, $said is what it has to say.
+# try COMMAND...: runs it so that a signal to the script ends it too. When it fails, $said is its error message.
 try() {
     "$@" 2>"$work/said" &
     wait $! && return
     said=$(grep -v warning: "$work/said" | head -n 1)
-    said=${said:-it said nothing; is the disk full?}
+    said=${said:-it printed no error; is the disk full?}
     return 1
 }
 
@@ -114,15 +114,15 @@ get_package() {
     package=$beside/${name}_${version//:/%3a}_all.deb
 
     exec 8<"$beside"
-    flock -n 8 || { echo "waiting for another corpus, which fetches into '$beside'" && try flock 8; }
+    flock -n 8 || { echo "waiting for another linux_source.sh, which downloads into '$beside'" && try flock 8; }
     if [ ! -f "$package" ] || [ "$(sum_of "$package")" != "$sum" ]; then
         echo "fetching $name $version"
-        # As root, apt-get would fetch as the user _apt, who need not be able to write here.
+        # As root, apt-get would download as the user _apt, who may not be allowed to write here.
         try env -C "$beside" apt-get -qq -o APT::Sandbox::User="$(id -un)" download "$name=$version" ||
             fail "cannot fetch $name $version: $said; what has arrived is kept: run this again, or as root apt-get update before"
         if [ "$(sum_of "$package")" != "$sum" ]; then
             rm -f "$package"
-            fail "'$package' has not the SHA-256 that apt-cache has for it; it was removed, run this again"
+            fail "'$package' does not have the SHA-256 that apt-cache lists for it; it was removed, run this again"
         fi
     fi
     exec 8<&-
@@ -143,7 +143,7 @@ try tar --force-local -xf "$tarball" -C "$work/text" --no-same-owner --no-same-p
     fail "cannot unpack '$tarball' to '$work': $said; is it whole, and are 1.5 GB free there?"
 sum=$(sum_of "$tarball")
 find "$work/text" ! -type d \( ! -type f -o -empty -o -size +256k -o ! \( "${wanted[@]}" \) \) -delete
-# Held out by file, so that no piece of a file is on both sides.
+# Validation is chosen by file, so that no file has pieces on both sides.
 mkdir "$work/val"
 (cd "$work/text" && find . -type f | sort | awk 'NR % 100 == 0' | tar -cf - -T - --remove-files) | tar -xf - -C "$work/val" ||
     fail "cannot hold out files in '$work'; is the disk full?"

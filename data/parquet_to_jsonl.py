@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Parquet to what data/tokenize reads: of each FILE.parquet the column `text` becomes FILE.jsonl beside it, a row a line. A .jsonl that is there
-already is left as it is; it appears whole or not at all. Rows whose text is null or empty are left out, and counted."""
+"""Converts parquet to JSON lines for data/tokenize: the column `text` of each FILE.parquet becomes FILE.jsonl beside it, one row per line. An
+existing .jsonl is left as it is; a new one appears only when it is complete. Rows whose text is null or empty are left out, and counted."""
 import argparse
 import json
 import os
@@ -15,7 +15,7 @@ def fail(message):
 
 
 def convert(path, target, pyarrow):
-    """Writes a row group at a time, so memory is that of the largest one."""
+    """Writes one row group at a time: the memory is that of the largest group."""
     part = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     rows = left_out = 0
     try:
@@ -38,8 +38,8 @@ def convert(path, target, pyarrow):
             os.fsync(out.fileno())
         os.replace(part, target)
     except (pyarrow.ArrowException, UnicodeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:   # pyarrow says OSError, without a number, of what it cannot decompress
-            fail(f"cannot make '{part}' of '{path}': {error.strerror}; is there room, and may both be used?")
+        if isinstance(error, OSError) and error.errno:   # pyarrow raises OSError without errno for data that it cannot decompress
+            fail(f"cannot make '{part}' of '{path}': {error.strerror}; is there space, and are both accessible?")
         fail(f"'{path}' is damaged: {error}; remove it and fetch it again")
     finally:
         part.unlink(missing_ok=True)
@@ -73,4 +73,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        fail("stopped; the files that it named are whole")
+        fail("stopped; the files that it printed are complete")

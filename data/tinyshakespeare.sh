@@ -1,6 +1,6 @@
 #!/bin/bash
-# data/tinyshakespeare.sh [DIR]: 1.1 MB of plays (Karpathy 2015) to DIR (default: tinyshakespeare).
-# BASE_URL is another place to fetch input.txt from.
+# data/tinyshakespeare.sh [DIR]: fetches 1.1 MB of plays (Karpathy 2015) to DIR (default: tinyshakespeare).
+# BASE_URL: another URL to fetch input.txt from.
 set -eu
 . "$(dirname "$0")/download.sh"
 

@@ -1,4 +1,4 @@
-// Text to shards of tokens: data/tokenize FILE_OR_FOLDER... --out DIR --train-tokenizer 4096
+// Turns text into shards of tokens: data/tokenize FILE_OR_FOLDER... --out DIR --train-tokenizer 4096
 #include <algorithm>
 #include <chrono>
 #include <csignal>
@@ -23,36 +23,36 @@ namespace fs = std::filesystem;
 
 /// A longer document is encoded in parts of about this many bytes.
 static constexpr int64_t PART_BYTES = int64_t{8} << 20;
-/// A tokenizer is trained on at most this many bytes; of more text, on the same share of every document.
+/// A tokenizer is trained on at most this many bytes; from a larger corpus it takes the same share of every document.
 static constexpr int64_t SAMPLE_BYTES = int64_t{32} << 20;
-/// ... or of this many documents, if there are more.
+/// If a larger corpus has more documents than this, only every n-th document is used.
 static constexpr size_t SAMPLE_DOCUMENTS = 8192;
 
 struct Options {
-    Flags flags{"data/tokenize", "Text files and folders to shards of tokens, each document begun by bos. A document is a file; with --separator a piece\n"
-                                 "of one; of a file whose name ends in .jsonl a line, which is a JSON object with its text under the key \"text\".\n"
-                                 "Writes DIR/train_000000.bin, ..., DIR/val_000000.bin and DIR/tokenizer.txt, all of them or none."};
-    std::vector<std::string>& inputs = flags.arguments("inputs", "files of text and folders of them; in folders, binary files are left out");
-    std::string& out = flags.text("--out", "", "folder for the shards; made if it is not there");
+    Flags flags{"data/tokenize", "Turns text files, and folders of them, into shards of tokens. A document is a file, or with --separator a piece of a file;\n"
+                                 "in a .jsonl file every line is a document, a JSON object with its text under the key \"text\". Every document begins\n"
+                                 "with the token bos. Writes DIR/train_000000.bin, ..., DIR/val_000000.bin and DIR/tokenizer.txt, all of them or none."};
+    std::vector<std::string>& inputs = flags.arguments("inputs", "text files and folders; binary files in folders are skipped");
+    std::string& out = flags.text("--out", "", "folder for the shards; created if it does not exist");
     std::optional<int>& train_tokenizer = flags.number("--train-tokenizer", Nothing<int>{}, 257, 65536,
-                                                       "train a tokenizer of this many tokens, 257 to 65536, on the training documents (on at most "
-                                                       "32 MiB: of more, on the start of each)");
+                                                       "train a tokenizer of this many tokens, 257 to 65536, on the training documents (on at most\n"
+                                                       "32 MiB: of a larger corpus, on the start of each document)");
     std::optional<std::string>& tokenizer =
-        flags.text("--tokenizer", Nothing<std::string>{}, "or take this tokenizer's file, or GPT-2's vocab.bpe");
-    std::vector<std::string>& val_inputs = flags.repeated("--val", "a file or folder of validation text; may be given again");
-    int& val_every = flags.at_least("--val-every", 20, 0, "without --val, every n-th document is validation; 0: none (20)");
+        flags.text("--tokenizer", Nothing<std::string>{}, "use this tokenizer file, or GPT-2's vocab.bpe, instead of training one");
+    std::vector<std::string>& val_inputs = flags.repeated("--val", "a file or folder of validation text; can be given several times");
+    int& val_every = flags.at_least("--val-every", 20, 0, "without --val, every n-th document is for validation; 0: none (20)");
     std::string& separator =
-        flags.text("--separator", "", "a text that stands between two documents of one file, like '<|endoftext|>'; it is in neither");
+        flags.text("--separator", "", "the text that separates documents within a file, like '<|endoftext|>'; it belongs to no document");
     int64_t& piece_bytes = flags.at_least("--piece-bytes", int64_t{0}, int64_t{0},
-                                          "with --separator: pieces are joined, what stands between them too, until they have so many bytes (0)");
+                                          "with --separator: join pieces, with the separators between them, until they have this many bytes (0)");
     int64_t& shuffle_seed = flags.at_least("--shuffle-seed", int64_t{1}, int64_t{0},
-                                           "documents are shuffled before they are cut into shards; another seed, another order (1)");
-    bool& no_shuffle = flags.toggle("--no-shuffle", "leave them in the order of the inputs, in a folder in that of the paths");
-    int64_t& shard_tokens = flags.number("--shard-tokens", int64_t{100'000'000}, 1, INT32_MAX, "tokens in a shard, 1 to 2147483647 (100000000)");
+                                           "seed that shuffles the documents before they are written to shards (1)");
+    bool& no_shuffle = flags.toggle("--no-shuffle", "keep the order of the inputs; files of a folder are sorted by path");
+    int64_t& shard_tokens = flags.number("--shard-tokens", int64_t{100'000'000}, 1, INT32_MAX, "tokens per shard, 1 to 2147483647 (100000000)");
     int64_t& train_tokens = flags.at_least("--train-tokens", int64_t{0}, int64_t{0},
-                                           "write so many tokens of the training documents, the last of which is cut; 0: all (0)");
-    int64_t& val_tokens = flags.at_least("--val-tokens", int64_t{0}, int64_t{0}, "and so many of those for validation; 0: all (0)");
-    bool& unique = flags.toggle("--unique", "take each text once: a document that another one equals is left out, for training also one that --val has");
+                                           "write exactly this many training tokens, cutting the last document; 0: all (0)");
+    int64_t& val_tokens = flags.at_least("--val-tokens", int64_t{0}, int64_t{0}, "the same for validation tokens; 0: all (0)");
+    bool& unique = flags.toggle("--unique", "drop duplicate documents, and training documents that are in --val too");
     bool& overwrite = flags.toggle("--overwrite", "replace the shards and the tokenizer that --out holds");
 
     bool parse(int argc, char** argv) {
@@ -71,20 +71,20 @@ static double seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Set by SIGINT and SIGTERM: the program then ends as it does on any error, and leaves nothing half-written.
+// Set by SIGINT and SIGTERM: the program then ends as on any error, and leaves nothing half-written.
 static volatile std::sig_atomic_t stop_asked = 0;
 static void check_stop() { require(!stop_asked, "stopped by a signal; nothing was changed"); }
 
 // ----------------------------------------------------------------------------------------------------------- documents
 
-/// A text to be read from a file when its turn comes: the whole file, or a piece of it, or a line of a .jsonl file.
+/// Where the text of a document is: the whole file, a piece of it, or a line of a .jsonl file. The text is read only when it is needed.
 struct Document {
-    int file;        ///< which of Corpus::files
-    int64_t offset;  ///< where it lies there
-    int64_t bytes;   ///< as it is stored; a line of JSON gives that many bytes of text or fewer
+    int file;        ///< index in Corpus::files
+    int64_t offset;  ///< in the file
+    int64_t bytes;   ///< in the file; the text of a JSON line has at most this many
 };
 
-/// Where texts lie. Of the texts themselves nothing is kept, however many there are.
+/// The documents of both splits; the texts themselves are not kept in memory.
 struct Corpus {
     std::vector<std::string> files;
     std::vector<Document> train, val;
@@ -92,14 +92,14 @@ struct Corpus {
 
 static bool is_jsonl(const fs::path& path) { return path.extension() == ".jsonl"; }
 
-/// What a line of a .jsonl file gives.
+/// The text of a line of a .jsonl file.
 static std::string text_of_line(std::string_view line, const std::string& where) {
     const nlohmann::json object = parse_json(line, where);
     return json_string(json_member(object, "text", where), concat(where, ": 'text'"));
 }
 
-/// Finds the documents under the inputs: input by input, in a folder sorted by path. (So their order is the same wherever the folder
-/// lies.) A file or folder that can be reached by two ways, links too, is taken once, so a link that leads back up ends there.
+/// Finds the documents under the inputs: input by input, and sorted by path within a folder. (So their order does not depend on where
+/// the folder lies.) A file or folder that is reachable by two paths or links is taken once, so that a cyclic link ends.
 class DocumentFinder {
 public:
     DocumentFinder(std::vector<std::string>& file_list, const std::string& separator_text, int64_t least_bytes)
@@ -108,7 +108,7 @@ public:
     std::vector<Document> find(const std::vector<std::string>& inputs) {
         std::vector<Document> documents;
         for (const std::string& input : inputs) {
-            require(fs::exists(input), "input '", input, "' is not there");
+            require(fs::exists(input), "input '", input, "' does not exist; give files or folders of text");
             require(fs::is_regular_file(input) || fs::is_directory(input), "input '", input, "' is neither a file nor a folder");
             std::vector<std::string> paths;
             visit(input, paths, true);
@@ -118,7 +118,7 @@ public:
         return documents;
     }
 
-    /// One line for each reason to skip files.
+    /// Prints one line for each reason to skip files.
     void print_skipped() const {
         auto warn = [](size_t count, const std::string& one, const std::string& several, const std::string& first) {
             std::cerr << readable(concat("tokenize: warning: skipped ", count, count == 1 ? one : several, ": '", first, count == 1 ? "'" : "' and others")) << std::endl;
@@ -128,7 +128,7 @@ public:
     }
 
 private:
-    /// named: by the user himself, not found in a folder.
+    /// named: given on the command line, not found in a folder.
     void visit(const fs::path& path, std::vector<std::string>& paths, bool named) {
         check_stop();
         std::error_code unreadable;
@@ -170,11 +170,11 @@ private:
             documents.push_back({number, 0, file.size()});
     }
 
-    /// Every line is read once here, so that a bad one is an error before anything is made of the others.
+    /// Parses every line once, so that a bad line is an error before anything is written.
     void list_lines(const File& file, int number, std::vector<Document>& documents) {
         int64_t line = 0;
         for_each_piece(file, "\n", [&](std::string_view text, int64_t offset, bool last) {
-            if (last && text.empty()) return;   // behind the last line's end
+            if (last && text.empty()) return;   // after the final line break
             const std::string where = concat(file.path(), ": line ", ++line);
             if (!text_of_line(text, where).empty())
                 documents.push_back({number, offset, static_cast<int64_t>(text.size())});
@@ -183,9 +183,9 @@ private:
         });
     }
 
-    /// A document begins and ends with a piece that is not white space alone, and ends with the one that makes it piece_bytes long.
+    /// Joins pieces to documents of at least piece_bytes bytes. Pieces of white space alone neither begin nor end a document.
     void list_pieces(const File& file, int number, std::vector<Document>& documents) {
-        Document joined{number, 0, 0};   // of no bytes: none has begun
+        Document joined{number, 0, 0};   // bytes 0: no document has begun
         const auto end = [&] {
             if (joined.bytes > 0) documents.push_back(joined);
             joined.bytes = 0;
@@ -199,12 +199,12 @@ private:
         end();
     }
 
-    /// take(text, offset, last) for what stands between one `end` and the next. Memory: that of the longest.
+    /// Calls take(text, offset, last) for each piece of text between two occurrences of `end`. Uses as much memory as the longest piece.
     template <class Take>
     static void for_each_piece(const File& file, std::string_view end, Take take) {
-        std::string text;        // of the file, from `offset`: what belongs to pieces that have not ended
+        std::string text;        // the file from `offset` on: the piece that has not ended yet
         int64_t offset = 0;
-        size_t searched = 0;     // of `text`: no end begins there
+        size_t searched = 0;     // no `end` begins in the first `searched` bytes of `text`
         for (int64_t read = 0;;) {
             check_stop();
             size_t begin = 0;
@@ -238,7 +238,7 @@ static int64_t stored_bytes(const std::vector<Document>& documents) {
     return bytes;
 }
 
-/// Moves every n-th document, spread over the corpus, to the result.
+/// Removes every n-th document and returns them.
 static std::vector<Document> take_validation(std::vector<Document>& documents, int every) {
     std::vector<Document> train, val;
     for (size_t i = 0; i < documents.size(); i++) (every > 0 && i % every == every - size_t{1} ? val : train).push_back(documents[i]);
@@ -246,7 +246,7 @@ static std::vector<Document> take_validation(std::vector<Document>& documents, i
     return val;
 }
 
-/// Reads documents, the text of each from its beginning, in parts.
+/// Reads the text of documents in parts.
 class Reader {
 public:
     explicit Reader(const Corpus& texts) : corpus(texts) {}
@@ -257,7 +257,7 @@ public:
         const std::string& path = corpus.files[static_cast<size_t>(next.file)];
         if (!file || file->path() != path) file.emplace(path);
     }
-    /// Appends the next part of the text, of about `bytes` bytes (a line of JSON: all of it). False when it was the last.
+    /// Appends the next part of the text, about `bytes` bytes (of a JSON line: all of it). False when it was the last part.
     bool append(std::string& text, int64_t bytes) {
         const bool line = is_jsonl(file->path());
         const int64_t more = line ? document.bytes : std::min(bytes, document.bytes - at);
@@ -273,13 +273,13 @@ private:
     const Corpus& corpus;
     std::optional<File> file;
     Document document{};
-    int64_t at = 0;   // of the document, what has been read
+    int64_t at = 0;   // bytes of the document that have been read
 };
 
-/// What stands for a text: two of one length and one hash count as the same.
+/// Length and hash of a text: texts with equal ones count as duplicates.
 using Fingerprint = std::pair<int64_t, uint64_t>;
 
-/// Takes out the documents whose text `seen` knows, and adds that of the others to it.
+/// Removes the documents whose text is in `seen`, and adds the texts of the others to it.
 static void drop_duplicates(const Corpus& corpus, std::vector<Document>& documents, std::set<Fingerprint>& seen) {
     Reader reader(corpus);
     std::string text;
@@ -300,7 +300,7 @@ static void drop_duplicates(const Corpus& corpus, std::vector<Document>& documen
 
 // ----------------------------------------------------------------------------------------------------------- tokenizer
 
-/// Of a corpus larger than the sample, the start of every document; of very many documents, of every n-th.
+/// Trains on the corpus, or if it is larger than the sample on the start of every document; of very many documents, of every n-th.
 static Tokenizer train_tokenizer(const Corpus& corpus, int vocab_size) {
     double begin = seconds();
     std::vector<Document> sample = corpus.train;
@@ -335,8 +335,8 @@ static Tokenizer train_tokenizer(const Corpus& corpus, int vocab_size) {
 
 // -------------------------------------------------------------------------------------------------------------- shards
 
-/// A folder in --out where the files are made, so that all of them appear there or none. It goes away at the end, also of
-/// a run that failed; that of a killed one stays, as tokenize.PROCESS.tmp, in nobody's way.
+/// A temporary folder in --out in which the files are written, so that all of them appear in --out or none. It is removed at the end, also
+/// after an error; that of a killed process stays, as tokenize.PROCESS.tmp.
 class Workplace {
 public:
     explicit Workplace(const fs::path& out_folder) : out(out_folder), path(out / concat("tokenize.", getpid(), ".tmp")) {
@@ -355,7 +355,7 @@ public:
 
     const fs::path& folder() const { return path; }
 
-    /// Puts the finished files where `old` ones may lie.
+    /// Removes the `old` files, and moves the finished ones to --out.
     void publish(const std::vector<fs::path>& old) {
         for (const fs::path& file : old) fs::remove(file);
         for (const fs::directory_entry& entry : fs::directory_iterator(path)) fs::rename(entry.path(), out / entry.path().filename());
@@ -367,15 +367,14 @@ private:
     bool made_out = false, published = false;
 };
 
-/// Tokens, one after another, into shards NAME_000000.bin, NAME_000001.bin, ... that are full but for the last; those beyond the most that are
-/// wanted are left out.
+/// Writes a stream of tokens to shards NAME_000000.bin, NAME_000001.bin, ..., all full but the last. Tokens beyond `most_tokens` are dropped.
 class ShardSequence {
 public:
     ShardSequence(const fs::path& out, const char* kind, int64_t shard_tokens, int64_t most_tokens)
         : folder(out), prefix(kind), limit(shard_tokens), most(most_tokens) {}
 
     bool full() const { return tokens == most; }
-    /// Returns what it wrote of them.
+    /// Returns the tokens that it wrote.
     std::span<const uint16_t> write(std::span<const uint16_t> ids) {
         ids = ids.first(static_cast<size_t>(std::min<int64_t>(std::ssize(ids), most - tokens)));
         const std::span<const uint16_t> written = ids;
@@ -414,8 +413,8 @@ private:
     std::optional<ShardWriter> shard;
 };
 
-/// Encodes a document in parts that begin and end where pieces of the text do, so that they give the tokens of the whole. Returns
-/// the bytes of the text that was written.
+/// Encodes a document in parts that are cut at borders of pieces, so that the tokens are those of the whole text. Returns the number of
+/// bytes of text that were written.
 static int64_t encode_document(Reader& reader, const Document& document, Tokenizer& tokenizer, ShardSequence& shards) {
     uint16_t bos = static_cast<uint16_t>(tokenizer.bos());
     shards.write({&bos, 1});
@@ -434,7 +433,7 @@ static int64_t encode_document(Reader& reader, const Document& document, Tokeniz
     return bytes;
 }
 
-/// most_tokens: so many are written; 0: all there are.
+/// most_tokens: number of tokens to write; 0: all.
 static void encode(const char* kind, const Corpus& corpus, const std::vector<Document>& documents, Tokenizer& tokenizer, const fs::path& folder,
                    int64_t shard_tokens, int64_t most_tokens) {
     double begin = seconds(), bytes = 0;
@@ -444,7 +443,7 @@ static void encode(const char* kind, const Corpus& corpus, const std::vector<Doc
     for (; used < documents.size() && !shards.full(); used++) bytes += static_cast<double>(encode_document(reader, documents[used], tokenizer, shards));
     shards.finish();
     require(most_tokens == 0 || shards.full(), "--", kind, "-tokens is ", most_tokens, ", but the documents give only ", shards.tokens,
-            "; give that or less, or more text");
+            "; give at most that, or more text");
     double time = seconds() - begin;
     double text_tokens = static_cast<double>(shards.tokens) - static_cast<double>(used);
     std::printf("%s: %zu documents, %.0f bytes, %lld tokens, %.3f bytes/token, %d shard%s, %.1f MB/s\n", kind, used, bytes,
@@ -454,7 +453,7 @@ static void encode(const char* kind, const Corpus& corpus, const std::vector<Doc
 
 // ---------------------------------------------------------------------------------------------------------------- main
 
-/// What an earlier run left in the folder: train_NNNNNN.bin, val_NNNNNN.bin and the tokenizer.
+/// The files of an earlier run in the folder: train_NNNNNN.bin, val_NNNNNN.bin and the tokenizer.
 static std::vector<fs::path> finished_files(const fs::path& out) {
     std::vector<fs::path> found;
     if (!fs::is_directory(out)) return found;
@@ -481,22 +480,22 @@ static int tokenize(const Options& options) {
     DocumentFinder finder(corpus.files, options.separator, options.piece_bytes);
     corpus.val = finder.find(options.val_inputs), corpus.train = finder.find(options.inputs);
     finder.print_skipped();
-    require(!corpus.train.empty(), "no text in '", options.inputs[0], "'", options.inputs.size() > 1 ? " and the other inputs" : "");
+    require(!corpus.train.empty(), "no text in '", options.inputs[0], "'", options.inputs.size() > 1 ? " and the other inputs" : "", "; give files with text");
     if (options.unique) {
         const size_t before = corpus.val.size() + corpus.train.size();
         std::set<Fingerprint> seen;
         for (std::vector<Document>* documents : {&corpus.val, &corpus.train}) drop_duplicates(corpus, *documents, seen);
-        require(!corpus.train.empty(), "every text in '", options.inputs[0], "' is in what --val names, too");
+        require(!corpus.train.empty(), "every text in '", options.inputs[0], "' is also in the text of --val, and --unique drops it; give other text");
         std::printf("unique: %zu of %zu documents\n", corpus.val.size() + corpus.train.size(), before);
     }
-    // Validation is chosen, and the tokenizer learned, before anything is shuffled: another seed changes neither.
+    // The validation documents and the tokenizer are determined before the shuffle, so that they do not depend on its seed.
     if (options.val_inputs.empty())
         corpus.val = take_validation(corpus.train, options.val_every);
     else
-        require(!corpus.val.empty(), "no text in '", options.val_inputs[0], "', which --val names");
+        require(!corpus.val.empty(), "no text in '", options.val_inputs[0], "', which --val names; give files with text");
 
     require(options.val_tokens == 0 || !corpus.val.empty(), "--val-tokens is ", options.val_tokens, ", but of ", corpus.train.size(),
-            " documents none is for validation; give --val, or another --val-every");
+            " documents none is for validation; give --val, or a smaller --val-every");
 
     Tokenizer tokenizer = options.tokenizer ? Tokenizer::load(*options.tokenizer) : train_tokenizer(corpus, *options.train_tokenizer);
     if (!options.no_shuffle)
@@ -509,7 +508,7 @@ static int tokenize(const Options& options) {
     check_out(options);
     workplace.publish(finished_files(options.out));
     if (corpus.val.empty() && options.val_every > 0)
-        std::printf("val: none, there are only %zu documents; name files for it with --val, or give a smaller --val-every\n", corpus.train.size());
+        std::printf("val: none, there are only %zu documents; give validation files with --val, or a smaller --val-every\n", corpus.train.size());
     std::printf("written: %s\n", (fs::path(options.out) / "train_*.bin").c_str());
     return 0;
 }

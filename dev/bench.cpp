@@ -1,10 +1,10 @@
-// bench [--mma-sync] [CASE...]: speed of the training step on this machine, against the peak that its matrix products reach.
+// bench [--mma-sync] [CASE...]: speed of the training step on this machine, against the peak that its matmuls reach.
 // One line a case:  bench NAME TOKENS_PER_S tok/s SHARE %   (gradients zeroed, forward, backward; FLOPs a token as in the
 // accounting), with the optimizer's step on a line of its own:
-//     optimizer NAME MS ms BOUND ms RATIO     (bound: the FLOPs of Muon's products, whole ones, at the peak; MS / BOUND)
+//     optimizer NAME MS ms, bound BOUND ms, ratio RATIO     (bound: the FLOPs of Muon's matmuls, symmetric ones counted whole, at the peak)
 // Medians of five rounds. Each round measures the peak first, and its shares are of that, since a machine's speed changes while
 // it works. For the models of dev/results whole steps too:
-//     step NAME TOKENS tokens MS ms TOKENS_PER_S tok/s SHARE % of the best product, SHARE % of device_peak_flops
+//     step NAME TOKENS tokens MS ms TOKENS_PER_S tok/s SHARE % of the best matmul, SHARE % of device_peak_flops
 // --mma-sync: on Hopper, attention by the kernels for every GPU.
 // bench --models: the models of dev/results as JSON (dev/bench_models.json), and nothing else.
 #include <cstdio>
@@ -14,12 +14,12 @@
 #include "llmc/ops/peak.h"
 #include "llmc/optimizer.h"
 
-/// What shares are of, and the products that it is the best of.
+/// The peak that shares are of, and the matmuls that it is the best of.
 static void print_peak(double peak, int64_t rows) {
-    std::printf("peak %.1f GFLOP/s: the best %s product of %ldx768x3072, %ldx3072x768, %ldx768x32768\n", peak * 1e-9, PRECISION_NAME, rows, rows, rows);
+    std::printf("peak %.1f GFLOP/s: the best %s matmul of %ldx768x3072, %ldx3072x768, %ldx768x32768\n", peak * 1e-9, PRECISION_NAME, rows, rows, rows);
 }
 
-/// FLOP/s of the best product of shapes that these models have, with so many rows.
+/// FLOP/s of the best matmul of shapes that these models have, with so many rows.
 static double matmul_peak(int64_t rows, int repeats) {
     double best = 0;
     for (auto [out, in] : {std::pair<int64_t, int64_t>{768, 3072}, {3072, 768}, {32768, 768}}) {
@@ -111,7 +111,7 @@ static void bench(const Case& c) {
         whole(0);
         const double step_seconds = measure(std::max(3, c.repeats * ROUNDS / micro_batches), whole);
         const double step_rate = static_cast<double>(tokens) * micro_batches / step_seconds;
-        std::printf("step %s %ld tokens %.1f ms %.0f tok/s %.1f %% of the best product", name, tokens * micro_batches, step_seconds * 1e3, step_rate,
+        std::printf("step %s %ld tokens %.1f ms %.0f tok/s %.1f %% of the best matmul", name, tokens * micro_batches, step_seconds * 1e3, step_rate,
                     100 * step_rate * flops / peak);
         if (sheet > 0) std::printf(", %.1f %% of device_peak_flops", 100 * step_rate * flops / sheet);
         std::printf("\n");

@@ -1,4 +1,4 @@
-// What the benches share: the two models that dev/results reports, tensors of noise, a clock. In terms of llmc/device/device.h and memory.h alone.
+// What the benches share: the two models that dev/results reports, tensors of noise, a clock. Of the device it uses llmc/device/device.h and memory.h.
 #pragma once
 #include <algorithm>
 #include <chrono>
@@ -62,7 +62,7 @@ public:
     Tensors(const Tensors&) = delete;
     Tensors& operator=(const Tensors&) = delete;
 
-    /// n elements of normal noise: products of zeros run faster than training's.
+    /// n elements of normal noise: matmuls of zeros run faster than training's.
     template <class T>
     T* noise(int64_t n, float deviation = 1) {
         static const std::vector<float> normal = [] {

@@ -1,13 +1,13 @@
 // bench_ops MODEL: every op of a training step by itself, at the model's shapes: time, and the share of what the device can do at
 // most. Both ceilings are measured first, by the same clock: memory by a copy and by a sum of two large tensors, whichever is faster;
-// products by the best of large squares.
+// matmul by the best of large squares.
 //
 // A time is the median of five rounds; a round runs the op many times between two waits for the device. Before it comes back to the
 // same tensors, an op has touched at least 256 MiB of others (its own, or those of further copies of its arguments), so that what
 // it reads comes from memory, as in training.
 //
-// Bytes are the algorithm's: every input read once and every output written once, whatever the kernel really moves. FLOPs are the
-// products' alone; in attention only pairs of tokens that see each other count (forward 2 products, backward 5), and the rate by the
+// Bytes are the algorithm's: every input read once and every output written once, whatever the kernel really moves. FLOPs are those of
+// matmuls alone; in attention only pairs of tokens that see each other count (forward 2 matmuls, backward 5), and the rate by the
 // studies' accounting, which counts the whole window for every token, stands beside it.
 #include <algorithm>
 #include <cmath>
@@ -40,7 +40,7 @@ using Run = std::function<void()>;
 
 /// How long is measured, and with how much; a trial does with less.
 struct Clock {
-    int64_t cache = int64_t{256} << 20;          // bytes: several times the last cache of any GPU
+    int64_t cache = int64_t{256} << 20;          // bytes: several times the last-level cache (L2) of any GPU
     int64_t large_tensor = int64_t{512} << 20;   // bytes
     double round_seconds = 0.02;
 
@@ -78,7 +78,7 @@ struct Report {
     double step_seconds = 0;
 
     void head() const {
-        if (markdown) std::printf("| op | shape | us | GB/s | of copy | TFLOP/s | of products | calls a step | ms a step | |\n"
+        if (markdown) std::printf("| op | shape | us | GB/s | of copy | TFLOP/s | of matmul | calls a step | ms a step | |\n"
                                   "|---|---|--:|--:|--:|--:|--:|--:|--:|---|\n");
         else std::printf("%-28s %-30s %10s %8s %7s %8s %7s %6s %9s\n", "op", "shape", "us", "GB/s", "share", "TFLOP/s", "share", "calls", "ms a step");
     }
@@ -129,7 +129,7 @@ static Ceilings measure_ceilings(const Clock& clock, bool markdown) {
         floatX *x = t.noise<floatX>(n), *branch = t.noise<floatX>(n);
         return [=] { residual_add(x, branch, n, nullptr); };
     });
-    // Larger squares, as long as one product takes no more than a few hundredths of a second.
+    // Larger squares, as long as one matmul takes no more than a few hundredths of a second.
     double seconds = 0;
     for (int64_t side = large_tensor >> 20 << 2; side <= 16384 && seconds < clock.round_seconds; side *= 2) {
         const double flops = 2.0 * static_cast<double>(side) * static_cast<double>(side) * static_cast<double>(side);
@@ -163,11 +163,11 @@ struct Step {
     void run() {
         embeddings();
         norms();
-        products();
+        matmuls();
         heads();
         mlp_and_loss();
         updates();
-        attention();   // last: what a kernel that never ends would take along
+        attention();   // last: a kernel that hangs would lose the lines after it
     }
 
     std::string rows(int64_t channels) const { return concat(N, " x ", channels); }
@@ -280,15 +280,16 @@ struct Step {
         });
     }
 
-    void products() {
-        struct Product {
+    void matmuls() {
+        struct Matmul {
             const char* name;
             int64_t rows, in, out;
             double calls;
         };
         const int64_t chunk = logits_rows(N, V);
-        for (auto [name, m, in, out, calls] : {Product{"qkv", N, C, c.qkv_width(), double(L)}, Product{"proj", N, C, C, double(L)}, Product{"fc", N, C, 4 * C, double(L)},
-                                               Product{"fc_proj", N, 4 * C, C, double(L)}, Product{"head", chunk, C, V, std::ceil(n / double(chunk))}}) {
+        for (auto [name, m, in, out, calls] :
+             {Matmul{"qkv", N, C, c.qkv_width(), double(L)}, Matmul{"proj", N, C, C, double(L)}, Matmul{"fc", N, C, 4 * C, double(L)},
+              Matmul{"fc_proj", N, 4 * C, C, double(L)}, Matmul{"head", chunk, C, V, std::ceil(n / double(chunk))}}) {
             const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(in) * static_cast<double>(out);
             const std::string shape = concat(m, " x ", in, " x ", out);
             report.op(concat("matmul_forward ", name), shape, calls, 0, flops, [=](Tensors& t) {
@@ -330,7 +331,7 @@ struct Step {
             const double layers = static_cast<double>(std::count(c.windows.begin(), c.windows.end(), window));
             double pairs = 0;
             for (int query = 0; query < T; query++) pairs += std::min(query, window) + 1;
-            const double product = 2.0 * B * H * pairs * D, accounted = 4.0 * C * std::min(window, T) * n;
+            const double flops = 2.0 * B * H * pairs * D, accounted = 4.0 * C * std::min(window, T) * n;
             const std::string shape = concat(B, " x ", T, " x ", H, " x ", D, ", window ", window);
             auto forward = [=, this](Tensors& t, floatX*& y, float*& lse, char*& scratch, floatX*& qkv) {
                 y = t.zeros<floatX>(N * C);
@@ -346,14 +347,14 @@ struct Step {
                 attention_use_hopper(hopper_wanted);
                 const std::string kernels = hopper && !hopper_wanted ? ", mma.sync" : "";
                 const double calls = hopper_wanted || report.mma_sync ? layers : 0;
-                report.op("attention_forward" + kernels, shape, calls, 0, 2 * product, [&](Tensors& t) {
+                report.op("attention_forward" + kernels, shape, calls, 0, 2 * flops, [&](Tensors& t) {
                     floatX *y, *qkv;
                     float* lse;
                     char* scratch;
                     forward(t, y, lse, scratch, qkv);
                     return [=, this] { attention_forward(y, lse, scratch, qkv, B, T, H, HK, D, window, nullptr); };
                 }, accounted);
-                report.op("attention_backward" + kernels, shape, calls, 0, 5 * product, [&](Tensors& t) {
+                report.op("attention_backward" + kernels, shape, calls, 0, 5 * flops, [&](Tensors& t) {
                     floatX *y, *qkv;
                     float* lse;
                     char* scratch;
@@ -448,7 +449,7 @@ struct Step {
                 const MuonHyper* hyper = t.copy_of(std::vector{MuonHyper{.lr = 1e-3f, .momentum = 0.95f, .weight_decay = 0}});
                 return [=, &rule = muon] { muon_update(all.data(), scratch, hyper, count, rows, cols, rule, nullptr); };
             });
-            // Of these products alone: s = x x^T.
+            // The matmul s = x x^T alone.
             const int64_t side = std::min(m, k), length = std::max(m, k);
             const bool tall = m > k;
             report.op("matmul_symmetric", concat(count, " x ", side, " x ", length), 0, 0, count * 2 * small * small * large, [=](Tensors& t) {

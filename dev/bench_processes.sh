@@ -1,18 +1,18 @@
 #!/bin/bash
-# dev/bench_processes.sh (make bench-processes): a training step as one process of several threads, and as several processes of one thread each, on the
-# CPU: the same device batch, 8 micro-batches a step. Prints the median of the steps behind the first, what the processes send each other, and how
-# long that takes at this machine's memory bandwidth, as bench_ops measures it. CASE=nano|d12: one of them.
+# dev/bench_processes.sh (make bench-processes): a training step as one process with several threads, and as several processes with one thread each, on
+# the CPU, with the same device batch and 8 micro-batches a step. Prints the median time of the steps after the first, the bytes that the processes send
+# each other, and how long those take at this machine's memory bandwidth, as bench_ops measures it. CASE=nano|d12: one of them.
 set -euo pipefail
 processes=$(nproc)
 while ((processes & (processes - 1))); do processes=$((processes - 1)); done   # a power of two
-[ "$processes" -gt 1 ] || { echo "bench-processes: this machine has one core; several processes have nothing to share" >&2; exit 2; }
+[ "$processes" -gt 1 ] || { echo "bench-processes: this machine has one core; there is nothing to compare" >&2; exit 2; }
 command -v mpirun >/dev/null || { echo "bench-processes: no mpirun here; make deps installs Open MPI" >&2; exit 2; }
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 ls corpus/train_*.bin >/dev/null 2>&1 || data/default_corpus.sh corpus --shard-tokens 20481 | grep -v '^shard: '
 
-# median FILE: of the milliseconds of its steps but the first.
+# median FILE: of the milliseconds of all its steps but the first.
 median() {
     sed -nE 's/.*"event":"step".*"ms":([0-9.]+).*/\1/p' "$1" | tail -n +2 | sort -n | awk '{ x[NR] = $1 } END { print (x[int((NR + 1) / 2)] + x[int(NR / 2) + 1]) / 2 }'
 }

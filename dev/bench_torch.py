@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The two models of dev/results in compiled PyTorch, to stand beside make gpu-check's numbers.
+"""The two models of make gpu-check in compiled PyTorch, as the baseline of its numbers.
 
-    dev/bench_torch.py [attention] [MODEL...]       speed on this machine's GPU (default: all of it; --cpu: on the CPU)
-    dev/bench_torch.py --warm [PART...]             compiles and measures nothing: the next run is quicker
-    dev/bench_torch.py --check test/golden/CASE.safetensors...   the same code in fp32 against golden cases: loss, gradients, three steps
+    dev/bench_torch.py [attention] [MODEL...]       measures on this machine's GPU (default: attention and both models; --cpu: on the CPU)
+    dev/bench_torch.py --warm [PART...]             only compiles, which fills the cache for the next run
+    dev/bench_torch.py --check test/golden/CASE.safetensors...   checks this code in fp32 against golden cases: loss, gradients, three steps
 
-The models are written plainly, in the engine's precision: fp32 master weights and gradients, products and activations in bf16,
+The models are written plainly, in the engine's precision: fp32 master weights and gradients, matmuls and activations in bf16,
 norms, softmax and loss in fp32. Attention is PyTorch's flash attention, with flex_attention where a window is shorter than the
 sequence. Model, loss and optimizer are compiled by torch.compile. Names, shapes and hyper-parameters are those of the checkpoints.
 """
@@ -33,7 +33,7 @@ POLAR_EXPRESS = [
 
 # ------------------------------------------------------------------------------------------------------------- the models
 
-# The engine's own: what build/cpu-bf16/bench --models prints.
+# The engine's own models: the output of build/cpu-bf16/bench --models.
 MODELS = json.load(open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "bench_models.json")))
 MEASURED = ["speedrun124M", "nanochat-d12"]
 
@@ -74,7 +74,7 @@ def rotate(x, cos, sin):
 
 
 def make_attention(c, device, flex):
-    """attend(q, k, v, window), each (B, T, heads, D). flex: windows by flex_attention, whose gradients only a GPU has."""
+    """attend(q, k, v, window), each (B, T, heads, D). flex: windows by flex_attention, which has gradients only on a GPU."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
     T, grouped = c["seq_len"], c["n_head"] != c["n_kv_head"]
     masks = {}
@@ -139,7 +139,7 @@ def make_loss(c, device, dtype, flex=None):
 # ------------------------------------------------------------------------------------------------------------ the optimizer
 
 def orthogonalize(u, coefficients, safety, eps, dtype):
-    """(n, rows, cols), each matrix by itself."""
+    """u: (n, rows, cols), n matrices, each orthogonalized by itself."""
     x = (u / (u.norm(dim=(1, 2), keepdim=True) * safety + eps)).to(dtype)
     tall = x.size(1) > x.size(2)
     x = x.mT if tall else x
@@ -150,7 +150,7 @@ def orthogonalize(u, coefficients, safety, eps, dtype):
 
 
 class Optimizer:
-    """AdamW on embeddings, head and lambdas, Muon on the matrices, all matrices of a shape at once."""
+    """AdamW on embeddings, head and lambdas; Muon on the matrices, all matrices of one shape in a batch."""
 
     def __init__(self, p, c, dtype, hyper=None):
         self.p, self.c, self.dtype, self.hyper, self.steps = p, c, dtype, dict(hyper or {}), 0
@@ -179,7 +179,7 @@ class Optimizer:
 
     @torch.no_grad()
     def _update(self, scale, step, momentum):
-        """All of them tensors of one element, so that a new value compiles nothing anew."""
+        """The arguments are tensors of one element, so that a new value does not recompile."""
         for name in self.adamw:
             self._adamw(name, scale, step)
         for shape in self.shapes:
@@ -244,7 +244,7 @@ def check(path):
     golden, meta = read_safetensors(path)
     c = meta["config"]
     if meta["frozen"] or meta["loop_at"] or set(c["norm_before"]) != {"none"}:
-        print(f"{path}: left out, as there is no looping, no frozen tensor and no norm between stacked models here", flush=True)
+        print(f"{path}: skipped: this script has no looping, no frozen tensors and no norm between stacked models", flush=True)
         return True
     p = {name[5:]: value.clone().requires_grad_() for name, value in golden.items() if name.startswith("init/")}
     loss_of = make_loss(c, "cpu", torch.float32)
@@ -290,14 +290,14 @@ class Clock:
         return (time.perf_counter() - start) / times
 
     def median(self, work, budget=0.05, warm=1):
-        """Of five rounds of many runs between two waits, as dev/bench_ops.cpp has it."""
+        """Seconds: the median of five rounds, each of many runs between two synchronizations, as in dev/bench_ops.cpp."""
         for _ in range(warm):
             work()
         times = max(1, min(200, int(budget / max(self.seconds(work, 1), 1e-6))))
         return sorted(self.seconds(work, times) for _ in range(5))[2]
 
 
-# A compiled backward pass that runs again and again must not give its inputs away.
+# The compiled backward pass runs several times on the same graph, so it must not reuse the buffers of its inputs.
 @torch._functorch.config.patch(donated_buffer=False)
 def bench_attention(clock, device):
     """Attention alone, at the shapes of both models. Without a clock it only compiles."""
@@ -308,7 +308,7 @@ def bench_attention(clock, device):
         c = MODELS[name]["config"]
         cases += [(MODELS[name]["batch"], c["seq_len"], c["n_head"], c["n_embd"] // c["n_head"], window) for window in sorted(set(c["windows"]))]
     for B, T, H, D, window in cases:
-        # As the models have them: the heads of a token lie side by side.
+        # The models' memory layout: (B, T, H, D).
         q, k, v, dy = (torch.randn(B, T, H, D, device=device, dtype=torch.bfloat16, requires_grad=i < 3).transpose(1, 2) for i in range(4))
         pairs = sum(min(t, window) + 1 for t in range(T))
         product = 2.0 * B * H * pairs * D
@@ -332,12 +332,12 @@ def bench_attention(clock, device):
                     seconds = clock.median(work)
                     print(f"torch attention {name} {which} {B}x{T}x{H}x{D} window {window}: {seconds * 1e6:.1f} us, "
                           f"{products * product / seconds * 1e-12:.1f} TFLOP/s", flush=True)
-            except Exception as error:   # a backend that this machine does not have is a line
+            except Exception as error:   # a missing backend is reported, not fatal
                 print(f"torch attention {name} {B}x{T}x{H}x{D}: left out, {first_line(error)}", flush=True)
 
 
 def bench_model(name, clock, device, compiled=True, halvings=0):
-    """Without a clock it only compiles. halvings: of the micro-batch, where all of it does not fit."""
+    """Without a clock it only compiles. halvings: how often the micro-batch is halved, to fit into memory."""
     model = MODELS[name]
     c, B, accumulate = model["config"], model["batch"] >> halvings, model["accumulate"] << halvings
     T, started = c["seq_len"], time.perf_counter()
@@ -345,7 +345,7 @@ def bench_model(name, clock, device, compiled=True, halvings=0):
     if parameters != model["total_params"]:
         raise ValueError(f"{parameters} parameters here, {model['total_params']} in the engine")
     torch.manual_seed(1)
-    # Any weights do that make the loss depend on the attention: it is compared with what the same code gives uncompiled.
+    # Any weights will do that make the loss depend on the attention: the loss is compared with that of the same code uncompiled.
     p = {tensor: (torch.randn(shape, device=device) * 0.05 if len(shape) > 1 else torch.full(shape, 0.5, device=device)).requires_grad_()
          for tensor, shape in tensor_shapes(c).items()}
     idx, targets = (torch.randint(c["vocab_size"], (B, T), device=device) for _ in range(2))

@@ -1,13 +1,13 @@
 #!/bin/bash
 # dev/check_spills.sh LOG...: reads what ptxas reported when the CUDA files were compiled (build/cuda-*/{llmc/*,dev/kernels}/*.cu.o.log).
-# A kernel that keeps registers or arrays in local memory, which is as slow as the device's, is an error.
+# A kernel that uses local memory (spilled registers, arrays), which is as slow as global memory, is an error.
 set -u
 
 for log in "$@"; do
     [ -r "$log" ] || { echo "check_spills.sh: $log cannot be read; compile the CUDA files first" >&2; exit 2; }
 done
 if grep -H 'Potential Performance Loss' "$@"; then
-    echo "check_spills.sh: the compiler runs wgmma products one after another (above); what they read or write is touched while they run" >&2
+    echo "check_spills.sh: ptxas serialized the wgmma instructions (above): something touches their registers while they are in flight" >&2
     exit 1
 fi
 found=$(awk '

@@ -12,7 +12,7 @@
 
 using nlohmann::json;
 
-// What a checkpoint's header holds beside config and tensors; each travels as JSON text in __metadata__.
+// The keys of a checkpoint's header beside config and tensors; each is kept as JSON text in __metadata__.
 static const char* const TRAVELLING[] = {"progress", "training", "data", "lineage"};
 
 // ------------------------------------------------------------------------------------------- checkpoint -> safetensors
@@ -58,7 +58,7 @@ static std::string names_of(const std::vector<std::string>& names) {
 
 static std::string shape_of(const std::vector<int64_t>& shape) { return json(shape).dump(); }
 
-/// What is wrong with the names and shapes, at once.
+/// Reports everything that is wrong with names and shapes in one error.
 static void require_tensors(const Safetensors& file, const std::vector<Tensor>& weights) {
     Entries entries = entries_of(file);
     std::set<std::string> known;
@@ -79,7 +79,7 @@ static void require_tensors(const Safetensors& file, const std::vector<Tensor>& 
             misshapen.empty() ? "" : "; of another shape: " + names_of(misshapen));
 }
 
-/// In a checkpoint's order, whatever the file's: weights, the state of each weight, the tokenizer.
+/// In the order of a checkpoint, whatever the order of the file: weights, the optimizer state of each weight, the tokenizer.
 static std::vector<TensorSource> sources_of(const Safetensors& file, const std::vector<Tensor>& weights) {
     Entries entries = entries_of(file);
     std::vector<TensorSource> sources;
@@ -108,7 +108,7 @@ static std::string content_hash_of(const GPTConfig& config, const std::vector<Te
     return content_hash(config, entries);
 }
 
-/// The file's own lineage when its weights are still those that were converted from a checkpoint; else one that says so.
+/// The lineage in the file when its weights are unchanged since they were converted from a checkpoint; else a new one.
 static json lineage_of(const Safetensors& file, const json& header, const std::string& hash) {
     json lineage{{"operation", "convert"}, {"detail", "from safetensors"}, {"parents", json::array()}};
     if (!header.contains("lineage") || !file.metadata.contains("hash")) return lineage;
@@ -136,7 +136,7 @@ static void to_checkpoint(const std::string& in, const std::string& out) {
     std::cout << "wrote " << out << ": checkpoint, " << sources.size() << " tensors, " << total_params(config) << " parameters" << std::endl;
 }
 
-/// What `config` holds: all that a model's configuration has.
+/// The keys of `config`: all properties of a model's configuration.
 static std::string config_keys() {
     std::string text;
     const json config = to_json(recipe_config(*recipes().front(), 1, 1, 8, 8, 1));
@@ -145,13 +145,13 @@ static std::string config_keys() {
 }
 
 static int convert(int argc, char** argv) {
-    Flags flags("convert", "Safetensors to a checkpoint, or a checkpoint to safetensors: what IN holds decides. Of safetensors, F64 (rounded), F32 and BF16\n"
-                           "are read, named as in a checkpoint (wte, h.0.q), with the configuration as JSON in `config` of __metadata__. A checkpoint\n"
-                           "keeps all it holds: the way there and back gives the same bytes. Exit code 0, or 2 when something given was wrong.");
+    Flags flags("convert", "Converts safetensors to a checkpoint, or a checkpoint to safetensors; the content of IN decides which. Tensors of safetensors are\n"
+                           "named as in a checkpoint (wte, h.0.q) and may be F64 (which is rounded), F32 or BF16; the configuration is JSON in `config` of\n"
+                           "__metadata__. A checkpoint that is converted to safetensors and back is the same bytes. Exit code 0, or 2 for any error.");
     const std::string& in = flags.argument("IN", "a safetensors file or a checkpoint");
     const std::string& out = flags.argument("OUT", "the file to write, of the other kind");
-    const bool& overwrite = flags.toggle("--overwrite", "replace OUT if it is there");
-    flags.footer("Keys of `config`, each of them needed (llmc/config.h says what they mean):\n" + config_keys());
+    const bool& overwrite = flags.toggle("--overwrite", "replace OUT if it exists");
+    flags.footer("Keys of `config`, all of them required (llmc/config.h documents them):\n" + config_keys());
     if (!flags.parse(argc, argv)) return 0;
 
     check_output(out, {in}, overwrite);

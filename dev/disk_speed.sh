@@ -1,8 +1,8 @@
 #!/bin/bash
-# How fast grow and stack write, beside what reading their input and copying a file of their output's size takes on the same disk:
+# How fast grow and stack write, against reading their input and copying a file of their output's size on the same disk:
 #     dev/disk_speed.sh FOLDER [GB]
-# OUT has GB (10) gigabytes, FOLDER's disk needs 3.6 times as much. Caches are dropped before each run, which only root may do. Prints a table: seconds
-# of five runs of each, their median, what share of the copy's speed that is, and the most memory that the program had. Not a part of CI.
+# OUT has GB (10) gigabytes; FOLDER's disk needs 3.6 times as much. Caches are dropped before each run, which only root may do. Prints a table: the
+# seconds of five runs each, their median, the speed as a share of the copy's, and the program's peak memory. Not a part of CI.
 set -eu
 [ $# -ge 1 ] && [ $# -le 2 ] && [ -d "$1" ] || { echo "usage: dev/disk_speed.sh FOLDER [GB]" >&2; exit 2; }
 gigabytes=${2:-10}
@@ -18,7 +18,7 @@ if [ "$free" -lt $((gigabytes * 3600000000)) ]; then
     exit 2
 fi
 
-# IN: a model of width 2048, 201 MB a layer, of half of OUT's layers; grown from one of a layer, trained for a step.
+# IN: a model of width 2048 (201 MB per layer) with half of OUT's layers, grown from a model of one layer after one training step.
 layers=$(((gigabytes * 1000 / 201 + 1) / 2))
 ./train_gpt --recipe speedrun --depth 1 --width 2048 --seq-len 8 --vocab-size 264 --data test/golden/checkpoint_v1/train_000000.bin --steps 1 --batch-tokens 8 \
     --out "$here/run" >"$here/log" 2>&1 || { cat "$here/log" >&2; exit 2; }
@@ -27,7 +27,7 @@ rm -r "$here/run"
 in=$here/in.bin out=$here/out.bin
 ./grow "$in" "$here/file.bin" --order stack --factor 2 >"$here/log"   # of OUT's size
 
-# run NAME COMMAND: adds a line to $here/NAME, seconds and the peak memory that the command says it had.
+# run NAME COMMAND: adds a line to $here/NAME: milliseconds, and the peak memory that the command printed.
 run() {
     rm -f "$out" "$here/copy.bin"
     sync
@@ -38,7 +38,7 @@ run() {
     end=$(date +%s%N)
     echo "$(((end - begin) / 1000000)) $(sed -n 's/.*peak memory //p' "$here/log")" >>"$here/$1"
 }
-for ((i = 0; i < 5; i++)); do   # in turns, so that a disk that gets slower does so for all
+for ((i = 0; i < 5; i++)); do   # interleaved, so that a disk that slows down does so for all three
     run copy "cat '$in' >/dev/null && cp '$here/file.bin' '$here/copy.bin' && sync '$here/copy.bin'"
     run grow "./grow '$in' '$out' --order stack --factor 2"
     run stack "./stack '$in' '$in' --use-first-layer --use-last-layer --out '$out'"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Figures of a study, stacking or growth, from its rows (dev/results/STUDY.csv): STUDY_SCALE_NAME.png and .svg beside them.
+"""Draws the figures of a study, stacking or growth, from its rows (dev/results/STUDY.csv): STUDY_SCALE_NAME.png and .svg beside them.
 
-A dot is a seed, a bar a mean, whiskers one standard error, a diamond a published number (corrected where the document is wrong).
-What is compared is what tables.py compares. The same rows give the same SVG, byte for byte."""
+A dot is a seed, a bar the mean, whiskers one standard error, a diamond a published number (corrected where the publication is wrong).
+The comparisons are those of tables.py. The same rows give the same SVG, byte for byte."""
 
 import argparse
 import math
@@ -36,7 +36,7 @@ CHANCE, PUBLISHED = "#999999", "#888888"
 
 
 def marks(axes, x, values, color, label=None, width=0.3, spread=0.0):
-    """Every seed as a dot, beside each other by `spread`; their mean as a bar with its standard error."""
+    """Every seed as a dot, `spread` apart; the mean as a bar with its standard error."""
     values = list(values)
     if not values:
         return
@@ -48,7 +48,7 @@ def marks(axes, x, values, color, label=None, width=0.3, spread=0.0):
 
 
 def line(axes, points, color, label):
-    """A series: (x, values of the seeds) each; the means joined."""
+    """A series of points (x, values of the seeds); a line joins the means."""
     points = sorted((x, list(values)) for x, values in points if values)
     if not points:
         return
@@ -68,7 +68,7 @@ def line(axes, points, color, label):
 
 
 def level_line(axes, values, color, label):
-    """What does not vary along the axis: a mean with its standard error as a band."""
+    """A value that does not depend on x: the mean as a line, its standard error as a band."""
     values = list(values)
     if not values:
         return
@@ -146,7 +146,7 @@ def miniseries(plt, study):
 
 
 def starts(plt, study):
-    """The document's screenshot: the losses before the first step of the deep round, of the miniseries; beside it of the orders."""
+    """Losses before the first step of the deep round, for the miniseries (the study shows a screenshot of these) and for the growth orders."""
     found = [sweep for sweep in (usable(study, "miniseries"), usable(study, "order")) if sweep]
     if not found:
         return None
@@ -172,7 +172,7 @@ def starts(plt, study):
 
 
 def with_baselines(plt, sweep, column, title, label, printed=()):
-    """A sweep along one column: bits per byte beside the baselines'; and the differences, beside the published ones."""
+    """A sweep over one column. Left: bits per byte, with the baselines'. Right: the differences, with the published ones."""
     figure, [[left, right]] = panels(plt, 2)
     groups = defaultdict(list)
     for point in sweep.points:
@@ -230,7 +230,7 @@ def fixed(plt, study):
 
 
 def rounds(plt, study):
-    """The training loss of the deep round with a warmdown of 0.5 and of 1, and the rates that it had."""
+    """Training loss and learning rate of the deep round, with a warmdown of 0.5 and of 1."""
     sweep = usable(study, "warmdown")
     curves = defaultdict(lambda: defaultdict(list))
     for row in study.beside("growth_curves") if sweep else []:
@@ -275,7 +275,7 @@ def rounds(plt, study):
 
 
 def differences(plt, sweep, titles):
-    """A sweep over names: against the baseline, and against the usual setting."""
+    """A sweep over named settings: against the baseline, and against the default setting."""
     figure, [row] = panels(plt, 2)
     ways = [point.against_baseline for point in sweep.points], [
         lambda column, point=point: sweep.against_usual(point, column) for point in sweep.points
@@ -359,11 +359,11 @@ def chance_lines(axes, study, printed=False):
     if odds:
         axes.axhline(odds, color=CHANCE, linewidth=1.2, linestyle=(0, (6, 2)), label="chance")
     if printed:
-        axes.axhline(math.log(50257), color=CHANCE, linewidth=1.2, linestyle=(0, (1.5, 1.5)), label="chance in the document")
+        axes.axhline(math.log(50257), color=CHANCE, linewidth=1.2, linestyle=(0, (1.5, 1.5)), label="chance in the published study")
 
 
 def over_cells(axes, points, color, label, shift, width=0.3):
-    """The stacks of the four layer cells; their parts as a thin line."""
+    """The stacks of the four cells (which layers at the seam are kept); the mean of their parts as a thin line."""
     for point in points:
         x = CELLS.index((point.row["use_first_layer"], point.row["use_last_layer"])) + shift
         marks(axes, x, point.values("val_loss_stack").values(), color, label, width=width, spread=0.04)
@@ -428,7 +428,7 @@ def stacks(plt, study):
 
 
 def below(figure):
-    """One legend for all panels, under them."""
+    """One legend for all panels, below them."""
     unique = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
@@ -496,7 +496,7 @@ def loop(plt, study):
 
 
 def by_models(experiment, title, say):
-    """A few kinds of stacks, each of different models and of one: `say` names a point's kind."""
+    """A few kinds of stacks, each of different models and of one model with itself. `say` names the kind of a row."""
 
     def draw(plt, study):
         sweep = usable(study, experiment)
@@ -504,7 +504,7 @@ def by_models(experiment, title, say):
             return None
         points = [(say(point.row), point) for point in sweep.points]
         usual = sweep.experiment.usual
-        for point in sweep.points:  # what they are compared with, from other sweeps
+        for point in sweep.points:  # the points of other sweeps that they are compared with
             rows = {seed: study.find(row, studies.identity("stacking", {**row, **usual})) for seed, row in point.rows.items()}
             rows = {seed: row for seed, row in rows.items() if row}
             if rows and not any(
@@ -546,7 +546,7 @@ def kept(row):
 
 mix = by_models(
     "mix",
-    "Parts that took in each other's weights",
+    "Parts that were mixed with each other in training",
     lambda row: (f"mixed every {shown(row['mix_every'])}" if row["mix_every"] else "not mixed")
     + f",\n{shown(row['models'])} models,\n{kept(row)}",
 )
@@ -559,14 +559,14 @@ embeddings = by_models(
 
 
 def latents(plt, study):
-    """Cosines between positions, within a model and across two: a map for each pair of models, each cell the mean over seeds."""
+    """Cosines between positions, within a model and across two: one heat map per pair of models, each cell the mean over seeds."""
     cosines = [row for row in study.beside("stacking_latents") if row["quantity"] == "cosine"]
     rows = [row for row in cosines if row.get("mean") and studies.is_number(row["mean"])]
     maps = defaultdict(lambda: defaultdict(list))
     for row in rows:
         a, b = row["model_a"], row["model_b"] or row["model_a"]
         maps[a, b][row["position_a"], row["position_b"]].append(float(row["mean"]))
-        if a == b:   # there each pair of positions is once
+        if a == b:   # within a model each pair of positions has one row
             for one in {row["position_a"], row["position_b"]}:
                 maps[a, b][one, one] = [1.0]
             maps[a, b][row["position_b"], row["position_a"]].append(float(row["mean"]))
@@ -619,7 +619,7 @@ FIGURES = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--scale", help="of this scale alone (default: each that has rows)")
+    parser.add_argument("--scale", help="only this scale (default: every scale that has rows)")
     parser.add_argument(
         "--results",
         type=Path,

@@ -1,10 +1,10 @@
 #!/bin/bash
-# dev/gpu_check.sh [SUITES]: what make gpu-check does, in under nine minutes on a machine that has a GPU, CUDA's toolkit, make and g++:
-# builds for the card, runs the tests on it, checks that a run can be repeated and resumed to the byte, looks for errors with
-# compute-sanitizer, and measures. Everything goes to dev/results/<gpu>.md as it comes, so that a run that is cut off leaves what it has; whole
-# logs stay in build/gpu-check. SUITES: source files of test suites that run the programs, which are left out.
-# Exit code: 0 when nothing failed, 1 when something did, 2 when there is nothing to run on. What the machine does not have or does
-# not allow (profiler, sanitizer, PyTorch) is a line of the report, no failure.
+# dev/gpu_check.sh [SUITES]: make gpu-check, in under nine minutes on a machine with a GPU, CUDA's toolkit, make and g++. It builds for
+# this GPU, runs the tests on it, checks that repeating and resuming a run gives the same bytes, looks for errors with compute-sanitizer,
+# and measures. The report, dev/results/<gpu>.md, is written as it runs, so that an interrupted run keeps what it has; the full
+# logs stay in build/gpu-check. SUITES: source files of test suites that run the programs; these suites are skipped.
+# Exit code: 0 when nothing failed, 1 when something did, 2 when the machine lacks what it needs. What the machine does not have or does
+# not allow (profiler, sanitizer, PyTorch) is noted in the report and is not a failure.
 #
 # shellcheck disable=SC2317  # functions that are exported to a bash of their own
 set -u
@@ -15,7 +15,7 @@ refuse() {
     exit 2
 }
 
-# ---------------------------------------------------------------------------------------------------------- what there is to run on
+# ------------------------------------------------------------------------------------------------------------------ GPU and toolkit
 
 export CUDA_DEVICE_ORDER=PCI_BUS_ID     # CUDA's first GPU is nvidia-smi's
 command -v nvidia-smi >/dev/null || refuse "no GPU here (no nvidia-smi); run it on a machine with an NVIDIA GPU and CUDA's toolkit"
@@ -24,12 +24,12 @@ gpu=$(ask name) || refuse "no GPU here (nvidia-smi: ${gpu%%$'\n'*}); run it on a
 capability=$(ask compute_cap)
 [[ $capability =~ ^[0-9]+\.[0-9]+$ ]] || refuse "nvidia-smi does not tell the compute capability of $gpu, but: ${capability%%$'\n'*}"
 ((${capability%.*} >= 8)) || refuse "$gpu has compute capability $capability; the kernels need 8.0 or more"
-nvcc=${NVCC:-nvcc}     # make hands on an NVCC of its command line
-[[ $nvcc != */* ]] || PATH=$PATH:${nvcc%/*}     # where the toolkit's other programs are too
+nvcc=${NVCC:-nvcc}     # make exports an NVCC given on its command line
+[[ $nvcc != */* ]] || PATH=$PATH:${nvcc%/*}     # the toolkit's other programs are there too
 PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
 command -v "$nvcc" >/dev/null || refuse "$gpu is here, but no $nvcc, neither in PATH nor in ${CUDA_HOME:-/usr/local/cuda}/bin; install CUDA's toolkit or set CUDA_HOME or NVCC"
 arch=sm_${capability/./}
-[ "$capability" != 9.0 ] || arch=sm_90a     # wgmma and TMA are in the architecture's own set alone
+[ "$capability" != 9.0 ] || arch=sm_90a     # wgmma and setmaxnreg need the architecture-specific target
 
 # ---------------------------------------------------------------------------------------------------------------- running, reporting
 
@@ -41,12 +41,12 @@ status=0
 declare -A pids
 trap 'kill "${pids[@]}" ${sampler:+"$sampler"} 2>/dev/null; say "Stopped after $SECONDS s."; exit 1' INT TERM
 
-# What the report, and whoever waits, gets to read.
+# Prints, and appends to the report.
 say() { printf '%s\n' "$*" | tee -a "$report"; }
 bad() { status=1 && say "$*"; }
 left() { echo $((budget - SECONDS)); }
 
-# start NAME SECONDS COMMAND...: begins the command, which gets so many seconds, or what is left; its output goes to $logs/NAME.log.
+# start NAME SECONDS COMMAND...: starts the command, with a limit of SECONDS or of the time left; its output goes to $logs/NAME.log.
 start() {
     local name=$1 limit=$2
     shift 2
@@ -68,7 +68,7 @@ start() {
     pids[$name]=$!
 }
 
-# finish NAME: waits for it. $code: its exit code, time when it took too long, left when there was no time to begin; $took: seconds.
+# finish NAME: waits for it. Sets $code: its exit code, `time` after a timeout, `left` when no time was left to start it; and $took: seconds.
 finish() {
     [ -z "${pids[$1]:-}" ] || wait "${pids[$1]}"
     read -r code took <"$logs/$1.end"
@@ -78,7 +78,7 @@ run() {
     finish "$1"
 }
 
-# How it went, in words.
+# $code in words.
 verdict() {
     case $code in
         0) echo "fine" ;;
@@ -88,7 +88,7 @@ verdict() {
     esac
 }
 quote() { say '```' && cat "$1" >>"$report" && cat "$1" && say '```'; }
-# What a log says went wrong: the tests that failed, or else its last words. The report outlives the logs.
+# The errors in a log: the tests that failed, or else its last lines. The report is kept longer than the logs.
 complain() {
     say ""
     say "$1:"
@@ -124,7 +124,7 @@ for p in bf16 fp32; do
     # shellcheck disable=SC2086
     start "build-$p" 300 make --no-print-directory -j"$(nproc)" DEVICE=cuda ARCH="$arch" PRECISION=$p PLAIN=build/plain-$p COMMIT="$COMMIT" $targets
 done
-# PyTorch's compiler takes minutes: it works while nvcc does, and its cache has the programs later.
+# torch.compile takes minutes: it runs while nvcc does, and fills a cache for the benchmark.
 if command -v python3 >/dev/null; then
     run torch-version 120 python3 -c 'import torch; print(torch.__version__)'   # the first import reads gigabytes
     torch=$code
@@ -154,12 +154,12 @@ fi
 
 # -------------------------------------------------------------------------------------------------------------------------- the tests
 
-# A suite a process: an error stays with CUDA until the process ends, and a kernel may never end, which must not take other suites along.
+# One process per suite: a CUDA error sticks until the process ends, and a kernel may hang; neither must affect other suites.
 # Adds a line `PRECISION SUITE CODE` to $logs/tests.lines.
 test_suite() {
     local code limit=$((deadline - EPOCHSECONDS))
     ((limit >= 5)) || return 0
-    ((limit <= 75)) || limit=75     # some seconds are enough
+    ((limit <= 75)) || limit=75     # a suite takes seconds
     timeout -k 2 "$limit" "build/cuda-$1/tests" "--source-file=*/$2.cpp" >"$logs/tests-$1-$2.log" 2>&1 </dev/null
     code=$?
     ((code != 124 && code != 137)) || code="time"
@@ -167,7 +167,7 @@ test_suite() {
 }
 export -f test_suite
 export logs
-export OMP_WAIT_POLICY=passive     # many processes share the processors: threads that wait must not spin
+export OMP_WAIT_POLICY=passive     # many processes share the processors: waiting threads must not spin
 for source in test/*.cpp test/{ops,text,device,io}/*.cpp; do
     suite=$(basename "$source" .cpp)
     [[ ! -e $source || $suite == main || ",${1:-}," == *",*$source,"* ]] || printf '%s\n' "$suite"
@@ -180,7 +180,7 @@ run tests "$limit" xargs -a "$logs/tests.todo" -P "$(nproc)" -L 1 bash -c 'test_
 tests_took=$took
 bad_suites=()
 for p in "${built[@]}"; do
-    # A suite without an end has no code; one that ends without a summary has crashed.
+    # A suite that was killed has no code; one without a summary has crashed.
     failed=$(awk -v p="$p" 'FILENAME == ARGV[1] {if ($1 == p) code[$2] = $3; next} $1 == p && code[$2] != "0" {print $2, code[$2]}' "$logs/tests.lines" "$logs/tests.todo")
     read -r good bad < <(cat "$logs/tests-$p"-*.log | sed -nE 's/.*test cases: *[0-9]+ \| *([0-9]+) passed \| *([0-9]+) failed.*/\1 \2/p' | awk '{good += $1; bad += $2} END {print good + 0, bad + 0}')
     say "| op suites, golden cases and model, $p | $good passed, $bad failed; $([ -z "$failed" ] && echo "fine" || echo "**not fine**") | $tests_took |"
@@ -194,8 +194,8 @@ for p in "${built[@]}"; do
 done
 if grep -qs 'built without PCRE2' "$logs"/tests-*.log; then no_encoder=1; fi
 
-# Two runs give the same bytes, and so does one that stops half-way and is resumed. The tokens: the sources themselves, two letters of
-# ASCII a token, behind the header of a shard; of each letter the last four bits, so that ids stay below 4096.
+# Two runs must give the same bytes, and so must one that stops half-way and is resumed. Their data is a shard made of the source files: each
+# token is two ASCII characters, each reduced to its low four bits, so that ids stay below 4096.
 shard() {
     local file=$1 bytes
     bytes=$(($(stat -c %s "$file.text") / 2 * 2))
@@ -241,10 +241,10 @@ for bad in "${bad_repeats[@]}"; do complain "$bad, repeated and resumed" "$logs/
 
 # ----------------------------------------------------------------------------------------------------------------- compute-sanitizer
 
-# Nothing is timed here: PyTorch's compiler may still work beside it.
+# Nothing is timed here: torch.compile may still be running.
 #
-# One suite under one tool; adds a line `TOOL SUITE clean|errors|time|refused|failed` to $logs/sanitizer.lines. It ends before the deadline
-# by itself, as what stops all of them does not reach what a timeout of its own has begun.
+# One suite under one tool; adds a line `TOOL SUITE clean|errors|time|refused|failed` to $logs/sanitizer.lines. Each has its own limit before
+# the common deadline: the timeout around all of them does not reach the processes that an inner timeout has started.
 sanitize() {
     local tool=$1 suite=$2 log=$logs/$1-$2.log code outcome limit=$((deadline - EPOCHSECONDS))
     ((limit >= 5)) || return 0
@@ -276,7 +276,7 @@ else
     done
     : >"$logs/sanitizer.lines"
     for tool in memcheck racecheck synccheck initcheck; do printf "$tool %s\n" "${suites[@]}"; done >"$logs/sanitizer.todo"
-    limit=$(($(left) - 210))     # what the benchmarks may take
+    limit=$(($(left) - 210))     # 210 s are for the benchmarks
     ((limit <= 110)) || limit=110
     export deadline=$((EPOCHSECONDS + limit - 5))
     run sanitizer $limit xargs -a "$logs/sanitizer.todo" -P "$((($(nproc) + 1) / 2))" -L 1 bash -c 'sanitize "$@"' _
@@ -308,7 +308,7 @@ fi
 
 # --------------------------------------------------------------------------------------------------------------------- the benchmarks
 
-[ -z "${pids[torch-warm]:-}" ] || finish torch-warm   # from here on the machine measures
+[ -z "${pids[torch-warm]:-}" ] || finish torch-warm   # from here on times are measured
 if [[ " ${built[*]} " == *" bf16 "* ]]; then
     say ""
     say "## Training step"
@@ -316,7 +316,7 @@ if [[ " ${built[*]} " == *" bf16 "* ]]; then
     attention=()
     if [[ ${capability%.*} = 9 && " ${bad_suites[*]} " == *" bf16 attention "* ]]; then
         attention=(--mma-sync)
-        say "Attention failed its tests: what follows has the kernels for every GPU in place of Hopper's own."
+        say "Attention failed its tests: the measurements below use the kernels for all GPUs instead of Hopper's own."
         say ""
     fi
     nvidia-smi -i 0 --query-gpu=clocks.sm,power.draw,temperature.gpu --format=csv,noheader,nounits -lms 500 >"$logs/clocks.log" 2>/dev/null &
@@ -328,7 +328,7 @@ if [[ " ${built[*]} " == *" bf16 "* ]]; then
     quote "$logs/bench.log"
     [ "$code" = 0 ] || bad "The benchmark of the step: $(verdict bench)."
     say ""
-    say "While it ran, twice a second: clock of the multiprocessors $(sort -n "$logs/clocks.log" | awk -F', ' 'NF == 3 {c[++n] = $1} END {if (n) print c[1], "to", c[n], "MHz, median", c[int((n + 1) / 2)]; else print "not told"}');" \
+    say "Sampled twice a second while it ran: SM clock $(sort -n "$logs/clocks.log" | awk -F', ' 'NF == 3 {c[++n] = $1} END {if (n) print c[1], "to", c[n], "MHz, median", c[int((n + 1) / 2)]; else print "not told"}');" \
         "power $(awk -F', ' 'NF == 3 && $2 + 0 > most {most = $2} END {print most + 0}' "$logs/clocks.log") W at most."
     for model in speedrun124M nanochat-d12; do
         say ""
@@ -339,15 +339,15 @@ if [[ " ${built[*]} " == *" bf16 "* ]]; then
         [ "$code" = 0 ] || bad "The benchmark of the ops: $(verdict "ops-$model")."
     done
     say ""
-    say "GB/s count what the op must read and write; of copy and of products are shares of the ceilings above each table. Kernels that only"
-    say "read can pass 100 % of copy."
+    say "GB/s counts the bytes that the op must read and write; the percentages are shares of the ceilings above each table. Kernels that only"
+    say "read can exceed 100 % of copy."
 fi
 
 # --------------------------------------------------------------------------------------------------------------------- several GPUs
 
-# So far this part has run with stand-ins alone, on no machine of several GPUs.
+# So far this part has only been tested with stand-ins for the GPU tools (test/gpu_check.cpp), on no machine with several GPUs.
 #
-# processes COUNT LOG COMMAND...: a process a GPU. What each says goes to $logs/LOG-<rank>.log.
+# processes COUNT LOG COMMAND...: one process per GPU. The output of each goes to $logs/LOG-<rank>.log.
 processes() {
     local count=$1 log=$2 rank process code=0 begun=()
     shift 2
@@ -359,7 +359,7 @@ processes() {
     ((code == 0)) || tail -n 3 "$logs/$log"-*.log
     return "$code"
 }
-# several PARTS: steps of speedrun124M on 1, 2, ... PARTS GPUs. A line for each: how many, and the median of a step's milliseconds.
+# several PARTS: training steps of speedrun124M on 1, 2, ... PARTS GPUs. Prints a line for each: how many GPUs, and the median time of a step in ms.
 several() {
     local parts=$1 count last=step_0000012.bin out=$logs/several
     MEET=$logs/meet DEADLINE=30 processes "$parts" worker build/cuda-bf16/comm_worker contract || return 1
@@ -380,24 +380,24 @@ say ""
 say "## Several GPUs"
 say ""
 if ((gpus < 2)); then
-    say "One GPU is here, and nothing of several was run."
+    say "This machine has one GPU: nothing was run on several."
 elif [[ " ${built[*]} " != *" bf16 "* ]]; then
     say "Left out: the bf16 build failed."
 else
     parts=1
     while ((2 * parts <= gpus)); do parts=$((2 * parts)); done
     run several 120 bash -c 'several "$@"' _ $parts
-    say "speedrun124M, $((32768 * parts)) tokens a step in $parts parts; the checkpoint at every count the same bytes as on one GPU: $(verdict several)."
+    say "speedrun124M, $((32768 * parts)) tokens a step in $parts parts; the checkpoint on any number of GPUs has the same bytes as on one: $(verdict several)."
     if grep -qE '^[0-9]+ [0-9.]+$' "$logs/several.log"; then
         say ""
-        say "| GPUs | ms a step, median | times as fast | of a step: communication, and what is not divided |"
+        say "| GPUs | ms per step, median | speedup | share of a step lost to communication and serial work |"
         say "|--:|--:|--:|--:|"
         awk 'NF == 2 && $1 + 0 > 0 && $2 + 0 > 0 {
             if ($1 == 1) one = $2
             printf "| %d | %.1f | %.2f | %.1f %% |\n", $1, $2, one / $2, 100 * (1 - one / ($1 * $2))
         }' "$logs/several.log" | tee -a "$report"
     fi
-    [ "$code" = 0 ] || { status=1 && complain "Its last words" "$logs/several.log"; }
+    [ "$code" = 0 ] || { status=1 && complain "Last lines of its log" "$logs/several.log"; }
 fi
 
 # ------------------------------------------------------------------------------------------------------------------------- PyTorch
@@ -412,18 +412,18 @@ elif [[ $torch == time || $torch == left ]]; then
 elif [ "$torch" != 0 ]; then
     say "python3 has no torch here ($(tail -n 1 "$logs/torch-version.log"))."
 else
-    # A part each, so that one that is cut off does not take the others along.
+    # One process per part, so that a timeout of one leaves the others.
     for part in attention speedrun124M nanochat-d12; do
         run "torch-$part" 200 python3 dev/bench_torch.py $part
         grep -E '^(torch|bench_torch)' "$logs/torch-$part.log" >"$logs/torch.short" && quote "$logs/torch.short"
         [ "$code" = 0 ] || say "$part: $(verdict "torch-$part")."
-        [ "$code" = 0 ] || [ -s "$logs/torch.short" ] || complain "Its last words" "$logs/torch-$part.log"
+        [ "$code" = 0 ] || [ -s "$logs/torch.short" ] || complain "Last lines of its log" "$logs/torch-$part.log"
     done
 fi
 
 # -------------------------------------------------------------------------------------------------------------------------- the aims
 
-# Out of what was printed above. Kernels bound by memory are those whose share of the copy's rate was printed, and no FLOP/s.
+# Taken from the output above. A kernel counts as memory-bound if its share of the copy bandwidth was printed, and no FLOP/s.
 aims() {
     cat "$logs"/bench.log "$logs"/ops-*.log "$logs"/torch-*.log 2>/dev/null | awk '
         function row(aim, measured, reached) {printf "| %s | %s | %s |\n", aim, measured, reached ? "reached" : "missed"}
@@ -446,7 +446,7 @@ aims() {
                 name = at[i]; sub(/\|/, " ", name); times = us[at[i]] / theirs[i]
                 row(name ": within 1.3 times the time of PyTorch, " way[i], sprintf("%.2f times (%.1f us and %.1f us)", times, us[at[i]], theirs[i]), times <= 1.3)
             }
-            if (kernels) row("kernels bound by memory: 85 % of the copy", (fast + 0) " of " kernels (slow ? "; not " slow : ""), fast == kernels)
+            if (kernels) row("memory-bound kernels: 85 % of the copy bandwidth", (fast + 0) " of " kernels (slow ? "; not " slow : ""), fast == kernels)
             models = split("speedrun124M nanochat-d12", model, " ")
             for (i = 1; i <= models; i++) if (model[i] in rate && model[i] in torch)
                 row(model[i] ": as fast as compiled PyTorch", sprintf("%.2f times its tok/s", rate[model[i]] / torch[model[i]]), rate[model[i]] >= torch[model[i]])
@@ -465,7 +465,7 @@ fi
 # ---------------------------------------------------------------------------------------------------------------------- the profiler
 
 say ""
-say "## What the kernels of nanochat-d12 move, by ncu"
+say "## Memory traffic of the kernels of nanochat-d12, by ncu"
 say ""
 if [[ " ${built[*]} " != *" bf16 "* ]]; then
     say "Left out: the bf16 build failed."
@@ -476,7 +476,7 @@ else
     most=80
     run ncu 90 ncu --clock-control none --metrics $metrics --kernel-id '::regex:.:2' --launch-count $most --kill yes --csv --log-file "$logs/ncu.csv" --page raw \
         --print-units base build/cuda-bf16/bench_ops nanochat-d12
-    # A line of names, one of units, then the kernels; every field in quotes, thousands with commas.
+    # A header line, a line of units, then the kernels; every field is quoted, and numbers have commas between thousands.
     awk -F'","' '
         /^"ID"/ {for (i = 1; i <= NF; i++) {name = $i; gsub(/"/, "", name); at[name] = i}; next}
         !at["gpu__time_duration.sum"] || !/^"[0-9]/ {next}
@@ -489,16 +489,16 @@ else
                 value("sm__throughput.avg.pct_of_peak_sustained_elapsed"), value("sm__warps_active.avg.pct_of_peak_sustained_active"), value("launch__registers_per_thread")
         }' "$logs/ncu.csv" >"$logs/ncu.rows" 2>/dev/null
     if [ -s "$logs/ncu.rows" ]; then
-        say "The second call of each kernel, at the clock that the GPU chose; multiprocessors: the busiest of their units."
+        say "The second call of each kernel, with clocks not locked. SM: utilization of the busiest unit of the SMs; warps: occupancy."
         say ""
-        say "| kernel | us | MB to and from memory | GB/s | multiprocessors | warps | registers |"
+        say "| kernel | us | MB of DRAM traffic | GB/s | SM | warps | registers |"
         say "|---|--:|--:|--:|--:|--:|--:|"
         tee -a "$report" <"$logs/ncu.rows"
-        if (($(wc -l <"$logs/ncu.rows") >= most)); then say "ncu was told to end after $most kernels."
+        if (($(wc -l <"$logs/ncu.rows") >= most)); then say "ncu stopped after $most kernels, as it was told."
         elif [ "$code" != 0 ]; then say "The rest: $(verdict ncu)."
         fi
     else
-        say "ncu gave nothing here ($(verdict ncu)): $(cat "$logs/ncu.csv" "$logs/ncu.log" 2>/dev/null | grep -m 1 -E '==(ERROR|WARNING)==|rror')"
+        say "ncu measured nothing ($(verdict ncu)): $(cat "$logs/ncu.csv" "$logs/ncu.log" 2>/dev/null | grep -m 1 -E '==(ERROR|WARNING)==|rror')"
     fi
 fi
 

@@ -1,3 +1,3 @@
-# make -f dev/growth.mk SCALE=smoke|nano|small|paper SEEDS=3: the study of depth growth (dev/growth.study); how it is called: dev/study.mk.
+# make -f dev/growth.mk SCALE=smoke|nano|small|paper SEEDS=3: the study of depth growth (dev/growth.study); for goals and variables see dev/study.mk.
 STUDY := growth
 include dev/study.mk

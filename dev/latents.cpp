@@ -1,17 +1,17 @@
-// How a model's residual stream looks on its way, and how alike those of two models are (the stacking study's latent metrics).
+// Statistics of a model's residual stream, and how similar the residual streams of two models are (the stacking study's latent metrics).
 //
 // Positions: in (after norm_wte), first (after layer 0), last (after the layer before the last one, through norm_lm_head), out
 // (after the last layer, through norm_lm_head). A norm at a seam belongs to the layer above it. In a model of one layer, last is
 // in through norm_lm_head; one of no layers has in and out alone.
 //
-// Every line of the table tells of many numbers: mean, standard deviation (divided by their count), least and largest. They are:
+// Every line of the table has mean, standard deviation (with division by the count), min and max of one set of numbers, its `quantity`:
 //
 //     activation  all elements, tokens x width, of one position
-//     cosine      of each token, between two positions, over the width; 0 where one of them is all zeros, as PyTorch has it.
-//                 Of one model: every pair of its positions. Of two, on the same tokens: every position of A with every one of B.
+//     cosine      cosine similarity of each token's activations at two positions; 0 where one of them is all zeros, as in PyTorch.
+//                 Within a model: every pair of its positions. Between two, on the same tokens: every position of A with every one of B.
 //
-// The tokens are the first of the shards, in rows as long as the shorter of the models sees: so both see the same text before a
-// token, and neither row is cut.
+// The tokens are the first of the shards, in rows of the shorter of the two context lengths: so both models see the same text before
+// every token.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -36,33 +36,33 @@
 
 struct Arguments {
     Flags flags{"latents",
-                "The residual stream of a model, or of two, on validation data, as CSV: mean, standard deviation, min and max of\n"
-                "the activations at four positions; and of the cosine, token by token, between the positions of a model, and\n"
-                "between those of the one and those of the other. The files are verified whole. The table goes to stdout, or to\n"
-                "--out. Exit code 0, or 2 when something given was wrong."};
+                "Prints statistics of the residual stream of one or two models on validation data, as CSV: mean, standard deviation,\n"
+                "min and max of the activations at four positions; and of the cosine similarity, token by token, between the\n"
+                "positions of a model and between those of both models. The files are verified first. Exit code 0, or 2 for any\n"
+                "error."};
     const std::string& a = flags.argument("A", "a checkpoint");
     const std::optional<std::string>& b =
-        flags.optional_argument("B", "another one, of the same width and vocabulary, to compare it with");
+        flags.optional_argument("B", "another checkpoint to compare it with, of the same width and vocabulary");
     const std::vector<std::string>& val_data =
-        flags.texts("--val-data", "shards to read: paths and patterns, as in corpus/val_*.bin");
-    const int64_t& tokens = flags.at_least("--tokens", int64_t{1024}, int64_t{1}, "how many of their first tokens (1024)");
+        flags.texts("--val-data", "shards to read: paths and glob patterns, as in corpus/val_*.bin");
+    const int64_t& tokens = flags.at_least("--tokens", int64_t{1024}, int64_t{1}, "how many of the shards' first tokens to read (1024)");
     const std::optional<std::string>& out =
-        flags.text("--out", Nothing<std::string>{}, "the file to write, whole or not at all (the table goes to stdout)");
-    const bool& overwrite = flags.toggle("--overwrite", "replace the file of --out if it is there");
+        flags.text("--out", Nothing<std::string>{}, "file for the table (stdout)");
+    const bool& overwrite = flags.toggle("--overwrite", "replace the file of --out if it exists");
 
     bool parse(int argc, char** argv) {
         flags.require_given("--val-data");
         flags.footer("Columns: quantity,model_a,position_a,model_b,position_b,tokens,mean,std,min,max\n"
                      "  activation   all elements of a position; model_b and position_b are empty\n"
-                     "  cosine       of each token, between two positions; 0 where one is all zeros\n"
+                     "  cosine       cosine similarity of each token, between two positions; 0 where one is all zeros\n"
                      "Positions:\n"
                      "  in           after norm_wte\n"
                      "  first        after layer 0\n"
                      "  last         after the layer before the last one (of one layer: in), through norm_lm_head\n"
                      "  out          after the last layer, through norm_lm_head\n"
-                     "A norm at a seam belongs to the layer above it. A model of no layers has in and out alone. std divides by\n"
-                     "the count of the numbers. The tokens come in rows as long as the shorter of the two models sees, or of\n"
-                     "--tokens where that is less.");
+                     "A norm at a seam belongs to the layer above it. A model without layers has only in and out. std divides by\n"
+                     "the count. The tokens are read in rows of the models' sequence length (the shorter of two), or of --tokens\n"
+                     "where that is less.");
         if (!flags.parse(argc, argv)) return false;
         require(out || !overwrite, "--overwrite is for the file of --out, which is not given; leave it out");
         return true;
@@ -80,7 +80,7 @@ static std::vector<Position> positions_of(int layers) {
     return {{"in", 0, false}, {"first", 1, false}, {"last", layers - 1, true}, {"out", layers, true}};
 }
 
-/// Of numbers that come one by one (Welford 1962).
+/// Running mean, standard deviation, min and max (Welford 1962).
 class Summary {
 public:
     void add(double x) {
@@ -105,7 +105,7 @@ private:
     double least = std::numeric_limits<double>::infinity(), largest = -least;
 };
 
-/// One of the models, and what it gives for the row of tokens at hand.
+/// One of the models, and its activations for the current row of tokens.
 class Subject {
 public:
     Subject(const Checkpoint& checkpoint, int row)
@@ -121,14 +121,14 @@ public:
             activations[p] = positions[p].normed ? normed : residual;
         }
     }
-    /// Of one token of the row. (width)
+    /// The activations of one token of the row. (width)
     const float* at(size_t position, int token) const { return &activations[position][static_cast<size_t>(token) * width()]; }
     int width() const { return model.config.n_embd; }
 
     const std::string path;
 
 private:
-    /// Attention is causal and positions are counted from a row's beginning: in shorter rows a token is what it was.
+    /// Attention is causal and positions count from the start of a row, so a shorter row gives the same activations.
     static GPTConfig with_rows(GPTConfig config, int row) {
         config.seq_len = row;
         return config;
@@ -142,7 +142,7 @@ private:
     std::vector<std::vector<float>> activations{positions.size()};   // (T, width) each
 };
 
-/// A line of the table: of one position, or of two.
+/// A line of the table: about one position, or a pair of them.
 struct Line {
     const Subject* a;
     size_t p;
@@ -155,13 +155,13 @@ struct Line {
 };
 
 static double cosine(const float* a, const float* b, int n) {
-    double product = 0, squares_a = 0, squares_b = 0;
+    double dot = 0, squares_a = 0, squares_b = 0;
     for (int i = 0; i < n; i++) {
-        product += double{a[i]} * b[i];
+        dot += double{a[i]} * b[i];
         squares_a += double{a[i]} * a[i];
         squares_b += double{b[i]} * b[i];
     }
-    return squares_a == 0 || squares_b == 0 ? 0 : product / (std::sqrt(squares_a) * std::sqrt(squares_b));
+    return squares_a == 0 || squares_b == 0 ? 0 : dot / (std::sqrt(squares_a) * std::sqrt(squares_b));
 }
 
 void Line::add(int token) {
@@ -169,7 +169,7 @@ void Line::add(int token) {
     if (b) return summary.add(cosine(x, b->at(q, token), a->width()));
     for (int i = 0; i < a->width(); i++) {
         require(std::isfinite(x[i]), a->path, ": its activations at '", a->positions[p].name,
-                "' hold NaN or Inf: nothing can be said of such a model; give another one, or an earlier checkpoint of its run");
+                "' hold NaN or Inf, which have no statistics; give another model, or an earlier checkpoint of its run");
         summary.add(x[i]);
     }
 }
@@ -187,7 +187,7 @@ std::string Line::text(int64_t tokens) const {
                   b ? b->positions[q].name : "", ",", tokens, ",", summary.text(), "\n");
 }
 
-/// Of each model its positions, then their pairs; then the pairs across.
+/// The positions of each model, then the pairs within each model, then the pairs across models.
 static std::vector<Line> lines_of(const std::deque<Subject>& subjects) {
     std::vector<Line> lines;
     for (const Subject& subject : subjects)
@@ -205,14 +205,14 @@ static std::vector<Line> lines_of(const std::deque<Subject>& subjects) {
 static void require_comparable(const Checkpoint& a, const Checkpoint& b) {
     auto agree = [&](const char* what, int of_a, int of_b) {
         require(of_a == of_b, "models that are compared must agree in ", what, ", but it is ", of_a, " in ", a.path, " and ", of_b,
-                " in ", b.path, "; give each alone");
+                " in ", b.path, "; give each one alone");
     };
     agree("width", a.config.n_embd, b.config.n_embd);
     agree("vocabulary", a.config.vocab_size, b.config.vocab_size);
     tokenizer_owner({&a, &b}, "models that are compared");
 }
 
-/// The shards in rows of so many tokens. Throws where one pass over them has not as many as were asked for.
+/// The shards, in rows of `row` tokens. Throws where one pass over them has fewer than --tokens.
 static std::unique_ptr<DataLoader> open_rows(const Arguments& arguments, int row, int vocab_size) {
     LoaderOptions options;
     options.patterns = arguments.val_data;
@@ -224,7 +224,7 @@ static std::unique_ptr<DataLoader> open_rows(const Arguments& arguments, int row
         longest = std::max(longest, tokens);
         in_rows += (tokens - 1) / row * row;
     }
-    const int64_t most = in_rows > 0 ? in_rows : longest - 1;   // fewer tokens than a row: rows of so many
+    const int64_t most = in_rows > 0 ? in_rows : longest - 1;   // with fewer tokens than a row, --tokens makes the rows shorter
     require(arguments.tokens <= in_rows, "--tokens is ", arguments.tokens, ", but --val-data holds ", in_rows, " in whole rows of ",
             row, " (each of one shard, and a token after it); give at most ", most, ", or more text");
     options.T = row;
@@ -247,7 +247,7 @@ static std::string table_of(std::deque<Subject>& subjects, DataLoader& data, int
     for (int64_t done = 0; done < tokens; done += row) {
         data.next(inputs.data(), targets.data());
         for (Subject& subject : subjects) subject.read(inputs.data());
-        const int count = static_cast<int>(std::min<int64_t>(row, tokens - done));   // of the last row those that were asked for
+        const int count = static_cast<int>(std::min<int64_t>(row, tokens - done));   // the last row may count in part
         for (Line& line : lines)
             for (int token = 0; token < count; token++) line.add(token);
     }
@@ -273,10 +273,10 @@ static int latents(int argc, char** argv) {
         std::vector<std::string> inputs = data->paths();
         for (const Checkpoint& model : files) inputs.push_back(model.path);
         check_output(*arguments.out, inputs, arguments.overwrite);
-        file.emplace(*arguments.out, 0);   // a folder that cannot be written is known before the work
+        file.emplace(*arguments.out, 0);   // fails before the work if the folder cannot be written
     }
     warn_of_another_tokenizer(*data, models);
-    for (const Checkpoint& model : files) verify_tensors(model);   // what is not used here too
+    for (const Checkpoint& model : files) verify_tensors(model);   // also tensors that are not used here
 
     std::deque<Subject> subjects;
     for (const Checkpoint& model : files) subjects.emplace_back(model, static_cast<int>(row));

@@ -1,7 +1,7 @@
-// measure MODEL RUN [BASELINE BASELINE_RUN]: what one row of a study holds of a run (dev/study.sh), a `name value` a line. MODEL is the run's last
-// checkpoint, RUN its folder. What was spent comes from the checkpoint's family, losses come from the log. With a baseline: what of its compute
-// the run saves, 1 - (FLOPs until the run's loss is the baseline's last one, all it came from counted) / (the baseline's FLOPs), by smoothed
-// training loss, as the growth study has it, and by validation loss; empty where the run never comes there.
+// measure MODEL RUN [BASELINE BASELINE_RUN]: the values of one row of a study (dev/study.sh), as lines `name value`. MODEL is the run's last
+// checkpoint, RUN its folder. Tokens and FLOPs are those of the checkpoint's whole family; losses come from the log. With a baseline also the part of
+// the baseline's compute that the run saves: 1 - (FLOPs until the run reaches the baseline's final loss, ancestors included) / (FLOPs of the baseline),
+// once by smoothed training loss, as in the growth study, and once by validation loss; empty where the run never reaches it.
 // measure --curve RUN: the run as lines of CSV, event,step,total_flops,lr,loss: every evaluation, and about a hundred steps with their smoothed
 // training loss.
 #include <cinttypes>

@@ -1,9 +1,8 @@
-// report DIR: the results of make run, from the logs of its runs (dev/run.sh) and what --eval said of the stacks.
-// report --machine: what the programs are built for, and on.
+// report DIR: prints the results of make run, from the logs of its runs (dev/run.sh) and the output of --eval on the stacks.
+// report --machine: prints the precision and commit of the build, and the processor.
 //
-// What a difference is worth is judged by the seeds: each seed gives one (grown model less the model from scratch of that seed, which
-// saw the same text in the same order), and their mean has a 95 % interval by Student's t. Where 0 is within it, the difference is
-// called chance.
+// Differences are paired by seed: each seed gives one (the grown model minus the model from scratch of that seed, which saw the same
+// text in the same order), and their mean has a 95 % interval by Student's t. A difference whose interval contains 0 is called chance.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -19,11 +18,11 @@
 
 namespace fs = std::filesystem;
 
-/// DIR/NAME-1, DIR/NAME-2, ...: one a seed.
+/// DIR/NAME-1, DIR/NAME-2, ...: one per seed.
 static std::vector<RunLog> runs(const std::string& dir, const std::string& name) {
     std::vector<RunLog> logs;
     for (int seed = 1; fs::exists(concat(dir, "/", name, "-", seed)); seed++) logs.emplace_back("report", concat(dir, "/", name, "-", seed));
-    require(logs.size() >= 2, "report: ", dir, "/", name, "-N: a spread needs the runs of two seeds or more; make run makes them");
+    require(logs.size() >= 2, "report: ", dir, "/", name, "-N: an interval needs the runs of two seeds or more; make run makes them");
     return logs;
 }
 
@@ -63,7 +62,7 @@ static std::string interval(const std::vector<double>& x, const char* format) {
     return text;
 }
 
-/// -1: below 0 beyond chance, 1: above, 0: chance.
+/// -1: significantly below 0; 1: significantly above; 0: chance.
 static int verdict(const std::vector<double>& x) {
     const double m = mean(x), half = half_interval(x);
     return m + half < 0 ? -1 : m - half > 0 ? 1 : 0;
@@ -91,16 +90,16 @@ static void print_growth(const std::vector<RunLog>& shallow, const std::vector<R
     for (size_t i = 0; i < grown.size(); i++) saved.push_back(100 * (1 - grown[i].flops_to_val_loss(scratch[i].val_loss()) / scratch[i].total_flops()));
     const auto missed = std::count_if(saved.begin(), saved.end(), [](double part) { return std::isnan(part); });
     if (missed > 0)
-        std::printf("growing: with %ld of %zu seeds it does not come to the val bpb that scratch ends with: no compute is said to be saved\n",
+        std::printf("growing: with %ld of %zu seeds it does not reach the final val bpb of scratch: no saving of compute is reported\n",
                     static_cast<long>(missed), saved.size());
     else if (beyond_chance < 0 && verdict(saved) > 0)
-        std::printf("growing: has the val bpb that scratch ends with after %.0f %% of its FLOPs: %.0f %% of the compute saved (95 %% interval %s %%)\n",
+        std::printf("growing: reaches the final val bpb of scratch after %.0f %% of its FLOPs: %.0f %% of the compute saved (95 %% interval %s %%)\n",
                     100 - mean(saved), mean(saved), interval(saved, "%.0f").c_str());
     else
-        std::printf("growing: what it saves of the compute is within chance (95 %% interval %s %%)\n", interval(saved, "%.0f").c_str());
+        std::printf("growing: the compute that it saves is within chance (95 %% interval %s %%)\n", interval(saved, "%.0f").c_str());
 }
 
-/// `val_loss: x` of a file that holds what --eval printed.
+/// `val_loss: x` from the output of --eval in a file.
 static double evaluated_loss(const std::string& path) {
     std::ifstream file(path);
     for (std::string line; std::getline(file, line);)
@@ -146,7 +145,7 @@ int main(int argc, char** argv) {
         print_rows("scratch", scratch, "nanochat, the FLOPs of grown");
         print_rows("one", one, "speedrun");
         print_rows("two", two, "speedrun, on the frozen embedding of one");
-        std::printf("+- and intervals: 95 %% by Student's t over the seeds; a difference whose interval holds 0 is called chance\n");
+        std::printf("+- and intervals: 95 %% by Student's t over the seeds; a difference whose interval contains 0 is called chance\n");
         print_growth(shallow, grown, scratch);
         print_stacking(dir, one, two);
         print_best(grown, scratch);

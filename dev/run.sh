@@ -1,14 +1,16 @@
 #!/bin/bash
-# dev/run.sh: the main job (make run). Text to tokens; a shallow model, grown and trained on; the same depth from scratch with the
-# same FLOPs; two models on one embedding, stacked; each with several seeds; a table, a sample, the curves.
+# dev/run.sh: the whole pipeline (make run). It tokenizes text; trains a shallow model, grows it and trains it on; trains the same depth
+# from scratch with the same FLOPs; trains two models on one embedding and stacks them; all with several seeds. Then it prints a table and
+# a sample, and draws the curves.
 #
-#   MINUTES=n   trains for about n minutes in all (3), on whatever machine: a faster one trains more seeds, not longer, for which of two
-#               ways is better depends on the FLOPs of a way (dev/LOG.md)
-#   RESTART=1   begins again; otherwise what was stopped goes on from its last checkpoints, and what is done is printed again
-#   SMOKE=1     the same path in seconds, with fixed FLOPs
+#   MINUTES=n   trains for about n minutes in all (3), on any machine: a faster one trains more seeds, not longer, because the answer to
+#               the question "grow or train from scratch?" depends on the FLOPs (dev/LOG.md)
+#   RESTART=1   starts over; otherwise a run that was stopped goes on from its last checkpoints, and a finished one prints its results again
+#   SMOKE=1     the same pipeline in seconds, with fixed FLOPs
 #
-# Runs do not depend on each other beyond a chain (shallow, grown; one, two, stack), and a model as small as these leaves threads
-# waiting for each other: so each run has one thread, and as many chains go side by side as there are cores.
+# A chain is a sequence of runs that depend on each other (shallow, grown; one, two, stack). Models this small do not keep several threads
+# busy, so each run has one thread, and as many chains run in parallel as there are cores.
+# A way is one of the two that are compared, scratch or shallow and then grown; both have the same FLOPs. A place is a core that runs a chain.
 set -euo pipefail
 python=/usr/bin/python3   # the one that Debian's matplotlib is installed for
 [ -x "$python" ] || python=python3
@@ -23,12 +25,12 @@ fail() {
 }
 
 # -------------------------------------------------------------------------------------------------------------- signals
-chains=()   # processes of this script that work side by side
+chains=()   # processes of this script, one per running chain
 child=      # the program that this process waits for
 exec {nothing}<> <(:)
-pause() { read -rt "$1" -u "$nothing" || true; }   # a sleep that needs no program, and that a signal ends
+pause() { read -rt "$1" -u "$nothing" || true; }   # a sleep that starts no program, and that a signal interrupts
 
-# What a signal does, at any point: every program saves what it has, then the script ends.
+# On a signal, at any point: every program saves a checkpoint, then the script ends.
 stop() {
     trap '' INT TERM HUP
     kill -TERM $(jobs -p) 2>/dev/null || true   # not $child and $chains: the signal may come before they are set
@@ -49,8 +51,8 @@ for name in SMOKE RESTART; do
     [[ ${!name:-} =~ ^[01]?$ ]] || fail "$name is '${!name}', but must be 1, or left out"
 done
 
-# most_flops: of a way; where they do not fit into the time with the least number of seeds, fewer.
-# shallow_part: of the FLOPs of a way, those of the shallow model. pair_part: those of each model of the pair.
+# most_flops: FLOPs of a way; fewer where these, with the least number of seeds, do not fit into the time.
+# shallow_part: the shallow model's share of the FLOPs of a way. pair_part: the same for each model of the pair that is stacked.
 if [ "${SMOKE:-}" = 1 ]; then
     out=out/smoke text=(/usr/include/asm-generic) vocab=512 shard_tokens=1025 most_flops=6e9 least_seeds=2
     width=32 heads=2 batch=256 rows=4 seq=64 measured=5 save_every=5 evals=4 eval_tokens=2048 sample=40
@@ -63,21 +65,21 @@ corpus=$out/corpus
 prompt='template <class T'
 shape=(--width "$width" --heads "$heads" --seq-len "$seq" --vocab-size "$vocab")
 steps_of=(--batch-tokens "$batch" --device-batch "$rows")
-# The scaling rules are for batches of half a million tokens; these rates are for this size (dev/LOG.md).
+# The recipes' scaling rules are for batches of half a million tokens; these learning rates are for this size (dev/LOG.md).
 nanochat_rates=(--no-scaling --matrix-lr 0.04)
 speedrun_rates=(--embedding-lr 0.02 --matrix-lr 0.005)
 data=(--data "$corpus/train_*.bin" --val-data "$corpus/val_*.bin" --eval-tokens "$eval_tokens")
 
-# Only one at a time in a folder. The programs it starts hold the lock too, so that of a script that was killed none is still writing.
+# Only one at a time in a folder. The programs that it starts inherit the lock: while one of a killed script still writes, the lock is held.
 mkdir -p out
 exec 9>"$out.lock"
 for ((second = 0; ; second++)); do
     ! flock -w 1 9 || break
-    [ "$second" != 0 ] || echo "run: waiting for another make run to end, or for what one that was killed has left"
+    [ "$second" != 0 ] || echo "run: waiting for another make run to end, or for programs that a killed one has left running"
     [ "$second" -lt 60 ] || fail "another make run is at work in $out; wait until it is done, or stop it"
 done
 
-# side_by_side FUNCTION...: in a process of its own.
+# side_by_side FUNCTION...: runs it in a process of its own.
 side_by_side() {
     { chains=() && watch && "$@"; } &
     chains+=($!)
@@ -101,8 +103,8 @@ follow() {
     return "$code"
 }
 
-# ------------------------------------------------------------------------------------------- what was begun, and what not
-# A plan holds for one machine, one kind of build and these settings; results of others are not mixed with it.
+# --------------------------------------------------------------------------------------------------- resume or start over
+# A plan is for one machine, one kind of build and these settings; their results are not mixed with those of others.
 identity="$("$report" --machine)
 settings $(sed -n '/^# ---.* settings$/,/^# Only one at a time/p' "$0" | cksum)"
 planned() { sed -n "s/^$1 //p" "$out/plan"; }
@@ -111,30 +113,30 @@ begin=yes
 if [ ! -e "$out/plan" ]; then
     :
 elif [ "${RESTART:-}" = 1 ]; then
-    echo "run: RESTART=1: beginning again"
+    echo "run: RESTART=1: starting over"
 elif [ "$(grep -E '^(precision|processor|settings) ' "$out/plan")" != "$(grep -E '^(precision|processor|settings) ' <<<"$identity")" ]; then
-    echo "run: $out is of another processor, build or version of this script ($(planned processor), $(planned precision)): beginning again; it is kept as $out.before"
+    echo "run: $out is from another processor, build or version of this script ($(planned processor), $(planned precision)): starting over; it is kept as $out.before"
     rm -rf "$out.before"
     mv "$out" "$out.before"
 elif [ -n "${MINUTES:-}" ] && awk "BEGIN { exit $MINUTES == $(planned minutes) }"; then
-    echo "run: $out is of MINUTES=$(planned minutes): beginning again"
+    echo "run: $out was made with MINUTES=$(planned minutes): starting over"
 else
     begin=no
 fi
 if [ $begin = yes ]; then
-    rm -f "$out/plan"   # first: what is half removed has no plan, and is not gone on with
+    rm -f "$out/plan"   # first: without a plan a half-removed folder is never resumed
     rm -rf "$out"
     mkdir -p "$out"
 fi
 
 # ---------------------------------------------------------------------------------------------------------------- text
-# Pieces between empty lines are the documents, shuffled: a step of a few rows is of many files, and the loss of one step tells of
-# the model, not of the file.
+# The documents are the pieces between empty lines, shuffled: a batch of a few rows is then from many files, and its loss measures the
+# model rather than one file.
 if [ ! -e "$corpus" ]; then
-    say "text: C and C++ headers, cut at empty lines, shuffled; a tokenizer of $vocab; shards"
+    say "text: C and C++ headers, split at empty lines, shuffled; a tokenizer with $vocab tokens; shards"
     rm -rf "$corpus.tmp"
     follow data/tokenize "${text[@]}" --separator $'\n\n' --train-tokenizer "$vocab" --shard-tokens "$shard_tokens" --out "$corpus.tmp" >"$out/corpus.txt"
-    grep -v '^shard: ' "$out/corpus.txt"   # there are hundreds, for --data-seed to put in another order
+    grep -v '^shard: ' "$out/corpus.txt"   # there are hundreds, so that --data-seed changes their order
     mv "$corpus.tmp" "$corpus"
 fi
 
@@ -147,16 +149,16 @@ deep=$((depth * factor))
 nanochat=(--recipe nanochat "${shape[@]}" "${steps_of[@]}" "${nanochat_rates[@]}")
 
 measure() { follow ./train_gpt "${nanochat[@]}" --depth $deep --steps "$measured" --eval-every 0 "${data[@]}" --out "$out/measure/$1" >"$out/measure/$1.txt" 2>&1; }
-# Peak and speed in FLOP/s; speed is the median of the steps but for the first two.
+# Peak and speed in FLOP/s; the speed is the median of all steps but the first two.
 measured() {
-    awk '/^peak of matrix products/ { peak = $5 * 1e9 } /^flops_per_token/ { flops = $2 }
+    awk '/^matmul peak:/ { peak = $3 * 1e9 } /^flops_per_token/ { flops = $2 }
          /^step / { for (f = 1; f < NF; f++) if ($f == "tok/s" && ++n > 2) rate[++kept] = $(f + 1) * flops }
          END { for (a = 1; a <= kept; a++) for (b = a + 1; b <= kept; b++) if (rate[b] < rate[a]) { t = rate[a]; rate[a] = rate[b]; rate[b] = t }
                print peak, rate[int((kept + 1) / 2)] }' "$1"
 }
 
-# choose MINUTES SPEED: seeds and FLOPs of a way. What a place goes through, in FLOPs of a way, follows from the longest chains
-# beginning first; a quarter of the time is for evaluations, checkpoints and the start of programs.
+# choose MINUTES SPEED: the number of seeds, and the FLOPs of a way. rounds() is the work of the busiest place, in units of these FLOPs, when the
+# longest chains start first; a quarter of the time is left for evaluations, checkpoints and starting programs.
 choose() {
     awk -v places=$places -v least=$least_seeds -v pair=$pair_part -v most=$most_flops -v smoke="${SMOKE:-}" -v time=$1 -v speed=$2 '
         function rounds(seeds, c, p, least_p, load, longest) {
@@ -181,7 +183,7 @@ choose() {
 }
 
 if [ ! -e "$out/plan" ]; then
-    say "how fast this machine is: the model of $deep layers, for $measured steps in every place at once"
+    say "measuring this machine: $measured steps of the model with $deep layers, $places in parallel"
     rm -rf "$out/measure"
     mkdir "$out/measure"
     for ((place = 1; place <= places; place++)); do side_by_side measure $place; done
@@ -189,7 +191,7 @@ if [ ! -e "$out/plan" ]; then
         wait "${chains[place - 1]}" || fail "the trainer stopped: $(tail -n 1 "$out/measure/$place.txt")" 1
     done
     chains=()
-    # (The helpers of < <( ) do not hold the lock: bash has them ignore Ctrl-C.)
+    # (The subshells of < <( ) close the lock: they ignore Ctrl-C, and must not hold it after the script has ended.)
     read -r peak speed < <(exec 9>&-; for file in "$out"/measure/*.txt; do measured "$file"; done | sort -g -k 2 | head -n 1)
     minutes=${MINUTES:-3}
     read -r seeds flops < <(exec 9>&-; choose "$minutes" "$speed")
@@ -203,11 +205,11 @@ part() { awk "BEGIN { printf \"%.6e\", $flops * $1 }"; }
 all_flops=$(part "(2 + 2 * $pair_part) * $seeds")
 giga() { awk "BEGIN { printf \"%.1f\", $(planned "$1") / 1e9 }"; }
 say "$(planned processor), $(planned precision)"
-echo "in each of $(planned places) places: peak of matrix products $(giga peak) GFLOP/s, training $(giga speed) GFLOP/s"
-echo "$(printf %.2e "$flops") FLOPs a way ($deep layers from scratch; $depth layers, grown to $deep), $seeds seeds; $(printf %.2e "$all_flops") FLOPs in all,"
+echo "each of $(planned places) in parallel: peak matmul rate $(giga peak) GFLOP/s, training $(giga speed) GFLOP/s"
+echo "$(printf %.2e "$flops") FLOPs for each way ($deep layers from scratch; $depth layers, grown to $deep), $seeds seeds; $(printf %.2e "$all_flops") FLOPs in all,"
 echo "$([ "${SMOKE:-}" = 1 ] && echo "SMOKE=1: fixed" || echo "chosen for about $(planned minutes) minutes of training")"
 [ "$(planned commit)" = "$(sed -n 's/^commit //p' <<<"$identity")" ] ||
-    echo "note: begun by commit $(planned commit), this is $(sed -n 's/^commit //p' <<<"$identity")"
+    echo "note: started at commit $(planned commit), this is $(sed -n 's/^commit //p' <<<"$identity")"
 
 # ----------------------------------------------------------------------------------------------------------------- runs
 steps_of_run() { sed -n 's/.*"event":"start".*"steps":\([0-9]*\).*/\1/p' "$out/$1/log.jsonl" 2>/dev/null | tail -n 1; }
@@ -220,28 +222,28 @@ last() {
     echo "$newest"
 }
 
-# run_once NAME FILE COMMAND...: what COMMAND prints goes to FILE; its last line is the error if it fails.
+# run_once NAME FILE COMMAND...: appends COMMAND's output to FILE; if it fails, the last line of FILE is the error.
 run_once() {
     local name=$1 file=$2
     shift 2
     follow "$@" >>"$file" 2>&1 || { printf '\nrun: %s: %s\n' "$name" "$(tail -n 1 "$file")" >&2 && return 1; }
 }
 
-# train NAME FLAGS...: begins a run, or goes on with it from its last checkpoint; one that is finished stays as it is.
+# train NAME FLAGS...: starts a run, or resumes it from its last checkpoint; a finished one is left alone.
 train() {
     local name=$1 steps from
     shift
     ! finished "$name" || return 0
     steps=$(./train_gpt "$@" --plan | sed -n 's/^steps: //p')
     from=$(last "$name")
-    # Stopped between its last checkpoint and that evaluation: the checkpoint before comes there again.
+    # Stopped between its last checkpoint and the final evaluation: resume from the checkpoint before.
     if [ "$from" = "$out/$name/$(printf 'step_%07d.bin' "$steps")" ]; then
         rm "$from"
         from=$(last "$name")
     fi
     if [ -n "$from" ]; then set -- --resume "$from"; else set -- "$@" --out "$out/$name" --overwrite; fi
     run_once "$name" "$out/$name.txt" ./train_gpt "$@" "${data[@]}" --eval-every $(((steps + evals - 1) / evals)) --save-every "$save_every" --keep 2
-    if ! finished "$name"; then   # by a signal: that is no error to the trainer
+    if ! finished "$name"; then   # stopped by a signal, which the trainer does not report as an error
         printf '\nrun: %s: %s\n' "$name" "$(grep '^stopped' "$out/$name.txt" | tail -n 1)" >&2
         return 1
     fi
@@ -254,7 +256,7 @@ chain_grown() {
     train "shallow-$1" "${nanochat[@]}" --depth $depth --total-flops "$(part $shallow_part)" --warmdown-ratio 0 --seed "$1" --data-seed "$1"
     local grown=$out/grown-$1.bin
     [ -e "$grown" ] || run_once grow "$out/grow.txt" ./grow "$(last "shallow-$1")" "$grown" --order stack --factor $factor
-    # Fresh optimizer and schedule, data that goes on; the rate falls from the start.
+    # Optimizer and schedule start anew, the data continues; the learning rate decays from the first step.
     train "grown-$1" --init "$grown" "${steps_of[@]}" "${nanochat_rates[@]}" --total-flops "$(part "(1 - $shallow_part)")" --warmdown-ratio 1 --seed "$1"
 }
 
@@ -270,7 +272,7 @@ chain_pair() {
     mv "$stack.eval.tmp" "$stack.eval"
 }
 
-# What the runs have spent of what all of them will.
+# The FLOPs done so far, as a share of all.
 progress() {
     local name
     for name in "$out"/*/log.jsonl; do
@@ -282,7 +284,7 @@ waiting=()
 for kind in scratch grown pair; do   # the longest first
     for ((seed = 1; seed <= seeds; seed++)); do waiting+=("$kind $seed"); done
 done
-say "training, $places at a time"
+say "training, $places runs in parallel"
 for ((tick = 1; ${#waiting[@]} + ${#chains[@]} > 0; tick++)); do
     while [ ${#waiting[@]} != 0 ] && [ ${#chains[@]} -lt "$places" ]; do
         side_by_side chain_"${waiting[0]% *}" "${waiting[0]#* }"
@@ -304,10 +306,10 @@ for ((tick = 1; ${#waiting[@]} + ${#chains[@]} > 0; tick++)); do
 done
 
 # -------------------------------------------------------------------------------------------------------------- results
-say "results: $(planned processor), $(planned precision), commit $(planned commit), $flops FLOPs a way"
+say "results: $(planned processor), $(planned precision), commit $(planned commit), $flops FLOPs for each way"
 "$report" "$out" | tee "$out/results.txt"
-[ "${SMOKE:-}" = 1 ] || echo "note: this holds for these sizes and FLOPs alone; at others it may turn around (dev/LOG.md)"
-[ "${SMOKE:-}" = 1 ] || awk "BEGIN { exit $flops < $most_flops }" || echo "note: this machine did not come to the $most_flops FLOPs of README's table in the time: MINUTES=n gives it more"
+[ "${SMOKE:-}" = 1 ] || echo "note: this holds only for these sizes and FLOPs; at others the result may be the opposite (dev/LOG.md)"
+[ "${SMOKE:-}" = 1 ] || awk "BEGIN { exit $flops < $most_flops }" || echo "note: this machine did not reach the $most_flops FLOPs of README's table in the time: MINUTES=n gives it more"
 best=$(sed -n 's/^best: //p' "$out/results.txt")
 say "a sample of the best, $best"
 follow ./train_gpt --init "$(last "$best")" --sample "$prompt" --sample-tokens "$sample"

@@ -1,21 +1,21 @@
 #!/bin/bash
-# dev/same_bytes.sh COMMIT: does this tree do what COMMIT did, byte for byte? Builds both for the CPU, in fp32, and in bf16 where the
-# processor has it, goes through the same calls with both, and compares all that they leave: checkpoints, safetensors, tokens, logs and
-# what they print. Left out are the commit, times and rates, the memory that the program itself takes, and the orders that grow lists. Exit code 0 when nothing
-# differs. For a change that must not change what is computed: before it, and at every step of it.
-#   ONLY=PATTERN   the calls whose names match; those that make what others start from run always
+# dev/same_bytes.sh COMMIT: do this tree and COMMIT give the same results, byte for byte? Builds both for the CPU, in fp32, and in bf16 where the
+# processor has it, runs the same commands with both, and compares all that they write: checkpoints, safetensors, tokens, logs and
+# standard output. It ignores the commit, times and rates, the memory of the program itself, and the list of orders in grow's errors. Exit code 0 when
+# nothing differs. For refactoring: run it before the change, and after every step of it.
+#   ONLY=PATTERN   the calls whose names match; those whose output others start from (NAME+) always run
 set -u
 cd "$(dirname "$0")/.." || exit 2
 [ $# = 1 ] || { echo "usage: dev/same_bytes.sh COMMIT" >&2 && exit 2; }
 commit=$(git rev-parse --verify --quiet "$1^{commit}") || { echo "same_bytes.sh: '$1' is no commit of this repository; git log lists them" >&2 && exit 2; }
 top=$PWD work=$PWD/build/same
-export OMP_NUM_THREADS=1   # the two sides run beside each other
+export OMP_NUM_THREADS=1   # both sides run at the same time
 old=$work/tree-$commit
 if [ ! -d "$old" ]; then
     rm -rf "$work"/tree-* && mkdir -p "$old.tmp" && git archive "$commit" | tar -x -C "$old.tmp" && mv "$old.tmp" "$old" || exit 2
 fi
 
-# The text that the models read: the same for both, and no file of a machine.
+# The text that the models train on: generated, so that it is the same on every machine.
 make_text() {
     awk 'BEGIN { srand(7); split("the of and a model layer grow stack deep loss token norm head block", w)
          for (d = 0; d < 400; d++) { for (n = 0; n < 30 + rand() * 60; n++) printf "%s%s", w[1 + int(rand() * rand() * 14)], rand() < 0.1 ? ".\n" : " "; print "\n" } }'
@@ -25,7 +25,7 @@ tiny="--depth 3 --width 64 --heads 2 --seq-len 32 --vocab-size 264"
 plain="--batch-tokens 128 --device-batch 2 --no-scaling"
 text="--data c/train_*.bin --val-data c/val_*.bin --eval-tokens 512"
 
-# call NAME COMMAND...: what it prints, and its exit code. train NAME FLAGS...: one run, into the folder NAME.
+# call NAME COMMAND...: keeps its output and exit code in NAME.out and NAME.err. train NAME FLAGS...: one run, into the folder NAME.
 call() {
     local name=$1
     shift
@@ -95,10 +95,10 @@ calls() {
     call init-wrong bin/train_gpt --init nanochat/step_0000006.bin --recipe speedrun --plan
 }
 
-# What differs from one run to the next, and from one program to the next, is taken out.
+# Removes what differs from one run to the next, or with the commit.
 clean() {
     find . -name '*.out' -o -name '*.err' -o -name log.jsonl | xargs sed -i -E \
-        -e 's/ ms [0-9.]+ tok\/s [0-9]+ mfu [0-9.]+% eta [0-9:]+//' -e 's/^peak of matrix products: .*//' -e 's/^[0-9.]+ tok\/s$//' \
+        -e 's/ ms [0-9.]+ tok\/s [0-9]+ mfu [0-9.]+% eta [0-9:]+//' -e 's/^(peak of matrix products|matmul peak): .*//' -e 's/^[0-9.]+ tok\/s$//' \
         -e 's/^(memory: (program|peak measurement|all|peak of the process)|memory_bytes:).*/\1/' -e 's/^(deepen train_gpt) [^,]*/\1/' \
         -e 's/ in [0-9.]+ s \(.*peak memory.*//' -e 's/^(tokenizer|tokens|trained|shards): .* s.*//' \
         -e "s/(--order is '[^']*', but must be ).*/\1/" \

@@ -1,10 +1,10 @@
 #!/bin/sh
-# dev/setup.sh          installs what building, testing and plotting need and is not here, through apt-get; elsewhere names the packages
-# dev/setup.sh --check  installs nothing: refuses a machine or a compiler that will not do, and says what building lacks
-# dev/setup.sh --check doctest  the same, of what building tests takes besides
-# All say nothing when all is there, and exit with 2 when something that is needed is not. A part is there when a line that includes
-# it compiles, or links, wherever it came from. CXX: the compiler; THIRD_PARTY: a folder of headers, beside which nothing is installed;
-# TARGET=cuda: a build for GPUs, which takes any processor, and neither oneDNN nor PCRE2 nor MPI.
+# dev/setup.sh          installs the missing packages for building, testing and plotting, with apt-get; on other systems it prints their names
+# dev/setup.sh --check  installs nothing: refuses an unsuitable machine or compiler, and prints what is missing for a build
+# dev/setup.sh --check doctest  the same for doctest, which only the tests need
+# All print nothing when nothing is missing, and exit with 2 when something that is needed is. A part counts as present when a program that
+# includes it compiles, or links, wherever it is installed. CXX: the compiler; THIRD_PARTY: a folder of headers, with which nothing is installed;
+# TARGET=cuda: a build for GPUs, which runs on any processor, and needs neither oneDNN nor PCRE2 nor MPI.
 set -eu
 CXX=${CXX:-g++}
 python=/usr/bin/python3   # the one that dev/run.sh plots with
@@ -35,7 +35,7 @@ needed="compiler make CLI11 nlohmann-json xxHash"
 wanted="$needed oneDNN PCRE2 MPI doctest matplotlib curl"
 [ "${1:-}" != --check ] || wanted=${2:-$needed}
 
-# packages_for MANAGER PARTS: their names there, in one line.
+# packages_for MANAGER PARTS: the names of their packages, in one line.
 packages_for() {
     for part in $2; do
         echo "$packages" | awk -v part="$part" -v manager="$1" '
@@ -44,7 +44,7 @@ packages_for() {
     done
 }
 
-# how_to_install PARTS: the command of this machine's package manager; of none that is known, all four.
+# how_to_install PARTS: the command of this machine's package manager; where it is unknown, the commands of all four.
 how_to_install() {
     ways=
     for manager in apt-get dnf pacman zypper any; do
@@ -67,24 +67,24 @@ if [ "${TARGET:-cpu}" != cuda ]; then
     machine=$(uname -m)
     case $machine in
         x86_64 | amd64) ;;
-        *) refuse "this processor is of the kind $machine; the CPU engine takes x86-64 with AVX2 (a build for GPUs takes any: make DEVICE=cuda)" ;;
+        *) refuse "this processor is $machine; the CPU engine needs x86-64 with AVX2 (a build for GPUs runs on any: make DEVICE=cuda)" ;;
     esac
     [ ! -r /proc/cpuinfo ] || grep -qw avx2 /proc/cpuinfo ||
-        refuse "this processor has no AVX2, which the CPU engine takes (Intel's have it since 2013, AMD's since 2015); use another machine"
+        refuse "this processor has no AVX2, which the CPU engine needs (Intel's have it since 2013, AMD's since 2015); use another machine"
 fi
 
 # ----------------------------------------------------------------------------------------------------------- what is there
 
 found=$(mktemp -d)
 trap 'rm -rf "$found"' EXIT
-# compiles PART FLAGS...: whether the compiler takes the program on stdin; then $found/PART is there.
+# compiles PART FLAGS...: creates $found/PART if the program on stdin compiles.
 compiles() {
     part=$1
     shift
     # $CXX may be two words, as in ccache g++.
     $CXX -std=c++20 ${THIRD_PARTY:+-isystem "$THIRD_PARTY"} -x c++ - -o "$found/program.$part" "$@" >/dev/null 2>&1 && : >"$found/$part"
 }
-# What of C++20 the sources take and older compilers lack: numbers out of text, and structured bindings in lambdas.
+# The C++20 that the sources need and older compilers lack: std::from_chars of numbers, and lambdas that capture structured bindings.
 cpp20='
     #include <charconv>
     #include <span>
@@ -98,7 +98,7 @@ openmp='
     #include <omp.h>
     int main() { return omp_get_max_threads() < 1; }'
 
-# Headers are looked for by the preprocessor: to compile the largest of them takes seconds.
+# Headers only go through the preprocessor: compiling the largest of them takes seconds.
 if $CXX --version >"$found/version" 2>&1; then
     echo "$cpp20" | compiles cpp20 -fsyntax-only &
     echo "$openmp" | compiles openmp -fopenmp &
@@ -118,7 +118,7 @@ for part in $wanted; do
         doctest) echo '#include <doctest/doctest.h>' | compiles doctest -E & ;;
         oneDNN) printf '#include <oneapi/dnnl/dnnl.h>\nint main() { return !dnnl_version(); }' | compiles oneDNN -ldnnl & ;;
         PCRE2) printf '#include <pcre2.h>\nint main() { return pcre2_config_8(PCRE2_CONFIG_JIT, 0); }' | compiles PCRE2 -DPCRE2_CODE_UNIT_WIDTH=8 -lpcre2-8 & ;;
-        MPI)   # Open MPI's compiler says what it takes; Fedora and openSUSE do not put it on the PATH
+        MPI)   # Open MPI's compiler wrapper prints the flags; Fedora and openSUSE do not put it on the PATH
             for mpicc in "$(command -v mpicc)" /usr/lib64/openmpi/bin/mpicc /usr/lib64/mpi/gcc/openmpi*/bin/mpicc; do
                 [ ! -x "$mpicc" ] || break
             done
@@ -145,10 +145,10 @@ fi
 
 # ---------------------------------------------------------------------------------------------------------- what is missing
 
-# Without a compiler nothing else can be looked for.
+# Without a compiler the other parts cannot be checked.
 missing=${missing# }
 says="not here: $(echo "$missing" | sed 's/ /, /g')"
-[ -e "$found/version" ] || says="no compiler here (g++), which also finds the other parts"
+[ -e "$found/version" ] || says="no compiler here (g++), and without one the other parts cannot be checked"
 if [ "${1:-}" = --check ]; then
     refuse "$says; make deps installs what building and testing need, or: $(how_to_install "$missing")"
 fi
@@ -169,5 +169,5 @@ log=$found/log
 install() { $root apt-get update -qq && $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $names; }
 if ! install >"$log" 2>&1; then
     tail -n 5 "$log" >&2
-    refuse "apt-get could not install$names (its last words are above)"
+    refuse "apt-get could not install$names (the end of its output is above)"
 fi

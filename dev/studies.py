@@ -1,8 +1,8 @@
-"""What tables.py and figures.py share: the rows of a study, which of them are compared, and what a comparison says.
+"""The code that tables.py and figures.py share: the rows of a study, which of them are compared, and the verdict of a comparison.
 
-A comparison is paired: the difference of two rows of one seed on one machine (processor, precision, threads), a difference a seed.
-Rows of different machines are never compared: of each seed a table takes the machine that has the most pairs of it, and counts the
-rest."""
+A comparison is paired: one difference per seed, of two rows with the same seed and machine (processor, precision, threads).
+Rows of different machines are never compared: for each seed a table uses the machine with the most pairs, and reports how many rows
+that leaves out."""
 
 import csv
 import math
@@ -38,7 +38,7 @@ def text(value):
 
 
 def name(value):
-    """Of what becomes a part of a file's name."""
+    """A value that becomes part of a file name."""
     if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", value):
         raise ValueError("a word of letters, digits and _")
     return value
@@ -96,7 +96,7 @@ COLUMNS = {
         number="val_loss_stack mean_val_loss coconut_every corrected_val_loss_stack",
     ),
 }
-# What a row cannot do without.
+# Columns whose fields must not be empty.
 NEEDED = {
     "growth": {*FIRST, *MACHINE, "val_loss", "val_bpb"},
     "growth_curves": {"scale", "model", "seed", "round", "event", "step", "total_flops", "loss"},
@@ -105,7 +105,7 @@ NEEDED = {
     "published_growth": {"experiment"},
     "published_stacking": {"experiment", "val_loss_stack"},
 }
-# What an empty field of a stack means: the plain one.
+# The default that an empty field of a stack stands for.
 PLAIN = {
     "coconut_every": 0,
     "coconut_targets": "",
@@ -129,7 +129,7 @@ def read(path, kind, way_out="remove the line: the study writes it again"):
 
 
 def rows_of(file, path, kind, needed, way_out):
-    """Rows, their fields as COLUMNS has them, None where there is nothing. Other columns stay text."""
+    """The rows; fields are converted by COLUMNS, empty ones are None, those of other columns stay text."""
     lines = csv.reader(file, strict=True)
     try:
         header = next(lines, None)
@@ -167,8 +167,8 @@ def rows_of(file, path, kind, needed, way_out):
 
 
 def expected(kind, scale):
-    """The rows that the study declares at a scale, of one seed and as many as it has of the noise: dev/study.sh expected. Rows of latents
-    have the csv stacking_latents. Without one that can be read there is nothing to hold the rows against."""
+    """The rows that the study declares at a scale, with one seed each, and in the experiment noise with all its seeds (dev/study.sh expected).
+    Rows of latents have the csv stacking_latents."""
     command = [DEV / "study.sh", "expected"]
     settings = {"STUDY": kind, "SCALE": scale, "SEEDS": "1", "ONLY": ""}
     try:
@@ -183,7 +183,7 @@ def expected(kind, scale):
 
 
 def plain(kind, row):
-    """An empty field of a stack is the plain setting."""
+    """Replaces empty fields of a stack by the default setting."""
     if kind == "stacking":
         row.update({column: value for column, value in PLAIN.items() if row[column] is None})
         if row["coconut_every"] == 0:
@@ -192,7 +192,7 @@ def plain(kind, row):
 
 
 def write_whole(path, write):
-    """Calls write(temporary file), which then becomes `path`, or nothing does."""
+    """Calls write(temporary file) and renames the file to `path`, which on an error is left as it was."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         write(temporary)
@@ -213,7 +213,7 @@ class Study:
         newest = {}
         for row in rows:
             newest[row["experiment"], row["model"], row["seed"], row["machine"]] = (
-                row  # of a run that was done again the last row counts
+                row  # a repeated run replaces the earlier row
             )
         self.rows = list(newest.values())
         self.superseded = len(rows) - len(self.rows)
@@ -221,7 +221,7 @@ class Study:
         self.index = defaultdict(list)
         for row in self.rows:
             self.index[identity(self.name, row), row["seed"], row["machine"]].append(row)
-        # A part's row says how the part was trained.
+        # The row of a part holds the settings that the part was trained with.
         self.parts = {
             (row["model"], row["seed"], row["machine"]): row
             for row in self.rows
@@ -233,7 +233,7 @@ class Study:
         return expected(self.name, self.scale)
 
     def experiment(self, name):
-        """What Python knows of an experiment; of another one, that it varies what its rows differ in."""
+        """The experiment of that name; for one that is not in EXPERIMENTS, its sweep is over the columns in which its rows differ."""
         known = EXPERIMENTS[self.name].get(name)
         if known:
             return known
@@ -241,23 +241,23 @@ class Study:
         return Experiment(name.replace("_", " ").capitalize(), varying(rows))
 
     def declared(self, experiment):
-        """Rows of an experiment that are compared, a model a row."""
+        """The declared rows of an experiment that are compared, one per model."""
         rows = {row["model"]: row for row in self.expected if row["csv"] == self.name and row["experiment"] == experiment}
         return [row for row in rows.values() if experiment not in EXPERIMENTS[self.name] or is_compared(self.name, row)]
 
     def others(self):
-        """Experiments that Python does not know by name."""
+        """Experiments that are not in EXPERIMENTS."""
         names = dict.fromkeys(row["experiment"] for row in self.expected + self.rows if row.get("csv", self.name) == self.name)
         return [name for name in names if name != "noise" and name not in EXPERIMENTS[self.name]]
 
     def beside(self, kind):
-        """The rows of another file of this study, at this scale; none where it is not there."""
+        """The rows of another file of this study, at this scale; none if there is no such file."""
         path = self.results / f"{kind}.csv"
         return [row for row in read(path, kind) if row["scale"] == self.scale] if path.exists() else []
 
     def find(self, row, wanted):
-        """The row of this identity that is compared with `row`: of its seed and machine, if it can be of its experiment; of stacks,
-        one whose parts were trained with the same norms, which are not always those that they are stacked with."""
+        """The row with the identity `wanted` that is compared with `row`: of the same seed and machine, and preferably of the same
+        experiment. Of stacks, only one whose parts were trained with the same norms; these may differ from the norms of the stack."""
         norms = self.trained_norms(row)
         found = [
             other
@@ -268,30 +268,30 @@ class Study:
         return min(found, key=lambda other: order.get(other["experiment"], 2), default=None)
 
     def trained_norms(self, row):
-        """Those of a stack's parts; None where a part has no row."""
+        """The norms that a stack's parts were trained with; None where a part has no row."""
         parts = [self.parts.get((part, row["seed"], row["machine"])) for part in (row.get("parts") or "").split("+")]
         return None if None in parts else {(part["norm_wte"], part["norm_lm_head"]) for part in parts}
 
 
 def identity(kind, row):
-    """What tells a row from others of its seed: of a stack all that was varied, of a trained model its name."""
+    """What distinguishes a row from others of its seed: for a stack all its settings, for a trained model its name."""
     return row["model"] if kind == "growth" or row["val_loss_stack"] is None else tuple(row[column] for column in VARIED)
 
 
 def is_compared(kind, row):
-    """Not a baseline, and not a part."""
+    """Whether the row is neither a baseline nor a part."""
     return row["baseline"] is not None if kind == "growth" else row["unique_model"] is not None
 
 
 def varying(rows):
-    """The columns that say what was set, and that differ in these rows."""
+    """The columns with settings (not measurements) that differ between these rows."""
     columns = dict.fromkeys(column for row in rows for column in row)
     said = [column for column in columns if column not in MEASURED and len({row.get(column) for row in rows}) > 1]
     return tuple(said)
 
 
 def load(kind, results, scale=None):
-    """A study at each scale that it was run at, or at the one that was asked for; nothing where there is no row yet."""
+    """The study at each scale that has rows, or at the given one; an empty list if there is no row yet."""
     if scale is not None and scale not in SCALES:
         refuse(f"--scale '{scale[:60]}': must be {', '.join(SCALES[:-1])} or {SCALES[-1]}")
     if not Path(results).is_dir():
@@ -307,7 +307,7 @@ def load(kind, results, scale=None):
 
 @cache
 def published(kind):
-    """The numbers of the document, corrected; `printed` is what stands there. dev/results/published_*.csv says what was wrong."""
+    """The published numbers, corrected; `printed` is the number as published. dev/results/published_*.csv has a note on each mistake."""
     rows = read(RESULTS / f"published_{kind}.csv", f"published_{kind}", "take the last good version of it (git checkout)")
     for row in rows:
         row["printed"] = row.get("val_loss_stack")
@@ -319,9 +319,9 @@ def published(kind):
     return rows
 
 
-# ------------------------------------------------------------------------------------------------- what a comparison says
+# --------------------------------------------------------------------------------------------------------------- verdicts
 
-# 97.5 % points of Student's t, of 1, 2, ... degrees of freedom. More seeds than that take the last, which is on the safe side.
+# 97.5 % quantiles of Student's t, for 1, 2, ... degrees of freedom. More seeds use the last one, which is conservative.
 T = (
     12.706,
     4.303,
@@ -355,7 +355,7 @@ def standard_error(values):
 
 
 def verdict(differences):
-    """Of paired differences, one a seed: whether they hold (95 %), and then in which direction."""
+    """For paired differences, one per seed: whether they are significant (95 %), and if so in which direction."""
     values = list(differences)
     if len(values) < 2:
         return "one seed" if values else "no pair"
@@ -366,12 +366,12 @@ def verdict(differences):
 
 
 def paired(left, right):
-    """Values by seed; the differences of the seeds that have both."""
+    """Differences of two dicts of values by seed, for the seeds that are in both."""
     return {seed: left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())}
 
 
 def slope(points):
-    """Of a least-squares line through (x, y)."""
+    """The slope of the least-squares line through the points (x, y)."""
     middle = mean(x for x, _ in points)
     return sum((x - middle) * y for x, y in points) / sum((x - middle) ** 2 for x, _ in points)
 
@@ -380,8 +380,8 @@ def slope(points):
 
 
 class Experiment:
-    """A sweep: the columns that it varies, which setting of them is the usual, and whether the usual rows of other experiments belong
-    to it. Its levels are those that the study declares (Study.declared)."""
+    """A sweep: the columns that it varies; `usual`, their default setting; `borrows`, whether rows of other experiments that have the
+    default setting belong to it. Its levels are those that the study declares (Study.declared)."""
 
     def __init__(self, title, columns, usual=None, borrows=True):
         self.title, self.columns, self.usual, self.borrows = title, columns, usual, borrows
@@ -390,9 +390,9 @@ class Experiment:
 GROWTH = {
     "miniseries": Experiment("Miniseries, with growth and without", ("depth",)),
     "warmdown": Experiment("Warmdown of the deep round", ("warmdown",), {"warmdown": 0.5}),
-    "early": Experiment("Early FLOPs: how long the shallow round, against baselines of the same FLOPs", ("study_ratio",)),
+    "early": Experiment("Early FLOPs: length of the shallow round, against baselines of the same FLOPs", ("study_ratio",)),
     "fixed": Experiment(
-        "Fixed FLOPs: how long the shallow round, with warmdown in it and without",
+        "Fixed FLOPs: length of the shallow round, with and without a warmdown in it",
         ("shallow_warmdown", "study_ratio"),
         {"shallow_warmdown": 0.5},
     ),
@@ -424,18 +424,18 @@ STACKING = {
         {"embeddings": "frozen", "head": "first"},
     ),
     "mix": Experiment(
-        "Parts that took in each other's weights, in twos and threes",
+        "Parts that were mixed with each other in training, stacks of two and of three",
         ("mix_every", "models", "unique_model"),
         {"mix_every": 0},
         borrows=False,
     ),
 }
 EXPERIMENTS = {"growth": GROWTH, "stacking": STACKING}
-# What a row says that was not set for it.
+# Columns that are not settings: measurements and labels.
 MEASURED = {"csv", "machine", "command", "commit", "seed", "scale", "experiment", "model", "baseline", "parts", *MACHINE}
 MEASURED |= set("val_loss_stack mean_val_loss total_flops tokens parameters start_val_loss val_loss val_bpb train_loss".split())
 MEASURED |= set("train_acceleration val_acceleration seconds shallow_data_ratio deep_data_ratio".split())
-# What the row of a part says of its training, and the row of a stack of its parts.
+# Settings of training: in the row of a part its own, in the row of a stack those of its parts.
 TRAINED = ("norm_wte", "norm_lm_head", "coconut_every", "coconut_targets", "times", "mix_every")
 VARIED = (
     "norm_wte",
@@ -455,8 +455,8 @@ VARIED = (
 
 
 def study_ratio(row):
-    """The document's data ratio of a row's shallow round, which its name has (fixed-3.25-w0): those of the columns are of the
-    models that were trained, in whole steps, and a scale may multiply them."""
+    """The published study's data ratio of a row's shallow round, taken from its name (fixed-3.25-w0). The columns have the actual ratio,
+    which is rounded to whole steps and may be multiplied by the scale."""
     found = re.fullmatch(r"[a-z]+-([0-9]+(?:\.[0-9]+)?)(?:-.*)?", row["model"])
     return float(found[1]) if found else row["shallow_data_ratio"]
 
@@ -468,7 +468,7 @@ def value_of(row, column):
 
 
 class Point:
-    """A level of a sweep: its row of each seed, and in growth the baseline's row of each seed."""
+    """One level of a sweep: a row per seed and, in growth, the baseline's row per seed."""
 
     def __init__(self, level, rows, baselines):
         self.level, self.rows, self.baselines = level, rows, baselines
@@ -483,7 +483,7 @@ class Point:
 
 
 class Sweep:
-    """The points of an experiment, in order, and what there is to say of rows that are missing or left out."""
+    """The points of an experiment, in order, and notes on rows that are missing or left out."""
 
     def __init__(self, study, experiment):
         self.study, self.name, self.experiment = study, experiment, study.experiment(experiment)
@@ -520,8 +520,8 @@ class Sweep:
         self.say_missing()
 
     def borrowed(self, rows):
-        """A model may serve several sweeps, and has its row in the first: those rows of other sweeps that have the usual setting
-        here, and else what all of these have."""
+        """Rows of other sweeps that belong to this one, too (a model that several sweeps declare has its row in the first): those with
+        this sweep's default setting that otherwise agree with all its rows."""
         fixed = [
             column
             for column in ("factor", "order", "optimizer", "schedule", "depth", "width", *RATIOS, "baseline")
@@ -547,7 +547,7 @@ class Sweep:
         return [row for row in found if row["model"] in model_of.values()]
 
     def borrowed_stacks(self, rows):
-        """The usual ones, where they belong to the sweep and have their rows among the norms."""
+        """The same for stacks: those with the default setting, whose rows are in the experiment norms."""
         usual = self.experiment.usual
         if not usual or not self.experiment.borrows:
             return []
@@ -571,7 +571,7 @@ class Sweep:
         kept, others = [], Counter()
         for machines in by_seed.values():
             pairs = lambda rows: sum(not self.lacks_baseline(row) for row in rows)
-            best = max(machines, key=lambda machine: (pairs(machines[machine]), len(machines[machine])))  # of equals the first
+            best = max(machines, key=lambda machine: (pairs(machines[machine]), len(machines[machine])))  # the first among equals
             kept += machines[best]
             others.update({machine: len(rows) for machine, rows in machines.items() if machine != best})
         for machine, count in others.items():
@@ -609,7 +609,7 @@ class Sweep:
         there = [point.level for point in self.points]
         if not there:
             self.notes.append("Missing: all of it; no row yet.")
-        # A declared row is known by its model: what the table has no column for may tell it from another one.
+        # A declared row is identified by its model: two rows may differ in a setting that the table has no column for.
         models = {point.row["model"] for point in self.points} | {row["model"] for row in self.study.rows}
         columns = [*self.experiment.columns]
         columns += [c for c in varying(self.declared) if c not in columns and not ("norms" in columns and c.startswith("norm_"))]
@@ -627,7 +627,7 @@ class Sweep:
             self.notes.append(f"Missing, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))} of: {which}.")
 
     def against_usual(self, point, column):
-        """Differences to the same with the usual setting; nothing where it is the usual one."""
+        """Differences from the same model with the default setting; None for the default itself."""
         changed = self.experiment.usual
         if self.study.name == "stacking":
             return self.against(point, changed, column)
@@ -641,8 +641,8 @@ class Sweep:
         }
 
     def against(self, point, changed, column):
-        """Of a stack: differences to the one that has these settings instead; None where it is that one. Of one model twice it does
-        not matter whose embedding the other is said to have."""
+        """For a stack: differences from the stack with the settings `changed`; None if it has these itself. For a stack of one model
+        with itself, the column embeddings does not matter."""
         differences = {}
         for seed, row in sorted(point.rows.items()):
             other = {**row, **changed}
@@ -657,7 +657,7 @@ class Sweep:
 
 
 def place(order, value):
-    """Where a value stands: as the study declares it, then what it does not declare."""
+    """Sort key: values in the order that the study declares them, then all others."""
     if value in order:
         return order.index(value), 0, ""
     return (len(order), 0, shown(value)) if isinstance(value, (str, tuple)) else (len(order), value or 0, "")
@@ -679,7 +679,7 @@ def level_name(level):
 
 
 def summarized(levels, of_all):
-    """Some levels out of all, in few words: where they are all that have a value, by that value."""
+    """A short description of some levels out of all; where they include every level with some value of a column, by that value."""
     if len(levels) == len(of_all) > 1:
         return "every row"
     words = []
@@ -693,7 +693,7 @@ def summarized(levels, of_all):
 
 
 def chance(study):
-    """The loss of equal odds, ln(vocabulary), or None. The vocabulary is where the study is described, at its scale."""
+    """The loss of a uniform guess, ln(vocabulary), or None. The vocabulary is read from the .study file, at the study's scale."""
     path = DEV / f"{study.name}.study"
     described = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     of_scale = re.search(rf"^ *{study.scale}\).*?;;", described, re.MULTILINE | re.DOTALL)
@@ -705,8 +705,8 @@ def chance(study):
 
 
 def matched(stacks, changed, where):
-    """By seed: the mean difference between the stacks that `where` takes and those with `changed` settings that are alike in all
-    else; and of how many pairs that is."""
+    """By seed: the mean difference between the stacks that `where` selects and those that differ from them only by the settings
+    `changed`; and the number of pairs."""
     rows = {(seed, identity("stacking", row)): row for point in stacks.points for seed, row in point.rows.items()}
     found = defaultdict(list)
     for (seed, _), row in rows.items():
@@ -718,7 +718,7 @@ def matched(stacks, changed, where):
 
 
 def means(stacks, where):
-    """By seed: the mean loss of the stacks that `where` takes, of seeds that have as many of them as any; and how many that is."""
+    """By seed: the mean loss of the stacks that `where` selects, for the seeds that have all of them; and the number of stacks."""
     found = defaultdict(list)
     for point in stacks.points:
         if where(point.row):
@@ -729,7 +729,7 @@ def means(stacks, where):
 
 
 def split_columns(rows):
-    """Of rows of latents: the columns of numbers, and those that tell the rows apart."""
+    """The columns of rows of latents: those with numbers, and those that identify the row."""
     columns = [column for column in rows[0] if column not in ("scale", "seed", "commit", "tokens", *MACHINE)]
     numbers = [column for column in columns if all(is_number(row[column]) for row in rows) and any(row[column] for row in rows)]
     return numbers, [column for column in columns if column not in numbers]

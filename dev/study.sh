@@ -1,28 +1,30 @@
 #!/bin/bash
-# dev/study.sh COMMAND: what dev/study.mk does with a study. The study is data, dev/STUDY.study: a bash file of declarations, read once; all of it
-# is of every seed. Its words:
+# dev/study.sh COMMAND: carries out a study for dev/study.mk. The study is data, dev/STUDY.study: a bash file of declarations, which is read once
+# and holds for every seed. The functions that it calls:
 #
-#   experiment NAME               the rows that follow are of it. rank N: they come after those of a lower rank, of all seeds
+#   experiment NAME               the rows that follow belong to it. rank N: they are made after the rows of lower rank, of all seeds
 #   train [+100] NAME FROM HORIZON DEPTH WIDTH FLAGS...
-#                                 +100: of another seed, 100 above, for weights and data. A model by ./train_gpt. FROM: the model it goes on from (--init), or - . A flag @MODEL is that model's file. HORIZON:
-#                                   ratio:R         tokens a parameter (--param-data-ratio)
-#                                   steps:N         updates
-#                                   like:MODEL      the FLOPs of that model and of all that it came from
-#                                   in-all:x*MODEL  what is left of x times these (x* may be left out) after what FROM and all before it have spent
-#                                   own             the recipe's own
-#   grow NAME MODEL FLAGS...      a model by ./grow
-#   stack NAME A+B FLAGS...       a model by ./stack, of these models
+#                                 a model trained by ./train_gpt; +100: with a seed 100 higher, for weights and data. FROM: the model that it starts
+#                                 from (--init), or - . A flag @MODEL stands for that model's file. HORIZON is one of
+#                                   ratio:R         tokens per parameter (--param-data-ratio)
+#                                   steps:N         optimizer steps
+#                                   like:MODEL      the FLOPs of that model, its parents included
+#                                   in-all:x*MODEL  x times these FLOPs (x* may be left out), minus those of FROM, its parents included
+#                                   own             the recipe's default
+#   grow NAME MODEL FLAGS...      a model made by ./grow
+#   stack NAME A+B FLAGS...       a model made by ./stack of these models
 #   mixed NAME COUNT EVERY WEIGHTS HORIZON DEPTH WIDTH FLAGS...
-#                                 models NAME-1 to NAME-COUNT, of seeds 100 apart, trained EVERY steps at a time; between these each is mixed with
-#                                 the next one (./stack --mix WEIGHTS)
-#   row MODEL column=value...     a row of the CSV, of a trained model and its log
+#                                 models NAME-1 to NAME-COUNT, with seeds 100 apart. After every EVERY steps each is mixed with the next one
+#                                 (./stack --mix WEIGHTS), and goes on from the mixture
+#   row MODEL column=value...     a row of the CSV for a trained model, from its log
 #   eval_row MODEL A+B column=value...
-#                                 a row of a stack, which is evaluated, beside its parts
-#   latents NAME A+B              rows of what ./latents says of these two models
-#   number EXPRESSION             arithmetic; ratio_of MODEL: tokens a parameter of its round
+#                                 a row of the CSV for a stack: its loss, and the mean loss of its parts
+#   latents NAME A+B              the rows that ./latents prints for these two models
+#   number EXPRESSION             arithmetic
+#   ratio_of MODEL                the tokens per parameter that this model is trained on, without its parents
 #
-# A model that several rows need is declared by each of them and made once. Commands: graph (targets of all that is missing, for make), do TARGET
-# (makes one), expected (every row that is declared, as CSV), speeds, plan, status, data.
+# A model that several rows need is declared by each of them and made once. Commands: graph (make targets for all that is missing), do TARGET
+# (makes one of them), expected (every declared row, as CSV), speeds, plan, status, data.
 set -euo pipefail
 : "${STUDY:?is set by dev/growth.mk and dev/stacking.mk}" "${SCALE:=nano}" "${SEEDS:=3}" "${RESULTS:=dev/results}" "${KEEP:=models}" "${ONLY:=}" "${WORK:=out/studies}"
 
@@ -32,28 +34,28 @@ fail() {
     echo "$text" >&2
     exit "${2:-2}"
 }
-unplanned=   # yes: a study is read for the names and columns of its rows alone, which needs no program, and writes nothing
+unplanned=   # yes: the study is read only for the names and columns of its rows, which needs no program and writes nothing
 [[ ! ${1:-} =~ ^(expected|status)$ ]] || unplanned=yes
 [ -e train_gpt ] || [ -n "$unplanned" ] || fail "./train_gpt is not built; make builds it"
 programs=$(dirname "$(readlink -f train_gpt)")
 [[ $SCALE =~ ^(smoke|nano|small|paper)$ ]] || fail "SCALE is '$SCALE', but must be smoke, nano, small or paper"
-[[ $SEEDS =~ ^([1-9][0-9]{0,3})(-([1-9][0-9]{0,3}))?$ ]] || fail "SEEDS is '$SEEDS', but must be a number, as 3 for 1 to 3, or a range, as 4-6"
+[[ $SEEDS =~ ^([1-9][0-9]{0,3})(-([1-9][0-9]{0,3}))?$ ]] || fail "SEEDS is '$SEEDS', but must be a number (3 means 1 to 3) or a range such as 4-6"
 first_seed=1 last_seed=${BASH_REMATCH[1]}
 [ -z "${BASH_REMATCH[3]:-}" ] || { first_seed=$last_seed && last_seed=${BASH_REMATCH[3]}; }
 [ "$first_seed" -le "$last_seed" ] || fail "SEEDS is '$SEEDS', but its first is above its last"
-[[ $WORK =~ ^[A-Za-z0-9_./+-]+$ ]] || fail "WORK is '$WORK', but must be a path of letters, digits and . _ + - alone, as make's targets are"
+[[ $WORK =~ ^[A-Za-z0-9_./+-]+$ ]] || fail "WORK is '$WORK', but must be a path of letters, digits and . _ + - /, because make targets allow no others"
 [[ $KEEP =~ ^(models|rows)$ ]] || fail "KEEP is '$KEEP', but must be models or rows"
 
 # shellcheck source=dev/growth.study
 . "dev/$STUDY.study"
 sizes
-[[ $programs != */cuda-* ]] || gpu_flops=0   # there speeds are measured
+[[ $programs != */cuda-* ]] || gpu_flops=0   # on a GPU the speed is measured
 export OMP_NUM_THREADS=$threads
 csv=$RESULTS/$STUDY.csv curves_csv=$RESULTS/${STUDY}_curves.csv latents_csv=$RESULTS/${STUDY}_latents.csv
 
-# What is compared is of one kind of machine, one precision and one number of threads. The models of each lie in a folder of their own, so that
-# on another machine a study begins beside what is there, and never goes on with it.
-kind='' processor='' precision=''   # unknown where no program tells them
+# Only models of one processor, one precision and one number of threads (a kind of machine) are compared. Each kind has its own folder of models, so
+# that on another machine a study starts anew beside what is there.
+kind='' processor='' precision=''   # unknown if the programs are not built
 if [ -e train_gpt ] && [ "${1:-}" != expected ]; then
     machine=$("$programs/report" --machine)
     machine_is() { sed -n "s/^$1 //p" <<<"$machine"; }
@@ -61,24 +63,24 @@ if [ -e train_gpt ] && [ "${1:-}" != expected ]; then
     processor=$(sed 's/, [0-9]* threads\?//; s/,//g' <<<"$processor")
     kind="$processor $precision $threads"
 fi
-dir=${STUDY_DIR:-$WORK/$STUDY-$SCALE/${kind//[^A-Za-z0-9]/-}}   # STUDY_DIR: from make, for LAUNCH may start this on another machine
+dir=${STUDY_DIR:-$WORK/$STUDY-$SCALE/${kind//[^A-Za-z0-9]/-}}   # STUDY_DIR comes from make, because LAUNCH may start this script on another machine
 data=$WORK/data/$corpus
 shards=(--data "$data/*train_*.bin" --val-data "$data/*val_*.bin" "${evaluation[@]}")
 
 number() { awk "BEGIN { printf \"%.10g\", ($1) }"; }
 quoted() { printf '%q ' "$@"; }
 
-# -------------------------------------------------------------------------------------------------------- the words of a study
-declare -A declared=() needs=() total=() tokens_a_parameter=() node_of=() memory=() plans=()   # of a model; plans: of flags
+# ------------------------------------------------------------------------------------------------- the declarations of a study
+declare -A declared=() needs=() total=() tokens_a_parameter=() node_of=() memory=() plans=()   # by model; plans: by flags
 declare -A row_needs=() row_experiment=() row_rank=() row_csv=() row_line=()
 rows=() models=()
 
 experiment() { experiment=$1 rank=0; }
 rank() { rank=$1; }
 known() { [ -n "${declared[$1]:-}" ] || fail "dev/$STUDY.study: $2 names the model $1, which is not declared before it"; }
-ratio_of() { echo "${tokens_a_parameter[$1]-undeclared $1}"; }   # which declare_row refuses: here it would end a subshell
+ratio_of() { echo "${tokens_a_parameter[$1]-undeclared $1}"; }   # declare_row refuses the word `undeclared`; an error here would only end a subshell
 
-# node NAME OP "MODELS" LINES...: what `do` needs to know of a model or a row, in a file that changes only when that does.
+# node NAME OP "MODELS" LINES...: writes what `do` needs to make a model or a row; the file's time changes only with its text.
 node() {
     local text
     printf -v text '%s\n' "op=$2" "from=($3)" "${@:4}"
@@ -88,9 +90,9 @@ node() {
 holds() { [ -n "$unplanned" ] || { [ -e "$1" ] && [ "$(<"$1")" = "${2%$'\n'}" ]; } || printf '%s' "$2" >"$1"; }
 declare_model() {
     local text="$2 of ${*:3}"
-    [[ $1 =~ ^[A-Za-z0-9._-]{1,100}$ ]] || fail "dev/$STUDY.study: a model is called '$1', but a name is of letters, digits, points, - and _"
+    [[ $1 =~ ^[A-Za-z0-9._-]{1,100}$ ]] || fail "dev/$STUDY.study: a model is called '$1', but a name may have only letters, digits, points, - and _"
     if [ -n "${declared[$1]:-}" ]; then
-        [ "${declared[$1]}" = "$text" ] || fail "dev/$STUDY.study declares $1 twice and not alike: $text; before: ${declared[$1]}"
+        [ "${declared[$1]}" = "$text" ] || fail "dev/$STUDY.study declares $1 twice, with different settings: $text; before: ${declared[$1]}"
         return
     fi
     declared[$1]=$text needs[$1]=$3
@@ -144,10 +146,10 @@ planned() {
         *) fail "dev/$STUDY.study: the horizon of $name is '$horizon', but must be ratio:R, steps:N, like:MODEL, in-all:MODEL or own" ;;
     esac
     plan "${shape[@]}" "${steps[@]}" "${asked[@]}" "${free[@]}"
-    [ -z "$continues" ] || asked=(--total-flops "$goal")   # which then counts what was spent before
+    [ -z "$continues" ] || asked=(--total-flops "$goal")   # with --schedule continue it includes the FLOPs of the parents
     flags=("${steps[@]}" "${asked[@]}" "${flags[@]}")
     read -r own spent ratio < <(awk "BEGIN { printf \"%.10g %.10g %.4f\n\", $tokens_of * $flops_token, $spent + $tokens_of * $flops_token, $tokens_of / $matmul_of }")
-    memory[$name]=$memory_of   # not in the node: it takes in what the process has at this moment, which is never twice the same
+    memory[$name]=$memory_of   # not in the node: it includes the memory of the process itself, which varies from call to call
     run=("steps_of=$steps_of" "tokens_of=$tokens_of" "own=$own" "size=d$depth-w$width" "shape=($(quoted "${shape[@]}"))")
 }
 
@@ -188,7 +190,7 @@ row() {
 eval_row() { declare_row eval_row "$1" "$1 ${2//+/ }" parts="$2" "${@:3}"; }
 latents() { declare_row latents "$1" "${2//+/ }"; }
 
-# declare_row OP NAME "MODELS" column=value...: a row that is made from these models. One that several experiments have is a row of the first.
+# declare_row OP NAME "MODELS" column=value...: a row that is made from these models. If several experiments declare it, it belongs to the first.
 declare_row() {
     local op=$1 name=$2 pair
     local -A column=([scale]=$SCALE [experiment]=$experiment [model]=$name)
@@ -224,14 +226,14 @@ read_study() {
 }
 
 # ------------------------------------------------------------------------------------------- what is there, and what is missing
-# in_csv FILE: MODEL-sSEED of each row of this scale and kind of machine, or of any where no program says what kind this is.
+# in_csv FILE: MODEL-sSEED of each row of this scale and kind of machine, or of any kind if this machine's is unknown.
 in_csv() { of_csv "$1" '$at["model"] "-s" $at["seed"]'; }
 of_csv() { # FILE EXPRESSION
     [ ! -e "$1" ] || awk -F, -v kind="${kind:+$SCALE,$processor,$precision,$threads}" -v scale="$SCALE" '
         NR == 1 { for (f = 1; f <= NF; f++) at[$f] = f; next }
         kind ? $at["scale"] "," $at["processor"] "," $at["precision"] "," $at["threads"] == kind : $at["scale"] == scale { print '"$2"' }' "$1"
 }
-# Whole lines, or what is there cannot be told: a row that was cut would pass for one.
+# Every line must be whole: a truncated row would count as present.
 check_csv() {
     local file wrong
     for file in "$csv" "$curves_csv" "$latents_csv"; do
@@ -242,8 +244,8 @@ check_csv() {
     done
 }
 
-# Sets wanted_rows: those that ONLY names and what they are compared with, of every seed, in the order in which they are made: noise, then rank by
-# rank and seed by seed.
+# Sets wanted_rows: the rows that ONLY selects and those that they are compared with, of every seed, in the order in which they are made: noise first,
+# then by rank and by seed.
 choose() {
     local row other seed at=0 seeds after
     local -A chosen=()
@@ -259,14 +261,14 @@ choose() {
             at=$((at + 1)) seeds=$last_seed after=1
             if [ "${row_experiment[$row]}" = noise ]; then
                 after=0
-                # The noise is told by more seeds, if it is asked for.
+                # The noise experiment has more seeds, unless others are asked for.
                 if [ "$first_seed" = 1 ] && [[ -z $ONLY || $ONLY == noise ]] && [ "$noise_seeds" -gt "$seeds" ]; then seeds=$noise_seeds; fi
             fi
             for ((seed = first_seed; seed <= seeds; seed++)); do echo "$after ${row_rank[$row]} $seed $at $row-s$seed"; done
         done | sort -n -k 1,1 -k 2,2 -k 3,3 -k 4,4 | cut -d ' ' -f 5)
 }
 
-# Sets what choose sets, and left: those that are in no CSV, or that are there by another definition than the study's.
+# Sets what choose sets, and left: the rows that are in no CSV, or that were made by another definition than the study's present one.
 missing() {
     local row
     local -A there=()
@@ -279,7 +281,7 @@ missing() {
     done
 }
 
-# definition ROW: sets whole, of all models that a row comes from; its own is in node_of.
+# definition ROW: sets whole, the definitions of all models that the row depends on; its own is in node_of.
 definition() {
     local name
     local -A seen=()
@@ -292,8 +294,8 @@ define() {
     seen[$1]=yes whole+=${node_of[$1]:-}
     for parent in ${needs[$1]}; do define "$parent"; done
 }
-# redefined ROW SEED: it was made of models that were declared otherwise than they are now, or its own columns were, and its models are still there.
-# What made it is in its .done (one that is empty, or of another machine, says nothing).
+# redefined ROW SEED: whether the row must be made again: the declaration of one of its models has changed, or that of its own columns has and its
+# models still exist. Its .done holds the definition that it was made by (an empty or absent one, as of another machine, decides nothing).
 redefined() {
     local made=$dir/$1-s$2.done text name whole
     if [ -n "$unplanned" ] || [ ! -s "$made" ]; then return 1; fi
@@ -327,7 +329,7 @@ graph() {
             i=$(sed -n 's/^count=//p' "$dir/$model.node")
             for ((seed = first_seed; seed <= (last_seed > noise_seeds ? last_seed : noise_seeds); seed++)); do
                 outputs=$(of_seed $seed "$model"):
-                # the models of `mixed` are made together
+                # the models of `mixed` are made by one target
                 [ -z "$i" ] || outputs="$(of_seed $seed $(seq -f "$model-%g" "$i"))&:"
                 printf '%s %s %s| %s\n\t@$(LAUNCH) dev/study.sh do %s\n' "$outputs" "$dir/$model.node" "$(of_seed $seed ${needs[$model]})" "$data/tokenizer.txt" "$model-s$seed"
                 [ "$KEEP" = models ] || echo ".INTERMEDIATE: ${outputs%%[&:]*}"
@@ -340,8 +342,8 @@ graph() {
 }
 
 # ----------------------------------------------------------------------------------------------------------------- making one
-# The machine that makes it must be of the kind that the study was begun on: --resume across precisions or processors would mix them.
-begin() { # TARGET: only one process makes it; the programs that it starts hold the lock too, also after it was killed
+# The machine must be of the kind that the study was started on: --resume on another processor or precision would mix them.
+begin() { # TARGET: locks it. The programs that this process starts inherit the lock, and hold it even after a kill of this process
     local began
     began=$(cat "$dir/kind") || fail "$dir is no folder of a study; make -f dev/$STUDY.mk makes it"
     [ "$began" = "$kind" ] || fail "$1 belongs to runs on '$began', and this is '$kind' (processor, precision, threads), which a study does not mix; keep LAUNCH to machines of one kind"
@@ -356,7 +358,7 @@ stopped() {
     [ -z "$child" ] || { kill -TERM "$child" 2>/dev/null || true; wait "$child" || true; }
     exit "$1"
 }
-# call COMMAND...: its output goes to $log; its last line is the error if it fails.
+# call COMMAND...: appends its output to $log; if it fails, the last line is the error.
 call() {
     "$@" </dev/null >>"$log" 2>&1 &
     child=$!
@@ -378,14 +380,14 @@ name_files() {
 }
 name_seed() {
     flags+=(--seed $((seed + offset)))
-    [ "${flags[0]}" = --init ] || flags+=(--data-seed $((seed + offset)))   # grown models go on in the data where they were
+    [ "${flags[0]}" = --init ] || flags+=(--data-seed $((seed + offset)))   # --init continues the data where the model was
 }
 step_in() { local name=${1##*/step_} && name=${name%.bin} && echo $((10#$name)); }
-# FOLDER: the last step of its run, which may differ from the plan's: a grown model may have other windows; and whether its evaluation is there.
+# FOLDER: the number of steps of its run, which may differ from the plan's (a grown model may have other windows); and whether the last one was evaluated.
 steps_in() { sed -n 's/.*"event":"start".*"steps":\([0-9]*\).*/\1/p' "$1/log.jsonl" 2>/dev/null | tail -n 1; }
 finished() { grep -qE "\"event\":\"eval\".*\"step\":$(steps_in "$1" | grep . || echo none)[,}]" "$1/log.jsonl" 2>/dev/null; }
 
-# outdated: what is there of this model was made of another node or of other models, or is whole and yet asked for again.
+# outdated: what exists of this model comes from another node or from other parents, or is finished and yet requested again.
 outdated() {
     local parent
     [ ! -e "$dir/$target.bin" ] && cmp -s "$dir/$name.node" "$dir/$target.begun" || return 0
@@ -397,7 +399,7 @@ begin_again() { # FOLDER...
     cp "$dir/$name.node" "$dir/$target.begun"
 }
 
-# Every --eval-every steps also saves: what is lost by a kill is at most that.
+# Each evaluation also saves: a kill loses at most the steps since.
 do_train() {
     local folder=$dir/$target newest every
     newest=$(last "$folder")
@@ -405,7 +407,7 @@ do_train() {
     every=$(((steps_of + evals - 1) / evals))
     local always=("${shards[@]}" --eval-every $every --save-every $every --keep 1)
     if [ -n "$newest" ] && [ "$(step_in "$newest")" = "$(steps_in "$folder")" ] && ! finished "$folder"; then
-        begin_again "$folder" && newest=   # stopped between the only checkpoint and its evaluation
+        begin_again "$folder" && newest=   # stopped between the last checkpoint, the only one, and its evaluation
     fi
     if [ -z "$newest" ]; then
         name_files
@@ -428,7 +430,7 @@ do_made() {
     else call ./stack "${files[@]}" --out "$dir/$target.bin" "${flags[@]}" --overwrite; fi
 }
 
-# Segment after segment: every model to the next multiple of $every, then each mixed with the next one. Begun again, it goes on with what is there.
+# Segment by segment: train every model to the next multiple of $every, then mix each with the next one. A second call resumes from the files that exist.
 do_mixed() {
     local i at folder newest before=0 always=("${shards[@]}" --eval-every 0)
     if [ -e "$dir/$name-1-s$seed.bin" ] || outdated; then begin_again "$dir/$name"-[0-9]*-s"$seed" "$dir/$name"-[0-9]*-s"$seed".{bin,eval}; fi
@@ -438,8 +440,8 @@ do_mixed() {
             folder=$dir/$name-$i-s$seed
             newest=$(last "$folder")
             if [ -n "$newest" ] && [ "$(step_in "$newest")" -ge $at ]; then continue; fi
-            # Between two mixes only the run's own checkpoints count; at the beginning of a segment, the mixed one.
-            if [ $before != 0 ] && { [ -z "$newest" ] || [ "$(step_in "$newest")" -le $before ]; }; then newest=$folder/mixed_$before.bin; fi   # a run goes on in the folder of its file
+            # Within a segment resume from the run's own checkpoint; at its beginning, from the mixed one.
+            if [ $before != 0 ] && { [ -z "$newest" ] || [ "$(step_in "$newest")" -le $before ]; }; then newest=$folder/mixed_$before.bin; fi   # its run continues in the folder that the file is in
             if [ -z "$newest" ]; then
                 call ./train_gpt "${flags[@]}" --seed $((seed + 100 * (i - 1))) --data-seed $((seed + 100 * (i - 1))) "${always[@]}" --out "$folder" --overwrite --stop-at-step $at
             else
@@ -471,7 +473,7 @@ append() {
         [ -s "$1" ] || echo "$2" >"$1"
         [ "$(head -n 1 "$1")" = "$2" ] || fail "$1 begins with other columns than $2; move it away"
         [ -z "$(tail -c 1 "$1")" ] || fail "$1 does not end with a whole line; remove the last one"
-        if in_csv "$1" | grep -qxF "$name-s$seed"; then   # of another definition, or without its .done because of a kill: this replaces it
+        if in_csv "$1" | grep -qxF "$name-s$seed"; then   # made by an older definition, or not marked as done because of a kill: replace it
             { without_row "$1" && printf '%s\n' "$3"; } >"$1.tmp" && mv "$1.tmp" "$1" || fail "cannot write $1; is the disk full?"
         else
             printf '%s\n' "$3" >>"$1" || fail "cannot write $1; is the disk full?"
@@ -489,12 +491,12 @@ line_of_columns() { # sets line
     for name in "${columns[@]}"; do values+=("${column[$name]:-}"); done
     line="${values[*]}"
 }
-# The columns that every row has: where it was measured, and the command that measures it again.
+# The columns that every row has: where it was measured, and the command that repeats it.
 common_columns() {
     column[seed]=$seed column[processor]=$processor column[precision]=$precision column[threads]=$threads
     column[command]="make -f dev/$STUDY.mk SCALE=$SCALE SEEDS=$seed-$seed ONLY=$name"
 }
-measured() { # COMMAND...: `name value` lines into the columns that there are
+measured() { # COMMAND...: prints lines `name value`, which are put into the columns of that name
     local text name value
     text=$("$@") || fail "$target: no measurement" 1
     while read -r name value; do [[ " ${columns[*]} " != *" $name "* ]] || column[$name]=$value; done <<<"$text"
@@ -529,7 +531,7 @@ curve() {
     "$programs/measure" --curve "$dir/$name-s$seed" | sed "s/^/$prefix,$round,/"
 }
 
-# evaluate MODEL: sets val_loss and val_bpb of this seed's. Each is evaluated once.
+# evaluate MODEL: sets val_loss and val_bpb, for this seed. Each model is evaluated once.
 evaluate() {
     local file=$dir/$1-s$seed.eval
     if [ ! -s "$file" ]; then
@@ -582,7 +584,7 @@ do_target() {
 }
 
 # ------------------------------------------------------------------------------------------------------------- plan and status
-# speed of a size, in FLOP/s: the median of 20 steps but for the first two, one step a line in $log.
+# The speed of a model size, in FLOP/s: the median of 20 steps but the first two, read from the lines in $log.
 do_speed() {
     local folder=$dir/$target.run
     : >"$log"
@@ -592,7 +594,7 @@ do_speed() {
         sort -g | awk '{ rate[NR] = $1 } END { print rate[int((NR + 1) / 2)] }' >"$dir/$target.done"
 }
 
-# need MODEL SEED: counts it, and what it is made from, once a seed.
+# need MODEL SEED: counts the model and all that it is made from, once per seed.
 declare -A needed=() runs_of=()
 need() {
     local parent
@@ -605,11 +607,11 @@ need_rows() {
     for row in "$@"; do for name in ${row_needs[${row%-s*}]}; do need "$name" "${row##*-s}"; done; done
 }
 
-# Sizes that a plan measures, as targets.
+# The targets that measure the speed of each model size, for the plan.
 speeds() {
     [ "$gpu_flops" = 0 ] || return 0
     if [ ! -e "$data/tokenizer.txt" ]; then
-        [[ $corpus == headers-* ]] || return 0   # a plan fetches nothing
+        [[ $corpus == headers-* ]] || return 0   # a plan downloads nothing
         get_data >/dev/null
     fi
     read_study
@@ -627,7 +629,7 @@ speeds() {
     done
 }
 
-# name, seeds, size, steps, tokens, FLOPs and bytes of each run.
+# Prints name, number of seeds, size, steps, tokens, FLOPs and memory of each run.
 planned_runs() {
     local name
     for name in "${models[@]}"; do
@@ -657,18 +659,18 @@ show_plan() {
             printf "%-40s %5d %8s %8d %10.3g %9.2e %8.0f %9s\n", $1, $2, $3, $4, $5, $6, $7 / 2^20, rate ? sprintf("%.3f", hours) : "?"
         }
         END {
-            if (gpu > 0) printf "in all %.2e FLOPs: %.1f hours of one GPU at %.2e FLOP/s, which is arithmetic (40 %% of 989e12, the dense bf16 peak of an H100) and not measured\n", all, all_hours, gpu
+            if (gpu > 0) printf "in all %.2e FLOPs: %.1f hours of one GPU at %.2e FLOP/s, an assumption (40 %% of 989e12, the dense bf16 peak of an H100), not a measurement\n", all, all_hours, gpu
             else if (!all_hours) printf "in all %.2e FLOPs; hours are not known: steps are measured once the data are there (make -f dev/%s.mk SCALE=%s data)\n", all, study, scale
-            else printf "in all %.2e FLOPs: %.2f hours of one place, %.2f hours with %d side by side; evaluations come on top\n", all, all_hours, all_hours / places, places
+            else printf "in all %.2e FLOPs: %.2f hours if one run follows another, %.2f hours with %d in parallel; evaluations not included\n", all, all_hours, all_hours / places, places
         }' <<<"$list"
     [ "$SCALE" != paper ] || show_commands
 }
 
-# The commands of one seed, as `make` runs them.
+# The commands of one seed, as make runs them.
 show_commands() {
     local name seed=$first_seed data_flags="--data '${shards[1]}' --val-data '${shards[3]}' ${evaluation[*]}"
     echo
-    echo "of seed $seed, in $dir (make -f dev/$STUDY.mk SCALE=$SCALE runs these, and goes on where it was stopped):"
+    echo "the commands of seed $seed, in $dir (make -f dev/$STUDY.mk SCALE=$SCALE runs these, and resumes where it was stopped):"
     echo "  $(data_command)"
     for name in "${models[@]}"; do
         [ -n "${runs_of[$name]:-}" ] || continue
@@ -714,7 +716,7 @@ machines() {
             <(printf '%s\n' "${wanted_rows[@]}") - | sort -k 1,1rn -k 2
 }
 
-# Every row that is declared and chosen, of each seed, as lines of CSV; csv: the file that has it.
+# Every declared and chosen row, of each seed, as lines of CSV; the first column, csv, names the file that it belongs to.
 show_expected() {
     read_study
     choose
@@ -727,7 +729,7 @@ show_expected() {
 }
 
 # ---------------------------------------------------------------------------------------------------------------------- data
-# What makes $data. The studies' own sizes take so many files that each is read once.
+# The command that makes $data. At the scale paper it fetches so many files that no token is read twice.
 data_command() {
     case $corpus in
         headers-*) echo "data/tokenize /usr/include/asm-generic --separator \$'\n\n' --train-tokenizer ${corpus#headers-} --shard-tokens 4097 --out $data" ;;

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Tables of a study, stacking or growth, from its rows (dev/results/STUDY.csv): Markdown, the published numbers beside ours.
+"""Makes the tables of a study, stacking or growth, from its rows (dev/results/STUDY.csv): Markdown, with the published numbers beside ours.
 
-Without --write they are printed. With it they go into STUDY.md beside the rows, each between its marks, which are lines
-<!-- table: SCALE SECTION --> and <!-- end -->; what is written around them stays."""
+Without --write they are printed. With --write they go into STUDY.md in the folder of the rows, each between its marks, the lines
+<!-- table: SCALE SECTION --> and <!-- end -->; the text outside the marks is left as it is."""
 
 import argparse
 import math
@@ -43,7 +43,7 @@ BPB, NATS, STACK, SHARE = 4, 4, 3, 1  # digits: bits per byte, nats of a model, 
 
 
 def grid(header, rows):
-    """A table; nothing where there is no row."""
+    """A table; an empty list if there are no rows."""
     if not rows:
         return []
     line = lambda cells: "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
@@ -51,7 +51,7 @@ def grid(header, rows):
 
 
 def with_error(values, digits, sign=False):
-    """The mean, and its standard error where there are two seeds or more."""
+    """The mean, and its standard error if there are two or more seeds."""
     values = list(values.values())
     if not values:
         return "–"
@@ -60,7 +60,7 @@ def with_error(values, digits, sign=False):
 
 
 def each(values, seeds, digits, sign=False):
-    """Of each seed in its place, – where there is none."""
+    """The values in the order of the seeds, – where a seed has none."""
     return " ".join(f"{values[seed]:{'+' if sign else ''}.{digits}f}" if seed in values else "–" for seed in seeds)
 
 
@@ -77,13 +77,13 @@ def listed(seeds):
 
 
 def about(sweep):
-    """Under a table: whose numbers they are, and what is missing or left out."""
+    """The text below a table: its seeds and machines, and what is missing or left out."""
     lines = [f"{listed(seeds).capitalize()}, in this order: {machine_name(machine)}." for machine, seeds in sweep.machines.items()]
     return ["  \n".join(lines + sweep.notes), ""]
 
 
 class Comparisons:
-    """All that have a verdict, to say at the end how many of them chance alone would give."""
+    """Collects all comparisons with a verdict, to state at the end how many would hold by chance alone."""
 
     def __init__(self):
         self.differences = {"bpb": [], "nats of a model": [], "nats of a stack": []}
@@ -94,7 +94,7 @@ class Comparisons:
         return verdict(differences.values())
 
     def pooled(self, unit):
-        """The standard deviation of paired differences over seeds, all comparisons taken together, and how many these are."""
+        """The pooled standard deviation of paired differences over seeds, and the number of comparisons."""
         found = self.differences[unit]
         freedom = sum(len(values) - 1 for values in found)
         return math.sqrt(sum((len(values) - 1) * stdev(values) ** 2 for values in found) / freedom) if freedom else None, len(found)
@@ -116,10 +116,10 @@ DIFFERENCE = ["difference", "of each seed", "n", "verdict"]
 
 
 def noise(study, measures, comparisons):
-    """Seeds of one model: how much they differ, hence what a difference must be to be told from chance."""
+    """How much seeds of one model differ, and so how large a difference must be to be significant."""
     rows = [row for row in study.rows if row["experiment"] == "noise" and (study.name == "growth" or row["val_loss_stack"] is None)]
     models = dict.fromkeys(row["model"] for row in rows)
-    # A seed of this model that another experiment uses as well has its row there.
+    # Where another experiment uses a seed of this model, too, the row is there.
     rows += [row for row in study.rows if row["experiment"] != "noise" and row["model"] in models]
     table, notes = [], []
     for model in models:
@@ -156,9 +156,9 @@ def noise(study, measures, comparisons):
         if deviation is not None:
             pooled.append([unit, count, f"{deviation:.{digits}f}", f"{t_of(3) * deviation / math.sqrt(3):.{digits}f}"])
     text += [
-        "*One pair shows*: a difference of one seed that is larger is no chance (95 %), for it is beyond t √2 s.d.; *three pairs "
-        "show*: the mean of three must be beyond 4.303 √(2/3) s.d. Both take the two of a pair to vary independently. Pairs share "
-        "seed and data; what their differences did vary by, in "
+        "*One pair shows*: a larger difference of a single seed is significant (95 %): it exceeds t √2 s.d.; *three pairs "
+        "show*: the mean of three must exceed 4.303 √(2/3) s.d. Both assume that the two runs of a pair vary independently. In fact "
+        "pairs share seed and data; this is how much their differences varied in "
         "all comparisons below:",
         "",
     ]
@@ -175,19 +175,19 @@ def reading(study, sections, comparisons):
         "agree in sign, and the mean is more than t standard errors from 0 (95 %; t = "
         f"{', '.join(f'{t_of(n):.2f} for {n}' for n in (2, 3, 4, 8))} seeds), with the direction that it has; else *cannot be "
         "told*. "
-        f"There are {count} such verdicts here: were there no difference anywhere, {math.ceil(count / 20)} or fewer would hold by "
+        f"There are {count} such verdicts here: if there were no difference anywhere, {math.ceil(count / 20)} or fewer would hold by "
         "chance."
     ]
     if study.superseded:
         text.append(
-            f"Of runs that were done again the last row counts; {study.superseded} earlier "
+            f"If a run was repeated, its last row counts; {study.superseded} earlier "
             f"{'row is' if study.superseded == 1 else 'rows are'} left out."
         )
     if study.name == "stacking":
         odds = studies.chance(study)
         text.append(
-            f"Losses are in nats per token. Equal odds over the vocabulary have {odds:.3f} nats here, in the document ln 50257 = "
-            "10.825."
+            f"Losses are in nats per token. Chance, a uniform guess over the vocabulary, is {odds:.3f} nats here, and ln 50257 = "
+            "10.825 in the published study."
             if odds
             else "Losses are in nats per token. Chance is not known: dev/stacking.study names no --vocab-size of this scale."
         )
@@ -200,7 +200,7 @@ def reading(study, sections, comparisons):
 
 
 def published_growth(experiment, level):
-    """The document's row of a level, and of its baseline."""
+    """The published row of a level, and of its baseline."""
     rows = [row for row in studies.published("growth") if row["experiment"] == experiment]
     wanted = {"shallow_data_ratio" if column == "study_ratio" else column: value for column, value in level.items()}
     found = next((row for row in rows if row["baseline"] and all(row[column] == value for column, value in wanted.items())), None)
@@ -277,7 +277,7 @@ def growth_sweep(study, experiment, comparisons):
 
 
 def trend(sweep, comparisons):
-    """Of the early sweep: whether more FLOPs in the shallow round make it worse against its baseline."""
+    """For the sweep early: does a longer shallow round make the result worse, relative to its baseline?"""
     if sweep.name != "early":
         return []
     slopes = {}
@@ -307,7 +307,7 @@ def grown_points(study):
     for experiment in GROWTH:
         sweep = Sweep(study, experiment)
         for point in sweep.points:
-            if point.row["experiment"] == experiment:  # one that serves here too is listed where its row is
+            if point.row["experiment"] == experiment:  # a borrowed row is listed in its own sweep
                 yield experiment, sweep, point
 
 
@@ -347,7 +347,7 @@ def starts(study, comparisons):
         rows,
     ) + (
         [
-            "Validation loss in nats. The document has a screenshot of these, without a number in its text.",
+            "Validation loss in nats. The published study has only a screenshot of these, without numbers in its text.",
             f"Of each seed: {listed(seeds)}, in this order.",
             "",
         ]
@@ -385,8 +385,8 @@ def acceleration(study, comparisons):
         rows,
     ) + (
         [
-            "Per cent of the baseline's FLOPs that were not needed to reach its final loss; below 0: more were. The document's "
-            f"54.5 % of arXiv 2405.15319 are, as a share of compute that is saved, {paper} %.",
+            "Per cent of the baseline's FLOPs that were saved in reaching its final loss; negative: more were needed. The 54.5 % that the "
+            f"study quotes from arXiv 2405.15319 are, as a share of saved compute, {paper} %.",
             f"Of each seed: {listed(seeds)}, in this order.",
             "",
         ]
@@ -456,7 +456,7 @@ def parts(study, comparisons):
         ]
         + (["machine"] if len(machines) > 1 else []),
         rows,
-    ) + [f"Of each seed: {listed(study.seeds)}, in this order. In the document parts have 3.28 to 3.31 (mean_val_loss below)."] + missing_parts(study)
+    ) + [f"Of each seed: {listed(study.seeds)}, in this order. The published parts have 3.28 to 3.31 (mean_val_loss below)."] + missing_parts(study)
 
 
 def missing_parts(study):
@@ -466,8 +466,8 @@ def missing_parts(study):
 
 
 def stack_rows(sweep, of_parts=False):
-    """The columns that tell the points from each other, those of the sweep first, and what they have for a point. The parts are
-    alike in every layer cell."""
+    """The columns that distinguish the points, those of the sweep first, and a function that gives their cells for a point. For the parts,
+    without the columns of the layers at the seam, which do not change them."""
     columns = [column for column in sweep.experiment.columns if not (of_parts and column in CELL)]
     columns += [
         column
@@ -482,7 +482,7 @@ def stack_rows(sweep, of_parts=False):
 
 
 def published_stack(experiment, point):
-    """The document's number for a stack, and what must be said of it."""
+    """The published losses of a stack and of its parts."""
     row = point.row
     cell = {column: row[column] for column in CELL}
     if experiment == "norms":
@@ -497,14 +497,14 @@ def published_stack(experiment, point):
 
 
 class Against:
-    """A comparison of stacks with those of other settings; of their parts too, where these differ; of some alone."""
+    """A comparison of stacks with those that have the settings `changed`. parts_too: of their parts as well. only: of which stacks."""
 
     def __init__(self, title, changed, parts_too=False, only=lambda row: True):
         self.title, self.changed, self.parts_too, self.only = title, changed, parts_too, only
 
 
 def stacks(study, experiment, comparisons, against=()):
-    """Losses of the stacks, against their parts and chance; then against other stacks."""
+    """Losses of the stacks, against their parts and against chance; then against other stacks."""
     sweep = Sweep(study, experiment)
     if not sweep.points:
         return about(sweep)
@@ -568,7 +568,7 @@ def stacks(study, experiment, comparisons, against=()):
     if code:
         losses = sorted(row["val_loss_stack"] for row in code)
         text += [
-            f"Beside it, from the study's code (the document has none of these): stacks of {losses[0]:.2f} to {losses[-1]:.2f}.",
+            f"For comparison, from the study's code (its text has none of these): stacks of {losses[0]:.2f} to {losses[-1]:.2f}.",
             "",
         ]
     say_parts(sweep)
@@ -576,7 +576,7 @@ def stacks(study, experiment, comparisons, against=()):
 
 
 def say_parts(sweep):
-    """Where the rows of its parts say that a stack was made of parts trained with other settings than it has."""
+    """Notes the stacks whose parts were trained with other settings than the stack has."""
     found = defaultdict(dict)
     for point in sweep.points:
         for row in point.rows.values():
@@ -585,14 +585,14 @@ def say_parts(sweep):
                 for column in studies.TRAINED if part else ():
                     if row[column] != part[column]:
                         has, was = shown(row[column]) or "nothing", shown(part[column]) or "nothing"
-                        stack = re.sub("-[FT]{2}$", "", row["model"])  # without the cell of its layers
+                        stack = re.sub("-[FT]{2}$", "", row["model"])  # without the suffix for the layers at the seam
                         found[f"{column}: stacked with {has}, trained with {was}"][stack] = True
     for what, models in found.items():
         sweep.notes.append(f"Parts that were trained with other settings, {what}: {', '.join(f'`{model}`' for model in models)}.")
 
 
 def has_unmixed(row):
-    """Threes of different models that took in nothing are not part of the study."""
+    """Whether the study has the same stack of parts that were never mixed: not for three different models."""
     return row["models"] == 2 or not row["unique_model"]
 
 
@@ -601,18 +601,19 @@ UNLOOPED = Against("Minus the stack of parts without looping", {"coconut_every":
 SHORT = Against("Minus the stack of parts on the usual tokens", {"times": 1}, parts_too=True)
 FROZEN = Against("Minus the stack with frozen embeddings", {"embeddings": "frozen", "head": "first"}, parts_too=True)
 UNMIXED = Against(
-    "Minus the stack of parts that took in nothing", {"mix_every": 0}, parts_too=True, only=has_unmixed
+    "Minus the stack of parts that were never mixed", {"mix_every": 0}, parts_too=True, only=has_unmixed
 )
-THREES = Against("Threes minus twos", {"models": 2})
+THREES = Against("Stacks of three minus stacks of two", {"models": 2})
 
 
 def whole_norms(study):
-    """The stacks of the document's three norm settings."""
+    """The sweep over norms, and a predicate for the three norm settings of the published study."""
     return Sweep(study, "norms"), lambda row: (row["norm_wte"], row["norm_lm_head"]) in DOCUMENT_NORMS
 
 
 def layers(study, comparisons):
-    """By layer use: the four cells, and both marginals; means over the document's norm settings, and over two models and one."""
+    """By the layers kept at the seam: the four cells, and both marginals; means over the published norm settings, and over stacks of two models
+    and of one with itself."""
     sweep, of_document = whole_norms(study)
     rows = []
     for first in BOTH:
@@ -665,7 +666,7 @@ def layers(study, comparisons):
 
 
 def norm(study, comparisons):
-    """By norm: means over the four layer cells."""
+    """By norm: means over the four cells (which layers at the seam are kept)."""
     sweep = Sweep(study, "norms")
     found, rows, differences = [], [], []
     for pair in NORMS:
@@ -712,14 +713,14 @@ def norm(study, comparisons):
     head = ["norm_wte/norm_lm_head", "unique_model"]
     text = grid(head + ["val_loss_stack", "of each seed", "n", "stacks", "published, labels corrected"], rows)
     if differences:
-        text += [f"Minus {shown(best)}, the document's best:", ""] + grid(
+        text += [f"Minus {shown(best)}, the best in the published study:", ""] + grid(
             head + DIFFERENCE + ["pairs a seed", "published, labels corrected"], differences
         )
     return text + about(sweep)
 
 
 def unique(study, comparisons):
-    """Two different models against one twice: by norm, and over the document's norms together."""
+    """Two different models against one model twice: by norm, and over the published norms together."""
     sweep, of_document = whole_norms(study)
     rows = []
     for title, where, printed in [
@@ -731,7 +732,7 @@ def unique(study, comparisons):
             )
             for pair in NORMS
         ),
-        ("the document's three together", of_document, {}),
+        ("the three published settings together", of_document, {}),
     ]:
         differences, pairs = matched(sweep, {"unique_model": False}, lambda row: row["unique_model"] and where(row))
         if differences:
@@ -752,7 +753,7 @@ def unique(study, comparisons):
 
 
 def more(study, comparisons):
-    """Experiments of a study that nothing here knows by name: what varies in each, and what it is compared with."""
+    """Experiments that have no section of their own: a generic table of the columns that vary."""
     text = []
     for experiment in study.others():
         sweep = Sweep(study, experiment)
@@ -782,7 +783,7 @@ def generic(sweep, comparisons):
 
 
 def latents(study, comparisons):
-    """What the program latents says of a row, over seeds: every column of numbers is averaged, the others tell the rows apart."""
+    """The output of the program latents, averaged over seeds: columns of numbers are averaged, the others identify the row."""
     rows = study.beside("stacking_latents")
     there = {row["model"] for row in rows}
     lacking = [row["model"] for row in study.expected if row["csv"] == "stacking_latents" and row["model"] not in there]
@@ -839,7 +840,7 @@ SECTIONS = {
 
 
 def tables(study):
-    """Section -> lines. Noise comes first, and needs what all the others compare."""
+    """Section -> lines. Noise is printed first, but needs the comparisons of all other sections."""
     comparisons = Comparisons()
     sections = {section: make(study, comparisons) for section, (_, make) in SECTIONS[study.name].items() if section != "noise"}
     first = {"noise": SECTIONS[study.name]["noise"][1](study, comparisons)}
@@ -862,7 +863,7 @@ MARK, END = re.compile(r"<!-- table: (\S*) (\S*) -->\s*"), "<!-- end -->"
 
 
 def fill(page, kind, found):
-    """Puts each table of a page between its marks."""
+    """Writes each table of a page between its marks."""
     try:
         lines = page.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -871,7 +872,7 @@ def fill(page, kind, found):
         refuse(f"{page}: is no UTF-8 text: {error.reason}; take the last good version of it (git checkout)")
     of_scale = {study.scale: tables(study) for study in found}
     known = ["reading", *SECTIONS[kind]]
-    result, opened = [], None  # the line number of the mark whose table is being passed over
+    result, opened = [], None  # the line number of the mark whose old table is being skipped
     for number, line in enumerate(lines, 1):
         mark = MARK.fullmatch(line)
         if mark and opened or line.strip() == END and not opened:
@@ -904,14 +905,14 @@ def fill(page, kind, found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--scale", help="of this scale alone (default: each that has rows)")
+    parser.add_argument("--scale", help="only this scale (default: every scale that has rows)")
     parser.add_argument(
         "--results", type=Path, default=RESULTS, metavar="DIR", help="the folder with STUDY.csv and STUDY.md (default: dev/results)"
     )
-    parser.add_argument("--write", action="store_true", help="write the tables into DIR/STUDY.md, all that have marks there")
+    parser.add_argument("--write", action="store_true", help="write the tables into DIR/STUDY.md, between the marks there")
     arguments = parser.parse_args()
     if arguments.write and arguments.scale is not None:
-        refuse("--write fills every table that has marks in the page, of whatever scale; leave --scale out")
+        refuse("--write fills every table that has marks in the page, at every scale; leave --scale out")
     found = studies.load(arguments.study, arguments.results, arguments.scale)
     if arguments.write:
         fill(arguments.results / f"{arguments.study}.md", arguments.study, found)

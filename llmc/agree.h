@@ -1,4 +1,4 @@
-// What the processes of a job decide together: errors that one of them has and all of them act on, and whether they are told the same.
+// What the processes of a job decide together: an error at one process stops all of them, and settings are checked to be equal at all.
 #pragma once
 #include <string>
 #include <utility>
@@ -6,17 +6,17 @@
 #include "llmc/io/error.h"
 #include "llmc/ops/comm.h"
 
-/// The texts of all processes, in the order of ranks. Called by all of them.
+/// Collective: every process gives a text and gets the texts of all, in the order of ranks.
 std::vector<std::string> collect_texts(Comm& comm, const std::string& mine);
 
 /// "rank 3 on host node7", or nothing where the process is alone.
 std::string name_of(const Comm& comm);
 
-/// Throws std::invalid_argument at all processes where any has an error (a text that is not empty): that of the lowest rank, which it names where
-/// it is not the error of all.
+/// Collective: throws std::invalid_argument at every process when any process passes an error (a text that is not empty). The error thrown is that
+/// of the lowest rank that has one; its rank is named unless all processes have the same error.
 void fail_together(Comm& comm, const std::string& error);
 
-/// `work` at each process. What it throws at any of them as std::invalid_argument, all throw.
+/// Runs `work` at each process. When it throws std::invalid_argument at any of them, all processes throw it.
 template <class Work>
 void together(Comm& comm, Work work) {
     std::string error;
@@ -29,7 +29,7 @@ void together(Comm& comm, Work work) {
     fail_together(comm, error);
 }
 
-/// The same at rank 0 alone: folders, logs and files are its.
+/// The same, with `work` at rank 0 alone, which owns folders, logs and files.
 template <class Work>
 void at_first(Comm& comm, Work work) {
     together(comm, [&] {
@@ -37,8 +37,8 @@ void at_first(Comm& comm, Work work) {
     });
 }
 
-/// run_program() for one of several processes. An error that all of them have is rank 0's to tell; one that others have not ends the whole job,
-/// with a line that names the process.
+/// run_program() for one of several processes. Rank 0 prints an error that all processes have; an error that only some have ends the whole job, with
+/// a line that names the process.
 template <class Work>
 int run_job(Comm& comm, Work work, const char* more_memory) {
     std::string error;
@@ -59,6 +59,6 @@ int run_job(Comm& comm, Work work, const char* more_memory) {
     return 2;
 }
 
-/// Throws std::invalid_argument at all processes unless each of these is the same text at all of them; names the first that differs, and two ranks.
-/// facts: what it is, and its value
+/// Throws std::invalid_argument at all processes unless every fact has the same value at all of them; names the first that differs, and two ranks.
+/// facts: pairs of a name and a value
 void require_alike(Comm& comm, const std::vector<std::pair<std::string, std::string>>& facts);

@@ -59,7 +59,7 @@ static const Dtype& dtype_named(std::string_view dtype, const std::string& where
 static int64_t tensor_bytes(std::string_view dtype, const std::vector<int64_t>& shape, const std::string& where) {
     int64_t bytes = dtype_named(dtype, where).bytes;
     for (int64_t size : shape) {
-        require(size >= 1 && size <= (int64_t{1} << 60) / bytes, where, ": shape ", shape_text(shape), " is no tensor that fits a disk");
+        require(size >= 1 && size <= (int64_t{1} << 60) / bytes, where, ": shape ", shape_text(shape), " is empty or larger than any disk");
         bytes *= size;
     }
     return bytes;
@@ -84,11 +84,11 @@ static json to_json(const TensorEntry& entry) {
             {"offset", entry.offset}, {"bytes", entry.bytes}, {"xxh3", hex_digits(entry.xxh3)}};
 }
 
-/// The JSON text of a header and its tensors. As a json value the tensors of thousands of layers would take more memory than all
-/// else.
+/// The JSON text of a header and its tensors, written without a json value of the tensors: that of thousands of layers would take more
+/// memory than everything else.
 static std::string header_text(const json& header, const std::vector<TensorEntry>& tensors) {
     std::string text;
-    text.reserve(tensors.size() * 160 + 4096);   // of an entry; text that grows would be there twice
+    text.reserve(tensors.size() * 160 + 4096);   // 160 bytes per entry; growing the string would hold it twice for a moment
     auto add = [&](const std::string& key, const std::string& value) {
         text += text.empty() ? '{' : ',';
         text += dump_json(key);
@@ -104,7 +104,7 @@ static std::string header_text(const json& header, const std::vector<TensorEntry
         text += ']';
     };
     bool done = false;
-    for (auto& [key, value] : header.items()) {   // in their order, which is the alphabet's
+    for (auto& [key, value] : header.items()) {   // in alphabetical order
         if (!done && key > "tensors") add_tensors(), done = true;
         add(key, dump_json(value));
     }
@@ -112,12 +112,12 @@ static std::string header_text(const json& header, const std::vector<TensorEntry
     return text + '}';
 }
 
-/// Reads along with the parser: every entry of `tensors` at the header's top goes to `entries` as it comes, and not into what is
-/// returned. A value of `tensors` that is no array stays.
+/// Follows the parser: each entry of the top-level array `tensors` goes to `entries` as soon as it is parsed, and is left out of the
+/// returned value. A value of `tensors` that is not an array stays in it.
 static json header_from_text(const std::string& text, const std::string& path, std::vector<TensorEntry>& entries) {
-    constexpr size_t shortest = 80;   // characters of an entry
+    constexpr size_t shortest = 80;   // characters of the shortest entry
     entries.reserve(std::min(static_cast<size_t>(std::count(text.begin(), text.end(), '{')), text.size() / shortest));
-    bool its_value = false, inside = false;   // of the key `tensors` at the top; of its array
+    bool its_value = false, inside = false;   // the last top-level key was `tensors`; the parser is inside its array
     return parse_json(text, path + ": header", [&](int depth, json::parse_event_t event, json& parsed) {
         using Event = json::parse_event_t;
         if (depth == 1 && event == Event::key) its_value = parsed == "tensors";
@@ -130,7 +130,7 @@ static json header_from_text(const std::string& text, const std::string& path, s
     });
 }
 
-/// The weights are those of the configuration, in its order; what follows belongs to one of them, or is the tokenizer.
+/// The weights must be those of the configuration, in its order; every tensor after them is the state of a weight, or the tokenizer.
 static void check_names(const std::vector<TensorEntry>& tensors, const GPTConfig& config, const std::string& path) {
     size_t weights = 0;
     for_each_tensor(config, [&](const Tensor& weight) {
@@ -156,7 +156,7 @@ static void check_names(const std::vector<TensorEntry>& tensors, const GPTConfig
                      std::binary_search(of_weights.begin(), of_weights.end(), name.substr(0, slash));
         bool tokenizer = name == "tokenizer" && tensors[i].dtype == "U8";
         require(state || tokenizer, path, ": tensor ", name.substr(0, 100), " (", tensors[i].dtype,
-                ") is no weight of its configuration, no state of one, and no tokenizer");
+                ") is neither a weight of its configuration, nor the optimizer state of one, nor the tokenizer");
     }
     auto twice = std::adjacent_find(others.begin(), others.end());
     require(twice == others.end(), path, ": has tensor ", twice == others.end() ? "" : twice->substr(0, 100), " twice");
@@ -239,7 +239,7 @@ static void check_parents(const json& lineage, const std::string& where) {
     check_keys_of_version_2(lineage, where);
 }
 
-/// Identities of a run, in the order in which it had them: each began where the one before had come to.
+/// Identities of a run, in order: the progress at which each began must not be less than that of the one before.
 static void check_runs(const json& training, const json& progress, const std::string& where) {
     if (!training.is_object() || !training.contains("runs")) return;
     int64_t tokens = 0;
@@ -258,7 +258,7 @@ static void check_runs(const json& training, const json& progress, const std::st
     goes_on(progress, "the progress of the file");
 }
 
-/// The lowest version that can say what the lineage says.
+/// The lowest version of the format that can hold the lineage.
 static uint32_t version_of(const json& lineage) {
     if (has_key_of_version_2(lineage)) return 2;
     if (lineage.contains("parents"))
@@ -267,7 +267,7 @@ static uint32_t version_of(const json& lineage) {
     return 1;
 }
 
-/// Everything that can be said of a header without its file. `header_end`: where the first tensor must start.
+/// Parses the header and checks all that can be checked without the rest of the file. `header_end`: where the first tensor must start.
 static void take_header(Checkpoint& c, const std::string& text, int64_t header_end) {
     c.header = header_from_text(text, c.path, c.tensors);
     json_object(c.header, c.path + ": header");
@@ -285,7 +285,7 @@ static void take_header(Checkpoint& c, const std::string& text, int64_t header_e
     int64_t end = header_end;
     for (const TensorEntry& entry : c.tensors) {
         require(entry.offset == end, c.path, ": tensor ", entry.name.substr(0, 100), " starts at byte ", entry.offset,
-                ", but the one before leads to ", end);
+                ", but must start at ", end, ", where the one before ends");
         require(entry.bytes <= (int64_t{1} << 60) - end, c.path, ": tensors are bigger than any disk");
         end = round_up(entry.offset + entry.bytes);
     }
@@ -414,8 +414,8 @@ TensorSource source_from_checkpoint(const std::string& name, const Checkpoint& c
     return {name, entry.dtype, entry.shape, nullptr, checkpoint.file, entry.offset, entry.xxh3};
 }
 
-/// A checkpoint of that header, its tensors laid out one after another behind it, as open_checkpoint() would give it. Offsets are
-/// part of the header and depend on its length: they move back until it fits before them.
+/// Lays the tensors out one after another after the header, and returns the checkpoint as open_checkpoint() would. The offsets are part
+/// of the header and depend on its length: the start of the tensors moves back until the header fits before them.
 static Checkpoint lay_out(const std::string& path, const json& header, const std::vector<TensorSource>& sources) {
     std::vector<TensorEntry> tensors;
     tensors.reserve(sources.size());
@@ -452,7 +452,7 @@ int64_t checkpoint_bytes(const json& header, const std::vector<TensorSource>& so
 
 static uint64_t write_tensor(NewFile& file, const TensorEntry& entry, const TensorSource& source, std::vector<char>& buffer) {
     if (source.file) {
-        // With its padding (which is zero), in whole pages: file systems that can share pages between files then do.
+        // With its padding (which is zero), in whole pages: file systems that can share blocks between files then do (reflinks).
         file.copy(*source.file, source.offset, round_up(entry.bytes), entry.offset);
         return source.xxh3;
     }

@@ -1,4 +1,4 @@
-// Models by the laws of their recipes, and the rules that every model obeys.
+// Models by the rules of their recipes, and the limits that every model must respect.
 #include "llmc/config.h"
 #include <algorithm>
 #include <cmath>
@@ -53,7 +53,7 @@ float norm_eps(const GPTConfig& config, Norm kind) {
 
 std::vector<int> window_sizes(int n_layer, int seq_len, const std::string& pattern) {
     require(!pattern.empty() && pattern.find_first_not_of("SL") == std::string::npos, "window pattern is '", pattern,
-            "', but must be letters S (half of seq_len) and L (all), like SSSL");
+            "', but must be letters S (half of seq_len) and L (full), like SSSL");
     std::vector<int> windows;
     for (int l = 0; l < n_layer; l++) {
         bool all = l == n_layer - 1 || pattern[l % pattern.size()] == 'L';
@@ -129,7 +129,7 @@ void validate(const GPTConfig& c) {
 
 // ------------------------------------------------------------------------------------------------------- as JSON
 
-/// Every property, with the key that it has in files: what to_json() writes, and config_from_json() reads.
+/// Every property with its key in files: to_json() writes, and config_from_json() reads, by this list.
 template <class Config, class Each>
 static void for_each_property(Config& c, Each each) {
     each("recipe", c.recipe);

@@ -11,7 +11,7 @@ using nlohmann::json;
 
 static std::string short_hash(const json& hash) { return hash.get<std::string>().substr(0, 12); }
 
-/// The nearest lineage along first parents that grow or stack made; null where there is none. What was mixed in is no first parent.
+/// The nearest lineage of grow or stack along first parents; null where there is none. A model that was mixed in is not a first parent.
 static const json* made_by(const json& lineage) {
     const std::string operation = lineage["operation"];
     if (operation == "grow" || operation == "stack") return &lineage;
@@ -42,7 +42,7 @@ static json layers_of(const GPTConfig& config, const json* maker) {
     return layers;
 }
 
-/// entry: a lineage with hash and progress.
+/// entry: a lineage together with hash and progress (lineage_entry()).
 static json family_of(const json& entry) {
     json node{{"hash", short_hash(entry["hash"])}, {"met_before", !entry.contains("parents")}, {"parents", json::array()}};
     for (const char* key : {"operation", "detail", "step", "tokens", "flops"}) node[key] = entry[key];
@@ -90,7 +90,7 @@ static std::string text_of_flops(const json& flops) {
 static std::string range(int64_t first, int64_t last) { return first == last ? concat(first) : concat(first, "-", last); }
 
 static std::string text_of_layers(const json& layers) {
-    auto goes_on = [&](size_t l) {   // as the layer below it does, from the next layer of the same parent
+    auto goes_on = [&](size_t l) {   // equal to the layer below it, but from the next layer of the same parent
         json next = layers[l - 1];
         if (next.contains("layer")) next["layer"] = next["layer"].get<int64_t>() + 1;
         return layers[l] == next;

@@ -12,7 +12,7 @@ double generate(GPT& model, KVCache& cache, Sampler& sampler, Tokenizer& tokeniz
     printer.print(prompt);
     std::vector<float> logits(model.config.vocab_size);
     auto start = std::chrono::steady_clock::now();
-    size_t fed = 0;   // tokens of the sequence that the model has seen
+    size_t fed = 0;   // tokens of the sequence that are in the cache
     cache.length = 0;
     int drawn = 0;
     for (; drawn < count && !stop; drawn++) {

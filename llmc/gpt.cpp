@@ -1,4 +1,4 @@
-// The model. forward() and backward() are the pages to read; everything above them lays out memory.
+// The model. Read forward() and backward() first; everything above them lays out memory.
 #include "llmc/gpt.h"
 #include <algorithm>
 #include <bit>
@@ -16,7 +16,7 @@
 #include "llmc/ops/rotary.h"
 #include "llmc/ops/value_embedding.h"
 
-static constexpr int UPLOADS = 16;   // inputs and targets of so many micro-batches, halved, may be on their way
+static constexpr int UPLOADS = 16;   // copies to the device in flight: two per micro-batch, inputs and targets
 
 KVCache::KVCache(const GPTConfig& config) : layers(config.n_layer) {
     for (Layer& layer : layers) {
@@ -25,7 +25,7 @@ KVCache::KVCache(const GPTConfig& config) : layers(config.n_layer) {
     }
 }
 
-/// What a model whose arena pieces are added needs to be sound.
+/// Checked before any size is computed from the configuration.
 static const GPTConfig& checked(const GPTConfig& config, int B) {
     validate(config);
     require(B >= 1, "gpt: batch is ", B, ", but must be 1 or more");
@@ -34,11 +34,11 @@ static const GPTConfig& checked(const GPTConfig& config, int B) {
     return config;
 }
 
-static constexpr int64_t SPAN = 1 << 18;   // elements of a gradient whose squares one block of threads adds up
+static constexpr int64_t SPAN = 1 << 18;   // elements of a gradient whose squares one thread block sums
 
 static bool owns(const Layout& layout, const Layout::Term& term) { return term.owner < 0 || term.owner == layout.job.rank; }
 
-/// Of the terms that this process owns, in their order.
+/// Spans of the terms that this process owns, in their order.
 static std::vector<Span> spans_of(const Layout& layout) {
     std::vector<Span> spans;
     for (const Layout::Term& term : layout.terms())
@@ -95,7 +95,7 @@ GPT::GPT(const GPTConfig& c, int batch, Mode mode_, const Trained& trained_, con
     }
 
     scratch.add(branch, N * C);
-    // What other processes send at a step's end: at the least one piece of each, and all lambdas.
+    // The logits' memory also receives the gradients of other processes at the end of a step: it must hold a piece from each, and all lambdas.
     const int64_t least = job.processes == 1 ? 0 : job.processes * std::max(TENSOR_ALIGNMENT, layout.replicated.segment);
     const int64_t logits_size = std::max(chunk * V, least * static_cast<int64_t>(sizeof(float) / sizeof(floatX)));
     received_size = logits_size * static_cast<int64_t>(sizeof(floatX)) / static_cast<int64_t>(sizeof(float));
@@ -120,7 +120,7 @@ GPT::GPT(const GPTConfig& c, int batch, Mode mode_, const Trained& trained_, con
     }
 }
 
-/// Points the members of `weights` at the tensors; `at` gives a tensor's address by its index in the table.
+/// Points the members of `weights` at the tensors; `at` returns a tensor's address, by its index in the table.
 template <class Element, class At>
 static void bind(Weights<Element>& weights, const GPTConfig& config, const std::vector<Tensor>& tensors, At at) {
     using Layer = typename Weights<Element>::Layer;
@@ -169,7 +169,7 @@ void GPT::allocate() {
 void GPT::initialize_weights(uint64_t seed) {
     ParallelErrors errors;
 #pragma omp parallel for schedule(dynamic)
-    for (size_t i = 0; i < tensors.size(); i++) errors.run([&] {   // each has a generator of its own
+    for (size_t i = 0; i < tensors.size(); i++) errors.run([&] {   // in any order: each tensor has its own generator
         if (owned(tensors[i]).count == 0) return;
         std::vector<float> values(tensors[i].numel);
         initialize(values.data(), tensors[i], config, seed);
@@ -193,7 +193,7 @@ void GPT::get_tensor(float* values, const Tensor& tensor) const {
     if (const Piece own = owned(tensor); own.count > 0) copy_to_host(values + own.begin, master(tensor), own.count * sizeof(float), stream);
 }
 
-/// In place, of what the passes read.
+/// All-gather of a block of the weights that the passes read, in place.
 void GPT::gather(Comm& comm, const Layout::Block& block) {
     if (block.segment == 0) return;
     if (rounded) comm.gather(rounded + block.begin, block.segment * static_cast<int64_t>(sizeof *rounded), stream);
@@ -237,7 +237,7 @@ void GPT::upload(const int* host_inputs, const int* host_targets) {
 
 // ------------------------------------------------------------------------------------------------------ forward
 
-/// The input of the first layer: token embeddings, or the latents of the pass before; normed.
+/// The input of the first layer: token embeddings, or the latents of the previous pass; normed.
 void GPT::embed(Input input, int64_t n) {
     const int C = config.n_embd;
     if (input == Input::tokens)
@@ -248,7 +248,7 @@ void GPT::embed(Input input, int64_t n) {
     copy_on_device(x, x0, n * C * sizeof(floatX), stream);
 }
 
-/// What the layer before gave joins the residual stream, and the layer's first norm reads it.
+/// Adds the output of the layer before to the residual stream, and applies the layer's first norm.
 void GPT::begin_layer(int l, const floatX* from_before, int64_t n) {
     const int C = config.n_embd;
     LayerActivations& a = layers[l];
@@ -265,7 +265,7 @@ void GPT::begin_layer(int l, const floatX* from_before, int64_t n) {
         add_norm_forward(a.h1, a.rstd1, x, from_before, n, C, 1, rms_eps, stream);
 }
 
-/// From the attention's output a.y to what the layer gives the next one, in `branch`.
+/// From the attention's output a.y to the output of the MLP in `branch`, which the next layer adds to the residual stream.
 void GPT::mlp(int l, int64_t n) {
     const int C = config.n_embd;
     LayerActivations& a = layers[l];
@@ -276,8 +276,8 @@ void GPT::mlp(int l, int64_t n) {
     matmul_forward(branch, a.activated, w.layers[l].fc_proj, n, 4 * C, C, stream);
 }
 
-/// cache: null, and the tokens are `rows` rows of `length`; or one row, which goes on from the tokens whose keys and values the
-/// cache holds, and joins them. depth: layers that the pass goes through, after which the model ends.
+/// cache: null, and the tokens are `rows` rows of `length`; or with a cache one row, which continues the cached sequence and is appended
+/// to it. depth: the number of layers to run.
 void GPT::forward(Input input, int rows, int length, KVCache* cache, int depth) {
     const int C = config.n_embd, H = config.n_head, HK = config.n_kv_head, D = config.head_size();
     const int64_t n = int64_t{rows} * length;
@@ -305,8 +305,8 @@ void GPT::forward(Input input, int rows, int length, KVCache* cache, int depth) 
 
 static constexpr float LOSSES_ONLY = 0;   // for head(): no gradients
 
-/// Losses of all rows, a piece of the logits at a time; unless dloss is LOSSES_ONLY, also the gradient of the latents in dx, and of
-/// the head.
+/// Losses of all rows, one chunk of the logits at a time; unless dloss is LOSSES_ONLY, also the gradient of the latents in dx, and that
+/// of the head.
 void GPT::head(float dloss) {
     const int C = config.n_embd, V = config.vocab_size;
     Range phase("head");
@@ -322,10 +322,10 @@ void GPT::head(float dloss) {
 
 // ----------------------------------------------------------------------------------------------------- backward
 
-/// Whether any tensor trains that the forward pass uses before this place: only then a gradient goes on there.
+/// Whether any tensor trains that the forward pass uses before this place: only then the backward pass continues below it.
 bool GPT::trains_below(int l, Place place) const { return lowest < place_of(l, place, config.n_layer); }
 
-/// From the gradient of the latents in dx to that of every weight that trains; it ends below the lowest of them.
+/// From the gradient of the latents in dx to the gradients of all weights that train; it stops at the lowest of them.
 void GPT::backward(Input input) {
     const int C = config.n_embd, H = config.n_head, HK = config.n_kv_head, D = config.head_size(), QKV = config.qkv_width();
     Range phase("backward");
@@ -337,7 +337,7 @@ void GPT::backward(Input input) {
         LayerActivations& a = layers[l];
         auto& weights = w.layers[l];
         auto& grads = g.layers[l];
-        // MLP: dx is the gradient of the residual stream after it, and so of what it gave.
+        // MLP: dx is the gradient of the residual stream after it, and so that of the MLP's output.
         if (grads.fc_proj) matmul_backward_weight(grads.fc_proj, dx, a.activated, N, 4 * C, C, stream);
         if (!trains_below(l, Place::fc_proj)) return;
         matmul_backward_input(df, dx, weights.fc_proj, N, 4 * C, C, stream);
@@ -369,7 +369,7 @@ void GPT::backward(Input input) {
             add_norm_backward(dx, nullptr, dh, a.h1, a.rstd1, N, C, 1, stream);
         if (a.seam) norm_backward(dx, dx, a.seam, a.seam_rstd, N, C, config.norm_before[l], stream);
     }
-    if (input == Input::latents || !g.wte) return;   // latents are detached; a frozen embedding wants no gradient
+    if (input == Input::latents || !g.wte) return;   // latents are detached; a frozen embedding needs no gradient
     if (config.lambdas) residual_add(dx, dx0, N * C, stream);
     norm_backward(dx, dx, x0, x0_rstd, N, C, config.norm_wte, stream);
     embedding_backward(g.wte, dx, inputs, order, N, C, stream);
@@ -390,10 +390,10 @@ void GPT::train_micro_batch(const int* host_inputs, const int* host_targets, dou
     if (valid == 0) return;
     upload(host_inputs, host_targets);
     MicroBatch& kept = micro_batch[loop];
-    if (kept.valid != valid || kept.share != share) kept.recording.forget();
+    if (kept.valid != valid || kept.share != share) kept.capture.forget();
     kept.valid = valid;
     kept.share = share;
-    kept.recording.run(stream, [&] {
+    kept.capture.run(stream, [&] {
         const Input input = loop ? Input::latents : Input::tokens;
         if (!loop) token_order(order, order_scratch, inputs, N, config.vocab_size, stream);
         forward(input, B, T, nullptr);
@@ -404,7 +404,8 @@ void GPT::train_micro_batch(const int* host_inputs, const int* host_targets, dou
     });
 }
 
-/// As a binary counter counts: the part joins the one before it, both of them the two before those, ...; subtrees[i] waits where bit i is set.
+/// Sums the parts in a binary tree, as a binary counter carries: bit i of ended_parts is set when subtrees[i] holds a sum of 2^i parts. A part that
+/// ends is added to the part before it, their sum to the sum of the two before them, and so on.
 void GPT::end_part() {
     require_training();
     require(ended_parts < layout.job.own_parts(), "gpt: a step has ", layout.job.own_parts(), " parts here, and all have ended");
@@ -418,7 +419,7 @@ void GPT::end_part() {
     device_zero(gradient_values, n * sizeof(float), stream);
 }
 
-/// Gradients: those that this process owns become the sum over all processes.
+/// Reduce-scatter of the gradients: those that this process owns become the sum over all processes.
 void GPT::add_up(Comm& comm) {
     const int P = layout.job.processes, rank = layout.job.rank;
     if (const int64_t n = layout.replicated.segment; n > 0) {
@@ -439,7 +440,7 @@ void GPT::add_up(Comm& comm) {
 }
 
 StepSums GPT::end_step() {
-    require(layout.job.processes == 1, "gpt: a step of ", layout.job.processes, " processes ends with their communication");
+    require(layout.job.processes == 1, "gpt: end_step() of ", layout.job.processes, " processes needs their Comm; call end_step(comm)");
     return finish(nullptr);
 }
 
@@ -459,7 +460,7 @@ StepSums GPT::finish(Comm* comm) {
     std::vector<float> of_spans(own_spans.size());
     copy_to_host(parts.data(), ended_sums, parts.size() * sizeof(PartSums), stream);
     copy_to_host(of_spans.data(), squares, of_spans.size() * sizeof(float), stream);
-    std::vector<double> terms;   // that are owned
+    std::vector<double> terms;   // the owned ones
     auto next = of_spans.begin();
     for (const Layout::Term& term : layout.terms()) {
         if (!owns(layout, term)) continue;
@@ -470,7 +471,7 @@ StepSums GPT::finish(Comm* comm) {
     return sum_of_all(comm, parts, terms);
 }
 
-/// What every process counted, added up in the order of parts and of terms.
+/// Sums the results of all processes, in the order of parts and of terms.
 StepSums GPT::sum_of_all(Comm* comm, const std::vector<PartSums>& parts, const std::vector<double>& terms) const {
     const size_t P = static_cast<size_t>(layout.job.processes);
     size_t of_all = 0;
@@ -522,7 +523,7 @@ static void floats_to_host(float* host, const floatX* device, int64_t n, Stream 
 }
 
 void GPT::residual_stream(float* residual, float* normed, const int* host_inputs, int depth) {
-    require(depth >= 0 && depth <= config.n_layer, "gpt: the residual stream behind ", depth, " layers, of a model that has ",
+    require(depth >= 0 && depth <= config.n_layer, "gpt: the residual stream after ", depth, " layers, of a model that has ",
             config.n_layer, "; ask for 0 to ", config.n_layer);
     copy_to_device(inputs, host_inputs, N * sizeof(int), stream);
     forward(Input::tokens, B, T, nullptr, depth);
@@ -532,7 +533,7 @@ void GPT::residual_stream(float* residual, float* normed, const int* host_inputs
 
 void GPT::extend(KVCache& cache, const int* tokens, int count) {
     require(count >= 1 && cache.length + count <= config.seq_len, "gpt: a sequence of ", cache.length, " tokens cannot grow by ", count,
-            ": the model sees ", config.seq_len);
+            ": the model's context is ", config.seq_len);
     for (int done = 0; done < count;) {
         int n = static_cast<int>(std::min<int64_t>(count - done, N));
         copy_to_device(inputs, tokens + done, n * sizeof(int), stream);

@@ -14,11 +14,11 @@
 #include "llmc/ops/reduce.h"
 #include "llmc/tensors.h"
 
-/// One pointer a tensor: T is floatX for the weights that the passes read, float for master weights and gradients.
+/// One pointer per tensor. T is floatX for the weights that the forward and backward pass read, float for master weights and gradients.
 template <class T>
 struct Weights {
     struct Layer {
-        T* qkv = nullptr;        ///< (C + 2 CK, C): q, k, v lie gapless
+        T* qkv = nullptr;        ///< (C + 2 CK, C): q, k, v are contiguous
         T* proj = nullptr;       ///< (C, C)
         T* fc = nullptr;         ///< (4C, C)
         T* fc_proj = nullptr;    ///< (C, 4C)
@@ -32,7 +32,7 @@ struct Weights {
     std::vector<Layer> layers;
 };
 
-/// What the forward pass keeps of a layer for the backward pass. N = B T; QKV = C + 2 CK.
+/// What the forward pass of a layer saves for the backward pass. N = B T; QKV = C + 2 CK.
 struct LayerActivations {
     floatX* seam = nullptr;      ///< (N, C) the residual stream after norm_before, where a stack has one
     float* seam_rstd = nullptr;  ///< (N)
@@ -50,10 +50,9 @@ struct LayerActivations {
     floatX* activated = nullptr; ///< (N, 4C) after it
 };
 
-
 /// Keys and values of one growing sequence, for sampling.
 struct KVCache {
-    /// Lays out the memory, and allocates nothing: arena.bytes() is what it will take.
+    /// Lays out the memory and allocates nothing yet: arena.bytes() is what it will take.
     explicit KVCache(const GPTConfig& config);
     void allocate() { arena.allocate(); }
 
@@ -63,19 +62,19 @@ struct KVCache {
         floatX* v = nullptr;     ///< (seq_len, CK)
     };
     std::vector<Layer> layers;
-    int length = 0;              ///< tokens seen
+    int length = 0;              ///< tokens in the cache
 };
 
-/// What the micro-batches of a part of a step added up to; it lies on the device, where the ops write to it. A number more is a member here and the
-/// op that writes it. Means are in nats over the targets that are not -1.
+/// Sums over the micro-batches of one part of a step. They lie on the device, where the ops accumulate them. Another metric is another member here,
+/// and the op that writes it. Means are in nats over the targets that are not -1.
 struct PartSums {
     double loss = 0;            ///< weighted by the micro-batches' shares
     double last = 0;            ///< of the last micro-batch alone
-    double loop_loss = 0;       ///< the same of the passes on latents
+    double loop_loss = 0;       ///< the same for the looped passes, on latents
     double loop_last = 0;
 };
 
-/// The same of all parts of a step, at every process.
+/// The same for a whole step, all parts and processes together.
 struct StepSums : PartSums {
     float squares = 0;          ///< sum over all tensors that have a gradient of g^2
     double norm() const { return std::sqrt(double{squares}); }   ///< |g|
@@ -86,9 +85,9 @@ enum class Mode { evaluate, train };
 
 class GPT {
 public:
-    /// Lays out the memory for micro-batches of B x T tokens, and allocates nothing: the sizes are the plan.
+    /// Lays out the memory for micro-batches of B x T tokens and allocates nothing yet: --plan needs only the sizes.
     /// Throws std::invalid_argument for what validate() refuses, B < 1, or when nothing trains.
-    /// job: whose share of the weights, and of a step, this is.
+    /// job: the process whose share of the weights, and of a step, this model holds.
     GPT(const GPTConfig& config, int B, Mode mode, const Trained& trained = {}, const Job& job = {});
     GPT(const GPT&) = delete;
     GPT& operator=(const GPT&) = delete;
@@ -97,58 +96,57 @@ public:
     void allocate();
     void initialize_weights(uint64_t seed);
 
-    /// One tensor's master weights from and to the host, as far as they are owned here. values (numel)
+    /// Copies the part of a tensor's master weights that this process owns from and to the host. values (numel)
     void set_tensor(const Tensor& tensor, const float* values);
     void get_tensor(float* values, const Tensor& tensor) const;
-    /// After the master weights that are owned were written: what the passes read of them follows.
+    /// After the owned master weights of a tensor were written: rounds them to floatX for the passes.
     void round_weights(const Tensor& tensor);
-    /// What every process reads of the weights becomes what their owners have: all of them, or those that a step updates.
+    /// All-gather of the weights from their owners, as the passes read them: of all weights, or of those that a step updates.
     void gather_weights(Comm& comm);
     void gather_updated(Comm& comm);
 
-    /// Of a tensor of `tensors`, in `tensors` and `layout`.
+    /// Index of a tensor of `tensors`, in `tensors` and in `layout`.
     size_t index(const Tensor& tensor) const { return static_cast<size_t>(&tensor - tensors.data()); }
-    /// Elements of which this process has the master weights and makes the updates.
+    /// The elements whose master weights this process holds and updates.
     Piece owned(const Tensor& tensor) const { return layout.owned(index(tensor)); }
-    // The three below (owned(tensor).count):
+    // The next three return (owned(tensor).count) elements.
     float* master(const Tensor& tensor) const;
-    /// What the passes read; null where they read the master weights themselves (fp32 build).
+    /// The weights that the passes read; null where they read the master weights themselves (fp32 build).
     floatX* weight(const Tensor& tensor) const;
     /// Null for a frozen tensor, and in Mode::evaluate.
     float* gradient(const Tensor& tensor) const;
     bool frozen(const Tensor& tensor) const { return !trained(tensor); }
 
-    /// Gradients and sums start at zero. This and the next three throw std::invalid_argument in Mode::evaluate.
+    /// Sets gradients and sums to zero. This and the next three throw std::invalid_argument in Mode::evaluate.
     void begin_step();
-    /// One micro-batch forward and backward; gradients are added up. Does not wait for the device: from the third call on, its
-    /// kernels are one launch. `share`: of the step's loss that this micro-batch is, 1 / number of micro-batches.
+    /// Forward and backward pass of one micro-batch; gradients accumulate. Does not wait for the device: from the third call on,
+    /// all its kernels are one launch (a CUDA graph). `share`: weight of this micro-batch in the step's loss, 1 / number of micro-batches.
     ///
     /// inputs, targets (B, T) on the host
-    /// loop: after an ordinary pass, a second one on its latents in place of token embeddings (the looping of the stacking
-    ///       study, test/golden/README.md); inputs are those of the ordinary pass.
+    /// loop: after an ordinary pass, a second pass that takes the latents of the first in place of token embeddings (the looping of
+    ///       the stacking study, test/golden/README.md); inputs are those of the ordinary pass.
     void train_micro_batch(const int* inputs, const int* targets, double share, bool loop = false);
-    /// After the micro-batches of a part, of Job::own_parts(): a step of one part needs no more than end_step().
+    /// Called after the micro-batches of each part (Job::own_parts()) but the last, which end_step() ends.
     void end_part();
-    /// Waits for the micro-batches since begin_step(), ends the last part, and adds up those of all processes: each has then the gradient of what it owns.
+    /// Waits for the micro-batches since begin_step(), ends the last part, and reduces over all processes: each then has the gradients that it owns.
     StepSums end_step(Comm& comm);
-    StepSums end_step();   ///< of one process
+    StepSums end_step();   ///< without other processes
 
     /// Losses in nats of one micro-batch, forward only. losses, inputs, targets (B, T) on the host.
     void evaluate_micro_batch(float* losses, const int* inputs, const int* targets);
 
-    /// The residual stream of one micro-batch behind the first `depth` layers (0: the normed embedding; a norm at a seam belongs to
-    /// the layer above it), and the same through norm_lm_head; forward only. Throws std::invalid_argument unless depth is 0 to
-    /// n_layer.
+    /// The residual stream of one micro-batch after the first `depth` layers (0: the normed embedding; a norm at a seam belongs to
+    /// the layer above it), as it is and after norm_lm_head; forward only. Throws std::invalid_argument unless 0 <= depth <= n_layer.
     ///
     /// residual, normed (B, T, C)  =   on the host
     /// inputs           (B, T)         on the host
     void residual_stream(float* residual, float* normed, const int* inputs, int depth);
 
-    /// Appends up to B T tokens to the cache's sequence. The last one's logits are then next_logits().
+    /// Appends up to B T tokens to the cache's sequence; next_logits() then has the logits of the last one.
     void extend(KVCache& cache, const int* tokens, int count);
-    /// logits (V) on the host, softcap applied: of the last token that extend() saw.
+    /// logits (V) on the host, softcap applied: of the last token that extend() was given.
     void next_logits(float* logits);
-    /// The same of one row of the last evaluate_micro_batch().
+    /// The same for one row of the last evaluate_micro_batch().
     void row_logits(float* logits, int64_t row);
 
     /// After a step whose loss or gradients were not finite: the first tensor, in the order of the passes, that holds NaN or
@@ -186,16 +184,16 @@ private:
     const int64_t chunk;                     // rows of logits held at once
     const float rms_eps;                     // of the two norms that every layer has, and of QK norm
     const Stream stream = nullptr;
-    std::vector<size_t> beside;              // frozen, with a gradient all the same: of q, k and v it is one product
+    std::vector<size_t> beside;              // frozen, but with a gradient buffer: dW of q, k and v is one matmul, which writes all three
 
     Arena parameters{"parameters"}, gradients{"gradients"}, activations{"activations"}, scratch{"scratch"};
 
-    float* masters = nullptr;                // of what is owned; in the fp32 build of all, which the passes read
+    float* masters = nullptr;                // master weights that are owned; in the fp32 build all weights, which the passes read
     floatX* rounded = nullptr;               // the weights in floatX; null in the fp32 build
     float* gradient_values = nullptr;        // (layout.with_gradient())
-    std::vector<float*> subtrees;            // the same of parts that wait for others: number i is the sum of 2^i of them
+    std::vector<float*> subtrees;            // sums of gradients of finished parts, waiting to be added in the tree: number i sums 2^i parts
     Weights<floatX> w;                       // what the passes read
-    Weights<float> w32;                      // the masters of all of them; the passes read the lambdas there
+    Weights<float> w32;                      // master weights of all tensors; the passes read the lambdas there
     Weights<float> g;                        // gradients
 
     // Activations.
@@ -205,41 +203,41 @@ private:
     floatX* x0 = nullptr;                    // (N, C) the normed embedding
     float* x0_rstd = nullptr;                // (N)
     floatX* x = nullptr;                     // (N, C) the residual stream
-    floatX* latents = nullptr;               // (N, C) what the head is applied to
+    floatX* latents = nullptr;               // (N, C) input of the head
     float* latents_rstd = nullptr;           // (N)
     float* losses = nullptr;                 // (N)
     float* rotary = nullptr;                 // (T, D)
     std::vector<LayerActivations> layers;
 
     // Scratch.
-    floatX* branch = nullptr;                // (N, C) what a branch gives to the residual stream; its gradient
-    floatX* logits = nullptr;                // (chunk, V) then their gradient
+    floatX* branch = nullptr;                // (N, C) output of a branch, before it is added to the residual stream; its gradient
+    floatX* logits = nullptr;                // (chunk, V) and in their place their gradient
     char* attention = nullptr;               // (attention_scratch bytes)
     int* order_scratch = nullptr;            // (V + 1)
     floatX* dx = nullptr;                    // (N, C) gradient of the latents, then of the residual stream
     floatX* dx0 = nullptr;                   // (N, C) gradient of x0 through the lambdas
     floatX* dh = nullptr;                    // (N, C) gradient of h1 or h2
-    floatX* dy = nullptr;                    // (N, C) gradient of y, what the attention gave
+    floatX* dy = nullptr;                    // (N, C) gradient of y, the output of the attention
     floatX* dqkv = nullptr;                  // (N, QKV)
     floatX* df = nullptr;                    // (N, 4C)
     float* sums = nullptr;                   // (2, N), (N, HK)
-    float* unwanted = nullptr;               // (HK, 32): gradients of frozen gates, which an op makes with others
-    std::vector<Span> own_spans;             // of the gradients that are owned
+    float* unwanted = nullptr;               // (HK, 32): where an op writes the gradient of a frozen gate, which nobody reads
+    std::vector<Span> own_spans;             // terms of the gradient norm that this process owns
     Span* spans = nullptr;                   // the same on the device
-    float* squares = nullptr;                // of each of them
-    PartSums* part_sums = nullptr;           // (1) of the part that goes on
-    PartSums* ended_sums = nullptr;          // (own_parts) of those that ended
-    float* received = nullptr;               // = logits, idle at a step's end
+    float* squares = nullptr;                // the sum of squares of each span
+    PartSums* part_sums = nullptr;           // (1) of the current part
+    PartSums* ended_sums = nullptr;          // (own_parts) of the parts that ended
+    float* received = nullptr;               // receive buffer of the reduction: the memory of logits, which is idle at the end of a step
     int64_t received_size = 0;
 
-    // A micro-batch as it was recorded; it is recorded anew when a number changes that it holds.
+    // A micro-batch as a captured CUDA graph; it is captured again when a number that the graph holds changes.
     struct MicroBatch {
-        Recording recording;
+        Capture capture;
         int64_t valid = 0;                   // targets that are not -1
         double share = 0;
     };
-    MicroBatch micro_batch[2];               // an ordinary one, one on latents
+    MicroBatch micro_batch[2];               // an ordinary one, a looped one
     std::optional<Uploads> uploads;
-    int64_t last_row = 0;                    // of the latents: the last token that extend() saw
+    int64_t last_row = 0;                    // of the latents: the last token that extend() was given
     int ended_parts = 0;                     // of this step
 };

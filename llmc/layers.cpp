@@ -15,7 +15,7 @@
 
 // ------------------------------------------------------------------------------------------------- ways to make a model deeper
 
-/// "0,1,2" as numbers; empty when it is no such list.
+/// Parses "0,1,2"; empty when the text is not such a list.
 static std::vector<int> parse_list(const std::string& text) {
     std::vector<int> numbers;
     const char* at = text.data();
@@ -31,14 +31,14 @@ static std::vector<int> parse_list(const std::string& text) {
     }
 }
 
-/// Layers that --factor or --depth asks for.
+/// The depth that --factor or --depth asks for.
 static int deeper(const GrowthOptions& options, int n_layer) {
     require(options.factor || options.depth, "--order ", options.order,
-            " needs --factor, how many times deeper the model gets, or --depth, its layers");
+            " needs --factor, how many times deeper the model gets, or --depth, its number of layers");
     require(!options.factor || !options.depth, "--factor and --depth are both given; leave one of them out");
     require(!options.factor || *options.factor >= 1, "--factor is ", options.factor.value_or(1), ", but must be 1 or more");
     require(!options.factor || n_layer > 0, "--factor ", options.factor.value_or(1),
-            " of a model of 0 layers are 0; give --depth, its layers");
+            " makes 0 layers of a model of 0 layers; give --depth, its number of layers");
     const int64_t depth = options.depth ? *options.depth : int64_t{*options.factor} * n_layer;
     require(depth <= MAX_LAYERS, options.factor ? "--factor " : "--depth ", options.factor ? *options.factor : depth, " makes ",
             depth, " layers of ", n_layer, ", but a model has at most ", MAX_LAYERS);
@@ -46,7 +46,7 @@ static int deeper(const GrowthOptions& options, int n_layer) {
     return static_cast<int>(depth);
 }
 
-/// A layer for each place n of a model of `depth`.
+/// A vector of `depth` layers: place(n) at each n.
 template <class Place>
 static std::vector<int> each_of(int depth, Place place) {
     std::vector<int> layers(depth);
@@ -69,7 +69,7 @@ static std::vector<int> last_order(const GrowthOptions& options, int L) {
     return each_of(deeper(options, L), [L](int n) { return std::min(n, L - 1); });
 }
 
-/// The two numbers of "a:b"; nothing when it is no such text.
+/// The two numbers of "a:b"; nothing for any other text.
 static std::optional<std::pair<int, int>> parse_range(const std::string& text) {
     const size_t colon = text.find(':');
     if (colon == std::string::npos) return {};
@@ -81,7 +81,7 @@ static std::optional<std::pair<int, int>> parse_range(const std::string& text) {
 static std::vector<int> middle_order(const GrowthOptions& options, int L) {
     const int D = deeper(options, L);
     require(options.middle || L >= 3, "--order middle needs --middle a:b here: a model of ", L, L == 1 ? " layer" : " layers",
-            " has none between its first and last");
+            " has no layers between its first and last");
     const std::string text = options.middle.value_or(concat("1:", L - 2));
     const auto range = parse_range(text);
     require(range && range->first <= range->second, "--middle is '", text.substr(0, 60),
@@ -114,7 +114,7 @@ static std::vector<int> listed_order(const GrowthOptions& options, int) { return
 
 static const char* const LIST = "LIST";   // stands in --help for any list
 
-/// The flags of an operator: all of these.
+/// Concatenates lists of flags.
 static std::vector<std::string> flags_of(const std::vector<std::vector<std::string>>& lists) {
     std::vector<std::string> flags;
     for (const auto& list : lists) flags.insert(flags.end(), list.begin(), list.end());
@@ -127,24 +127,24 @@ const std::vector<GrowthOperator>& growth_operators() {
     static const std::vector<std::string> DEEPER{"--factor", "--depth"}, COPIES{"--value-embeds", "--damp", "--optimizer"},
         NEW{"--at", "--seed", "--optimizer"}, DEEPER_COPIES = flags_of({DEEPER, COPIES});
     static const std::vector<Op> operators{
-        {"stack", "the whole model again and again: 0 1 2 0 1 2", DEEPER_COPIES, stack_order, Op::follow_pattern, {}},
-        {"interleave", "every layer again and again: 0 0 1 1 2 2", DEEPER_COPIES, interleave_order, Op::follow_pattern, {}},
-        {"first", "the first layer again and again: 0 0 0 0 1 2", DEEPER_COPIES, first_order, Op::follow_pattern, {}},
-        {"last", "the last layer again and again: 0 1 2 2 2 2", DEEPER_COPIES, last_order, Op::follow_pattern, {}},
-        {"middle", "what lies between the ends (or --middle) again and again: 0 1 2 1 2 3",
+        {"stack", "repeats the whole model: 0 1 2 0 1 2", DEEPER_COPIES, stack_order, Op::follow_pattern, {}},
+        {"interleave", "repeats each layer in place: 0 0 1 1 2 2", DEEPER_COPIES, interleave_order, Op::follow_pattern, {}},
+        {"first", "repeats the first layer: 0 0 0 0 1 2", DEEPER_COPIES, first_order, Op::follow_pattern, {}},
+        {"last", "repeats the last layer: 0 1 2 2 2 2", DEEPER_COPIES, last_order, Op::follow_pattern, {}},
+        {"middle", "repeats all layers but the first and the last, or those of --middle: 0 1 2 1 2 3",
          flags_of({{"--middle"}, DEEPER_COPIES}), middle_order, Op::follow_pattern, {}},
-        {"solar", "two copies, the first without its last --drop layers, the second without its first: 0 1 2 1 2 3,\n"
-         "without --factor and --depth", flags_of({{"--drop"}, COPIES}), solar_order, Op::follow_pattern, {}},
-        {"random", "new layers by the recipe's initial law, with value embeddings where the deeper model's own pattern has them.\n"
-         "By nanochat's law proj and fc_proj are 0, so that the function nearly stays what it was (but for x0_lambdas,\n"
-         "and windows that follow the new depth); by nanochat_nonzero's none is",
+        {"solar", "two copies (SOLAR's depth up-scaling): the first without its last --drop layers, the second without its first\n"
+         "--drop layers: 0 1 2 1 2 3; without --factor and --depth", flags_of({{"--drop"}, COPIES}), solar_order, Op::follow_pattern, {}},
+        {"random", "adds layers with the recipe's initial values, with value embeddings where the deeper model's own pattern has\n"
+         "them. In nanochat proj and fc_proj start at 0, so that the grown model computes nearly the same function (it differs\n"
+         "by x0_lambdas, and by windows that follow the new depth); in nanochat_nonzero no matrix starts at 0",
          flags_of({DEEPER, NEW, {"--value-embeds"}}), with_new_layers, Op::follow_pattern, {{true, {}}}},
         // The residual stream passes a new layer unchanged: both of its branches add 0, and x = 1 x + 0 x0 before them.
-        {"zero", "new layers that change nothing at first: proj and fc_proj are 0, other matrices start as the recipe's,\n"
-         "resid_lambda 1, x0_lambda 0, no value embedding, the recipe's attention scale, a window that sees all; old layers\n"
-         "keep what is theirs, windows too", flags_of({DEEPER, NEW}), with_new_layers, Op::keep,
+        {"zero", "adds layers that change nothing at first: proj and fc_proj are 0, other matrices have the recipe's initial\n"
+         "values, resid_lambda is 1, x0_lambda 0; no value embedding, the recipe's attention scale, full attention. Old layers\n"
+         "stay as they are, windows too", flags_of({DEEPER, NEW}), with_new_layers, Op::keep,
          {{false, {{"proj", ZERO}, {"fc_proj", ZERO}, {"resid_lambdas", ONE}, {"x0_lambdas", ZERO}}}}},
-        {LIST, "the layers themselves, like 0,1,2,0,1,2, without --factor and --depth", COPIES, listed_order, Op::follow_pattern,
+        {LIST, "any list of layers, like 0,1,2,0,1,2; without --factor and --depth", COPIES, listed_order, Op::follow_pattern,
          {}},
     };
     return operators;
@@ -186,7 +186,7 @@ const std::vector<std::string>& spellings(GrownState) {
 
 static constexpr uint64_t SEED = 42;
 
-/// The optional flags of growth: whether one was given, and its value or what it is otherwise; empty where it is nothing then.
+/// An optional flag of growth: whether it was given, and its value or default as text; empty where there is neither.
 struct GrowthFlag {
     std::string flag;
     std::function<bool(const GrowthOptions&)> given;
@@ -273,7 +273,7 @@ Rule LayerFrom::rule(const std::string& tensor) const {
     return {is_new() ? Rule::initial : Rule::copy};
 }
 
-/// Appends layer l of `from`, with everything that is its own. (Lambdas are tensors and go with it too.)
+/// Appends layer l of `from` with its per-layer properties. (Its lambdas are tensors, and go with it as such.)
 static void add_layer(LayerMap& map, const GPTConfig& from, int model, int l) {
     map.config.n_layer++;
     map.config.attn_scale.push_back(from.attn_scale[l]);
@@ -309,7 +309,7 @@ std::vector<bool> first_uses(const LayerMap& map) {
     return first;
 }
 
-/// Whether the model has value embeddings at all; one of no layers, by its recipe.
+/// Whether the model has value embeddings at all; the recipe decides for a model without layers.
 static bool has_value_embeds(const GPTConfig& config) {
     if (config.n_layer == 0) return config.recipe->model.value_embeds;
     return std::find(config.value_embeds.begin(), config.value_embeds.end(), true) != config.value_embeds.end();
@@ -317,8 +317,8 @@ static bool has_value_embeds(const GPTConfig& config) {
 
 static constexpr double MIN_DAMP = 1e-6, MAX_DAMP = 1000;
 
-/// Scales the branches of copied layers: of all uses of a layer by 1 / so many, or of all but the first by a number. The
-/// configuration has a scale for attention; for the MLP it is in the weights of fc_proj, which it is linear in.
+/// Scales the branches of copied layers: with 1/copies all uses of a layer by 1 / (number of uses); with a number all uses but the first
+/// by that number. The configuration has a scale for attention; the MLP is linear in fc_proj, so these weights are scaled.
 static void damp_branches(LayerMap& map, const std::string& damp) {
     const bool by_copies = damp == "1/copies";
     double number = 1;
@@ -371,7 +371,7 @@ LayerMap grow_map(const GPTConfig& config, const GrowthOptions& options) {
     return map;
 }
 
-/// What all models of a stack have in common: all of a configuration but its layers, and what stack's flags decide.
+/// The properties that all models of a stack must share: all but those of layers, and those that stack's flags set.
 static nlohmann::json common_properties(const GPTConfig& config) {
     nlohmann::json common = to_json(config);
     for (const char* own : {"n_layer", "attn_scale", "windows", "window_pattern", "value_embeds", "norm_before", "norm_wte", "norm_lm_head"})
@@ -393,7 +393,7 @@ struct Slice {
 
 static std::string letter_of(size_t model) { return std::string(1, static_cast<char>('A' + model)); }
 
-/// One of A:0-3, or A:3 for one layer.
+/// Parses A:0-3, or A:3 for one layer.
 static Slice parse_slice(const std::string& text, const std::vector<GPTConfig>& models, const std::vector<std::string>& names) {
     const std::string wrong = concat("--layers '", text.substr(0, 60), "'");
     Slice slice{};
@@ -408,7 +408,7 @@ static Slice parse_slice(const std::string& text, const std::vector<GPTConfig>& 
     bool fits = text.size() > 2 && text[0] >= 'A' && text[0] <= 'Z' && text[1] == ':' && number(slice.first);
     slice.last = slice.first;
     if (fits && at < end) fits = *at++ == '-' && number(slice.last) && at == end;
-    require(fits, wrong, " is no slice; write a model's letter and its layers, A:0-3 or A:3, with commas between slices");
+    require(fits, wrong, " is not a slice; write a model's letter and its layers, A:0-3 or A:3, with commas between slices");
 
     slice.model = text[0] - 'A';
     const size_t count = models.size();
@@ -419,7 +419,7 @@ static Slice parse_slice(const std::string& text, const std::vector<GPTConfig>& 
     for (int layer : {slice.first, slice.last})
         require(layer < n_layer, wrong, ": layer ", layer, " of ", letter_of(slice.model), " (", names[slice.model],
                 "), which has ", has);
-    require(slice.first <= slice.last, wrong, ": its last layer stands before its first; write ", letter_of(slice.model), ":",
+    require(slice.first <= slice.last, wrong, ": its last layer comes before its first; write ", letter_of(slice.model), ":",
             slice.last, "-", slice.first);
     return slice;
 }
@@ -441,7 +441,7 @@ static std::vector<Slice> parse_slices(const std::string& text, const std::vecto
     return slices;
 }
 
-/// Whole models, but for the layers at their seams.
+/// Whole models, without the layers at the seams unless options keep them.
 static std::vector<Slice> slices_of(const std::vector<GPTConfig>& models, const StackOptions& options) {
     std::vector<Slice> slices;
     const int last_model = static_cast<int>(models.size()) - 1;

@@ -1,4 +1,4 @@
-// Which layers a deeper model is made of: the pure part of grow and stack, configurations in, configuration and map out.
+// Which layers a deeper model is made of: the pure part of grow and stack, from configurations to a new configuration and a layer map.
 #pragma once
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
@@ -10,27 +10,27 @@
 struct Rule {
     enum Kind {
         copy,       ///< the bytes of the tensor that the layer comes from
-        scaled,     ///< those numbers times `number`, rounded once to fp32
-        constant,   ///< each is `number`
-        initial     ///< the recipe's initial values of a tensor of its new name (llmc/tensors.h), by the map's seed
+        scaled,     ///< the same values times `number`, rounded once to fp32
+        constant,   ///< every element is `number`
+        initial     ///< the recipe's initial values for a tensor of its new name (llmc/tensors.h), from the map's seed
     } kind;
     double number = 0;
     bool operator==(const Rule&) const = default;
 };
-/// A rule as maps and lineages spell it: "copied", "x 0.5", "0", "initial"; numbers so that they read back as they are.
+/// A rule as maps and lineages spell it: "copied", "x 0.5", "0", "initial"; numbers with the digits that read back exactly.
 std::string text_of(const Rule& rule);
 
-/// A rule for the tensor that the table calls so: fc_proj, ve; resid_lambdas for the layer's own number in it.
+/// A rule for a tensor, by its name in the table: fc_proj, ve; resid_lambdas means the layer's entry in it.
 struct TensorRule {
     std::string tensor;
     Rule rule;
     bool operator==(const TensorRule&) const = default;
 };
 
-/// A layer of a new model: where it comes from, and what is otherwise with some of its tensors.
+/// A layer of a new model: the layer that it comes from, and rules for tensors that are not plain copies.
 struct LayerFrom {
-    int model = -1, layer = -1;        ///< layer `layer` of model `model`; -1: it is new, of none
-    std::vector<TensorRule> rules{};   ///< without one a tensor of a new layer is initial, any other is a copy
+    int model = -1, layer = -1;        ///< layer `layer` of model `model`; -1: a new layer
+    std::vector<TensorRule> rules{};   ///< a tensor without a rule is `initial` in a new layer, else `copy`
 
     bool is_new() const { return model < 0; }
     Rule rule(const std::string& tensor) const;
@@ -40,66 +40,65 @@ struct LayerFrom {
 /// Which layers keep value embeddings when a model grows.
 enum class ValueEmbeds {
     layer,    ///< every copy of a layer that has one
-    pattern   ///< of these, the layers where a model of the new depth has them
+    pattern   ///< of these copies, only those at layers where a model of the new depth has value embeddings
 };
 
-/// Where new layers stand.
+/// Where new layers are inserted.
 enum class NewAt {
-    bottom,   ///< before all old ones
-    middle,   ///< behind the first half of them, rounded down
-    top       ///< behind all
+    bottom,   ///< before all old layers
+    middle,   ///< after the first half of them, rounded down
+    top       ///< after all of them
 };
 
-/// The optimizer's state of a model that grew. New layers have one of zeros, but for reset.
+/// The optimizer state of a grown model. The state of new layers is zero, except with `reset`.
 enum class GrownState {
-    reset,   ///< none: the optimizer starts afresh
-    copy,    ///< each copy of a layer has the layer's
-    zero     ///< the first copy of a layer has the layer's, further ones zeros
+    reset,   ///< none: the optimizer starts from scratch
+    copy,    ///< every copy of a layer gets the layer's state
+    zero     ///< the first copy of a layer gets the layer's state, further copies start at zero
 };
 
-/// As flags spell them, in this order.
+/// The names that flags use, in the order of the enumeration.
 const std::vector<std::string>& spellings(ValueEmbeds);
 const std::vector<std::string>& spellings(NewAt);
 const std::vector<std::string>& spellings(GrownState);
 
-/// A new model: what it is, and where its layers come from, one entry a layer.
+/// A new model: its configuration, and where its layers come from, one entry per layer.
 struct LayerMap {
     GPTConfig config;
     std::vector<LayerFrom> layers;
-    uint64_t seed = 0;                 ///< of initial values
-    GrownState state = GrownState::reset;   ///< another only where all layers are of one model, or new
+    uint64_t seed = 0;                 ///< for initial values
+    GrownState state = GrownState::reset;   ///< anything else only where every layer is new or from one and the same model
 };
 
-/// The map as `layers` of a lineage keeps it: an entry a layer, [model, layer], or [model, layer, {"fc_proj": "x 0.5"}] where
+/// The map as `layers` of a lineage keeps it, an entry per layer: [model, layer], or [model, layer, {"fc_proj": "x 0.5"}] where
 /// tensors have rules of their own, or null for a new layer.
 nlohmann::json layers_json(const LayerMap& map);
 
-/// What grow's flags ask for. An operator takes some of the optional ones, and none of the others.
+/// The flags of grow. Each operator accepts some of the optional ones and refuses the others.
 struct GrowthOptions {
     std::string order;                           ///< an operator's name, or a list of layers like 0,1,2,0,1,2
-    std::optional<int> factor{}, depth{};        ///< how many times deeper, or how deep: one of them
+    std::optional<int> factor{}, depth{};        ///< how many times deeper, or the new depth: one of them
     std::optional<std::string> middle{};         ///< layers a to b of the model, both included, as a:b; all but its first and last
     std::optional<int> drop{};                   ///< layers that solar leaves out of each of its two copies; no default
-    std::optional<NewAt> at{};                   ///< top
-    std::optional<ValueEmbeds> value_embeds{};   ///< layer
-    std::optional<std::string> damp{};           ///< a number above 0, or 1/copies; none
-    std::optional<uint64_t> seed{};              ///< of initial values: 42
-    std::optional<GrownState> optimizer{};       ///< reset
+    std::optional<NewAt> at{};                   ///< default top
+    std::optional<ValueEmbeds> value_embeds{};   ///< default layer
+    std::optional<std::string> damp{};           ///< a number above 0, or 1/copies; default no damping
+    std::optional<uint64_t> seed{};              ///< for initial values; default 42
+    std::optional<GrownState> optimizer{};       ///< default reset
 };
 
 /// A way to make a model deeper: a row in layers.cpp.
 struct GrowthOperator {
     const char* name;                           ///< --order
     const char* help;
-    std::vector<std::string> flags;             ///< those of GrowthOptions that it takes, beside --order
-    /// The deeper model, layer by layer: the layer that it is a copy of, or NEW_LAYER.
+    std::vector<std::string> flags;             ///< the flags that it accepts, beside --order
+    /// For each layer of the deeper model: the layer that it is a copy of, or NEW_LAYER.
     std::vector<int> (*layers)(const GrowthOptions& options, int n_layer);
-    /// follow_pattern: all windows are those of the deeper model's own pattern, as the depth growth study has it. keep: old layers
-    /// keep theirs, and new ones see all.
+    /// follow_pattern: all windows follow the pattern at the new depth, as in the depth growth study. keep: old layers keep their
+    /// windows, and new layers have full attention.
     enum Windows { follow_pattern, keep } windows;
-    /// What a new layer is: its tensors' rules, and whether it has a value embedding where the deeper model's own pattern has one,
-    /// if the model has any. What is its own besides: no norm before it, and the scale that the attention branch has by the recipe
-    /// in a model of the new depth.
+    /// New layers: rules for their tensors, and whether they have value embeddings where the pattern at the new depth has them (in
+    /// a model that has any). Besides, a new layer has no norm before it, and the recipe's attention scale at the new depth.
     struct NewLayers {
         bool value_embeds;
         std::vector<TensorRule> rules;
@@ -108,25 +107,25 @@ struct GrowthOperator {
 };
 inline constexpr int NEW_LAYER = -1;
 const std::vector<GrowthOperator>& growth_operators();
-/// Names of those that take a flag: stack, interleave.
+/// Names of the operators that accept a flag: "stack, interleave".
 std::string operators_that_take(const std::string& flag);
-/// Whether the operator of an order takes it. Throws std::invalid_argument for an order that is none.
+/// Whether the operator of an order accepts a flag. Throws std::invalid_argument for an unknown order.
 bool order_takes(const std::string& order, const std::string& flag);
 
-/// The deeper model. Throws std::invalid_argument for an order that is none, an option that the operator needs or does not take or
-/// that is out of its range, a layer that is not there, and a model of no layers where the operator copies some.
+/// The deeper model. Throws std::invalid_argument for an unknown order, an option that the operator needs but lacks, does not accept
+/// or that is out of range, a layer that the model does not have, and a model without layers where the operator copies some.
 LayerMap grow_map(const GPTConfig& config, const GrowthOptions& options);
 
-/// --order and all that the operator takes, defaults too, as `detail` of a lineage keeps it.
+/// --order and all options of the operator, defaults included, as `detail` of a lineage keeps them.
 std::string growth_detail(const GrowthOptions& options);
 
-/// For each layer of a map: whether it is new, or the first in it that comes from where it comes from.
+/// For each layer of a map: whether it is new, or the first copy of its source layer.
 std::vector<bool> first_uses(const LayerMap& map);
 
-/// Tokens d that a small model is best trained on before it grows by stacking, by arXiv 2405.15319:
+/// How many tokens d to train a small model on before it is grown by stacking, by arXiv 2405.15319:
 ///     log10 d = 0.88 log10 N + 163.27 / log10 C - 5.74
 /// params: N, of the grown model; flops: C, of the whole training. Fitted on models of about 1e9 parameters and more.
-/// Throws std::invalid_argument unless N >= 1, C > 10, and C is enough for a token, 6 N; d is finite then.
+/// Throws std::invalid_argument unless N >= 1, C > 10, and C >= 6 N, the cost of one token; d is then finite.
 double tokens_before_growth(double params, double flops);
 
 struct StackOptions {
@@ -138,7 +137,7 @@ struct StackOptions {
     std::string layers{};   ///< slices instead of whole models, "A:0-3,B:2-7": A is the first model, both ends are included
 };
 
-/// The layers of several models on each other, properties with their layer; the rest is the first model's.
-/// Throws std::invalid_argument, with `names` of the models and both values, for two that cannot be one model; for slices that are
-/// none, or leave out a model that is not the first or the last; and when no layer is left.
+/// Stacks the layers of several models, each with its per-layer properties; everything else is the first model's.
+/// Throws std::invalid_argument for two models that do not fit together (with their `names` and both values); for slices that are
+/// malformed, or leave out a model that is not the first or the last; and when no layer is left.
 LayerMap stack_map(const std::vector<GPTConfig>& models, const std::vector<std::string>& names, const StackOptions& options);

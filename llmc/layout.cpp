@@ -11,7 +11,7 @@ static bool power_of_two(int n) { return n > 0 && (n & (n - 1)) == 0; }
 
 void validate(const Job& job) {
     require(power_of_two(job.parts) && job.parts <= MAX_PROCESSES, "--parts is ", job.parts, ", but must be a power of two up to ", MAX_PROCESSES,
-            ": sums go by a binary tree over the parts");
+            ": gradients are summed in a binary tree over the parts");
     if (power_of_two(job.processes) && job.parts % job.processes == 0) return;
     std::string fit = "1";
     for (int p = 2; p <= job.parts; p *= 2) fit += concat(p == job.parts ? " or " : ", ", p);
@@ -24,7 +24,7 @@ bool is_of_qkv(const Tensor& tensor) {
     return name == "q" || name == "k" || name == "v";
 }
 
-/// Tensors that lie gapless and have one owner: q, k, v of a layer, else one.
+/// Contiguous tensors with one owner: q, k and v of a layer, or a single tensor.
 struct Unit {
     size_t first, count;
     int64_t size;       // in elements, aligned
@@ -44,8 +44,8 @@ static std::vector<Unit> units_of(const GPTConfig& config, const std::vector<Ten
     return units;
 }
 
-/// Owners of units: the longest update first, each to the process that has the least to do until then; where that is equal, the largest first,
-/// to the process that has the fewest elements.
+/// Assigns units to processes greedily: units in order of falling update FLOPs, each to the process with the fewest FLOPs so far; ties go by
+/// elements, larger units first, to the process with the fewest elements.
 static std::vector<int> owners_of(const std::vector<Unit>& units, int processes) {
     std::vector<size_t> order(units.size());
     std::iota(order.begin(), order.end(), size_t{0});
@@ -62,7 +62,7 @@ static std::vector<int> owners_of(const std::vector<Unit>& units, int processes)
     return owners;
 }
 
-static constexpr int SLICE_TERMS = MAX_PROCESSES;   // so that the slice of a process is whole terms
+static constexpr int SLICE_TERMS = MAX_PROCESSES;   // so that the segment of a process is a whole number of terms
 
 Layout::Layout(const GPTConfig& config, const std::vector<Tensor>& tensors, const Trained& trained, const Job& of) : job(of), places(tensors.size()) {
     validate(job);

@@ -9,21 +9,21 @@
 
 using nlohmann::json;
 
-/// What tells one file of a family tree from another: a growth that moves every layer to its own place has its parent's hash.
+/// Identifies a file of a family tree. The hash alone does not: a growth that keeps every layer in its place has its parent's hash.
 static std::string file_of(const json& entry) {
     std::string file;
     for (const char* key : {"hash", "step", "tokens", "flops", "operation", "detail"}) file += dump_json(entry[key]) + ' ';
     return file;
 }
 
-/// What a family tree has been through, from its root on, parents in their order.
+/// What a walk through a family tree has met so far, from the root on, parents in their order.
 struct Met {
     std::set<std::string> files;
-    std::vector<std::string> path;             ///< from the root to here: their parents stay, since two growths in a row can be one file
-    std::map<std::string, int64_t> tokens;     ///< by a run's identity, the most that were spent under it
+    std::vector<std::string> path;             ///< from the root to here; these keep their parents, since two growths in a row can look like one file
+    std::map<std::string, int64_t> tokens;     ///< by identity of a run: the most tokens of any file met
 };
 
-/// Says of a run's identity only what was not said before.
+/// Drops the identities of a run that an earlier file lists with as many tokens.
 static void list_runs_once(json& entry, Met& met) {
     json news = json::array();
     for (json& run : entry["runs"]) {
@@ -36,8 +36,8 @@ static void list_runs_once(json& entry, Met& met) {
     entry["runs"] = std::move(news);
 }
 
-/// Drops what leads from every file that was met before, so that a model stacked on itself again and again, or mixed with another,
-/// has a small tree.
+/// Drops the parents of every file that was met before, so that the tree stays small when a model is stacked on itself repeatedly, or
+/// mixed with another.
 static void list_parents_once(json& lineage, Met& met) {
     json parents = json::array();
     for (json& parent : lineage["parents"]) {
@@ -54,7 +54,7 @@ static void list_parents_once(json& lineage, Met& met) {
                 for (const char* key : {"parents", "layers", "runs"}) parent.erase(key);
             }
         }
-        if (news || met.path.empty() || !parent.contains("mixed")) parents.push_back(std::move(parent));   // no layer is of a mixed one
+        if (news || met.path.empty() || !parent.contains("mixed")) parents.push_back(std::move(parent));   // `layers` never points to a mixed-in parent
     }
     lineage["parents"] = std::move(parents);
 }
@@ -66,18 +66,18 @@ static int generations(const json& lineage) {
     return most;
 }
 
-/// A parent nests two levels of JSON deeper, of which a file may have 1000 (llmc/io/json.h).
+/// Each generation nests two levels of JSON deeper, and a file may have 1000 levels (llmc/io/json.h).
 static constexpr int MAX_GENERATIONS = 450;
 
 static void list_parents_once(json& lineage, const std::string& file) {
     Met met;
     list_parents_once(lineage, met);
     const int deep = generations(lineage);
-    require(deep <= MAX_GENERATIONS, file, ": its family tree would have ", deep, " generations, but a file can tell of ", MAX_GENERATIONS,
-            "; begin a new one with its weights and config alone, in a safetensors file (see convert --help)");
+    require(deep <= MAX_GENERATIONS, file, ": its family tree would have ", deep, " generations, but a file can hold ", MAX_GENERATIONS,
+            "; start a new tree from its weights and config alone, in a safetensors file (see convert --help)");
 }
 
-/// What a run spent under each identity that it had, by its training.runs, which say where it was when each began.
+/// What a run spent under each of its identities, from its training.runs, which hold its progress when each began.
 static json spent_of_each(const json& runs, const json& progress, const std::string& where) {
     json spent = json::array();
     for (size_t i = 0; i < json_array(runs, where).size(); i++) {
@@ -132,14 +132,14 @@ json mixed_lineage(const Checkpoint& first, const std::vector<const Checkpoint*>
     return lineage;
 }
 
-/// Sums of what files say of themselves, which may be anything: they end at the largest number.
+/// A saturating sum: the numbers in files may be anything.
 static int64_t sum_of(int64_t a, int64_t b) { return a > INT64_MAX - b ? INT64_MAX : a + b; }
 
 namespace {
-/// What files spent, each part of it once.
+/// Adds up what files spent, counting nothing twice.
 class Account {
 public:
-    /// entry: runs, or else tokens and flops of a file that had no run, or whose run is not known. file: tells it from others.
+    /// entry: has `runs`; or else `tokens` and `flops`, in a file without a run or without identities. file: identifies such a file.
     void add(const json& entry, const std::string& file) {
         auto spent_in = [](const json& part) { return Spent{part["tokens"].get<int64_t>(), part["flops"].get<double>()}; };
         if (entry.contains("runs")) {
@@ -169,8 +169,8 @@ public:
 
 private:
     std::map<std::string, Spent> of_runs;   // by identity
-    std::set<std::string> files;            // that are in others
-    Spent others;
+    std::set<std::string> files;            // counted in `others`
+    Spent others;                           // of files without identities
 };
 }   // namespace
 
@@ -187,7 +187,8 @@ json no_progress() { return {{"step", 0}, {"tokens", 0}, {"flops", 0}}; }
 
 // ------------------------------------------------------------------------------------------------ along first parents
 
-/// What a file has behind it, its own steps too: a run ends the walk unless its lineage has `key` with that value.
+/// Sums the progress of the files before this one. The walk goes through grow and stack, and through a training run only if its lineage
+/// has `key` with that value.
 static Position along_first_parents(const json& lineage, const char* key, const char* value) {
     Position all;
     const std::string operation = lineage["operation"];

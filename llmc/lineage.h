@@ -7,19 +7,19 @@
 #include "llmc/checkpoint.h"
 #include "llmc/schedule.h"
 
-/// The `lineage` of a file made from these; for a training run from scratch there are none.
+/// The `lineage` of a file made from these parents; a training run from scratch has none.
 nlohmann::json make_lineage(const std::string& operation, const std::string& detail, const std::vector<const Checkpoint*>& parents);
 
-/// A file as one of `parents`: its lineage, its progress, its hash, and what its run had spent under each of its identities.
-/// Throws std::invalid_argument, `where` first, for a header that no checkpoint could have.
+/// The entry of a file in `parents`: its lineage, its progress, its hash, and what its run had spent under each of its identities.
+/// Throws std::invalid_argument, beginning with `where`, for an invalid header.
 nlohmann::json lineage_entry(const nlohmann::json& header, const std::string& hash, const std::string& where = "header");
 
-/// What tells a file's run from others in a family tree, training.runs of its header: one, and a further one from where it went on
-/// with other settings or mixed weights. Of a file from before there was such a thing, one made of all that it says of its run;
-/// null where there was no training.
+/// The identities of a file's run (training.runs of its header), by which runs are told apart in a family tree: one, and another
+/// from each point where the run continued with other settings or mixed weights. For older files without them, one that is derived
+/// from the rest of the header; null where there was no training.
 nlohmann::json identities_of(const nlohmann::json& header);
 
-/// The lineage of `first` when others were mixed into it by these weights, one of each: they join its parents.
+/// The lineage of `first` after others were mixed into it, with one weight each: they are added to its parents.
 nlohmann::json mixed_lineage(const Checkpoint& first, const std::vector<const Checkpoint*>& others,
                              const std::vector<double>& weights);
 
@@ -27,18 +27,18 @@ struct Spent {
     int64_t tokens = 0;
     double flops = 0;
 };
-/// What was spent on a file and on all that it came from; `header`: progress, lineage, and training if any. It counts once
-/// what was spent once: of each identity of a run the most that any file has under it, since files of one run share their
-/// first steps; and a file that has none (older ones) by its hash, step and FLOPs.
+/// What was spent on a file and on all its ancestors; `header`: progress, lineage, and training if any. Nothing is counted twice:
+/// files of one run share their first steps, so each identity of a run counts with the most that any file has under it; older files
+/// without identities are told apart by hash, step and FLOPs.
 Spent total_spent(const nlohmann::json& header);
 
-/// progress of a file at its start.
+/// `progress` of a file before any training: zeros.
 nlohmann::json no_progress();
 
-// Where a run is in its schedule, and its optimizer's state in its training, when it starts with this lineage. Both follow first
-// parents, through the files that grow and stack made of them.
+// How far the schedule and the optimizer already are when a run with this lineage starts. Both follow first parents, also through
+// grow and stack.
 
-/// Steps, tokens and FLOPs of the runs whose schedule it continues; nothing where its schedule starts afresh.
+/// Steps, tokens and FLOPs of the earlier runs whose schedule it continues; zeros where its schedule starts at step 0.
 Position schedule_before(const nlohmann::json& lineage);
-/// Updates behind the optimizer's state that it keeps; 0 where that starts afresh.
+/// Updates that the kept optimizer state has had; 0 where the optimizer starts from scratch.
 int64_t updates_before(const nlohmann::json& lineage);

@@ -5,7 +5,7 @@
 #include "llmc/ops/peak.h"
 #include "llmc/optimizer.h"
 
-/// All that the run itself takes.
+/// The memory of the run itself.
 static MemoryPlan arenas_of(const MemoryNeed& need) {
     GPT model(need.config, need.device_batch, Mode::train, need.trained, need.job);
     Optimizer optimizer(model);
@@ -24,7 +24,7 @@ static MemoryPlan arenas_of(const MemoryNeed& need) {
 
 MemoryPlan plan_memory(const MemoryNeed& need) {
     MemoryPlan plan = arenas_of(need);
-    // What measures the peak has the memory first; a small model takes less.
+    // The measurement of the peak runs first, and may take more memory than a small model.
     const size_t before = device_peak_bytes();
     if (before > plan.total) plan.parts.emplace_back("peak measurement", before - plan.total);
     plan.total = std::max(plan.total, before);

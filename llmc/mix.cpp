@@ -20,7 +20,7 @@ std::vector<double> parse_weights(const std::string& text, size_t models) {
         double weight = 0;
         auto [rest, error] = std::from_chars(at, end, weight);
         require(error == std::errc() && std::isfinite(weight) && (rest == end || *rest == ','), "--mix is '", text.substr(0, 60),
-                "', but must be numbers with commas between them, one a model, like 0.9,0.1");
+                "', but must be numbers with commas between them, one per model, like 0.9,0.1");
         require(weight != 0, "a weight of --mix is 0, which leaves its model out; leave out the model too");
         weights.push_back(weight);
         more = rest != end;
@@ -28,7 +28,7 @@ std::vector<double> parse_weights(const std::string& text, size_t models) {
     }
     require(models >= 2, "a mix needs two models or more");
     require(weights.size() == models, "--mix has ", weights.size(), " weights, but there are ", models,
-            " models; give one a model");
+            " models; give one per model");
     double sum = 0;
     for (double weight : weights) sum += weight;
     require(std::fabs(sum - 1) <= 1e-6, "the weights of --mix sum to ", sum, ", but must sum to 1");
@@ -54,16 +54,16 @@ struct Mix {
     std::vector<double> weights;
 };
 
-/// Tensor i of every model, times its weight.
+/// Tensor i as the weighted sum over all models.
 static TensorSource mixed_source(const std::shared_ptr<const Mix>& mix, size_t i) {
     const TensorEntry& entry = mix->models[0]->tensors[i];
     auto fill = [mix, i](void* dst, int64_t offset, int64_t bytes) {
-        constexpr int64_t piece = 1 << 15;   // numbers at a time: sums in double take twice the memory of a tensor
+        constexpr int64_t piece = 1 << 15;   // elements at a time: sums of a whole chunk, in double, would take twice its memory
         std::vector<double> sums(piece);
         std::vector<float> values(piece);
         for (int64_t at = 0; at < bytes / 4; at += piece) {
             const int64_t n = std::min(piece, bytes / 4 - at);
-            std::fill(sums.begin(), sums.end(), -0.0);   // to which any number adds up to itself, -0 too
+            std::fill(sums.begin(), sums.end(), -0.0);   // -0 + x == x for every x, -0 too
             for (size_t m = 0; m < mix->models.size(); m++) {
                 const Checkpoint& model = *mix->models[m];
                 model.file->read(values.data(), n * 4, model.tensors[i].offset + offset + at * 4);
@@ -95,7 +95,7 @@ json mixed_header(const std::vector<const Checkpoint*>& models, const std::vecto
     header["lineage"] = mixed_lineage(*models[0], others, {weights.begin() + 1, weights.end()});
     const json training = header.value("training", json());
     if (training.is_object() && !training.value("runs", json()).empty()) {
-        json& runs = header["training"]["runs"];   // what follows is no longer what the first's own run does from here
+        json& runs = header["training"]["runs"];   // from here on the mixed run differs from the first model's own run: a new identity
         json what{runs.back()["id"], weights};
         for (const Checkpoint* model : models) what.push_back(model->content_hash());
         runs.push_back(

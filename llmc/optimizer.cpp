@@ -1,5 +1,5 @@
-// An optimizer is a Kind: which groups it trains, what a step sets, and the ops of an update. Another one is another Kind here, the
-// struct of its numbers, and of what it keeps of a tensor, among the alternatives of GroupRule::optimizer, and its op.
+// An optimizer is a Kind: which groups it trains, what it sets before a step, and the ops of an update. A new optimizer is a new Kind
+// here, a struct of its hyperparameters and state among the alternatives of GroupRule::optimizer, and an op.
 #include "llmc/optimizer.h"
 #include <algorithm>
 #include <cmath>
@@ -9,12 +9,12 @@
 #include "llmc/ops/muon.h"
 #include "llmc/schedule.h"
 
-/// What a Kind needs to know of a step.
+/// What a Kind needs to know about a step.
 struct Step {
     const GPTConfig& config;
     const Rates& rates;
     const StepSchedule& schedule;
-    int64_t number;   // 1 at the first
+    int64_t number;   // 1 for the first
 
     double rate(const GroupRule& rule) const {
         const double by_width = rule.tuned_width > 0 ? 1 / std::sqrt(config.n_embd / rule.tuned_width) : 1;
@@ -30,13 +30,13 @@ public:
     virtual ~Kind() = default;
     virtual bool trains(const GroupRule& rule) const = 0;
 
-    /// Its tensors, one after another; addresses are null until there is memory. n: elements that are owned, all where the rule is not by element;
-    /// state: as the rule's state() lists it.
+    /// Lists its tensors, one after another; addresses are null until memory is allocated. n: number of owned elements, which is all where the rule
+    /// is not by element; state: as the rule's state() lists it.
     virtual void clear() = 0;
     virtual void add(const Tensor& tensor, int64_t n, const GroupRule& rule, float* master, floatX* weight, const float* gradient,
                      const std::vector<float*>& state) = 0;
 
-    /// Once all tensors are listed: what an update works in, and where a step's numbers go.
+    /// Called once all tensors are listed: scratch for an update, and device memory for the numbers of a step.
     virtual void add_scratch(Arena& scratch) = 0;
     virtual size_t upload_bytes() const = 0;
     virtual void set_step(const Step& step, Uploads& uploads) = 0;
@@ -45,7 +45,7 @@ public:
 
 // ------------------------------------------------------------------------------------------------------------- AdamW
 
-/// All tensors in one call.
+/// Updates all tensors in one call.
 class Optimizer::AdamW : public Kind {
 public:
     bool trains(const GroupRule& rule) const override { return std::holds_alternative<AdamWRule>(rule.optimizer); }
@@ -77,14 +77,14 @@ public:
 
 private:
     std::vector<AdamWTensor> tensors;
-    std::vector<const GroupRule*> rules;   // of each of them
+    std::vector<const GroupRule*> rules;   // of each tensor
     std::vector<AdamWHyper> hypers;
     AdamWHyper* device_hypers = nullptr;
 };
 
 // -------------------------------------------------------------------------------------------------------------- Muon
 
-/// Matrices of one rule and shape together, whichever layer they are of.
+/// Updates all matrices of one rule and shape together, across layers.
 class Optimizer::Muon : public Kind {
 public:
     bool trains(const GroupRule& rule) const override { return std::holds_alternative<MuonGroup>(rule.optimizer); }
@@ -130,19 +130,19 @@ private:
     static const MuonRule& muon(const GroupRule& rule) { return std::get<MuonGroup>(rule.optimizer).rule; }
 
     std::vector<Batch> batches;
-    std::vector<MuonHyper> hypers;   // of each of them
+    std::vector<MuonHyper> hypers;   // of each batch
     MuonHyper* device_hypers = nullptr;
     char* scratch = nullptr;   // muon_scratch bytes of the largest batch
 };
 
 // --------------------------------------------------------------------------------------------------------------- all
 
-static constexpr int UPLOADS = 4;   // two a step
+static constexpr int UPLOADS = 4;   // copies to the device in flight, two per step
 
 Optimizer::Kind& Optimizer::kind(const Tensor& tensor) const {
     for (const std::unique_ptr<Kind>& kind : kinds)
         if (kind->trains(rule(tensor))) return *kind;
-    throw std::logic_error("optimizer: nobody trains " + tensor.name);
+    throw std::logic_error("optimizer: no optimizer trains " + tensor.name);
 }
 
 Optimizer::Optimizer(GPT& model_) : model(model_) {
@@ -160,7 +160,7 @@ Optimizer::Optimizer(GPT& model_) : model(model_) {
 
 Optimizer::~Optimizer() = default;
 
-/// Of a tensor's own shape what is owned of the tensor; else all of it, at who owns all of the tensor.
+/// State of the tensor's own shape is owned as the tensor is; other state is owned whole by the process that owns the tensor.
 Piece Optimizer::owned(const State& piece, int rank) const {
     const Piece of_tensor = model.layout.owned(model.index(*piece.tensor), rank);
     if (piece.shape == piece.tensor->shape || of_tensor.count == 0) return of_tensor;
@@ -178,7 +178,7 @@ void Optimizer::allocate() {
     list_tensors();
 }
 
-/// Once for the sizes, once more for the addresses.
+/// Called once for the sizes, and again for the addresses.
 void Optimizer::list_tensors() {
     for (auto& kind : kinds) kind->clear();
     auto next = state.begin();
@@ -198,7 +198,7 @@ void Optimizer::set_step(const Rates& rates, const StepSchedule& schedule, int64
 
 void Optimizer::update() {
     Range phase("update");
-    recording.run(nullptr, [this] {
+    capture.run(nullptr, [this] {
         for (auto& kind : kinds) kind->update();
     });
 }

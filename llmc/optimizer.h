@@ -1,4 +1,4 @@
-// The optimizers of a model: every tensor by its group's rule in the recipe, and the state that it keeps.
+// The optimizers of a model: every tensor is updated by its group's rule in the recipe; and their state.
 #pragma once
 #include <memory>
 #include <optional>
@@ -8,11 +8,11 @@
 #include "llmc/gpt.h"
 #include "llmc/recipe.h"
 
-/// Where in its schedule a step is.
+/// The schedule at one step.
 struct StepSchedule {
     double lr_multiplier = 1;
-    int64_t step = 0;            ///< 0 at the first
-    int64_t steps = 1;           ///< of the whole schedule: what a weight decay may fall over
+    int64_t step = 0;            ///< 0 for the first
+    int64_t steps = 1;           ///< of the whole schedule, over which a weight decay may fall
 };
 
 class Optimizer {
@@ -22,13 +22,13 @@ public:
     ~Optimizer();
     void allocate();
 
-    /// What the next updates do, written to the device. step: AdamW's count of updates, 1 at the first.
+    /// Writes the rates and coefficients of the next updates to the device. step: AdamW's count of updates, 1 for the first.
     void set_step(const Rates& rates, const StepSchedule& schedule, int64_t step);
-    /// One update of every tensor that is not frozen, from the model's gradients. Only starts work on the device, always the same:
-    /// a recording of it can be run again after another set_step.
+    /// One update of every tensor that is not frozen, from the model's gradients. Launches the same kernels every time, with the
+    /// numbers that change in device memory, so that a captured graph can be replayed after each set_step().
     void update();
 
-    /// One piece of state, as a checkpoint names it: h.3.fc/momentum. Of that this process has what it owns, which may be nothing.
+    /// One tensor of state, as a checkpoint names it: h.3.fc/momentum. This process holds the part that it owns, which may be empty.
     struct State {
         std::string name;
         const Tensor* tensor;
@@ -53,5 +53,5 @@ private:
     std::vector<State> state;
     std::vector<std::unique_ptr<Kind>> kinds;
     std::optional<Uploads> uploads;
-    Recording recording;
+    Capture capture;
 };

@@ -11,7 +11,7 @@ static int64_t scaled_batch(const PlanInput& in) {
     return int64_t{1} << std::max(0L, std::lrint(std::log2(double(in.tuned_batch) * std::pow(size, in.scaling->batch_exponent))));
 }
 
-/// Passes over a batch in so many steps: looping steps make two.
+/// Passes over a batch in that many steps: a step with looping makes two.
 static double passes(double steps, int64_t coconut_every) {
     return coconut_every > 0 ? steps + std::ceil(steps / double(coconut_every)) : steps;
 }
@@ -34,7 +34,7 @@ static void require_one_horizon(const PlanInput& in) {
                 ", but must be above 0 (tokens per matmul parameter)");
 }
 
-/// Throws unless a batch is whole micro-batches, as many in each part; returns how many.
+/// Throws unless a batch is a whole number of micro-batches, equally many in each part; returns their number.
 static int64_t count_micro_batches(const PlanInput& in, int64_t batch) {
     require(in.device_batch >= 1 && in.seq_len >= 1 && in.parts >= 1, "device_batch (", in.device_batch, "), seq_len (", in.seq_len,
             ") and parts (", in.parts, ") must be 1 or more");
@@ -55,7 +55,7 @@ Plan make_plan(const PlanInput& in) {
     plan.micro_batches = count_micro_batches(in, plan.batch_tokens);
 
     const double steps = wanted_steps(in, plan.batch_tokens), tokens = steps * double(plan.batch_tokens);
-    require(steps >= 1 || in.before.steps == 0, "the schedule goes on behind ", in.before.steps, " steps, ", in.before.tokens,
+    require(steps >= 1 || in.before.steps == 0, "the schedule continues after ", in.before.steps, " steps, ", in.before.tokens,
             " tokens, ", in.before.flops,
             " FLOPs, which is the whole horizon: give more --steps, --total-flops or --param-data-ratio, or --schedule restart");
     require(steps >= 1, "the horizon is less than one step of batch_tokens (", plan.batch_tokens,

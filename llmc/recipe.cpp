@@ -94,8 +94,8 @@ const Recipe NANOCHAT{
     .batch_tokens = 524288,
     .scaling = ScalingRules{.depth = 12, .batch_exponent = 0.383}};
 
-/// A new layer of nanochat's changes little at first, its proj and fc_proj being 0. Here it is a block of random numbers, as those
-/// of most other recipes are: what grows by new layers can be compared with that.
+/// In nanochat a new layer changes little at first, since its proj and fc_proj are 0. Here it starts as a random block, as in most other
+/// recipes, so that growth by new layers can be compared between the two.
 const Recipe NANOCHAT_NONZERO = [] {
     Recipe recipe = NANOCHAT;
     recipe.name = "nanochat_nonzero";

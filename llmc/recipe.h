@@ -1,5 +1,5 @@
-// Recipes: everything in which the models and trainings of two studies differ, as data, one constant each. A new recipe is a new constant in
-// recipe.cpp, named in recipes(). No other code asks which recipe it has.
+// Recipes: everything in which the models and the training of the studies differ, as data, one constant per recipe. A new recipe is a new constant
+// in recipe.cpp, listed in recipes(). No other code asks which recipe it has.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -13,13 +13,13 @@
 
 // ------------------------------------------------------------------------------------------------------ the model
 
-/// The scale of every layer's attention branch, by the model's depth.
+/// The scale of the attention branches.
 enum class BranchScale {
     one,
     by_depth               ///< 1/sqrt(2 depth)
 };
 
-/// What a model gets where flags leave it open.
+/// The model's defaults, which flags override.
 struct ModelLaws {
     int head_size;                      ///< heads = width / head_size
     int width_per_layer;                ///< width = width_per_layer x depth, rounded up to whole heads
@@ -35,7 +35,7 @@ struct ModelLaws {
     BranchScale attn_scale;
 };
 
-/// The law of a tensor's initial values.
+/// The distribution of a tensor's initial values.
 struct InitialLaw {
     enum Kind {
         constant,          ///< value
@@ -46,7 +46,7 @@ struct InitialLaw {
     double value = 0;
 };
 
-/// Tensors that start by one law: their names in the table (llmc/tensors.h), with spaces between them.
+/// Tensors that are initialized by one law: their names in the table (llmc/tensors.h), separated by spaces.
 struct InitialRow {
     const char* tensors;
     InitialLaw law;
@@ -54,34 +54,34 @@ struct InitialRow {
 
 // --------------------------------------------------------------------------------------------------- the optimizers
 
-/// Learning rates and weight decay of a run, before the schedule; flags set them.
+/// Base learning rates and weight decay of a run, before the schedule; flags override them.
 struct Rates {
     double embedding_lr, unembedding_lr, matrix_lr, scalar_lr, weight_decay;
 };
 
-/// A piece of what an optimizer keeps of a tensor: its name behind the tensor's (h.3.fc/momentum), and its shape.
+/// A tensor of optimizer state that belongs to a weight: the name after the weight's own (h.3.fc/momentum), and its shape.
 struct StatePiece {
     const char* name;
     std::vector<int64_t> shape;
 };
 
-/// AdamW's numbers for a group of tensors.
+/// AdamW's hyperparameters for a group of tensors.
 struct AdamWRule {
     double beta1, beta2, eps;
-    bool decays = false;                ///< by the run's weight decay
+    bool decays = false;                ///< whether the run's weight decay applies
 
     static constexpr bool by_element = true;
     std::vector<StatePiece> state(const std::string& tensor, const std::vector<int64_t>& shape) const;
 };
 
-/// Muon's, with its momentum: from `momentum`, by `rise` more over the first `rise_steps` steps, linearly.
+/// Muon's hyperparameters. The momentum rises linearly from `momentum` to `momentum + rise` over the first `rise_steps` steps.
 struct MuonGroup {
     MuonRule rule;
     double momentum, rise = 0;
     int64_t rise_steps = 0;
 
     static constexpr bool by_element = false;
-    /// Throws std::invalid_argument for a vector, by the tensor's name.
+    /// Throws std::invalid_argument, with the tensor's name, for a vector: Muon updates matrices only.
     std::vector<StatePiece> state(const std::string& tensor, const std::vector<int64_t>& shape) const;
     double update_flops(const std::vector<int64_t>& shape) const;
 };
@@ -97,11 +97,11 @@ enum class DecayRamp {
 struct GroupRule {
     double Rates::*rate;
     std::variant<AdamWRule, MuonGroup> optimizer;
-    double factor = 1;                  ///< on that rate
-    double tuned_width = 0;             ///< the rate is for this width, at others times sqrt(tuned_width / width); 0: for every width
+    double factor = 1;                  ///< multiplies that rate
+    double tuned_width = 0;             ///< width that the rate was tuned for; at others it is scaled by sqrt(tuned_width / width); 0: no scaling
     DecayRamp decay = DecayRamp::constant;
 
-    /// What its optimizer keeps of a tensor of that name and shape.
+    /// The optimizer state of a tensor of that name and shape.
     std::vector<StatePiece> state(const std::string& tensor, const std::vector<int64_t>& shape) const {
         return std::visit([&](const auto& own) { return own.state(tensor, shape); }, optimizer);
     }
@@ -109,7 +109,7 @@ struct GroupRule {
     bool by_element() const {
         return std::visit([](const auto& own) { return own.by_element; }, optimizer);
     }
-    /// FLOPs of one update of a matrix, which processes share them by; 0 where the update is by element, and shared as such.
+    /// FLOPs of one update of a matrix, by which matrices are balanced over the processes; 0 for element-wise updates, which are split evenly.
     double update_flops(const std::vector<int64_t>& shape) const {
         return std::visit([&](const auto& own) {
             if constexpr (own.by_element) return 0.0;
@@ -126,13 +126,13 @@ struct GroupRules {
 
 // ------------------------------------------------------------------------------------------------------ the training
 
-/// The horizon where flags give none: one of the two.
+/// The default horizon, one of the two.
 struct HorizonLaw {
     int64_t steps = 0;
-    double param_data_ratio = 0;        ///< tokens a matmul parameter
+    double param_data_ratio = 0;        ///< tokens per matmul parameter
 };
 
-/// How a rate falls from 1 to 0: by `left`, the part of the warmdown that is left.
+/// The shape in which a learning rate falls from 1 to 0 during warmdown; left: the fraction of the warmdown that remains.
 enum class Fall {
     linear,          ///< left
     cosine,          ///< (1 - cos(pi left)) / 2
@@ -141,12 +141,12 @@ enum class Fall {
 
 struct ScheduleLaws {
     int64_t warmup_steps;
-    double warmdown_ratio;              ///< part of the steps
+    double warmdown_ratio;              ///< fraction of the steps
     Fall fall;
 };
 
-/// Rules that fit a run to the size of its model (nanochat's; llmc/plan.h has the formulas). The model of `depth` layers, with the
-/// recipe's own laws, is the one that the recipe's batch and rates were tuned for.
+/// Rules that scale batch and rates with the size of the model (nanochat's; llmc/plan.h has the formulas). The recipe's batch and rates
+/// were tuned for its model of `depth` layers.
 struct ScalingRules {
     int depth;
     double batch_exponent;
@@ -163,23 +163,23 @@ struct Recipe {
     Rates rates;
     ScheduleLaws schedule;
     HorizonLaw horizon;
-    int64_t batch_tokens;               ///< of a step; the rates are for it
+    int64_t batch_tokens;               ///< tokens per step; the rates are tuned for it
     std::optional<ScalingRules> scaling;
 };
 
 extern const Recipe NANOCHAT, NANOCHAT_NONZERO, SPEEDRUN;
 
-/// All that flags and files can name; the first is what --recipe means where it is left out.
+/// All recipes that flags and files can name; the first is the default of --recipe.
 const std::vector<const Recipe*>& recipes();
 std::vector<std::string> recipe_names();
-/// Throws std::invalid_argument with the names that exist.
+/// Throws std::invalid_argument, listing the valid names.
 const Recipe& recipe_named(const std::string& name);
 
 const GroupRule& rule_of(const Recipe& recipe, Group group);
 /// The law of a tensor of the table, by its name there. Throws std::logic_error for a name that no row has.
 const InitialLaw& initial_law(const Recipe& recipe, const std::string& tensor);
 
-/// What each recipe has, for people: "nanochat 2048, speedrun 1024", or one text where all have the same.
+/// A value of each recipe as help shows it: "nanochat 2048, speedrun 1024", or one text where all have the same.
 template <class Value>
 std::string by_recipe(Value value) {
     std::string each, first = concat(value(*recipes().front()));

@@ -17,11 +17,11 @@
 
 static bool a_number_a_layer(const TensorSpec& spec) { return spec.rows == Dim::L; }
 
-/// What layer n does with tensors that have a rule of their own: " (proj 0, fc_proj x 0.5)"; empty when there are none.
+/// The rules of layer n for its tensors, as text: " (proj 0, fc_proj x 0.5)"; empty when there are none.
 static std::string rules_text(const LayerMap& map, int n, const std::set<std::string>& tensors) {
     std::string all;
     for (const TensorRule& own : map.layers[n].rules) {
-        if (!tensors.contains(own.tensor) && !tensors.contains(concat("h.", n, ".", own.tensor))) continue;   // this model has none
+        if (!tensors.contains(own.tensor) && !tensors.contains(concat("h.", n, ".", own.tensor))) continue;   // not in this model
         all += concat(all.empty() ? " (" : ", ", own.tensor, " ", text_of(own.rule));
     }
     return all.empty() ? all : all + ")";
@@ -46,7 +46,7 @@ void print_map(const LayerMap& map, const std::vector<const Checkpoint*>& models
     std::cout << "parameters: " << total_params(c) << std::endl;
 }
 
-/// A checkpoint's tensors by name: of thousands of layers, a map from names would take as much memory as all else.
+/// A checkpoint's tensors by name, as a sorted vector: with thousands of layers a map would take as much memory as everything else.
 class Entries {
 public:
     explicit Entries(const Checkpoint& model) {
@@ -69,7 +69,7 @@ private:
     std::vector<const TensorEntry*> by_name;
 };
 
-/// A source whose numbers [first, first + n) of the tensor `next` puts at values; called in order, from the first on.
+/// A source that calls next(values, first, n) for elements [first, first + n) of the tensor, in order.
 static TensorSource source_of_numbers(const Tensor& tensor, std::function<void(float* values, int64_t first, int64_t n)> next) {
     auto fill = [next = std::move(next)](void* dst, int64_t offset, int64_t bytes) { next(static_cast<float*>(dst), offset / 4, bytes / 4); };
     return {tensor.name, "F32", tensor.shape, fill, nullptr, 0, 0};
@@ -94,7 +94,7 @@ static TensorSource source_from_numbers(const Tensor& tensor, std::vector<float>
 }
 
 static TensorSource initial_source(const Tensor& tensor, const LayerMap& map) {
-    auto values_left = std::make_shared<std::unique_ptr<InitialValues>>();   // only while it is written: a generator has 2.5 kB
+    auto values_left = std::make_shared<std::unique_ptr<InitialValues>>();   // lives only while the tensor is written: a generator has 2.5 kB
     return source_of_numbers(tensor, [tensor, &map, values_left](float* values, int64_t first, int64_t n) {
         if (first == 0) *values_left = std::make_unique<InitialValues>(tensor, map.config, map.seed);
         (*values_left)->next(values, n);
@@ -114,7 +114,7 @@ static TensorSource layer_source(const LayerMap& map, const std::vector<const Ch
     return source_from_checkpoint(tensor.name, *models[from.model], entry);
 }
 
-/// The numbers of a tensor with one a layer; none in a model of no layers, which has no such tensor.
+/// The elements of a tensor with one number per layer; empty for a model without layers, which has no such tensor.
 static std::vector<float> numbers_of(const Checkpoint& model, const Entries& entries, const std::string& tensor) {
     const TensorEntry* found = entries.find(tensor);
     if (!found) return {};
@@ -123,7 +123,7 @@ static std::vector<float> numbers_of(const Checkpoint& model, const Entries& ent
     return numbers;
 }
 
-/// A tensor with a number a layer: each goes with its layer, and by its layer's rule.
+/// A tensor with one number per layer: each follows its layer, by the layer's rule.
 static TensorSource numbers_source(const LayerMap& map, const std::vector<const Checkpoint*>& models, const std::vector<Entries>& entries,
                                    const Tensor& tensor) {
     std::vector<std::vector<float>> values;
@@ -142,7 +142,7 @@ static TensorSource numbers_source(const LayerMap& map, const std::vector<const 
 
 // ------------------------------------------------------------------------------------------------------- the optimizer's state
 
-/// The states of the map's one model, and where each of them goes.
+/// The optimizer state of the source model, mapped to the new model.
 class States {
 public:
     States(const LayerMap& map_, const Checkpoint& model_, const Entries& entries_)
@@ -152,7 +152,7 @@ public:
         require(any, model.path, ": holds no state of an optimizer (it was grown, stacked or converted); give --optimizer reset");
     }
 
-    /// A piece of a tensor's state; nothing where the tensor had none, being frozen.
+    /// One tensor of state of a weight; nothing where the source has none, because the weight was frozen.
     std::optional<TensorSource> source(const Tensor& tensor, const StatePiece& piece) const {
         Tensor state = tensor;
         state.name = concat(tensor.name, "/", piece.name);
@@ -168,7 +168,7 @@ public:
     }
 
 private:
-    /// Numbers that did not come from the model were never trained.
+    /// Whether the tensor's values are new, so that the optimizer never updated them.
     static bool no_history(const LayerFrom& from, const std::string& tensor) {
         const Rule::Kind kind = from.rule(tensor).kind;
         return kind == Rule::constant || kind == Rule::initial;
@@ -203,7 +203,7 @@ private:
     std::vector<bool> first;
 };
 
-/// In the trainer's order: tensor by tensor as the table has them.
+/// In the trainer's order, which is that of the table.
 static void add_state(std::vector<TensorSource>& sources, const LayerMap& map, const Checkpoint& model, const Entries& entries) {
     const States states(map, model, entries);
     for_each_tensor(map.config, [&](const Tensor& tensor) {
@@ -226,14 +226,14 @@ const Checkpoint* tokenizer_owner(const std::vector<const Checkpoint*>& models, 
     return owner;
 }
 
-/// A rule for a tensor that no layer has would do nothing, and nobody would see it.
+/// A rule for a tensor that no layer has would silently do nothing.
 static void check_rules(const LayerMap& map) {
     auto of_a_layer = [](const TensorRule& own) {
         return std::any_of(std::begin(TENSORS), std::end(TENSORS),
                            [&](const TensorSpec& spec) { return own.tensor == spec.name && (spec.per_layer || a_number_a_layer(spec)); });
     };
     for (const LayerFrom& layer : map.layers)
-        for (const TensorRule& own : layer.rules) require(of_a_layer(own), "a layer has no tensor '", own.tensor, "' that a rule could be for");
+        for (const TensorRule& own : layer.rules) require(of_a_layer(own), "a layer of the map has a rule for '", own.tensor, "', which no layer has");
 }
 
 std::vector<TensorSource> mapped_tensors(const LayerMap& map, const std::vector<const Checkpoint*>& models, const Checkpoint& head) {

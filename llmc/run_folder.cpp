@@ -42,11 +42,11 @@ void RunFolder::prepare(bool overwrite, const std::string& resumed, int64_t done
     bool holds_run = !checkpoints().empty() || fs::exists(log());
     require(!overwrite || !continues, "--overwrite would remove the run that --resume continues; leave one of them out");
     require(!holds_run || overwrite || continues, name,
-            " already holds a run; choose another --out, --resume one of its checkpoints, or say --overwrite");
+            " already holds a run; choose another --out, --resume one of its checkpoints, or give --overwrite");
     const std::vector<fs::path> saved = checkpoints();
     const bool own = fs::path(resumed).filename() == checkpoint_name(done);
     require(!continues || own || saved.empty() || saved.back() <= checkpoint(done), name, " holds ", saved.empty() ? "" : saved.back().filename().string(),
-            " of the run that ", resumed, " was made of, which its own would replace; choose another --out");
+            " of the run that ", resumed, " was made of, which this run would replace; choose another --out");
     fs::create_directories(path, error);
     require(!error && fs::is_directory(path), name, ": cannot be made a folder: ", error ? error.message() : "it is a file");
     std::string probe = (path / concat("probe.", getpid(), ".tmp")).string();

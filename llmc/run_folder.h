@@ -13,16 +13,16 @@ struct RunFolder {
     /// Oldest step first.
     std::vector<std::filesystem::path> checkpoints() const;
 
-    /// Makes the folder if it is not there. A run that it holds stays. Throws std::invalid_argument where this run may not write to
-    /// it (it holds another run, and overwrite is false) or cannot.
+    /// Makes the folder if it is not there; removes nothing. Throws std::invalid_argument where this run must not write to it (it
+    /// holds another run, and overwrite is false) or cannot.
     ///
-    /// resumed: the checkpoint that the run goes on from, at step `done`, or ""; in this folder, the run that it holds is this one,
-    ///          but a file of another name there (a mix) may not take the place of later checkpoints
-    /// sources: further checkpoints that the run starts from; overwrite must not remove them
+    /// resumed: the checkpoint that --resume names, at step `done`, or "". When it lies in this folder, the folder's run is this run;
+    ///          but a file of another name (a mix) is refused where the run would replace later checkpoints
+    /// sources: other checkpoints that the run starts from, which overwrite must not remove
     void prepare(bool overwrite, const std::string& resumed, int64_t done, const std::vector<std::string>& sources) const;
 
     /// Removes the run that the folder holds.
     void clear() const;
-    /// Removes checkpoints until there are `count` no newer than that of `step`.
+    /// Removes the oldest checkpoints up to `step` until `count` of them are left.
     void keep(int64_t count, int64_t step) const;
 };

@@ -21,7 +21,7 @@ static const std::pair<const char*, int64_t> DTYPES[] = {
 static int64_t dtype_bytes(std::string_view dtype, const std::string& where) {
     for (auto& [name, bytes] : DTYPES)
         if (dtype == name) return bytes;
-    fail(where, ": dtype is '", dtype.substr(0, 40), "', which is none of the format's");
+    fail(where, ": dtype is '", dtype.substr(0, 40), "', which the format does not know");
 }
 
 // ------------------------------------------------------------------------------------------------------------- reading
@@ -54,10 +54,10 @@ static json read_header(const File& file, int64_t& data_begin) {
     require(file.size() >= 10, path, ": has ", file.size(), " bytes, too few for a safetensors file");
     file.read(&bytes, sizeof bytes, 0);
     require(bytes >= 2 && bytes <= MAX_HEADER_BYTES && static_cast<int64_t>(bytes) <= file.size() - 8, path,
-            ": is no safetensors file, or was cut short: its first 8 bytes say that a header of ", bytes, " bytes follows, the file has ", file.size());
+            ": is not a safetensors file, or was cut short: its first 8 bytes say that a header of ", bytes, " bytes follows, the file has ", file.size());
     std::string text(bytes, '\0');
     file.read(text.data(), static_cast<int64_t>(bytes), sizeof bytes);
-    require(text[0] == '{', path, ": is no safetensors file: byte 8 is not '{'");
+    require(text[0] == '{', path, ": is not a safetensors file: byte 8 is not '{'");
     data_begin = static_cast<int64_t>(sizeof bytes + bytes);
     return json_object(parse_json(text, path + ": header"), path + ": header");
 }

@@ -3,12 +3,12 @@
 #include "llmc/agree.h"
 #include "llmc/device/device.h"
 
-/// What rank 0 wants next of everybody: bytes [offset, offset + bytes) of a tensor; or nothing more.
+/// The next request of rank 0 to all processes: bytes [offset, offset + bytes) of a tensor; tensor -1: there are no more requests.
 struct Request {
     int64_t tensor = -1, offset = 0, bytes = 0;
 };
 
-/// Brings what rank 0 asks for to it, and says whether it asked.
+/// Sends rank 0 the bytes that it asks for; false when there was no request.
 static bool serve(Comm& comm, const std::vector<SharedTensor>& tensors, Request request, char* to) {
     std::vector<Request> of_all(static_cast<size_t>(comm.count()));
     comm.collect(of_all.data(), &request, sizeof request);

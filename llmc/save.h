@@ -1,4 +1,4 @@
-// From the memory of all processes of a job into one checkpoint: the same bytes whatever their count.
+// Gathers the tensors of all processes of a job into one checkpoint: the same bytes for every number of processes.
 #pragma once
 #include <functional>
 #include <string>
@@ -7,7 +7,7 @@
 #include "llmc/layout.h"
 #include "llmc/ops/comm.h"
 
-/// A tensor of fp32 numbers of which each process has a piece, on its device. Pieces of several processes are equal where they overlap.
+/// An fp32 tensor of which each process has a piece, on its device. Pieces of several processes are equal where they overlap.
 struct SharedTensor {
     std::string name;
     std::vector<int64_t> shape;
@@ -15,6 +15,6 @@ struct SharedTensor {
     const float* values;   ///< (owned(own rank).count)
 };
 
-/// Called by every process; rank 0 writes. What goes wrong there is thrown everywhere, as std::invalid_argument. beside: tensors that rank 0 has.
+/// Collective; rank 0 writes. Its errors are thrown at every process, as std::invalid_argument. beside: further tensors, which rank 0 has in full.
 void write_checkpoint(Comm& comm, const std::string& path, const nlohmann::json& header, const std::vector<SharedTensor>& tensors,
                       const std::vector<TensorSource>& beside);

@@ -15,7 +15,7 @@ static double fallen(Fall fall, double left) {
         case Fall::one_minus_sqrt:
             return 1 - std::sqrt(1 - left);
     }
-    throw std::logic_error("schedule: no such fall of a learning rate");
+    throw std::logic_error("schedule: unknown shape of the warmdown");
 }
 
 double lr_multiplier(const Schedule& s, int64_t step) {
@@ -47,5 +47,5 @@ double weight_decay_multiplier(DecayRamp ramp, int64_t step, int64_t steps, doub
         case DecayRamp::with_rate:
             return lr_multiplier;
     }
-    throw std::logic_error("schedule: no such ramp of the weight decay");
+    throw std::logic_error("schedule: unknown ramp of the weight decay");
 }

@@ -21,8 +21,8 @@ Settings::Settings() {
 /// A flag that changes one property of the recipe's model.
 struct ModelSwitch {
     const char* flag;
-    void (*set)(GPTConfig& config, const Settings& s);   // where it was given
-    json (*get)(const GPTConfig& config);   // null where no single value does (a stack of models with scales of their own, say)
+    void (*set)(GPTConfig& config, const Settings& s);   // if the flag was given
+    json (*get)(const GPTConfig& config);   // null where no single value describes the model (a stack of models with different scales, say)
 };
 
 static void set_switch(bool& on, const std::optional<std::string>& given) {
@@ -87,9 +87,9 @@ static const ModelSwitch MODEL_SWITCHES[] = {
 static GPTConfig config_from(const Settings& s) {
     const Recipe& recipe = recipe_named(s.recipe);
     const int64_t wide = default_width(recipe, s.depth);
-    require(s.width || s.depth > 0, "--depth 0 says nothing of the width; give --width");
+    require(s.width || s.depth > 0, "--depth 0 gives no default width; give --width");
     for (const auto& [flag, given] : {std::pair{"--value-embeds", s.value_embeds.has_value()}, {"--attn-scale", s.attn_scale.has_value()}})
-        require(s.depth > 0 || !given, flag, " is for layers, and --depth 0 has none; leave it out (grow decides when it gets some)");
+        require(s.depth > 0 || !given, flag, " is for layers, and --depth 0 has none; leave it out (grow decides for the layers that it adds)");
     require(s.width || wide <= (1 << 20), "--depth ", s.depth, " gives a width of ", wide, ", too large; give --width");
     const int width = s.width.value_or(static_cast<int>(wide)), heads = s.heads.value_or(default_heads(recipe, width));
     GPTConfig c = recipe_config(recipe, s.depth, heads, width, s.vocab_size.value_or(recipe.model.vocab_size),
@@ -100,7 +100,7 @@ static GPTConfig config_from(const Settings& s) {
     return c;
 }
 
-/// The flags that describe a model; null where no single value does.
+/// The flags that describe a model; null for a flag of which no single value does.
 static json model_flags(const GPTConfig& c) {
     bool pattern_windows = c.windows == window_sizes(c.n_layer, c.seq_len, c.window_pattern);
     json flags{{"recipe", c.recipe->name},
@@ -113,7 +113,7 @@ static json model_flags(const GPTConfig& c) {
                {"window-pattern", pattern_windows ? json(c.window_pattern) : json()}};
     for (const ModelSwitch& each : MODEL_SWITCHES)
         if (const json value = each.get(c); c.n_layer > 0 || !value.is_null())
-            flags[each.flag] = value;   // without layers, any will do
+            flags[each.flag] = value;   // a model without layers fits every value of a per-layer flag
     return flags;
 }
 
@@ -121,7 +121,7 @@ GPTConfig resolve_model(Settings& s, const std::optional<Checkpoint>& from) {
     GPTConfig config = from ? from->config : config_from(s);
     std::vector<std::string> differing = s.flags.restore(FlagKind::model, model_flags(config));
     require(differing.empty(), from ? from->path : "",
-            ": the model is the file's, and a flag contradicts it (file -> flag): ", differing.empty() ? "" : differing[0],
+            ": the model is the checkpoint's, and a flag contradicts it (file -> flag): ", differing.empty() ? "" : differing[0],
             "; leave the flag out");
     return config;
 }
@@ -129,7 +129,7 @@ GPTConfig resolve_model(Settings& s, const std::optional<Checkpoint>& from) {
 // ----------------------------------------------------------------------------------------------------------- plan
 
 std::vector<std::string> resume_flags(Settings& s, const json& training) {
-    std::vector<std::string> given_instead;   // one horizon replaces another, one warmdown the other
+    std::vector<std::string> given_instead;   // a given horizon replaces the run's, and a given warmdown the run's
     if (s.steps || s.total_flops || s.param_data_ratio) given_instead = {"--steps", "--total-flops", "--param-data-ratio"};
     if (s.warmdown_ratio || s.warmdown_steps) given_instead.insert(given_instead.end(), {"--warmdown-ratio", "--warmdown-steps"});
     return s.flags.restore(FlagKind::training, training, given_instead);
@@ -187,7 +187,7 @@ Plan resolve_plan(Settings& s, const GPTConfig& config, const Trained& trained, 
     input.coconut_every = s.coconut_every;
     input.parts = s.parts.value_or(1);
     input.device_batch = s.device_batch.value_or(1);
-    if (!s.device_batch) {   // the largest up to 8 that divides the batch; where none does, make_plan says so for 1
+    if (!s.device_batch) {   // the largest up to 8 that divides the batch; if not even 1 does, make_plan() throws
         Plan plan = make_plan(input);
         for (int rows = 2; rows <= 8; rows++)
             if (plan.micro_batches % (rows * input.parts) == 0) input.device_batch = rows;

@@ -1,4 +1,4 @@
-// The tensors of a model: shapes from the table's letters, and their initial values.
+// The tensors of a model: shapes from the letters of the table, and initial values.
 #include "llmc/tensors.h"
 #include <fnmatch.h>
 #include <algorithm>
@@ -61,7 +61,7 @@ std::vector<Tensor> tensor_table(const GPTConfig& config) {
 
 // --------------------------------------------------------------------------------------------------- what a run trains
 
-/// h.6-11.rest, taken apart.
+/// The parts of h.6-11.rest.
 struct LayerPattern {
     int first, last;
     std::string rest;
@@ -99,7 +99,7 @@ std::vector<std::string> parse_train_only(const std::string& text, const GPTConf
         const bool any =
             std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& tensor) { return matches(pattern, tensor); });
         require(any, "--train-only '", pattern,
-                "' is no tensor of the model; name them as its table does: wte, h.0.fc, h.*.proj, h.2-3.*",
+                "' matches no tensor of the model; their names are like wte, h.0.fc, h.*.proj, h.2-3.*",
                 config.tied ? "" : ", lm_head");
         patterns.push_back(pattern);
     }
@@ -145,7 +145,7 @@ int64_t free_params(const GPTConfig& config) {
     return total;
 }
 
-/// The head may be the embedding.
+/// In a tied model the head is the embedding.
 static bool is_head(const Tensor& tensor, const GPTConfig& config) { return tensor.name == (config.tied ? "wte" : "lm_head"); }
 static bool multiplies(const Tensor& tensor, const GPTConfig& config) {
     return tensor.spec->group == Group::matrix || is_head(tensor, config);
@@ -178,7 +178,7 @@ int64_t flops_per_token(const GPTConfig& config, const Trained& trained) {
 
 // ------------------------------------------------------------------------------------------------------ initial values
 
-// The standard fixes what mt19937_64 gives, but not what its distributions make of it; these do.
+// The C++ standard fixes the output of mt19937_64, but not that of its distributions; so these are written out.
 static double uniform(std::mt19937_64& generator) { return static_cast<double>(generator() >> 11) * 0x1p-53; }
 
 static std::mt19937_64 generator_of(const std::string& name, uint64_t seed) {
@@ -209,7 +209,7 @@ void InitialValues::next(float* values, int64_t n) {
     }
 }
 
-/// Box & Muller (1958): numbers come in pairs, and the second of a pair may be the first of the next piece.
+/// Box & Muller (1958): numbers come in pairs; the second of a pair may be the first value of the next piece.
 void InitialValues::next_normal(float* values, int64_t n) {
     int64_t i = 0;
     if (second && n > 0) {

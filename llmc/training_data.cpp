@@ -47,7 +47,7 @@ std::unique_ptr<DataLoader> open_validation(const Settings& s, const GPTConfig& 
     return std::make_unique<DataLoader>(options);
 }
 
-/// --init on the shards of before goes on in their order, unless flags ask for another. True when it is another than until now.
+/// --init on the same shards keeps the checkpoint's packing and order, unless flags ask for others. True when that changed the settings.
 static bool takes_data_order(Settings& s, const std::optional<Checkpoint>& parent, const DataLoader& data) {
     if (!s.init || !parent->header.contains("data")) return false;
     const json& place = json_object(parent->header["data"], *s.init + ": position in the data");
@@ -65,7 +65,7 @@ static void warn_of_shared_shards(const TrainingData& data) {
     for (const std::string& path : data.train->paths()) trained.insert(fs::canonical(path));
     for (const std::string& path : data.val->paths())
         if (trained.contains(fs::canonical(path)))
-            return warn("train_gpt", "--val-data shares ", path, " with --data: its loss will not tell of new text");
+            return warn("train_gpt", "--val-data shares ", path, " with --data: its loss does not measure unseen text");
 }
 
 TrainingData open_data(Settings& s, const std::optional<Checkpoint>& parent, const GPTConfig& config, bool samples, const Job& job,
@@ -99,6 +99,6 @@ TrainingData open_data(Settings& s, const std::optional<Checkpoint>& parent, con
     }
     require(!samples || data.tokenizer,
             "samples need a tokenizer: none lies beside the shards or in the checkpoint; give --tokenizer, or --sample-every 0");
-    if (samples) data.tokenizer->encode(s.sample.value_or(""));   // a build without the encoder refuses it now, not in the middle
+    if (samples) data.tokenizer->encode(s.sample.value_or(""));   // a build without the encoder fails here, not in the middle of the run
     return data;
 }

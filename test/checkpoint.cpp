@@ -1,5 +1,5 @@
-// Checkpoints: what is written is read again bit for bit; whatever else a file holds is refused with the right words; and the
-// last good file survives a full disk and a kill at any instant.
+// Checkpoints: what is written reads back bit for bit; a damaged or wrong file is refused with the right message; and the last
+// good file survives a full disk and a kill at any instant.
 #include "llmc/checkpoint.h"
 #include <doctest/doctest.h>
 #include <fcntl.h>
@@ -35,9 +35,9 @@ static uint64_t json_bytes_of(const std::string& file) {
     return bytes;
 }
 
-// --------------------------------------------------------------------------------------------------------- what is kept
+// ---------------------------------------------------------------------------------------------------------- round trips
 
-TEST_CASE("checkpoint: everything comes back") {
+TEST_CASE("checkpoint: a round trip keeps everything") {
     TempDir dir;
     GPTConfig config = small_config();
     Values weights = small_weights(config, 1);
@@ -60,7 +60,7 @@ TEST_CASE("checkpoint: everything comes back") {
     CHECK(names_in(dir.path) == Names{"a.bin"});
 }
 
-TEST_CASE("checkpoint: tensors lie in table order at multiples of 4096, and nothing else varies") {
+TEST_CASE("checkpoint: tensors lie in table order at multiples of 4096, and the same model gives the same bytes") {
     TempDir dir;
     GPTConfig config = small_config();
     write_small_model(dir / "a.bin", config, 1);
@@ -74,7 +74,7 @@ TEST_CASE("checkpoint: tensors lie in table order at multiples of 4096, and noth
     CHECK(checkpoint_bytes(a.header, small_sources(config, small_weights(config, 1))) < a.file->size());
 }
 
-TEST_CASE("checkpoint: numbers of the header come back exactly") {
+TEST_CASE("checkpoint: numbers in the header round-trip exactly") {
     TempDir dir;
     GPTConfig config = tiny_config();
     config.attn_scale[0] = 0.1 + 0.2;
@@ -88,7 +88,7 @@ TEST_CASE("checkpoint: numbers of the header come back exactly") {
     }
 }
 
-TEST_CASE("checkpoint: a header of any length, so that offsets gain digits with it") {
+TEST_CASE("checkpoint: headers of any length, also where the offsets in them gain digits") {
     TempDir dir;
     GPTConfig config = tiny_config();
     for (size_t length = 0; length < 9000; length += 97) {
@@ -99,7 +99,7 @@ TEST_CASE("checkpoint: a header of any length, so that offsets gain digits with 
     }
 }
 
-TEST_CASE("checkpoint: text that is no UTF-8 does not keep a header from being written") {
+TEST_CASE("checkpoint: a header with text that is not UTF-8 can be written") {
     TempDir dir;
     GPTConfig config = tiny_config();
     json header = small_header(config);
@@ -108,7 +108,7 @@ TEST_CASE("checkpoint: text that is no UTF-8 does not keep a header from being w
     CHECK(refusal_of(dir / "a.bin") == "");
 }
 
-TEST_CASE("checkpoint: the content hash tells models apart, whatever the state of their training") {
+TEST_CASE("checkpoint: the content hash depends on the model, not on the state of its training") {
     TempDir dir;
     GPTConfig config = tiny_config();
     Values weights = small_weights(config, 1);
@@ -127,7 +127,7 @@ TEST_CASE("checkpoint: the content hash tells models apart, whatever the state o
     CHECK(hashes.size() == 3);
 }
 
-TEST_CASE("checkpoint: a family tree names every file, with parents once") {
+TEST_CASE("checkpoint: a family tree names every file, and lists the parents of each once") {
     TempDir dir;
     write_small_model(dir / "a.bin", tiny_config(), 1);
     Checkpoint model = open_checkpoint(dir / "a.bin");
@@ -179,9 +179,9 @@ TEST_CASE("checkpoint: FLOPs of a family tree count a file once, also where a gr
     CHECK(!lineage["parents"][1].contains("parents"));
 }
 
-// -------------------------------------------------------------------------------------------------------- what is refused
+// --------------------------------------------------------------------------------------------------------------- refusals
 
-TEST_CASE("checkpoint: every byte that flips is seen, and the words say where") {
+TEST_CASE("checkpoint: every flipped byte is detected, and the error says where") {
     TempDir dir;
     write_small_model(dir / "a.bin", tiny_config(), 1);
     const std::string good = read_file(dir / "a.bin");
@@ -234,10 +234,10 @@ static uint32_t version_of(const std::string& path) {
     return version;
 }
 
-// test/golden/checkpoint_v1: of a run that was stopped halfway, from a model that was grown from another.
+// test/golden/checkpoint_v1: from a run that was stopped halfway, of a grown model.
 static const std::string V1 = "test/golden/checkpoint_v1/";
 
-TEST_CASE("checkpoint: version 1 opens for ever, and is what it was") {
+TEST_CASE("checkpoint: version 1 opens, with the contents it was written with") {
     Checkpoint c = open_checkpoint(V1 + "checkpoint.bin");
     verify_tensors(c);
     CHECK(version_of(c.path) == 1);
@@ -261,10 +261,11 @@ TEST_CASE("checkpoint: version 1 opens for ever, and is what it was") {
     CHECK(total_spent(c.header).tokens == 128 + 96);
 }
 
-TEST_CASE("checkpoint: every program takes a file of version 1, and writes that version where it says no more") {
+TEST_CASE("checkpoint: every program reads a file of version 1, and writes that version where it needs no newer key") {
     TempDir dir;
     const std::string file = V1 + "checkpoint.bin";
-    // What the run of this file lost; bf16 (and other processors' sums) as in golden.cpp. The losses of two steps differ by 0.05 or more.
+    // The expected losses are those of the run that wrote the file; tolerance for bf16 and other processors as in golden.cpp. The losses of two
+    // steps differ by 0.05 or more.
     const double tolerance = 5e-3;
     auto done = [&](const std::string& command) {
         Result result = run(command);
@@ -289,7 +290,7 @@ TEST_CASE("checkpoint: every program takes a file of version 1, and writes that 
     done("./convert " + dir / "v1.safetensors " + dir / "back.bin");
     CHECK(read_file(dir / "back.bin") == read_file(file));
     for (const char* name : {"run/step_0000006.bin", "stack.bin", "zero.bin", "twice.bin", "back.bin"}) {
-        const bool has_map = name != std::string("run/step_0000006.bin") && name != std::string("back.bin");   // of its layers
+        const bool has_map = name != std::string("run/step_0000006.bin") && name != std::string("back.bin");   // a layer map, which is a key of version 2
         CHECK(version_of(dir / name) == (has_map ? 2 : 1));
         done(eval + dir / name);
     }
@@ -298,7 +299,7 @@ TEST_CASE("checkpoint: every program takes a file of version 1, and writes that 
         for (const Checkpoint* deeper : {&stack, &twice}) CHECK(values_of(*deeper, name) == values_of(v1, "h.0.q"));
 }
 
-TEST_CASE("checkpoint: version 2 opens for ever, is what it was, and its run goes on") {
+TEST_CASE("checkpoint: version 2 opens, with the contents it was written with, and its run resumes") {
     TempDir dir;
     const std::string file = "test/golden/checkpoint_v2/checkpoint.bin";
     Checkpoint c = open_checkpoint(file);
@@ -307,7 +308,7 @@ TEST_CASE("checkpoint: version 2 opens for ever, is what it was, and its run goe
     CHECK(xxh3_128(read_file(file)) == "b3830833f9da3b9b9db6336145de0143");
     CHECK(c.content_hash() == "40290d839f2039dd14e5d766f1b270d5");
     GPTConfig config = recipe_config(SPEEDRUN, 2, 1, 8, 264, 16);
-    config.attn_scale[0] = 1 / std::sqrt(2.0);   // of the old layer, as in its own model
+    config.attn_scale[0] = 1 / std::sqrt(2.0);   // the old layer keeps the scale of its own model
     CHECK(c.config == config);
     CHECK(c.tensors.size() == 27);
     CHECK(c.header["progress"]["step"] == 2);
@@ -329,7 +330,7 @@ TEST_CASE("checkpoint: version 2 opens for ever, is what it was, and its run goe
     CHECK(read_file(dir / "back.bin") == read_file(file));
 }
 
-TEST_CASE("checkpoint: an unknown version says which, and which is known") {
+TEST_CASE("checkpoint: the error for an unknown version names it and the known ones") {
     TempDir dir;
     write_small_model(dir / "a.bin", tiny_config(), 1);
     std::string file = read_file(dir / "a.bin");
@@ -381,13 +382,13 @@ TEST_CASE("checkpoint: version 2 where a lineage has one of its keys, anywhere, 
         deep["parents"][0]["parents"].push_back(one["parents"][0]);
         CHECK(version_with(deep) == 2);
     }
-    json header = small_header(tiny_config());   // the trainer's own
+    json header = small_header(tiny_config());   // the same key in the trainer's part of the header does not count
     header["training"]["runs"] = json::array({{{"id", std::string(32, 'a')}, {"tokens", 0}, {"flops", 0}}});
     write_checkpoint(dir / "a.bin", header, small_sources(tiny_config(), small_weights(tiny_config(), 1)));
     CHECK(version_of(dir / "a.bin") == 1);
 }
 
-/// The file with another JSON text, hash and length made to fit; what follows is moved to the next page.
+/// The file with another JSON text, and its hash and length adjusted; the tensors begin at the next multiple of 4096.
 static std::string with_header(const std::string& file, const std::string& text) {
     uint64_t length = text.size(), hash = xxh3_64(text);
     std::string out = file.substr(0, 32) + text;
@@ -397,7 +398,7 @@ static std::string with_header(const std::string& file, const std::string& text)
     return out + file.substr((32 + json_bytes_of(file) + 4095) / 4096 * 4096);
 }
 
-TEST_CASE("checkpoint: whatever a header with a right hash says, it is believed only when it is right") {
+TEST_CASE("checkpoint: a header is validated even if its hash is right") {
     TempDir dir;
     write_small_model(dir / "a.bin", tiny_config(), 1);
     const std::string good = read_file(dir / "a.bin");
@@ -460,8 +461,8 @@ TEST_CASE("checkpoint: whatever a header with a right hash says, it is believed 
         {"/tensors/0/dtype", "\"F16\"", "dtype is 'F16', but must be F32 or U8"},
         {"/tensors/0/shape", "[8,-8]", "shape: is -8"},
         {"/tensors/0/shape", "[0,8]", "shape: is 0"},
-        {"/tensors/0/shape", "[4294967296,4294967296]", "is no tensor that fits a disk"},
-        {"/tensors/0/shape", "[1152921504606846976,1152921504606846976]", "is no tensor that fits a disk"},
+        {"/tensors/0/shape", "[4294967296,4294967296]", "is empty or larger than any disk"},
+        {"/tensors/0/shape", "[1152921504606846976,1152921504606846976]", "is empty or larger than any disk"},
         {"/tensors/0/shape", "[9223372036854775808]", "shape: is 9223372036854775808"},
         {"/tensors/0/shape", "[64]", "tensor wte is F32 64, but its configuration says F32 8 x 8"},
         {"/tensors/0/bytes", "257", "bytes: is 257, but must be an integer, 256 to 256"},
@@ -473,11 +474,11 @@ TEST_CASE("checkpoint: whatever a header with a right hash says, it is believed 
         {"/tensors/0/xxh3", "\"zzzzzzzzzzzzzzzz\"", "must be 16 hexadecimal digits"},
         {"/tensors/0/xxh3", "\"0000000000000000\"", "tensor wte (bytes"},
         {"/tensors/8/name", "\"wte/m\"", "has tensor wte/m twice"},
-        {"/tensors/8/name", "\"wtf/m\"", "tensor wtf/m (F32) is no weight"},
-        {"/tensors/8/name", "\"wte/\"", "tensor wte/ (F32) is no weight"},
-        {"/tensors/8/name", "\"tokenizer\"", "tensor tokenizer (F32) is no weight"},
-        {"/tensors/9/name", "\"readme\"", "tensor readme (U8) is no weight"},
-        {"/tensors/9/name", "\"h.0.q/m\"", "tensor h.0.q/m (U8) is no weight"},
+        {"/tensors/8/name", "\"wtf/m\"", "tensor wtf/m (F32) is neither a weight"},
+        {"/tensors/8/name", "\"wte/\"", "tensor wte/ (F32) is neither a weight"},
+        {"/tensors/8/name", "\"tokenizer\"", "tensor tokenizer (F32) is neither a weight"},
+        {"/tensors/9/name", "\"readme\"", "tensor readme (U8) is neither a weight"},
+        {"/tensors/9/name", "\"h.0.q/m\"", "tensor h.0.q/m (U8) is neither a weight"},
     };
     for (const Case& c : cases) {
         json changed = header;
@@ -496,7 +497,7 @@ TEST_CASE("checkpoint: whatever a header with a right hash says, it is believed 
     }
 }
 
-TEST_CASE("checkpoint: what a lineage of version 2 says is believed only when it is right") {
+TEST_CASE("checkpoint: the keys that version 2 added to the lineage are validated") {
     TempDir dir;
     json header = small_header(tiny_config());
     header["lineage"] = tree_of_all_keys();
@@ -562,7 +563,7 @@ TEST_CASE("checkpoint: what a lineage of version 2 says is believed only when it
     }
 }
 
-TEST_CASE("checkpoint: a header that is no clean JSON is refused") {
+TEST_CASE("checkpoint: a header that is not strict JSON is refused") {
     TempDir dir;
     write_small_model(dir / "a.bin", tiny_config(), 1);
     const std::string good = read_file(dir / "a.bin"), text = good.substr(32, json_bytes_of(good));
@@ -605,10 +606,10 @@ TEST_CASE("checkpoint: random damage never crashes") {
         write_file(dir / "b.bin", with_header(good, changed));
         accepted += refusal_of(dir / "b.bin").empty();
     }
-    CHECK(accepted < 500);   // what is the trainer's own may say anything; most of the header may not
+    CHECK(accepted < 500);   // the trainer's part may hold anything; most of the header may not
 }
 
-TEST_CASE("checkpoint: folders, devices, pipes and what is not there are refused, and nothing hangs") {
+TEST_CASE("checkpoint: folders, devices, pipes and missing files are refused, and nothing hangs") {
     TempDir dir;
     mkfifo((dir / "pipe").c_str(), 0600);
     CHECK(contains(refusal_of(dir / "pipe"), "is a folder, pipe or device"));
@@ -624,7 +625,7 @@ TEST_CASE("checkpoint: folders, devices, pipes and what is not there are refused
     CHECK(!is_checkpoint(dir / "empty"));
 }
 
-TEST_CASE("checkpoint: what could not be read again is not written") {
+TEST_CASE("checkpoint: what could not be read back is not written") {
     TempDir dir;
     GPTConfig config = tiny_config();
     Values weights = small_weights(config, 1);
@@ -638,7 +639,7 @@ TEST_CASE("checkpoint: what could not be read again is not written") {
     shaped[0].shape = {64};
     CHECK(contains(refused(small_header(config), fewer), "has no tensor h.0.fc_proj"));
     CHECK(contains(refused(small_header(config), swapped), "tensor 1 is h.0.k"));
-    CHECK(contains(refused(small_header(config), twice), "tensor wte (F32) is no weight"));
+    CHECK(contains(refused(small_header(config), twice), "tensor wte (F32) is neither a weight"));
     CHECK(contains(refused(small_header(config), shaped), "tensor wte is F32 64"));
     json header = small_header(config);
     header["progress"]["flops"] = std::numeric_limits<double>::quiet_NaN();   // JSON has none: null
@@ -646,7 +647,7 @@ TEST_CASE("checkpoint: what could not be read again is not written") {
     CHECK(names_in(dir.path).empty());
 }
 
-// ---------------------------------------------------------------------------------------------------------- what survives
+// ----------------------------------------------------------------------------------------------------- interrupted writes
 
 /// Runs `body` in a child process. The child's exit code; 128 + n when signal n ended it.
 template <class Body>
@@ -681,7 +682,7 @@ TEST_CASE("checkpoint: a folder that cannot be written gets one line") {
     struct stat null;
     REQUIRE(stat("/dev/null", &null) == 0);
     CHECK(S_ISCHR(null.st_mode));
-    if (geteuid() == 0) return;   // root may write anywhere
+    if (geteuid() == 0) return;   // root can write anywhere
     chmod(dir.path.c_str(), 0500);
     CHECK(contains(refused(dir / "a.bin"), "Permission denied"));
     chmod(dir.path.c_str(), 0700);
@@ -696,7 +697,7 @@ TEST_CASE("checkpoint: a link is followed, not replaced") {
     CHECK(refusal_of(dir / "a.bin") == "");
 }
 
-TEST_CASE("checkpoint: above a file size limit the old file stays, and the process lives to say so") {
+TEST_CASE("checkpoint: at a file size limit the old file stays, and the process reports an error instead of dying") {
     TempDir dir;
     write_small_model(dir / "a.bin", tiny_config(), 1);
     const std::string old = read_file(dir / "a.bin");
@@ -711,7 +712,7 @@ TEST_CASE("checkpoint: above a file size limit the old file stays, and the proce
     CHECK(names_in(dir.path) == Names{"a.bin"});
 }
 
-TEST_CASE("checkpoint: a full disk leaves the old file, whether it is seen before or strikes in the middle") {
+TEST_CASE("checkpoint: a full disk leaves the old file, whether it is noticed before or during the write") {
     TempDir dir;
     int code = in_child([&] {
         if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return 77;
@@ -729,7 +730,7 @@ TEST_CASE("checkpoint: a full disk leaves the old file, whether it is seen befor
         if (names_in(dir.path) != Names{"a.bin", "ballast"}) return 3;
         return read_file(dir / "a.bin") == old && refusal_of(dir / "a.bin").empty() ? 0 : 4;
     });
-    if (code == 77) MESSAGE("no right to mount: the full disk was left out");
+    if (code == 77) MESSAGE("mount is not permitted: the test of a full disk was skipped");
     else CHECK(code == 0);
 }
 
@@ -762,7 +763,7 @@ TEST_CASE("checkpoint: killed at any instant, the last good file is there and wh
             }
         }
         char byte;
-        CHECK(read(saved[0], &byte, 1) == 1);   // one is saved, the next ones are on their way
+        CHECK(read(saved[0], &byte, 1) == 1);   // one is saved, the next is being written
         usleep(random() % 5000);
         kill(child, SIGKILL);
         close(saved[0]);
@@ -783,7 +784,7 @@ TEST_CASE("checkpoint: killed at any instant, the last good file is there and wh
     CHECK(names_in(dir.path) == Names{"a.bin"});
 }
 
-TEST_CASE("checkpoint: leftovers go, other files and those of living writers stay") {
+TEST_CASE("checkpoint: leftover temporary files are removed; other files and those of running writers stay") {
     TempDir dir;
     for (const char* name : {"a.bin.123456.tmp", "a.bin.1-2.tmp", "a.bin.mine.tmp", "a.bin.tmp", "b.bin.7.tmp", "a.bin.8.tmp"}) write_file(dir / name, "x");
     int fd = open((dir / "a.bin.8.tmp").c_str(), O_WRONLY);
@@ -807,7 +808,7 @@ TEST_CASE("checkpoint: writers of the same path do not mix") {
     CHECK(names_in(dir.path) == Names{"a.bin"});
 }
 
-TEST_CASE("checkpoint: an open file stays what it was") {
+TEST_CASE("checkpoint: an open checkpoint keeps its contents when the file is replaced") {
     TempDir dir;
     write_small_model(dir / "a.bin", tiny_config(), 1);
     Checkpoint a = open_checkpoint(dir / "a.bin");

@@ -1,5 +1,5 @@
-// Launchers of clusters, on this machine alone: Slurm's daemons as a cluster of one (test/slurm.sh), and two hosts that are namespaces
-// (test/two_hosts.sh). What each command of dev/cluster.md does with processes, it does here with test/comm_worker.cpp, and with the trainer.
+// The launchers of clusters, tested on one machine: a Slurm cluster of one node (test/slurm.sh), and two hosts that are network namespaces
+// (test/two_hosts.sh). Each command of dev/cluster.md that can run here starts test/comm_worker.cpp, and the trainer.
 #include <doctest/doctest.h>
 #include <unistd.h>
 #include <filesystem>
@@ -28,7 +28,7 @@ Needs needs_namespaces() {
     return {there, "namespaces that root may make"};
 }
 
-/// The trainer at the top, built for a CPU; four micro-batches a step, in four parts.
+/// Whether ./train_gpt is built for the CPU; and the command that runs it, with four micro-batches a step, in four parts.
 bool has_trainer() { return run("readlink -f train_gpt | grep -qv cuda").code == 0; }
 std::string trainer(const Workplace& w) {
     return "train=\"" + fs::current_path().string() + "/train_gpt --depth 2 --width 32 --heads 2 --seq-len 16 --vocab-size 72 --device-batch 1 --batch-tokens 64 --no-scaling --parts 4 --data " +
@@ -55,6 +55,7 @@ const std::string WORDS = R"script(
     }
 )script";
 
+/// Runs a script on a cluster. It may use WORDS.
 struct Cluster : TempDir {
     Result whole;
 
@@ -111,14 +112,14 @@ TEST_CASE("cluster: two hosts, and mpirun that reaches the other through an agen
         cut cut begins 4 $mpirun until-stop
     )script");
     for (std::string who : {"0 of 4 (0 of 2 on a)", "1 of 4 (1 of 2 on a)", "2 of 4 (0 of 2 on b)", "3 of 4 (1 of 2 on b)"}) cluster.check("whole", 0, "rank " + who + ": OK\n", 1, "comm_worker", 0);
-    // For rank 3, or, where Open MPI's own call does not return any more, for the others.
+    // It names rank 3; or, if a call of Open MPI did not return, the others.
     cluster.check("killed", 137, "OK", 0, "comm_worker: rank 0 on host a, step 17: collect was asked to stop, and still waits for ", 1);
     const std::string err = read_file(cluster / "cut.err");
     CAPTURE(err);
     for (int rank : {0, 1}) CHECK(occurrences(err, "comm_worker: rank " + std::to_string(rank) + " on host a, step 17: collect waited 4 s for rank 2 on host b, rank 3 on host b; ") == 1);
 }
 
-TEST_CASE("cluster: the trainer by srun has the bytes of one process" * needs_slurm()) {
+TEST_CASE("cluster: the trainer writes the same bytes under srun as in one process" * needs_slurm()) {
     if (!has_trainer()) return;
     Workplace w;
     const Cluster cluster("slurm.sh", trainer(w) + R"script(
@@ -129,7 +130,7 @@ TEST_CASE("cluster: the trainer by srun has the bytes of one process" * needs_sl
     CHECK(read_file(step_file(cluster / "srun", 9)) == read_file(step_file(cluster / "one", 9)));
 }
 
-TEST_CASE("cluster: the trainer on two hosts has the bytes of one; where the network is cut both sides end, and the last checkpoint opens" * needs_namespaces()) {
+TEST_CASE("cluster: the trainer writes the same bytes on two hosts as on one; when the network is cut, both sides end, and the last checkpoint opens" * needs_namespaces()) {
     if (!has_trainer()) return;
     Workplace w;
     const Cluster cluster("two_hosts.sh", trainer(w) + R"script(

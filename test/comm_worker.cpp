@@ -1,5 +1,5 @@
-// One process of a job, for test/ops/comm.cpp: it does what its arguments say, and says OK, or which byte is wrong. `comm_worker contract` checks
-// every member of Comm against what each process can work out by itself; the others break something.
+// One process of a job, for test/ops/comm.cpp and test/cluster.cpp: it does what its argument names, and prints OK, or which element is wrong.
+// `comm_worker contract` checks every member of Comm against results that each process computes by itself; the other arguments cause failures.
 #include <unistd.h>
 #include <chrono>
 #include <csignal>
@@ -20,14 +20,14 @@ volatile std::sig_atomic_t stop = 0;
 
 void sleep_for(double seconds) { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); }
 
-/// What element i of process `rank`'s block holds in a test's turn.
+/// Element i of process `rank`'s block in round `turn` of a test.
 float value(int turn, int rank, int64_t i) {
     uint64_t x = (static_cast<uint64_t>(turn) << 48) ^ (static_cast<uint64_t>(rank) << 40) ^ static_cast<uint64_t>(i);
     x = (x ^ (x >> 31)) * 0x9E3779B97F4A7C15u;
     return static_cast<float>(static_cast<int32_t>((x ^ (x >> 29)) >> 33)) * 0x1p-20f;
 }
 
-/// Memory of the device, with what the host puts there.
+/// Device memory, initialized from the host.
 class OnDevice {
 public:
     explicit OnDevice(const std::vector<float>& values) : bytes(values.size() * sizeof(float)), memory(device_alloc(bytes + 1), release) {
@@ -52,10 +52,10 @@ void check_equal(const char* what, const Comm& comm, const std::vector<float>& i
 
 void check_exchange(Comm& comm, int turn, int64_t segment, int64_t at, int64_t n) {
     const int count = comm.count(), rank = comm.rank();
-    std::vector<float> block(count * segment), want(count * n + 1, -1);   // one more than is written
+    std::vector<float> block(count * segment), want(count * n + 1, -1);   // one element more than is written
     for (size_t i = 0; i < block.size(); i++) block[i] = value(turn, rank, i);
     OnDevice made(block), from(std::vector<float>(block.size(), -2)), parts(std::vector<float>(want.size(), -1));
-    copy_on_device(from.data(), made.data(), block.size() * sizeof(float), nullptr);   // still under way when the exchange begins
+    copy_on_device(from.data(), made.data(), block.size() * sizeof(float), nullptr);   // still in progress when the exchange begins
     comm.exchange(parts.data(), from.data(), segment, at, n, nullptr);
     comm.wait(nullptr);
     for (int r = 0; r < count; r++)
@@ -102,7 +102,7 @@ void contract(Comm& comm) {
         check_collect(comm, turn++, n);
         for (int owner = 0; owner < comm.count(); owner++) check_bring(comm, turn++, n, owner);
     }
-    const int64_t large = (int64_t{4} << 20) / sizeof(float) + 3;   // more than one message takes
+    const int64_t large = (int64_t{4} << 20) / sizeof(float) + 3;   // more than fits into one message
     check_exchange(comm, turn++, large + 1, 1, large);
     check_gather(comm, turn++, large);
     check_bring(comm, turn++, large, comm.count() - 1);
@@ -114,7 +114,7 @@ void say(const Comm& comm, const std::string& text) {
     if (write(STDOUT_FILENO, line.data(), line.size()) < 0) _exit(3);
 }
 
-/// What main() of a program with several processes does with an error.
+/// How the main() of a program with several processes handles an error.
 int end_with(Comm& comm, const std::string& text) {
     if (comm.all_fail_alike(text)) {
         if (comm.rank() == 0) say_to_stderr(text);
@@ -148,15 +148,15 @@ int main(int argc, char** argv) {
         try {
             if (what == "contract") contract(*comm);
             else if (what == "starts") {}
-            else if (what == "killed" || what == "stopped" || what == "asked-to-stop") {   // one of them, while the others wait for it
-                everyone_again();   // what a process has sent is not yet there when it dies: so all have met by then
+            else if (what == "killed" || what == "stopped" || what == "asked-to-stop") {   // process `who` dies, hangs or is late while the others wait for it
+                everyone_again();   // data in flight is lost when a process dies: so all synchronize first
                 if (comm->rank() == who) {
                     if (what == "killed") raise(SIGKILL);
                     if (what == "stopped") raise(SIGSTOP);
                     sleep_for(what == "asked-to-stop" ? 1.5 : 30);
                 } else if (what == "asked-to-stop") stop = 1;
                 everyone_again();
-            } else if (what == "until-stop") {   // as training does: a stop of one is a stop of all, at a step's end
+            } else if (what == "until-stop") {   // as in training: if one process is asked to stop, all stop at the end of the step
                 say(*comm, "begins");
                 for (bool stops = false; !stops; sleep_for(0.01)) {
                     const char mine = stop != 0;
@@ -178,7 +178,7 @@ int main(int argc, char** argv) {
             else if (what == "one-fails") {
                 if (comm->rank() == who) fail("process ", comm->rank(), " has no such file");
                 everyone_again();
-            } else if (what == "unwinds") {   // an error that passes the object itself
+            } else if (what == "unwinds") {   // an exception that destroys the Comm while it unwinds
                 Comm& lost = *comm;
                 if (lost.rank() == who) {
                     std::unique_ptr<Comm> gone = std::move(comm);

@@ -1,4 +1,4 @@
-// What train_gpt --describe says of a checkpoint: its layers, its family, and what was spent, as JSON and as text.
+// train_gpt --describe: a checkpoint's layers, its family tree, and the tokens and FLOPs spent, as JSON and as text.
 #include "llmc/describe.h"
 #include <doctest/doctest.h>
 #include "llmc/io/error.h"
@@ -20,7 +20,7 @@ static Checkpoint write(const std::string& path, const GPTConfig& config, const 
     return open_checkpoint(path);
 }
 
-/// Two runs, the first with one of its own files mixed in; their layers on each other and new ones; that one trained.
+/// Two runs, the first with one of its own checkpoints mixed in; a stack of their layers and a new one; and that stack after training.
 struct Family {
     TempDir dir;
     Checkpoint a, b, deep, trained;
@@ -107,7 +107,7 @@ TEST_CASE("describe: as text") {
           std::string("total_tokens: 340\ntotal_flops: 3.4000e+04\n")})
         CHECK_MESSAGE(contains(text, line), line, "\n", text);
 
-    // Equal layers, one after another, are one line.
+    // Consecutive equal layers are printed on one line.
     TempDir dir;
     const GPTConfig config = recipe_config(SPEEDRUN, 6, 2, 16, 24, 8);
     json header = small_header(config);
@@ -120,7 +120,7 @@ TEST_CASE("describe: as text") {
     CHECK(contains(text_of_description(describe(write(dir / "b.bin", config, header, 1))), "layer 0-5: as trained   window 8, "));
 }
 
-TEST_CASE("describe: models without layers, older files, mixtures, layers that fit no longer") {
+TEST_CASE("describe: models without layers, older files, mixtures, layer maps that no longer fit") {
     TempDir dir;
     const json none = describe(write(dir / "none.bin", nano(0), header_of(nano(0), 10, 'a', make_lineage("train", "", {})), 1));
     CHECK(none["layers"] == json::array());
@@ -128,21 +128,21 @@ TEST_CASE("describe: models without layers, older files, mixtures, layers that f
     text_of_description(none);
 
     const json v1 =
-        describe(open_checkpoint("test/golden/checkpoint_v1/checkpoint.bin"));   // trained, from a growth that kept no map
+        describe(open_checkpoint("test/golden/checkpoint_v1/checkpoint.bin"));   // trained from a grown model of version 1, which has no layer map
     CHECK(v1["made_by"] == json{{"operation", "grow"}, {"detail", "--order 0 --value-embeds layer"}});
     CHECK(v1["layers"][0]["made"] == "unknown");
     CHECK(v1["run"]["optimizer_state"] == true);
     CHECK(v1["total"] == json{{"tokens", 224}, {"flops", 4214784.0}});
     CHECK(contains(text_of_description(v1), "layer 0: unknown   "));
 
-    // What is mixed into a run from scratch did not make its layers.
+    // The layers of a run from scratch do not come from a model that is mixed in.
     Checkpoint grown = write(dir / "grown.bin", nano(2), header_of(nano(2), 10, 'a', make_lineage("grow", "", {})), 1);
     Checkpoint run = write(dir / "run.bin", nano(2), header_of(nano(2), 10, 'b', make_lineage("train", "", {})), 2);
     json header = run.header;
     header["lineage"] = mixed_lineage(run, {&grown}, {0.5});
     CHECK(describe(write(dir / "mixed.bin", nano(2), header, 3))["layers"][0]["made"] == "as trained");
 
-    // A parent may say anything of its own layers.
+    // The layers of a parent are not validated.
     header["lineage"] = make_lineage("train", "", {&grown});
     header["lineage"]["parents"][0]["parents"] = json::array({header["lineage"]["parents"][0]});
     header["lineage"]["parents"][0]["layers"] = json::parse("[[0,7]]");
@@ -168,7 +168,7 @@ TEST_CASE("describe: the program prints it, and nothing else") {
         CHECK(contains(result.err, words));
         CHECK(std::count(result.err.begin(), result.err.end(), '\n') == 1);
     };
-    refused("--json --plan", "--json is a way to print --describe");
+    refused("--json --plan", "--json is for --describe");
     refused("--describe", "--describe");
     refused("--describe ''", "--describe is empty");
     refused("--describe README.md", "README.md: is not a checkpoint");

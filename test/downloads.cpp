@@ -1,4 +1,4 @@
-// data/fineweb10B.sh, fineweb100B.sh, fineweb_edu.sh and tinyshakespeare.sh, against test/range_server.py on this machine; what makes text of parquet.
+// data/fineweb10B.sh, fineweb100B.sh, fineweb_edu.sh and tinyshakespeare.sh, with test/range_server.py as the server; and data/parquet_to_jsonl.py.
 #include <doctest/doctest.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -15,7 +15,7 @@
 
 namespace fs = std::filesystem;
 
-/// The server with its folder of published files and its log. port is 0 where it could not be started.
+/// The server, its folder of published files and its log. port is 0 if it could not be started.
 struct Server {
     TempDir dir;
     pid_t process;
@@ -68,14 +68,14 @@ static const std::string VAL = "fineweb_val_000000.bin", TRAIN1 = "fineweb_train
 
 static bool one_line(const std::string& text) { return std::count(text.begin(), text.end(), '\n') == 1; }
 
-/// False, and said, where the tools for these tests are missing.
+/// Whether the tools for these tests are there; prints a message if not.
 static bool can_serve(const Server& server) {
     bool can = server.port != "0" && run("command -v curl").code == 0;
     if (!can) MESSAGE("SKIPPED: downloads need curl and python3, and one is missing");
     return can;
 }
 
-TEST_CASE("fineweb10B.sh fetches the shards that were asked for, once") {
+TEST_CASE("fineweb10B.sh fetches the requested shards, once") {
     Server server;
     if (!can_serve(server)) return;
     TempDir dir;
@@ -100,7 +100,7 @@ TEST_CASE("fineweb10B.sh fetches the shards that were asked for, once") {
     CHECK(names_in(dir / "one") == std::vector{TRAIN1, VAL, std::string("tokenizer.txt")});
 }
 
-TEST_CASE("a download goes on where it stopped") {
+TEST_CASE("a download resumes where it stopped") {
     Server server;
     if (!can_serve(server)) return;
     TempDir dir;
@@ -109,12 +109,12 @@ TEST_CASE("a download goes on where it stopped") {
     server.publish(TRAIN1, whole);
     std::string command = "data/fineweb10B.sh 1 " + dir.path, file = dir / TRAIN1;
 
-    SUBCASE("in the next run, from what is there") {
+    SUBCASE("in the next run, from the partial file") {
         write_file(file + ".tmp", whole.substr(0, 2500));
         CHECK(server.fetch("whole", command).code == 0);
         CHECK(server.log().find(TRAIN1 + " bytes=2500-\n") != std::string::npos);
     }
-    SUBCASE("in the same run, as often as the connection breaks") {
+    SUBCASE("in the same run, each time the connection breaks") {
         CHECK(server.fetch("cut", command).code == 0);
         CHECK(server.log().find(TRAIN1 + " bytes=5000-\n") != std::string::npos);
     }
@@ -122,7 +122,7 @@ TEST_CASE("a download goes on where it stopped") {
         write_file(file + ".tmp", whole);
         CHECK(server.fetch("whole", command).code == 0);
     }
-    SUBCASE("from the beginning, where the server cannot do otherwise") {
+    SUBCASE("from the beginning, if the server does not support ranges") {
         write_file(file + ".tmp", whole.substr(0, 2500));
         CHECK(server.fetch("norange", command).code == 0);
     }
@@ -130,7 +130,7 @@ TEST_CASE("a download goes on where it stopped") {
     CHECK(!fs::exists(file + ".tmp"));
 }
 
-TEST_CASE("what is not the published file is refused, and not kept") {
+TEST_CASE("a file other than the published one is refused, and not kept") {
     Server server;
     if (!can_serve(server)) return;
     TempDir dir;
@@ -141,7 +141,7 @@ TEST_CASE("what is not the published file is refused, and not kept") {
     SUBCASE("another version") { server.publish(TRAIN1, shard(3000, 6000).replace(4, 1, "\2")), found = "do not begin as a shard"; }
     SUBCASE("a page of text") { server.publish(TRAIN1, "<html>please sign in</html>"), found = "27 bytes do not begin as a shard"; }
     SUBCASE("empty") { server.publish(TRAIN1, ""), found = "0 bytes do not begin as a shard"; }
-    SUBCASE("another file was begun") {
+    SUBCASE("the partial file is from another file") {
         server.publish(TRAIN1, shard(3000, 6000));
         write_file(file + ".tmp", shard(9000, 17000));
         found = "9000 tokens";
@@ -156,7 +156,7 @@ TEST_CASE("what is not the published file is refused, and not kept") {
     CHECK(server.fetch("whole", "data/fineweb10B.sh 1 " + dir.path).code == 0);
 }
 
-TEST_CASE("without a server, or without the file, a line says so, and what has arrived stays") {
+TEST_CASE("without a server, or without the file, there is one line of error, and what has arrived is kept") {
     Server server;
     if (!can_serve(server)) return;
     TempDir dir;
@@ -174,7 +174,7 @@ TEST_CASE("without a server, or without the file, a line says so, and what has a
     CHECK(!fs::exists(dir / TRAIN1));
 }
 
-TEST_CASE("a damaged file that is there is named, and left alone") {
+TEST_CASE("an existing damaged file is reported, and left alone") {
     Server server;
     if (!can_serve(server)) return;
     TempDir dir;
@@ -186,7 +186,7 @@ TEST_CASE("a damaged file that is there is named, and left alone") {
     CHECK(server.log() == "");
 }
 
-TEST_CASE("two downloads do not go into one folder") {
+TEST_CASE("two downloads into one folder at a time are refused") {
     TempDir dir;
     Result result = run("flock " + dir.path + " data/fineweb10B.sh 1 " + dir.path);
     CHECK(result.code == 2);
@@ -194,7 +194,7 @@ TEST_CASE("two downloads do not go into one folder") {
     CHECK(names_in(dir.path).empty());
 }
 
-TEST_CASE("fineweb100B.sh: the same of more shards") {
+TEST_CASE("fineweb100B.sh: the same with more shards") {
     Server server;
     if (!can_serve(server)) return;
     TempDir dir;
@@ -207,14 +207,14 @@ TEST_CASE("fineweb100B.sh: the same of more shards") {
         CHECK(run("data/fineweb100B.sh " + arguments).err == "fineweb100B.sh: expected a number of shards from 1 to 1030: data/fineweb100B.sh N [DIR]\n");
 }
 
-/// What a parquet file is from outside: its magic at both ends and the length of a footer.
+/// What the scripts check of a parquet file: the magic at both ends and the length of the footer.
 static std::string parquet(uint32_t footer, size_t columns_and_footer) {
     return "PAR1" + std::string(columns_and_footer, 'x') + std::string(reinterpret_cast<const char*>(&footer), 4) + "PAR1";
 }
 
 static const std::string EDU0 = "shard_00000.parquet", EDU1 = "shard_00001.parquet", EDU_VAL = "shard_01822.parquet";
 
-TEST_CASE("fineweb_edu.sh fetches the first files and that of validation, and goes on where it stopped") {
+TEST_CASE("fineweb_edu.sh fetches the first files and the validation file, and resumes where it stopped") {
     Server server;
     if (!can_serve(server)) return;
     TempDir dir;
@@ -237,7 +237,7 @@ TEST_CASE("fineweb_edu.sh fetches the first files and that of validation, and go
     CHECK(two.out.find("data/tokenize '" + dir / "new'/shard_*.jsonl --val '" + dir / "new/shard_01822.jsonl' --train-tokenizer 32768") != std::string::npos);
 }
 
-TEST_CASE("fineweb_edu.sh refuses what is no parquet, and what it cannot do") {
+TEST_CASE("fineweb_edu.sh refuses files that are not parquet, and wrong arguments") {
     Server server;
     if (!can_serve(server)) return;
     TempDir dir;
@@ -276,7 +276,7 @@ static void make_parquet(const std::string& line) {
     REQUIRE_MESSAGE(result.code == 0, result.err);
 }
 
-TEST_CASE("parquet_to_jsonl.py: every row is a line that tokenize reads as that text" * needs_pyarrow()) {
+TEST_CASE("parquet_to_jsonl.py: every row becomes a line that tokenize reads as the same text" * needs_pyarrow()) {
     TempDir dir;
     make_parquet(R"(write(table({"n": [1, 2, 3, 4, 5], "text": ["one\ntwo", "\"quoted\" \\ \x00\u00e9\u2028", None, "", "last"]}), ")" + dir / R"(a.parquet", row_group_size=2))");
     make_parquet(R"(write(table({"text": pa.array(["large"], pa.large_string())}), ")" + dir / R"(b.parquet"))");
@@ -288,13 +288,13 @@ TEST_CASE("parquet_to_jsonl.py: every row is a line that tokenize reads as that 
         REQUIRE(run("data/tokenize " + dir / "a.jsonl " + dir / "b.jsonl --no-shuffle --train-tokenizer 257 --out " + dir / "out").code == 0);
         CHECK(documents_in(dir / "out/train_000000.bin") == Names{"one\ntwo", std::string("\"quoted\" \\ \0\u00e9\u2028", 17), "last", "large"});
     }
-    // What is there stays as it is.
+    // An existing output is left as it is.
     write_file(dir / "a.jsonl", "mine");
     CHECK(convert(dir / "a.parquet").out == dir / "a.jsonl: already there\n");
     CHECK(read_file(dir / "a.jsonl") == "mine");
 }
 
-TEST_CASE("parquet_to_jsonl.py: what is damaged, has no text or does not fit is one line, and leaves nothing" * needs_pyarrow()) {
+TEST_CASE("parquet_to_jsonl.py: a damaged file, one without text and a full disk give one line of error, and no output" * needs_pyarrow()) {
     TempDir dir;
     const std::string file = dir / "a.parquet";
     std::string found, limit;
@@ -309,7 +309,7 @@ TEST_CASE("parquet_to_jsonl.py: what is damaged, has no text or does not fit is 
     }
     SUBCASE("another column") { make_parquet(R"(write(table({"body": ["a"], "id": [1]}), ")" + file + R"("))"), found = "has no column 'text'; it has body, id"; }
     SUBCASE("another type") { make_parquet(R"(write(table({"text": [1]}), ")" + file + R"("))"), found = "is of type int64, but must be string"; }
-    SUBCASE("a full disk") { limit = "ulimit -f 100; ", found = "File too large; is there room"; }
+    SUBCASE("a full disk") { limit = "ulimit -f 100; ", found = "File too large; is there space"; }
     Result result = run(limit + "python3 data/parquet_to_jsonl.py " + file);
     CHECK(result.code == 2);
     CHECK(one_line(result.err));
@@ -317,11 +317,11 @@ TEST_CASE("parquet_to_jsonl.py: what is damaged, has no text or does not fit is 
     CHECK(names_in(dir.path) == Names{"a.parquet"});
 }
 
-TEST_CASE("parquet_to_jsonl.py says what is missing" * needs_python()) {
+TEST_CASE("parquet_to_jsonl.py names what is missing" * needs_python()) {
     TempDir dir;
     write_file(dir / "a.parquet", parquet(1, 1));
     write_file(dir / "a.txt", "");
-    // A module that cannot be imported stands for one that is not there.
+    // A module that fails to import takes the place of a missing one.
     fs::create_directory(dir / "pyarrow");
     write_file(dir / "pyarrow/__init__.py", "raise ModuleNotFoundError(\"No module named 'pyarrow'\")\n");
     for (auto& [arguments, found] : std::vector<std::pair<std::string, std::string>>{{dir / "a.parquet", "pyarrow is missing (No module named 'pyarrow'); install it from PyPI"},
@@ -336,7 +336,7 @@ TEST_CASE("parquet_to_jsonl.py says what is missing" * needs_python()) {
     CHECK(names_in(dir.path) == Names{"a.parquet", "a.txt", "pyarrow"});
 }
 
-TEST_CASE("download scripts refuse what they cannot do") {
+TEST_CASE("download scripts refuse wrong arguments") {
     TempDir dir;
     write_file(dir / "file", "");
     for (std::string arguments : {"", "0", "104", "-1", "1x", "1 a b", "01"}) {
@@ -353,7 +353,7 @@ TEST_CASE("download scripts refuse what they cannot do") {
     }
 }
 
-TEST_CASE("tinyshakespeare.sh knows the text by its checksum") {
+TEST_CASE("tinyshakespeare.sh verifies the checksum of the text") {
     Server server;
     if (!can_serve(server)) return;
     TempDir dir;

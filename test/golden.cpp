@@ -1,5 +1,5 @@
 // The whole model and its optimizers against the float64 reference: loss, gradients, parameters after three steps; looping,
-// frozen embeddings. fp32 build (the bf16 build has its own, wider bound).
+// frozen embeddings. The bounds are for fp32; the bf16 build has its own, wider ones.
 #include "test/golden.h"
 #include <doctest/doctest.h>
 #include <algorithm>
@@ -13,7 +13,7 @@ static const bool FP32 = sizeof(floatX) == 4;
 static const double LOSS_TOLERANCE = FP32 ? 2e-6 : 2e-3;
 // Gradients: the same, through forward and backward pass; in bf16 some 40 roundings of 2^-9 follow one another.
 static const double GRADIENT_TOLERANCE = FP32 ? 1e-5 : 3e-2;
-// Of the lambdas: each is a sum over the whole residual stream whose terms cancel, which leaves more of bf16's rounding.
+// Gradients of the lambdas: each is a sum over the whole residual stream with much cancellation, so bf16's rounding weighs more.
 static const double LAMBDA_TOLERANCE = FP32 ? 1e-5 : 1e-1;
 
 static std::vector<float> gradient_of(const GPT& model, const Tensor& tensor) {
@@ -30,7 +30,7 @@ struct Case {
     int batch() const { return static_cast<int>(idx.size()) / config.seq_len; }
 };
 
-/// The case's one micro-batch at step `it`, with a looping pass where the case has one. Returns the loss of both.
+/// Trains on the case's micro-batch at step `it`, with a looping pass if the case has one there. Returns the sum of the losses.
 static double train_micro_batch(GPT& model, const Case& c, int it) {
     const auto& loop_at = c.golden.meta["loop_at"];
     model.begin_step();
@@ -56,13 +56,13 @@ static void check_loss_and_gradients(const std::string& name) {
     }
 }
 
-TEST_CASE("golden: loss and gradients" * needs_products()) {
+TEST_CASE("golden: loss and gradients" * needs_matmul()) {
     for (const char* name : {"speedrun_none", "speedrun_rms_norm", "speedrun_layer_norm", "speedrun_none_frozen", "speedrun_rms_norm_frozen",
                              "speedrun_layer_norm_frozen", "speedrun_looping", "nanochat"})
         check_loss_and_gradients(name);
 }
 
-/// Three steps of training as the case's metadata says.
+/// Three training steps with the settings of the case's metadata.
 static void train_three_steps(GPT& model, const Case& c) {
     Optimizer optimizer(model);
     model.allocate();
@@ -73,9 +73,9 @@ static void train_three_steps(GPT& model, const Case& c) {
         const double loss = train_micro_batch(model, c, it);
         double expected = c.golden.at("step_loss")[it];
         CAPTURE(it);
-        // What an update rounds differently shows in the next loss: wider than LOSS_TOLERANCE by the updates' own bound.
+        // Rounding differences of an update show in the next loss: wider than LOSS_TOLERANCE by the bound of the updates.
         CHECK(std::abs(loss - expected) <= (it == 0 ? LOSS_TOLERANCE : FP32 ? 2e-5 : 2e-2) * expected);
-        // So long a schedule that the weight decay has not begun to fall.
+        // A schedule so long that the weight decay is still constant.
         const StepSchedule schedule{.lr_multiplier = c.golden.meta["lr_mults"][it], .step = it, .steps = int64_t{1} << 60};
         optimizer.set_step(rates, schedule, it + 1);
         optimizer.update();
@@ -98,7 +98,7 @@ TEST_CASE("golden: parameters after three steps, speedrun" * doctest::skip(!FP32
     }
 }
 
-/// Elements that are further from the case's than 2e-5 of the tensor's root mean square.
+/// The number of elements that differ from the case's by more than 2e-5 of the tensor's root mean square.
 static int64_t elements_off(const std::vector<float>& values, const std::vector<float>& expected) {
     double mean_square = 0;
     for (float x : expected) mean_square += double{x} * x / static_cast<double>(expected.size());
@@ -116,9 +116,9 @@ TEST_CASE("golden: parameters after three steps, nanochat" * doctest::skip(!FP32
         model.get_tensor(values.data(), tensor);
         return values;
     };
-    // Cautious decay and an eps of 1e-10 flip single elements that lie at zero; all others are as near as speedrun's. Which of them flip is
-    // the order of sums. One in the first layer's attention is felt by every layer above: with CUDA's order
-    // of sums h.0.v has one, and 2 % of an embedding's elements follow. The CPU's has none there.
+    // With cautious decay and an eps of 1e-10, single elements near zero may go either way; all others are as close as speedrun's. Which
+    // elements flip depends on the order of summation. One in the first layer's attention affects every layer above it: with CUDA's order
+    // h.0.v has one, and with it 2 % of an embedding's elements differ. With the CPU's order there is none.
     bool flipped = false;
     for (const Tensor& tensor : model.tensors)
         for (const char* name : {"h.0.q", "h.0.k", "h.0.v"})

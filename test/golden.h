@@ -1,4 +1,4 @@
-// Golden cases: what a reference in PyTorch gives in float64, stored in F32 (test/golden/README.md).
+// Golden cases: results of a PyTorch reference in float64, stored in F32 (test/golden/README.md).
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -11,7 +11,7 @@
 
 struct Golden {
     std::map<std::string, std::vector<float>> tensors;
-    nlohmann::json meta;   ///< values parsed
+    nlohmann::json meta;   ///< the metadata, with its JSON values parsed
 
     explicit Golden(const std::string& name) {
         std::string bytes = read_file("test/golden/" + name + ".safetensors");

@@ -1,5 +1,5 @@
-// The model: every switch of its configuration against float64, stacks and growth, sampling's cache, what must be exact, what
-// must not be allocated, and what is said of NaN.
+// The model: every switch of its configuration against float64; stacks and growth; the KV cache of sampling; what must be exact to the
+// bit; no allocations in a step; the report of NaN and Inf.
 #include "llmc/gpt.h"
 #include <doctest/doctest.h>
 #include <malloc.h>
@@ -31,7 +31,7 @@ constexpr int SEQ = 12, VOCAB = 40, BATCH = 2;
 
 // ------------------------------------------------------------------------------------------------------ small models
 
-/// Weights of a size at which each of them matters, what starts at zero too; a bf16 holds them exactly.
+/// Random weights, exact in bf16, at a scale at which every tensor affects the loss, also those that are initialized to zero.
 Doubles random_weights(const Tensor& tensor, std::mt19937_64& generator) {
     std::string name = tensor.spec->name;
     double scale = tensor.spec->group == Group::matrix ? 1 / std::sqrt(static_cast<double>(tensor.shape.back())) : name == "lm_head" ? 0.3 : 0.5;
@@ -42,7 +42,7 @@ Doubles random_weights(const Tensor& tensor, std::mt19937_64& generator) {
     return values;
 }
 
-/// A model with random weights, a micro-batch for it (one target is -1), and the same in float64.
+/// A model with random weights, a micro-batch for it (one target is -1), and the same model in float64.
 struct SmallModel {
     explicit SmallModel(const GPTConfig& config, int B = BATCH, Mode mode = Mode::train, const Trained& trained = {})
         : model(config, B, mode, trained), optimizer(model), reference{config, {}, {}, {}} {
@@ -108,7 +108,7 @@ struct NamedConfig {
     GPTConfig config;
 };
 
-/// Both recipes, and each switch turned from where its recipe has it.
+/// Both recipes, and each recipe with one setting changed at a time.
 std::vector<NamedConfig> every_switch() {
     std::vector<NamedConfig> all{{"speedrun", small_speedrun()}, {"nanochat", small_nanochat()}};
     auto add = [&](const std::string& name, GPTConfig config, auto change) {
@@ -152,8 +152,8 @@ double norm_of(const std::vector<float>& x) {
     return std::sqrt(squares);
 }
 
-/// How fast the reference's loss grows as one tensor moves along `direction`: central differences, in float64 good to 1e-8.
-/// The latents that a looping pass starts from are constants of the loss.
+/// The directional derivative of the reference's loss along `direction` of one tensor: central differences, in float64 accurate to 1e-8.
+/// The latents that a looping pass starts from are constants (detached).
 double slope(SmallModel& small, const std::string& name, const Doubles& direction, const Doubles* latents) {
     ReferenceGPT& r = small.reference;
     const Doubles before = r.p[name];
@@ -168,13 +168,13 @@ double slope(SmallModel& small, const std::string& name, const Doubles& directio
     return slope;
 }
 
-/// Along the model's own gradient the loss must grow by the gradient's norm; and by an element of it, along that element.
+/// The slope of the loss along the model's gradient must be the gradient's norm; the slope along a single element must be that element.
 void check_gradient(SmallModel& small, const Tensor& tensor, const Doubles* latents) {
     CAPTURE(tensor.name);
     std::vector<float> gradient = small.gradient(tensor);
     // fp32: some hundred roundings of 6e-8. bf16: some ten of 2^-9 that add up, not all of them independent.
     const double relative = FP32 ? 1e-5 : 3e-2;
-    // What cancels in a tensor (the gradient of q and k where a token sees only itself) leaves roundings of the larger parts.
+    // Where a gradient cancels (that of q and k for a token that sees only itself), the rounding errors of its larger terms remain.
     const double floor = small.sums.norm() * (FP32 ? 2e-7 : 3e-3);
     const double norm = norm_of(gradient);
     Doubles direction(gradient.begin(), gradient.end());
@@ -183,14 +183,14 @@ void check_gradient(SmallModel& small, const Tensor& tensor, const Doubles* late
         double along = slope(small, tensor.name, direction, latents);
         CHECK_MESSAGE(std::abs(along - norm) <= relative * norm + floor, "slope ", along, ", the gradient's norm is ", norm);
     }
-    if (!FP32) return;   // single elements of small tensors are lost in bf16's roundings
+    if (!FP32) return;   // in bf16, rounding hides single elements of small tensors
     std::mt19937_64 generator(tensor.numel);
     for (int i = 0; i < 3; i++) {
         size_t at = generator() % gradient.size();
         Doubles one(gradient.size());
         one[at] = 1;
         double along = slope(small, tensor.name, one, latents);
-        // An element is a sum of terms that are each as large as the tensor's elements are on the whole.
+        // An element is a sum of terms that are each as large as a typical element of the tensor.
         double tolerance = 1e-5 * (std::abs(along) + norm / std::sqrt(static_cast<double>(gradient.size()))) + floor;
         CHECK_MESSAGE(std::abs(along - gradient[at]) <= tolerance, "[", at, "]: slope ", along, ", the gradient says ", gradient[at]);
     }
@@ -207,30 +207,30 @@ void check_against_float64(const NamedConfig& named, bool loop) {
     for (const Tensor& tensor : small.model.tensors) check_gradient(small, tensor, loop ? &latents : nullptr);
 }
 
-TEST_CASE("gpt: loss and gradients with every switch, against float64" * needs_products()) {
+TEST_CASE("gpt: loss and gradients with every switch, against float64" * needs_matmul()) {
     for (const NamedConfig& named : every_switch()) check_against_float64(named, false);
 }
 
-TEST_CASE("gpt: loss and gradients of a looping pass, against float64" * needs_products()) {
+TEST_CASE("gpt: loss and gradients of a looping pass, against float64" * needs_matmul()) {
     check_against_float64({"speedrun", small_speedrun()}, true);
     check_against_float64({"nanochat", small_nanochat()}, true);
 }
 
-TEST_CASE("gpt: the residual stream behind every layer, and through norm_lm_head, against float64" * needs_products()) {
+TEST_CASE("gpt: the residual stream after every layer, and after norm_lm_head, against float64" * needs_matmul()) {
     for (const NamedConfig& named : every_switch()) {
         SmallModel small(named.config);
         ReferenceGPT& r = small.reference;
         r.loss(small.idx, small.targets);
         REQUIRE(static_cast<int>(r.residual.size()) == named.config.n_layer + 1);
         std::vector<float> residual(r.residual[0].size()), normed(residual.size());
-        for (int depth = named.config.n_layer; depth >= 0; depth--) {   // after a longer pass, of which nothing may be left
+        for (int depth = named.config.n_layer; depth >= 0; depth--) {   // the longest pass first: nothing of it may remain
             CAPTURE(named.name);
             CAPTURE(depth);
             std::fill(normed.begin(), normed.end(), std::numeric_limits<float>::quiet_NaN());
             residual = normed;
             small.model.residual_stream(residual.data(), normed.data(), small.idx.data(), depth);
             Doubles expected = r.residual[depth];
-            // fp32: some hundred roundings of 6e-8. bf16: some ten a layer of 2^-9.
+            // fp32: some hundred roundings of 6e-8. bf16: some ten of 2^-9 per layer.
             const double tolerance = FP32 ? 1e-5 : 3e-2;
             CHECK(relative_error(residual, {expected.begin(), expected.end()}) <= tolerance);
             ReferenceGPT::norm(expected, named.config.n_embd, named.config.norm_lm_head, named.config.norm_eps);
@@ -239,8 +239,8 @@ TEST_CASE("gpt: the residual stream behind every layer, and through norm_lm_head
     }
 }
 
-TEST_CASE("gpt: the residual stream behind a layer that the model lacks is refused, and what was asked before changes nothing" *
-          needs_products()) {
+TEST_CASE("gpt: the residual stream after a layer that does not exist is refused, and asking for it does not change later results" *
+          needs_matmul()) {
     SmallModel small(small_nanochat());
     std::vector<float> losses(small.idx.size()), again(losses.size()), residual(losses.size() * 32), normed(residual.size());
     small.model.evaluate_micro_batch(losses.data(), small.idx.data(), small.targets.data());
@@ -249,10 +249,10 @@ TEST_CASE("gpt: the residual stream behind a layer that the model lacks is refus
     CHECK(again == losses);
     for (int depth : {-1, 4})
         CHECK(refusal([&] { small.model.residual_stream(residual.data(), normed.data(), small.idx.data(), depth); }) ==
-              concat("gpt: the residual stream behind ", depth, " layers, of a model that has 3; ask for 0 to 3"));
+              concat("gpt: the residual stream after ", depth, " layers, of a model that has 3; ask for 0 to 3"));
 }
 
-TEST_CASE("gpt: every switch learns a micro-batch by heart" * needs_products()) {
+TEST_CASE("gpt: with every switch the model overfits a micro-batch" * needs_matmul()) {
     for (const NamedConfig& named : every_switch()) {
         CAPTURE(named.name);
         SmallModel small(named.config);
@@ -272,7 +272,7 @@ TEST_CASE("gpt: every switch learns a micro-batch by heart" * needs_products()) 
 
 // ------------------------------------------------------------------------------------------------ tables and accounting
 
-/// Names of the tensors under `prefix`, in the order they lie in a file: the reference's own.
+/// The names under `prefix` in a golden file, in file order: the reference's own order.
 std::vector<std::string> names_in_order(const std::string& file, const std::string& prefix) {
     std::string bytes = read_file("test/golden/" + file + ".safetensors");
     uint64_t length;
@@ -317,7 +317,7 @@ std::vector<float> layer_values(const Golden& golden, const std::string& prefix,
     return golden.at(concat(prefix, "h.", from.layer, ".", tensor.spec->name));
 }
 
-/// Weights of a mapped model: layers and lambdas from where the map says, the rest from the first.
+/// Sets the weights of a mapped model: layers and lambdas from the models that the map names, the rest from the first model.
 void set_mapped(GPT& model, const LayerMap& map, const std::vector<const Golden*>& models) {
     for (const Tensor& tensor : model.tensors) {
         std::vector<float> values;
@@ -339,10 +339,10 @@ double mapped_loss(const LayerMap& map, const std::vector<const Golden*>& models
     return mean_loss(model, data.ids("idx"), data.ids("targets"));
 }
 
-// fp32: the golden cases' bound. bf16: as golden.cpp's, but blocks that never met give larger activations.
+// fp32: the bound of the golden cases. bf16: as in golden.cpp, but wider: blocks that were not trained together give larger activations.
 const double STACK_TOLERANCE = FP32 ? 2e-6 : 5e-3;
 
-TEST_CASE("gpt: golden stacks" * needs_products()) {
+TEST_CASE("gpt: golden stacks" * needs_matmul()) {
     for (const char* kind : {"none", "rms_norm", "layer_norm"}) {
         Golden one(concat("speedrun_", kind)), two(concat("speedrun_", kind, "_frozen")), stacks(concat("stack_", kind));
         for (bool same : {false, true})
@@ -360,7 +360,7 @@ TEST_CASE("gpt: golden stacks" * needs_products()) {
     }
 }
 
-TEST_CASE("gpt: golden growth" * needs_products()) {
+TEST_CASE("gpt: golden growth" * needs_matmul()) {
     Golden parent("nanochat"), grown("grow");
     for (auto& [name, order] : grown.meta["orders"].items()) {
         CAPTURE(name);
@@ -379,11 +379,11 @@ std::vector<float> all_logits(GPT& model) {
     return logits;
 }
 
-// A looping pass runs the layers again on what came out of them, through norm_lm_head and norm_wte: that is the stack of the
-// model with itself, whole, with those norms at its seam.
-TEST_CASE("gpt: the stack of a model with itself is that model run in a loop, bit for bit" * needs_products()) {
+// A looping pass runs the layers again on their own output, after norm_lm_head and norm_wte. That equals the stack of the whole model
+// with itself, with those norms at the seam.
+TEST_CASE("gpt: the stack of a model with itself is that model run in a loop, bit for bit" * needs_matmul()) {
     for (Norm seam : {Norm::none, Norm::rms_norm, Norm::layer_norm})
-        for (bool after : {false, true}) {   // the norm is the loop's norm_lm_head, or its norm_wte
+        for (bool after : {false, true}) {   // the norm at the seam is the loop's norm_lm_head, or its norm_wte
             GPTConfig config = small_speedrun();
             config.norm_lm_head = after ? seam : Norm::none;
             config.norm_wte = after ? Norm::none : seam;
@@ -406,7 +406,7 @@ TEST_CASE("gpt: the stack of a model with itself is that model run in a loop, bi
             const double stack_loss = stacked.model.end_step().loss;
             CHECK(loop_loss == stack_loss);
             CHECK(all_logits(looped.model) == all_logits(stacked.model));
-            // Where nothing is normed after the head's input, the gradients of the second half are those of the looping pass.
+            // With the looping pass's input detached, its gradients are those of the stack's second half.
             for (int l = 0; l < 3; l++) {
                 std::string name = concat("h.", l, ".fc"), upper = concat("h.", l + 3, ".fc");
                 CHECK(looped.gradient(looped.tensor(name)) == stacked.gradient(stacked.tensor(upper)));
@@ -414,7 +414,7 @@ TEST_CASE("gpt: the stack of a model with itself is that model run in a loop, bi
         }
 }
 
-/// Of a micro-batch of BATCH rows, by the model of a checkpoint.
+/// The logits of a micro-batch of BATCH rows, by the model of a checkpoint.
 std::vector<float> logits_of(const Checkpoint& checkpoint, const std::vector<int>& idx, const std::vector<int>& targets) {
     GPT model(checkpoint.config, BATCH, Mode::evaluate);
     model.allocate();
@@ -436,8 +436,8 @@ Checkpoint write_mapped(const std::string& path, const LayerMap& map, const std:
     return open_checkpoint(path);
 }
 
-// Every branch that a new layer adds to the residual stream is 0, and 1 x + 0 x0 is x: nothing is rounded anew, in either precision.
-TEST_CASE("gpt: layers that zero adds change no logit by a bit, whatever the model has" * needs_products()) {
+// A new layer adds 0 to the residual stream, and its lambdas give 1 x + 0 x0 = x: no value is rounded differently, in either precision.
+TEST_CASE("gpt: growth by zero changes no logit by a bit, with every switch" * needs_matmul()) {
     TempDir dir;
     auto check_grown = [&](const Checkpoint& model, const SmallModel& data) {
         const std::vector<float> before = logits_of(model, data.idx, data.targets);
@@ -469,7 +469,7 @@ TEST_CASE("gpt: layers that zero adds change no logit by a bit, whatever the mod
 
 // ------------------------------------------------------------------------------------------------ the key/value cache
 
-/// Models with all that sampling has to take care of.
+/// Models with every feature that the KV cache must handle.
 std::vector<NamedConfig> sampled_models() {
     GPTConfig windows = small_nanochat(4);
     windows.n_kv_head = 2;
@@ -480,7 +480,7 @@ std::vector<NamedConfig> sampled_models() {
     return {{"speedrun", small_speedrun()}, {"nanochat", small_nanochat()}, {"windows, grouped heads", windows}, {"seams", seam}};
 }
 
-/// Greatest difference over the greatest logit.
+/// The largest difference, divided by the largest logit (both absolute).
 double logits_error(const std::vector<float>& a, const std::vector<float>& b) {
     double error = 0, size = 0;
     for (size_t i = 0; i < a.size(); i++) {
@@ -490,11 +490,11 @@ double logits_error(const std::vector<float>& a, const std::vector<float>& b) {
     return error / size;
 }
 
-// fp32: products and softmaxes of other shapes sum in another order. bf16: where such a sum lies between two numbers of 8 bits,
-// it may round to the other one, and layers pass that on.
+// fp32: matmuls and softmaxes of other shapes sum in another order. bf16: such a sum may round to the neighbouring bf16 value, and the
+// difference propagates through the layers.
 const double CACHE_TOLERANCE = FP32 ? 1e-5 : 2e-2;
 
-TEST_CASE("gpt: with the cache, every position has the logits of the full forward pass" * needs_products()) {
+TEST_CASE("gpt: with the cache, every position has the logits of the full forward pass" * needs_matmul()) {
     for (const NamedConfig& named : sampled_models()) {
         CAPTURE(named.name);
         SmallModel small(named.config, 1, Mode::evaluate);
@@ -506,7 +506,7 @@ TEST_CASE("gpt: with the cache, every position has the logits of the full forwar
         KVCache cache(named.config);
         cache.allocate();
         for (int chunk = 1; chunk <= SEQ; chunk++) {
-            cache.length = 0;   // what a sequence before left in the cache does not matter
+            cache.length = 0;   // the contents left by the sequence before must not matter
             for (int at = 0; at < SEQ; at += chunk) {
                 CAPTURE(chunk);
                 CAPTURE(at);
@@ -527,7 +527,7 @@ TEST_CASE("gpt: with the cache, every position has the logits of the full forwar
     }
 }
 
-TEST_CASE("gpt: a reset cache gives the same bytes again, whatever was in it" * needs_products()) {
+TEST_CASE("gpt: a reset cache gives the same bytes again, whatever was in it" * needs_matmul()) {
     SmallModel small(sampled_models()[2].config, 1, Mode::evaluate);
     KVCache cache(small.model.config);
     cache.allocate();
@@ -549,7 +549,7 @@ TEST_CASE("gpt: a reset cache gives the same bytes again, whatever was in it" * 
 
 // -------------------------------------------------------------------------------------------- micro-batches, exactness
 
-TEST_CASE("gpt: micro-batches run again give the same bytes" * needs_products()) {
+TEST_CASE("gpt: repeating micro-batches gives the same bytes" * needs_matmul()) {
     const int before = omp_get_max_threads();
     for (int threads : {1, 2}) {
         omp_set_num_threads(threads);
@@ -577,10 +577,10 @@ TEST_CASE("gpt: micro-batches run again give the same bytes" * needs_products())
     omp_set_num_threads(before);
 }
 
-TEST_CASE("gpt: the gradient of two micro-batches is the mean of theirs, and that of one of twice the rows" * needs_products()) {
+TEST_CASE("gpt: the gradient of two micro-batches is the mean of both gradients, and that of one micro-batch with twice the rows" * needs_matmul()) {
     for (const GPTConfig& config : {small_speedrun(), small_nanochat()}) {
         SmallModel small(config), both(config, 2 * BATCH);
-        both.targets[1] = 0;   // as many targets in both halves
+        both.targets[1] = 0;   // no -1: both halves have the same number of targets
         std::vector<int> idx[2], targets[2];
         for (int i = 0; i < 2; i++) {
             idx[i].assign(both.idx.begin() + i * BATCH * SEQ, both.idx.begin() + (i + 1) * BATCH * SEQ);
@@ -606,22 +606,22 @@ TEST_CASE("gpt: the gradient of two micro-batches is the mean of theirs, and tha
             CAPTURE(small.model.tensors[t].name);
             std::vector<float> mean(sum[t].size());
             for (size_t i = 0; i < mean.size(); i++) mean[i] = (parts[0][t][i] + parts[1][t][i]) / 2;
-            // Halves are exact in binary; a sum of fp32 is begun elsewhere.
+            // Halving is exact; but fp32 sums start from another value.
             CHECK(relative_error(sum[t], mean) <= 1e-6);
-            // Sums over twice as many rows in one product, in another order; bf16 stores some of them (lambdas, norms) rounded.
+            // One matmul sums over twice as many rows, in another order; in bf16 some of the sums (lambdas, norms) are stored rounded.
             CHECK(relative_error(sum[t], both.gradient(both.model.tensors[t])) <= (FP32 ? 1e-5 : 1e-3));
         }
     }
 }
 
-TEST_CASE("gpt: a frozen embedding has no gradient, no optimizer state, and does not move by a bit" * needs_products()) {
+TEST_CASE("gpt: a frozen embedding has no gradient and no optimizer state, and does not change by a bit" * needs_matmul()) {
     for (const GPTConfig& config : {small_speedrun(), small_nanochat()}) {
         SmallModel free(config), frozen(config, BATCH, Mode::train, {.only = {}, .embedding = false});
         const Tensor& wte = frozen.model.tensors[0];
         CHECK(frozen.model.gradient(wte) == nullptr);
         for (const Optimizer::State& state : frozen.optimizer.states()) CHECK(!state.name.starts_with("wte/"));
         auto bytes = [](const auto& arenas) { return std::accumulate(arenas.begin(), arenas.end(), size_t{0}, [](size_t n, auto* a) { return n + a->bytes(); }); };
-        // Its gradient, and the spans whose squares are added up: at most 1024 of 16 bytes and a sum, and what aligns them.
+        // The memory of its gradient, of its spans in the sum of squares (at most 1024, each of 16 bytes and a sum), and of alignment.
         const size_t less = bytes(free.model.arenas()) - bytes(frozen.model.arenas());
         CHECK(less >= wte.numel * sizeof(float));
         CHECK(less <= wte.numel * sizeof(float) + 1024 * (sizeof(Span) + sizeof(float)) + 4 * 256);
@@ -631,7 +631,7 @@ TEST_CASE("gpt: a frozen embedding has no gradient, no optimizer state, and does
         free.train();
         for (int step = 1; step <= 3; step++) {
             frozen.train();
-            if (step == 1)   // the other gradients are those of a model that is not frozen
+            if (step == 1)   // the other gradients equal those of the model without a frozen embedding
                 for (size_t t = 1; t < frozen.model.tensors.size(); t++)
                     CHECK(frozen.gradient(frozen.model.tensors[t]) == free.gradient(free.model.tensors[t]));
             frozen.optimizer.set_step(config.recipe->rates, {}, step);
@@ -642,8 +642,8 @@ TEST_CASE("gpt: a frozen embedding has no gradient, no optimizer state, and does
     }
 }
 
-/// Every tensor that trains has the gradient of a model of which all train, bit for bit; the others have none, no state, and do not
-/// move.
+/// Every trained tensor has the same gradient, bit for bit, as when all tensors train; frozen ones have no gradient, no optimizer state,
+/// and do not change.
 void check_trained(const GPTConfig& config, const std::string& patterns, bool loop) {
     CAPTURE(patterns);
     SmallModel all(config), some(config, BATCH, Mode::train, {.only = parse_train_only(patterns, config)});
@@ -675,7 +675,7 @@ void check_trained(const GPTConfig& config, const std::string& patterns, bool lo
     }
 }
 
-TEST_CASE("gpt: what trains alone has the gradient that it has among all, and what is frozen has none" * needs_products()) {
+TEST_CASE("gpt: with --train-only, trained tensors have the gradients of full training, and frozen ones none" * needs_matmul()) {
     GPTConfig seams = small_speedrun(), nanochat = small_nanochat();
     seams.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
     for (std::string patterns : {"h.2.*", "h.1-2.*", "h.0-1.*", "h.2.fc_proj", "h.1.fc", "h.1.proj", "h.2.q", "h.*.v",
@@ -697,7 +697,7 @@ TEST_CASE("gpt: a micro-batch without targets has no loss and no gradient") {
     CHECK(small.sums.norm() == 0);
 }
 
-TEST_CASE("gpt: a model that only evaluates has no gradients, and loses the same" * needs_products()) {
+TEST_CASE("gpt: a model in evaluation mode has no gradients, and the same loss" * needs_matmul()) {
     SmallModel trained(small_nanochat()), evaluated(small_nanochat(), BATCH, Mode::evaluate);
     CHECK_THROWS_AS(evaluated.model.begin_step(), std::invalid_argument);
     CHECK_THROWS_AS(evaluated.model.end_step(), std::invalid_argument);
@@ -710,7 +710,7 @@ TEST_CASE("gpt: a model that only evaluates has no gradients, and loses the same
 
 // ------------------------------------------------------------------------------------------------------------ NaN
 
-TEST_CASE("gpt: what is not finite is found where it comes from" * needs_products()) {
+TEST_CASE("gpt: NaN and Inf are traced to the tensor that they come from" * needs_matmul()) {
     const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
     GPTConfig config = small_nanochat();
     config.norm_before[1] = Norm::rms_norm;
@@ -744,10 +744,10 @@ TEST_CASE("gpt: what is not finite is found where it comes from" * needs_product
     }
 }
 
-TEST_CASE("gpt: an overflow is found in the layer where it happens" * needs_products()) {
+TEST_CASE("gpt: an overflow is traced to the layer in which it happens" * needs_matmul()) {
     SmallModel small(small_nanochat());
     std::vector<float> huge = small.weights(small.tensor("h.1.fc"));
-    for (float& x : huge) x *= 1e30f;   // finite, but not its square
+    for (float& x : huge) x *= 1e30f;   // finite, but their squares are not
     small.model.set_tensor(small.tensor("h.1.fc"), huge.data());
     std::string found = small.model.find_nonfinite(small.idx.data(), small.targets.data(), false);
     CHECK(found.find("of layer 1") != std::string::npos);
@@ -767,7 +767,7 @@ void count_allocation(size_t bytes) {
 
 }  // namespace
 
-// Every allocation of the program comes through here (operator new too, and the libraries'), and goes on to glibc's own.
+// Every allocation of the program, also by operator new and the libraries, is counted here and passed on to glibc.
 extern "C" {
 void* __libc_malloc(size_t);
 void* __libc_calloc(size_t, size_t);
@@ -803,15 +803,15 @@ void* mmap(void* address, size_t bytes, int protection, int flags, int file, off
 
 namespace {
 
-/// What is held, whoever asked for it.
+/// The bytes that are allocated now, by the model and the libraries.
 size_t allocated_bytes() {
     struct mallinfo2 info = mallinfo2();
     return info.uordblks + info.hblkhd;
 }
 
-TEST_CASE("gpt: a training step allocates nothing" * needs_products()) {
-    // Within a call, oneDNN takes space to pack its operands (up to 320 KB here), and OpenMP for its teams (2 KB); none of it stays but
-    // a few hundred bytes of OpenMP's. Whatever of the model grows with the batch is larger: (N, C) of floatX are 512 KiB or more.
+TEST_CASE("gpt: a training step allocates nothing" * needs_matmul()) {
+    // Within a call, oneDNN allocates memory to pack its operands (up to 320 KB here), and OpenMP for its thread teams (2 KB); all but a few
+    // hundred bytes of OpenMP's is freed. Anything of the model that grows with the batch is larger: (N, C) of floatX is 512 KiB or more.
     const size_t libraries = 500'000, kept = 4096;
     for (GPTConfig config : {recipe_config(SPEEDRUN, 1, 2, 128, 512, 512), recipe_config(NANOCHAT, 1, 2, 128, 512, 512, "L")}) {
         SmallModel small(config, 4);
@@ -820,7 +820,7 @@ TEST_CASE("gpt: a training step allocates nothing" * needs_products()) {
             small.optimizer.set_step(config.recipe->rates, {}, number);
             small.optimizer.update();
         };
-        step(1);   // oneDNN compiles each product once
+        step(1);   // oneDNN compiles each matmul once
         step(2);
         const size_t before = allocated_bytes();
         largest_allocation = 0;
@@ -830,7 +830,7 @@ TEST_CASE("gpt: a training step allocates nothing" * needs_products()) {
         CHECK(allocated_bytes() <= before + kept);
         CHECK(largest_allocation.load() <= libraries);
         counting = true;
-        std::vector<char> block(libraries + 1);   // it does count
+        std::vector<char> block(libraries + 1);   // the counter works
         counting = false;
         CHECK(largest_allocation.load() == block.size());
     }

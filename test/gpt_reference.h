@@ -1,4 +1,4 @@
-// The model in plain float64 loops, as the reference of the golden cases has it: what a whole forward pass is checked against.
+// The model in plain float64 loops, with the mathematics of the golden cases' reference: whole forward passes are checked against it.
 #pragma once
 #include <cmath>
 #include <map>
@@ -7,19 +7,19 @@
 #include "llmc/config.h"
 #include "llmc/ops/value_embedding.h"
 
-namespace {   // of the one test file that includes it
+namespace {   // each test file that includes this has its own copy
 
 using Doubles = std::vector<double>;
 
-/// Loss of a configuration, weights and a micro-batch. Sizes must be small: nothing here is fast.
+/// The loss of a model on a micro-batch. For small sizes: nothing here is fast.
 struct ReferenceGPT {
     GPTConfig c;
     std::map<std::string, Doubles> p;    ///< weights by name, (out, in)
-    Doubles latents;                     ///< (N, C) of the last pass: what the head is applied to
-    Doubles logits;                      ///< (N, V) of the last pass, softcap applied
-    std::vector<Doubles> residual{};     ///< (N, C) of the last pass: the residual stream before the layers, and after each of them
+    Doubles latents;                     ///< (N, C), of the last pass: the input of lm_head
+    Doubles logits;                      ///< (N, V), of the last pass, after the softcap
+    std::vector<Doubles> residual{};     ///< (N, C) each, of the last pass: the residual stream before the first layer and after each layer
 
-    /// Mean cross entropy in nats over the targets that are not -1. latents_in: in place of the token embeddings.
+    /// Mean cross entropy in nats over the targets that are not -1. latents_in replaces the token embeddings.
     double loss(const std::vector<int>& idx, const std::vector<int>& targets, const Doubles* latents_in = nullptr) {
         forward(idx, latents_in);
         const size_t V = c.vocab_size;
@@ -34,7 +34,7 @@ struct ReferenceGPT {
         return sum / valid;
     }
 
-    /// Rows of `width` elements.
+    /// Normalizes each row of `width` elements.
     static void norm(Doubles& x, size_t width, Norm kind, double eps) {
         if (kind == Norm::none) return;
         for (size_t row = 0; row < x.size(); row += width) {
@@ -49,7 +49,7 @@ struct ReferenceGPT {
 
 private:
     /// y (n, out) = x (n, in) W^T
-    static Doubles product(const Doubles& x, const Doubles& w, size_t in) {
+    static Doubles matmul(const Doubles& x, const Doubles& w, size_t in) {
         const size_t n = x.size() / in, out = w.size() / in;
         Doubles y(n * out);
         for (size_t i = 0; i < n; i++)
@@ -63,7 +63,7 @@ private:
         return y;
     }
 
-    /// Turns the halves of every head by minus position times frequency. x (N, heads, D)
+    /// Rotary embedding: rotates the two halves of every head by minus position times frequency. x (N, heads, D)
     void rotary(Doubles& x, int heads) const {
         const int D = c.head_size(), half = D / 2;
         for (size_t at = 0; at < x.size(); at += D)
@@ -126,7 +126,7 @@ private:
                 for (size_t i = 0; i < x.size(); i++) x[i] = p["resid_lambdas"][l] * x[i] + p["x0_lambdas"][l] * x0[i];
             Doubles h = x;
             norm(h, C, Norm::rms_norm, eps);
-            Doubles q = product(h, p[layer + "q"], C), k = product(h, p[layer + "k"], C), v = product(h, p[layer + "v"], C);
+            Doubles q = matmul(h, p[layer + "q"], C), k = matmul(h, p[layer + "k"], C), v = matmul(h, p[layer + "v"], C);
             if (c.value_embeds[l]) add_value_embedding(v, h, idx, layer);
             rotary(q, c.n_head);
             rotary(k, c.n_kv_head);
@@ -134,18 +134,18 @@ private:
                 norm(q, c.head_size(), Norm::rms_norm, eps);
                 norm(k, c.head_size(), Norm::rms_norm, eps);
             }
-            Doubles branch = product(attention(q, k, v, c.windows[l]), p[layer + "proj"], C);
+            Doubles branch = matmul(attention(q, k, v, c.windows[l]), p[layer + "proj"], C);
             for (size_t i = 0; i < x.size(); i++) x[i] += c.attn_scale[l] * branch[i];
             h = x;
             norm(h, C, Norm::rms_norm, eps);
-            Doubles f = product(h, p[layer + "fc"], C);
+            Doubles f = matmul(h, p[layer + "fc"], C);
             for (double& value : f) value = activation(value);
-            branch = product(f, p[layer + "fc_proj"], 4 * C);
+            branch = matmul(f, p[layer + "fc_proj"], 4 * C);
             for (size_t i = 0; i < x.size(); i++) x[i] += branch[i];
             residual.push_back(x);
         }
         norm(x, C, c.norm_lm_head, eps);
-        logits = product(x, p[c.tied ? "wte" : "lm_head"], C);
+        logits = matmul(x, p[c.tied ? "wte" : "lm_head"], C);
         if (c.softcap > 0)
             for (double& z : logits) z = c.softcap * std::tanh(z / c.softcap);
         latents = std::move(x);

@@ -1,5 +1,5 @@
-// dev/gpu_check.sh on a machine without a GPU: what it refuses, and, with stand-ins for the GPU's tools and for the programs that
-// it builds, every way through it.
+// dev/gpu_check.sh on a machine without a GPU: its refusals; and every path through it, with scripts in place of the GPU's tools and of
+// the programs that it builds.
 #include <doctest/doctest.h>
 #include <algorithm>
 #include <cstring>
@@ -10,7 +10,7 @@
 
 namespace fs = std::filesystem;
 
-/// A tree of its own with the script in it, and a folder of stand-ins that come before the machine's own programs.
+/// A tree with the script in it, and a folder of stand-ins, which come first on the PATH.
 struct GpuMachine {
     TempDir dir;
 
@@ -20,7 +20,7 @@ struct GpuMachine {
         fs::create_directories(dir / "llmc/ops");
         fs::create_directories(dir / "test/ops");
         fs::copy_file("dev/gpu_check.sh", dir / "dev/gpu_check.sh");
-        // Text for the tokens, some of it not ASCII; two ops.
+        // Text for the training tokens, some of it not ASCII; and two ops.
         for (std::string op : {"norm", "muon"}) {
             write_file(dir / ("llmc/ops/" + op + ".cu"), "a kernel \u00b2 of " + op + std::string(3001, '~'));
             write_file(dir / ("test/ops/" + op + ".cpp"), "its tests");
@@ -32,7 +32,7 @@ struct GpuMachine {
             *) echo "something" ;; esac)");
         stand_in("nvcc", "echo 'Cuda compilation tools, release 13.0, V13.0.88'");
         program("comm_worker", "[ \"$1 $WORLD_SIZE $LOCAL_RANK\" = \"contract 4 $RANK\" ]");
-        // What it profiles prints to its own output; ncu's goes to the file.
+        // The profiled program prints to stdout; ncu's own output goes to the file.
         stand_in("ncu", R"sh(echo '| ops of a profiled program |'
             while [ "$1" != --log-file ]; do shift; done
             exec >"$2"
@@ -45,7 +45,7 @@ struct GpuMachine {
         program("tests", "echo '[doctest] test cases:  7 |  7 passed | 0 failed | 2 skipped'");
         program("bench", "while [ ! -s build/gpu-check/clocks.log ]; do sleep 0.01; done; echo bench $* 600000 tok/s 50.0 %");
         program("bench_ops", "echo '| ops of' $1 '|'");
-        // A run whose checkpoints hold the arguments that make it, and not where it is written.
+        // Its checkpoints hold the arguments of the run, except for the output folder.
         program("train_gpt", R"(while [ $# -gt 0 ]; do
                 case $1 in
                     --out) out=$2 ;;
@@ -64,7 +64,7 @@ struct GpuMachine {
     }
     /// The command `name`, with this body of a shell script.
     void stand_in(const std::string& name, const std::string& body) { script("bin/" + name, body); }
-    /// What make builds for CUDA, in both precisions.
+    /// A program that make builds for CUDA, in both precisions.
     void program(const std::string& name, const std::string& body) {
         script("program-" + name, body);
         stand_in("make", R"(for word; do case $word in build/*) mkdir -p "${word%/*}" && cp "program-${word##*/}" "$word" ;; esac; done)");
@@ -89,7 +89,7 @@ TEST_CASE("bench_torch.py has the engine's models") {
     CHECK_MESSAGE(read_file("dev/bench_models.json") == bench_models_json(), "build/cpu-bf16/bench --models >dev/bench_models.json");
 }
 
-TEST_CASE("gpu_check.sh: without a GPU, or what it takes, one line, code 2, and nothing is written") {
+TEST_CASE("gpu_check.sh: without a GPU or the toolkit, one line of error, exit code 2, and nothing is written") {
     auto refused = [](const GpuMachine& machine, const std::string& environment, const std::string& words) {
         Result result = machine.check(environment);
         CHECK(result.code == 2);
@@ -121,14 +121,14 @@ TEST_CASE("gpu_check.sh: without a GPU, or what it takes, one line, code 2, and 
 
     GpuMachine no_toolkit;
     fs::remove(no_toolkit.dir / "bin/nvcc");
-    // The machine's own nvcc must not be found: all that bash needs before it looks for it is in the stand-ins.
+    // A real nvcc of this machine must not be found: the PATH has only the stand-ins, which include all that the script needs until then.
     Result no_nvcc = run("PATH=" + no_toolkit.dir / "bin NVCC= CUDA_HOME=/nowhere /bin/bash " + no_toolkit.dir / "dev/gpu_check.sh");
     CHECK(no_nvcc.code == 2);
     CHECK_MESSAGE(contains(no_nvcc.err, "NVIDIA Test 80GB is here, but no nvcc, neither in PATH nor in /nowhere/bin"), no_nvcc.err);
     CHECK(no_toolkit.untouched());
 }
 
-TEST_CASE("gpu_check.sh: make's NVCC is the compiler that it asks for its version") {
+TEST_CASE("gpu_check.sh: it uses the NVCC of make") {
     GpuMachine machine;
     fs::create_directories(machine.dir / "toolkit");
     fs::rename(machine.dir / "bin/nvcc", machine.dir / "toolkit/nvcc");
@@ -137,30 +137,30 @@ TEST_CASE("gpu_check.sh: make's NVCC is the compiler that it asks for its versio
     CHECK(contains(machine.report(), "CUDA: 13.0;"));
 }
 
-TEST_CASE("gpu_check.sh: all of it, where everything is there") {
+TEST_CASE("gpu_check.sh: a full run, on a machine that has everything") {
     GpuMachine machine;
     Result result = machine.check("THIRD_PARTY=/headers");
     CHECK(result.code == 0);
     CHECK_MESSAGE(result.err.empty(), result.err);
     std::string report = machine.report();
-    CHECK(result.out == report);   // whoever waits sees what is written
+    CHECK(result.out == report);   // stdout shows the report as it is written
     for (std::string part : {"# NVIDIA Test 80GB\n", "make gpu-check THIRD_PARTY=/headers", "commit: abc1234", "built for sm_90a", "CUDA: 13.0;", "| build, bf16 | fine |", "| build, fp32 | fine |",
                              "golden cases and model, bf16 | 14 passed, 0 failed; fine |", "golden cases and model, fp32 | 14 passed, 0 failed; fine |",
                              "| speedrun: 40 steps twice, and 20 + resume + 20: the same bytes | fine |", "| nanochat: 40 steps twice",
-                             "```\nbench speedrun124M nanochat-d12 600000 tok/s", "clock of the multiprocessors 1755 to 1755 MHz, median 1755", "power 650.1 W at most",
+                             "```\nbench speedrun124M nanochat-d12 600000 tok/s", "SM clock 1755 to 1755 MHz, median 1755", "power 650.1 W at most",
                              "## Ops of speedrun124M\n\n| ops of speedrun124M |", "| ops of nanochat-d12 |", "| memcheck | muon norm |  |  |", "| racecheck | muon norm |  |  |",
                              "| synccheck | muon norm |  |  |", "| initcheck | muon norm |  |  |", "| norm_kernel<4, 1> | 1.5 | 3.0 | 2000 | 61 % | 93 % | 48 |",
                              "torch says dev/bench_torch.py attention\n", "torch says dev/bench_torch.py speedrun124M\n", "torch says dev/bench_torch.py nanochat-d12\n", "nothing failed"})
         CHECK_MESSAGE(contains(report, part), part);
     CHECK(!contains(report, "PCRE2"));
-    // The sanitizer runs while PyTorch compiles; of what is measured, PyTorch comes before the profiler, which slows everything down.
+    // The sanitizer runs while PyTorch compiles. The profiler comes last, after PyTorch, because it slows everything down.
     size_t before = 0;
-    for (std::string heading : {"## Build and tests", "## compute-sanitizer", "## Training step", "## Ops of nanochat-d12", "## The same models in compiled PyTorch", "## What the kernels"}) {
+    for (std::string heading : {"## Build and tests", "## compute-sanitizer", "## Training step", "## Ops of nanochat-d12", "## The same models in compiled PyTorch", "## Memory traffic"}) {
         CHECK_MESSAGE(report.find(heading, before) != report.npos, heading);
         before = report.find(heading);
     }
 
-    // The tokens that it trains on are a shard, of ids that the models have.
+    // The data that it trains on is a valid shard, with ids within the models' vocabulary.
     std::string shard = machine.dir / "build/gpu-check/tokens.bin";
     int64_t tokens = read_shard_header(shard);
     CHECK(tokens >= 6000 / 2);
@@ -175,7 +175,7 @@ TEST_CASE("gpu_check.sh: all of it, where everything is there") {
     CHECK(largest < 4096);
 }
 
-TEST_CASE("gpu_check.sh: what a machine lacks or refuses is a line, not a failure") {
+TEST_CASE("gpu_check.sh: what a machine lacks or does not allow is reported, and is not a failure") {
     GpuMachine machine;
     machine.stand_in("compute-sanitizer", "echo '========= Error: Device not supported. Please refer to the release notes'; exit 1");
     machine.stand_in("ncu", "echo '==ERROR== Failed to initialize the profiler: LibraryNotLoaded'; exit 1");
@@ -186,7 +186,7 @@ TEST_CASE("gpu_check.sh: what a machine lacks or refuses is a line, not a failur
     CHECK_MESSAGE(result.err.empty(), result.err);
     for (std::string part : {"PCRE2 is not on this machine: the tokenizer's encoder and its tests were left out.",
                              "| memcheck |  |  | muon: the tool does not run on this machine;norm: the tool does not run on this machine |", "Device not supported",
-                             "ncu gave nothing here (**failed** (exit code 1; build/gpu-check/ncu.log)): ==ERROR== Failed to initialize the profiler: LibraryNotLoaded",
+                             "ncu measured nothing (**failed** (exit code 1; build/gpu-check/ncu.log)): ==ERROR== Failed to initialize the profiler: LibraryNotLoaded",
                              "python3 has no torch here (ModuleNotFoundError: No module named 'torch').", "nothing failed"})
         CHECK_MESSAGE(contains(machine.report(), part), part);
     machine.stand_in("python3", "case \"$*\" in -c*) echo 2.11.0 ;; *) echo 'torch nanochat-d12: ended by OutOfMemoryError'; exit 1 ;; esac");
@@ -194,13 +194,13 @@ TEST_CASE("gpu_check.sh: what a machine lacks or refuses is a line, not a failur
     CHECK(contains(machine.report(), "torch nanochat-d12: ended by OutOfMemoryError\n```\nattention: **failed** (exit code 1;"));
     machine.stand_in("python3", "case \"$*\" in -c*) echo 2.11.0 ;; *) echo 'SyntaxError: invalid syntax'; exit 1 ;; esac");
     CHECK(machine.check().code == 0);
-    CHECK(contains(machine.report(), "\nIts last words:\n```\nSyntaxError: invalid syntax\n```\n"));
+    CHECK(contains(machine.report(), "\nLast lines of its log:\n```\nSyntaxError: invalid syntax\n```\n"));
     machine.stand_in("timeout", "shift 3; \"$@\"; code=$?; case \"$1 $2\" in python3\\ -c) exit 124;; esac; exit $code");
     CHECK(machine.check().code == 0);
     CHECK_MESSAGE(contains(machine.report(), "import torch: not done after "), machine.report());
 }
 
-TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 1") {
+TEST_CASE("gpu_check.sh: a failure is reported, the rest still runs, and the exit code is 1") {
     auto failed = [](GpuMachine& machine, const std::string& words) {
         Result result = machine.check();
         CHECK(result.code == 1);
@@ -238,7 +238,7 @@ TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 
         CHECK(contains(machine.report(), "| muon, bf16 | **failed** (exit code 1; build/gpu-check/tests-bf16-muon.log) | |\n| op suites, golden cases and model, fp32 | 14 passed, 0 failed; fine |"));
         CHECK(contains(machine.report(), "\nmuon, bf16:\n```\nTEST CASE:  muon moves\ntest/ops/muon.cpp:7: ERROR: CHECK( 1 == 2 ) is NOT correct!\n```\n"));
         CHECK(contains(machine.report(), "| ops of nanochat-d12 |"));
-        CHECK(!contains(machine.report(), "in place of Hopper's own"));
+        CHECK(!contains(machine.report(), "instead of Hopper's own"));
     }
     SUBCASE("tests that crash") {
         GpuMachine machine;
@@ -247,14 +247,14 @@ TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 
         CHECK(contains(machine.report(), "| norm, fp32 | **failed** (exit code 139; build/gpu-check/tests-fp32-norm.log) | |"));
         CHECK(contains(machine.report(), "\nnorm, fp32:\n```\nan illegal memory access\n```\n"));
     }
-    SUBCASE("tests without an end, of attention: the benchmarks do without Hopper's kernels") {
+    SUBCASE("the attention tests hang: the benchmarks avoid Hopper's kernels") {
         GpuMachine machine;
         write_file(machine.dir / "test/ops/attention.cpp", "its tests");
         machine.stand_in("timeout", "shift 3; case $* in *bf16*/attention*) exit 124;; esac; exec \"$@\"");
         machine.program("bench", "while [ ! -s build/gpu-check/clocks.log ]; do sleep 0.01; done; echo bench $*");
         failed(machine, "| attention, bf16 | not done in time | |");
         CHECK(contains(machine.report(), "golden cases and model, bf16 | 14 passed, 0 failed; **not fine** |"));
-        CHECK(contains(machine.report(), "Attention failed its tests: what follows has the kernels for every GPU in place of Hopper's own."));
+        CHECK(contains(machine.report(), "Attention failed its tests: the measurements below use the kernels for all GPUs instead of Hopper's own."));
         CHECK(contains(machine.report(), "\nbench --mma-sync speedrun124M nanochat-d12\n"));
     }
     SUBCASE("two runs differ") {
@@ -290,16 +290,16 @@ TEST_CASE("gpu_check.sh: what fails is named, the rest goes on, and the code is 
     }
 }
 
-TEST_CASE("gpu_check.sh: several GPUs, of which as many take part as are a power of two") {
+TEST_CASE("gpu_check.sh: several GPUs, of which the largest power of two is used") {
     GpuMachine machine;
     CHECK(machine.check().code == 0);
-    CHECK(contains(machine.report(), "## Several GPUs\n\nOne GPU is here, and nothing of several was run.\n"));
+    CHECK(contains(machine.report(), "## Several GPUs\n\nThis machine has one GPU: nothing was run on several.\n"));
 
     const std::string one_gpu = read_file(machine.dir / "bin/nvidia-smi");
     machine.stand_in("nvidia-smi", "case \"$*\" in -L) for i in 0 1 2 3 4; do echo \"GPU $i: NVIDIA Test\"; done; exit;; esac\n" + one_gpu);
     CHECK(machine.check().code == 0);
-    CHECK_MESSAGE(contains(machine.report(), "speedrun124M, 131072 tokens a step in 4 parts; the checkpoint at every count the same bytes as on one GPU: fine.\n\n"
-                                             "| GPUs | ms a step, median | times as fast | of a step: communication, and what is not divided |\n|--:|--:|--:|--:|\n"
+    CHECK_MESSAGE(contains(machine.report(), "speedrun124M, 131072 tokens a step in 4 parts; the checkpoint on any number of GPUs has the same bytes as on one: fine.\n\n"
+                                             "| GPUs | ms per step, median | speedup | share of a step lost to communication and serial work |\n|--:|--:|--:|--:|\n"
                                              "| 1 | 450.0 | 1.00 | 0.0 % |\n| 2 | 250.0 | 1.80 | 10.0 % |\n| 4 | 150.0 | 3.00 | 25.0 % |\n"),
                   machine.report());
     CHECK(!fs::exists(machine.dir / "build/gpu-check/several"));
@@ -307,8 +307,8 @@ TEST_CASE("gpu_check.sh: several GPUs, of which as many take part as are a power
     const std::string train = read_file(machine.dir / "program-train_gpt");
     machine.program("train_gpt", train + "[ \"${WORLD_SIZE:-1}\" != 4 ] || echo >>\"$out/step_0000012.bin\"");
     CHECK(machine.check().code == 1);
-    CHECK(contains(machine.report(), "as on one GPU: **failed** (exit code 1;"));
-    CHECK(contains(machine.report(), "| 2 | 250.0 | 1.80 | 10.0 % |\n\nIts last words:\n```\n"));
+    CHECK(contains(machine.report(), "as on one: **failed** (exit code 1;"));
+    CHECK(contains(machine.report(), "| 2 | 250.0 | 1.80 | 10.0 % |\n\nLast lines of its log:\n```\n"));
     CHECK(contains(machine.report(), "cmp: EOF on build/gpu-check/several/1/step_0000012.bin"));
 
     machine.program("train_gpt", train);
@@ -317,14 +317,14 @@ TEST_CASE("gpu_check.sh: several GPUs, of which as many take part as are a power
     CHECK(contains(machine.report(), "rank 3 misses a byte\n```\n"));
 }
 
-TEST_CASE("gpu_check.sh: the aims beside what was measured") {
+TEST_CASE("gpu_check.sh: the aims, and whether they were reached") {
     GpuMachine machine;
     machine.program("bench", R"(while [ ! -s build/gpu-check/clocks.log ]; do sleep 0.01; done
-        echo 'step speedrun124M 65536 tokens 109.4 ms 599000 tok/s 60.0 % of the best product, 51.7 % of device_peak_flops'
-        echo 'step speedrun124M 524288 tokens 870.1 ms 602600 tok/s 60.4 % of the best product, 52.1 % of device_peak_flops'
-        echo 'step nanochat-d12 65536 tokens 100.0 ms 655360 tok/s 60.0 % of the best product, 53.1 % of device_peak_flops')");
+        echo 'step speedrun124M 65536 tokens 109.4 ms 599000 tok/s 60.0 % of the best matmul, 51.7 % of device_peak_flops'
+        echo 'step speedrun124M 524288 tokens 870.1 ms 602600 tok/s 60.4 % of the best matmul, 52.1 % of device_peak_flops'
+        echo 'step nanochat-d12 65536 tokens 100.0 ms 655360 tok/s 60.0 % of the best matmul, 53.1 % of device_peak_flops')");
     machine.program("bench_ops", R"(case $1 in speedrun124M)
-        echo '| op | shape | us | GB/s | of copy | TFLOP/s | of products | calls a step | ms a step | |'
+        echo '| op | shape | us | GB/s | of copy | TFLOP/s | of matmul | calls a step | ms a step | |'
         echo '| residual_add | 8 x 16 | 1.8 | 112 | 97.2 % |  |  | 1 | 0.00 |  |'
         echo '| rotary_forward | 8 x 3 x 8 | 4.8 | 61.4 | 84.9 % |  |  | 2 | 0.01 |  |'
         echo '| muon_update | 8 x 128 x 128 | 901.7 | 3.2 | 1.3 % | 0.558 | 54.5 % | 1 | 0.90 |  |'
@@ -338,15 +338,15 @@ TEST_CASE("gpu_check.sh: the aims beside what was measured") {
     CHECK(machine.check().code == 0);
     for (std::string part : {"| speedrun124M: 600,000 tok/s on an H200 | 602600 tok/s | reached |", "| nanochat-d12: 55 % of the dense bf16 peak | 53.1 % | missed |",
                              "| attention_forward 64 x 1024 x 12 x 64, window 1024: within 1.3 times the time of PyTorch, flash | 1.32 times (500.0 us and 380.0 us) | missed |",
-                             "| kernels bound by memory: 85 % of the copy | 1 of 2; not rotary_forward 8 x 3 x 8 84.9 % | missed |",
+                             "| memory-bound kernels: 85 % of the copy bandwidth | 1 of 2; not rotary_forward 8 x 3 x 8 84.9 % | missed |",
                              "| speedrun124M: as fast as compiled PyTorch | 1.15 times its tok/s | reached |"})
         CHECK_MESSAGE(contains(machine.report(), part), machine.report());
     CHECK(!contains(machine.report(), "nanochat-d12: as fast"));
 }
 
-TEST_CASE("gpu_check.sh: what takes too long is named with what it gave; when the time is up, nothing more begins") {
+TEST_CASE("gpu_check.sh: what takes too long is reported with its output so far; when the time is up, nothing more is started") {
     GpuMachine machine;
-    // timeout -k S LIMIT COMMAND...: two commands that take too long, without the waiting.
+    // A stand-in for timeout -k S LIMIT COMMAND..., which reports a timeout of two commands at once.
     machine.stand_in("timeout", "shift 3; \"$@\"; code=$?; case \"$1 $3\" in build/cuda-bf16/bench\\ *|*\\ synccheck) exit 124;; esac; exit $code");
     CHECK(machine.check().code == 1);
     CHECK_MESSAGE(contains(machine.report(), "600000 tok/s 50.0 %\n```\nThe benchmark of the step: not done after "), machine.report());
@@ -358,7 +358,7 @@ TEST_CASE("gpu_check.sh: what takes too long is named with what it gave; when th
         changed.replace(changed.find("budget=530 "), 10, "budget=" + seconds);
         write_file(machine.dir / "dev/gpu_check.sh", changed);
     };
-    // The sanitizer leaves the benchmarks their 210 s, and each of its runs ends before all of them are stopped.
+    // The sanitizer leaves 210 s for the benchmarks, and the limit of each of its runs is within the limit of all.
     machine.stand_in("timeout", "shift 2; [ $2 != compute-sanitizer ] || echo $1 >>limits; shift; exec \"$@\"");
     set_budget("235");
     CHECK(machine.check().code == 0);

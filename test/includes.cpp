@@ -1,5 +1,5 @@
-// The floors of the house: io < text and device < ops < llmc < programs. Nothing includes what stands above it, and no two modules (a header
-// with its sources) include each other, not even by way of others.
+// The layers of the source tree, here called floors: io < text and device < ops < llmc < programs. Nothing includes a floor above its own, and no
+// two modules (a header with its sources) include each other, not even indirectly.
 #include <doctest/doctest.h>
 #include <filesystem>
 #include <map>
@@ -13,18 +13,18 @@
 namespace fs = std::filesystem;
 
 namespace {
-/// What a folder may include, besides itself.
+/// The folders that a folder may include, besides itself.
 const std::map<std::string, std::set<std::string>> BELOW{{"llmc/io", {}},
                                                          {"llmc/text", {"llmc/io"}},
                                                          {"llmc/device", {"llmc/io"}},
                                                          {"llmc/ops", {"llmc/io", "llmc/device"}},
                                                          {"llmc", {"llmc/io", "llmc/text", "llmc/device", "llmc/ops"}}};
 
-using Modules = std::map<std::string, std::set<std::string>>;   // by path without its ending: what it includes
+using Modules = std::map<std::string, std::set<std::string>>;   // path without extension -> the headers that it includes
 
 std::string module_of(const fs::path& file) { return (file.parent_path() / file.stem()).string(); }
 
-/// What the text of a source file includes of this tree.
+/// The headers of this tree that the text of a source file includes.
 std::set<std::string> included(const std::string& source) {
     std::set<std::string> found;
     static const std::regex line("(^|\n)[ \t]*#[ \t]*include[ \t]*\"([^\"]+)\"");
@@ -43,22 +43,22 @@ Modules modules_of_llmc() {
     return modules;
 }
 
-/// The rules that the modules break, a line each.
+/// The violations of the rules, one line each.
 std::vector<std::string> broken(const Modules& modules) {
     std::vector<std::string> lines;
     for (auto& [module, includes] : modules) {
         const std::string folder = fs::path(module).parent_path();
         const auto below = BELOW.find(folder);
         if (below == BELOW.end()) {
-            lines.push_back(module + " lies in no floor of the house");
+            lines.push_back(module + " is in none of the known folders");
             continue;
         }
         for (const std::string& other : includes) {
             const std::string theirs = fs::path(other).parent_path();
-            if (theirs != folder && !below->second.contains(theirs)) lines.push_back(module + " includes " + other + ", which stands above it or beside it");
+            if (theirs != folder && !below->second.contains(theirs)) lines.push_back(module + " includes " + other + ", which is on a higher or a sibling floor");
         }
     }
-    std::map<std::string, int> state;   // 1: on the way that is being walked, 2: left
+    std::map<std::string, int> state;   // 1: on the path of the depth-first search, 2: done
     std::vector<std::string> way;
     auto walk = [&](auto&& self, const std::string& module) -> void {
         if (state[module] == 2 || !modules.contains(module)) return;
@@ -66,7 +66,7 @@ std::vector<std::string> broken(const Modules& modules) {
         if (state[module] == 1) {
             std::string circle;
             for (auto at = std::find(way.begin(), way.end(), module); at != way.end(); ++at) circle += (circle.empty() ? "" : " -> ") + *at;
-            lines.push_back("a circle: " + circle);
+            lines.push_back("a cycle: " + circle);
         } else {
             state[module] = 1;
             for (const std::string& other : modules.at(module)) self(self, other);
@@ -79,32 +79,32 @@ std::vector<std::string> broken(const Modules& modules) {
 }
 }  // namespace
 
-TEST_CASE("includes: nothing in llmc includes what stands above it, and no modules include each other") {
+TEST_CASE("includes: nothing in llmc includes a floor above its own, and there are no cycles") {
     const Modules modules = modules_of_llmc();
     REQUIRE(modules.size() > 40);
     CHECK(modules.at("llmc/ops/muon").contains("llmc/ops/matmul"));
     for (const std::string& line : broken(modules)) FAIL_CHECK(line);
 }
 
-TEST_CASE("includes: the rules see a floor too high, a neighbour, a circle and a file outside the floors") {
+TEST_CASE("includes: the rules detect an include of a higher floor, of a sibling floor, a cycle, and a file outside the floors") {
     CHECK(broken({{"llmc/io/file", {"llmc/device/types"}}}) ==
-          std::vector<std::string>{"llmc/io/file includes llmc/device/types, which stands above it or beside it"});
+          std::vector<std::string>{"llmc/io/file includes llmc/device/types, which is on a higher or a sibling floor"});
     CHECK(broken({{"llmc/text/shard", {"llmc/device/types"}}}).size() == 1);
     CHECK(broken({{"llmc/ops/norm", {"llmc/config"}}}).size() == 1);
     CHECK(broken({{"llmc/gpt", {"train_gpt"}}}).size() == 1);
     CHECK(broken({{"llmc/more/deeper/file", {}}}).size() == 1);
     CHECK(broken({{"llmc/a", {"llmc/b"}}, {"llmc/b", {"llmc/c"}}, {"llmc/c", {"llmc/a"}}}) ==
-          std::vector<std::string>{"a circle: llmc/a -> llmc/b -> llmc/c -> llmc/a"});
+          std::vector<std::string>{"a cycle: llmc/a -> llmc/b -> llmc/c -> llmc/a"});
     CHECK(broken({{"llmc/gpt", {"llmc/ops/norm", "llmc/text/shard"}}, {"llmc/ops/norm", {"llmc/device/types"}}, {"llmc/device/types", {}}}).empty());
     CHECK(included("#include <a>\n  # include \"llmc/b.h\"\n// #include \"no\"\n#include \"llmc/c.cuh\"\n") == std::set<std::string>{"llmc/b.h", "llmc/c.cuh"});
 }
 
-TEST_CASE("includes: every room says what lives there, in a README.md") {
+TEST_CASE("includes: every folder has a README.md, which names its modules") {
     for (const std::string folder : {"llmc", "llmc/io", "llmc/text", "llmc/device", "llmc/ops", "data", "dev", "dev/kernels", "test", "test/emulator", "test/golden"}) {
         INFO(folder);
         const std::string text = read_file(folder + "/README.md");
         CHECK(text.size() > 200);
-        for (const fs::directory_entry& entry : fs::directory_iterator(folder))   // and names every module of the room
+        for (const fs::directory_entry& entry : fs::directory_iterator(folder))   // it names every module of the folder
             if (folder.starts_with("llmc") && entry.path().extension() == ".h") CHECK_MESSAGE(text.find("`" + entry.path().stem().string()) != std::string::npos, entry.path().string());
     }
 }

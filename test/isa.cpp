@@ -1,10 +1,10 @@
-// What a build with ISA=avx2 has of its own.
+// What is special to a build with ISA=avx2.
 #ifdef ISA_AVX2
 #include <dnnl.h>
 #include <doctest/doctest.h>
 #include "llmc/device/device.h"
 
-TEST_CASE("ISA=avx2: oneDNN is held to AVX2 before anything calls it, and the device's name says so") {
+TEST_CASE("ISA=avx2: oneDNN is limited to AVX2 before its first call, and the device's name says so") {
     CHECK(dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx2);
     CHECK(device_name().ends_with(", AVX2 (ISA=avx2)"));
 }

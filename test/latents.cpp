@@ -1,4 +1,4 @@
-// ./latents as it is used: every number of its table against the float64 model, and what is refused.
+// The program latents: every number of its table against the float64 model, and its refusals.
 #include <doctest/doctest.h>
 #include <algorithm>
 #include <array>
@@ -20,8 +20,8 @@ constexpr bool FP32 = sizeof(floatX) == 4;   // these suites run in the precisio
 
 // ------------------------------------------------------------------------------------------------------ models and tokens
 
-/// Weights of a size at which each of them matters, what starts at zero too; a bf16 holds them exactly. The embedding has a mean,
-/// and so have the activations; matrices with one would make a model that multiplies its roundings a thousandfold.
+/// Random weights, exact in bf16, at a scale at which every tensor affects the result, also those that are initialized to zero. The
+/// embedding has a nonzero mean, so that activations have one; matrices have none, because it would amplify rounding a thousandfold.
 Values telling_weights(const GPTConfig& config, uint64_t seed) {
     Values weights;
     std::mt19937_64 generator(seed);
@@ -38,7 +38,7 @@ Values telling_weights(const GPTConfig& config, uint64_t seed) {
 GPTConfig speedrun(int layers, int seq_len = 8) { return recipe_config(SPEEDRUN, layers, 2, 32, VOCAB, seq_len); }
 GPTConfig nanochat(int layers, int seq_len = 8) { return recipe_config(NANOCHAT, layers, 2, 32, VOCAB, seq_len, "SL"); }
 
-/// As stack leaves one: seams, each with its norm, and scales of two models.
+/// A configuration as stack makes one: norms at two seams, and attention scales of two models.
 GPTConfig stacked(GPTConfig config) {
     config.norm_before[1] = Norm::layer_norm;
     config.norm_before[config.n_layer - 1] = Norm::rms_norm;
@@ -95,7 +95,7 @@ std::array<double, 4> summary_of(const Doubles& numbers) {
             *std::max_element(numbers.begin(), numbers.end())};
 }
 
-/// A model's activations at its positions, on the first tokens of those, in rows of so many.
+/// A model's activations at each position, for the first `count` tokens, in rows of length `row`.
 using Activations = std::vector<std::pair<std::string, Doubles>>;
 Activations activations_of(GPTConfig config, const Values& weights, std::vector<int> idx, int row, int tokens) {
     config.seq_len = row;
@@ -126,9 +126,9 @@ Row row_of(const std::string& model_a, const std::string& position_a, const Doub
     Doubles cosines;
     const size_t C = a.size() / tokens;
     for (size_t n = 0; n < a.size(); n += C) {
-        double product = 0, aa = 0, bb = 0;
-        for (size_t i = n; i < n + C; i++) product += a[i] * b[i], aa += a[i] * a[i], bb += b[i] * b[i];
-        cosines.push_back(product / std::sqrt(aa * bb));
+        double dot = 0, aa = 0, bb = 0;
+        for (size_t i = n; i < n + C; i++) dot += a[i] * b[i], aa += a[i] * a[i], bb += b[i] * b[i];
+        cosines.push_back(dot / std::sqrt(aa * bb));
     }
     return {concat("cosine,", model_a, ",", position_a, ",", model_b, ",", position_b, ",", tokens), summary_of(cosines)};
 }
@@ -156,8 +156,8 @@ void check_table(const std::string& table, const std::vector<Row>& expected) {
         CHECK(rows[r].what == expected[r].what);
         CAPTURE(rows[r].what);
         const std::array<double, 4>& wanted = expected[r].numbers;
-        // The largest number is what an element's roundings are relative to. fp32: some hundred of 6e-8, and nine digits printed.
-        // bf16: some ten a layer of 2^-9. A cosine is as near as the directions are, relative to 1.
+        // Errors are relative to the largest value. fp32: some hundred roundings of 6e-8, and nine printed digits. bf16: some ten of 2^-9
+        // per layer. The error of a cosine is relative to 1.
         const double size = std::max({std::abs(wanted[2]), std::abs(wanted[3]), rows[r].what.starts_with("cosine") ? 1.0 : 0.0});
         const double tolerance = (FP32 ? 1e-5 : 4e-2) * size;
         for (int i = 0; i < 4; i++)
@@ -167,7 +167,7 @@ void check_table(const std::string& table, const std::vector<Row>& expected) {
 
 }  // namespace
 
-TEST_CASE("latents: every number against float64: both recipes, stacks, other depths, no layers and one" * needs_products()) {
+TEST_CASE("latents: every number against float64: both recipes, stacks, other depths, no layers and one" * needs_matmul()) {
     const GPTConfig configs[] = {speedrun(3), nanochat(4), stacked(speedrun(4)), stacked(nanochat(3)), speedrun(1), nanochat(2),
                                  speedrun(0), nanochat(0), nanochat(1), nanochat(3, 16)};
     const std::vector<int> tokens = random_tokens(100);
@@ -178,7 +178,7 @@ TEST_CASE("latents: every number against float64: both recipes, stacks, other de
         weights.push_back(telling_weights(configs[m], m));
         write_small_model(dir / concat(m, ".bin"), configs[m], weights[m]);
     }
-    // Row: of the shorter model, or all that is asked for; the last one is not whole.
+    // row: the sequence length of the shorter model, or all requested tokens; the last row may be shorter.
     const struct { size_t a, b; int tokens, row; } pairs[] = {{0, 1, 37, 8}, {2, 3, 40, 8}, {4, 5, 8, 8},  {6, 7, 21, 8},
                                                               {1, 8, 5, 5},  {9, 1, 23, 8}, {0, 6, 1, 1}, {9, 9, 30, 16}};
     for (auto& [a, b, count, row] : pairs) {
@@ -195,8 +195,8 @@ TEST_CASE("latents: every number against float64: both recipes, stacks, other de
     }
 }
 
-TEST_CASE("latents: a model beside itself has cosines of 1 at the same positions, and 1024 tokens where nothing else is said" *
-          needs_products()) {
+TEST_CASE("latents: a model against itself has cosines of 1 at equal positions; the default is 1024 tokens" *
+          needs_matmul()) {
     TempDir dir;
     write_tokens(dir / "one.bin", random_tokens(600));
     write_tokens(dir / "two.bin", random_tokens(600));
@@ -208,16 +208,16 @@ TEST_CASE("latents: a model beside itself has cosines of 1 at the same positions
         for (const char* position : {"in", "first", "last", "out"}) {
             if (row.what != concat("cosine,", a, ",", position, ",", a, ",", position, ",1024")) continue;
             same++;
-            for (int i : {0, 2, 3}) CHECK(row.numbers[i] == doctest::Approx(1).epsilon(1e-9));   // rounded in float64
+            for (int i : {0, 2, 3}) CHECK(row.numbers[i] == doctest::Approx(1).epsilon(1e-9));   // float64 rounding
             CHECK(row.numbers[1] < 1e-9);
         }
     }
     CHECK(same == 4);
 }
 
-TEST_CASE("latents: a token whose activations are all zeros has a cosine of 0" * needs_products()) {
+TEST_CASE("latents: a token whose activations are all zeros has a cosine of 0" * needs_matmul()) {
     TempDir dir;
-    const GPTConfig config = speedrun(0);   // whose recipe has no norm after the embedding
+    const GPTConfig config = speedrun(0);   // this recipe has no norm after the embedding
     REQUIRE(config.norm_wte == Norm::none);
     Values weights = telling_weights(config, 1);
     std::fill_n(weights["wte"].begin() + 3 * config.n_embd, config.n_embd, 0.0f);
@@ -228,8 +228,8 @@ TEST_CASE("latents: a token whose activations are all zeros has a cosine of 0" *
     for (const Row& row : rows) CHECK(row.numbers == std::array<double, 4>{0, 0, 0, 0});
 }
 
-TEST_CASE("latents: --out has what stdout would, a path with commas and quotes is one field, and the file appears whole or not" *
-          needs_products()) {
+TEST_CASE("latents: --out writes what goes to stdout otherwise, paths with commas and quotes are quoted, and the file appears whole or not at all" *
+          needs_matmul()) {
     TempDir dir;
     write_tokens(dir / "val.bin", random_tokens(60));
     const std::string odd = dir / "a,\"b\".bin", plain = dir / "b.bin", out = dir / "out.csv";
@@ -244,7 +244,7 @@ TEST_CASE("latents: --out has what stdout would, a path with commas and quotes i
     CHECK(done("OMP_NUM_THREADS=1 " + latents) == table);
 
     write_file(out, "another's");
-    refused(latents + " --out " + out, out + ": is there already; name another file, or give --overwrite to replace it");
+    refused(latents + " --out " + out, out + ": exists already; name another file, or give --overwrite to replace it");
     refused(latents + " --out " + plain + " --overwrite", plain + ": is also an input (");
     refused(latents + " --out " + dir / "val.bin --overwrite", dir / "val.bin: is also an input (");
     refused(latents + " --out " + dir.path, dir.path + ": is a folder, pipe or device; name a file to write");
@@ -257,7 +257,7 @@ TEST_CASE("latents: --out has what stdout would, a path with commas and quotes i
     CHECK(names_in(dir.path) == std::vector<std::string>{"a,\"b\".bin", "b.bin", "out.csv", "val.bin"});
 }
 
-TEST_CASE("latents: what cannot be compared, read or said gets one line") {
+TEST_CASE("latents: models that cannot be compared, files that cannot be read and wrong flags give one line of error") {
     TempDir dir;
     const std::string a = dir / "a.bin", val = dir / "val.bin", latents = "./latents " + a + " ";
     const std::string on_val = " --tokens 8 --val-data " + val;
@@ -270,9 +270,9 @@ TEST_CASE("latents: what cannot be compared, read or said gets one line") {
     write_small_model(dir / "other.bin", config, small_weights(config, 1), "another tokenizer");
     const std::string compared = "models that are compared must ";
     refused(latents + dir / "wide.bin" + on_val,
-            compared + "agree in width, but it is 32 in " + a + " and 48 in " + dir / "wide.bin; give each alone");
+            compared + "agree in width, but it is 32 in " + a + " and 48 in " + dir / "wide.bin; give each one alone");
     refused(latents + dir / "many.bin" + on_val,
-            compared + "agree in vocabulary, but it is 40 in " + a + " and 48 in " + dir / "many.bin; give each alone");
+            compared + "agree in vocabulary, but it is 40 in " + a + " and 48 in " + dir / "many.bin; give each one alone");
     refused(latents + dir / "other.bin" + on_val, compared + "have the same tokenizer, but those in " + a + " and " +
                                                       dir / "other.bin differ: their tokens mean different text");
 
@@ -308,7 +308,7 @@ TEST_CASE("latents: what cannot be compared, read or said gets one line") {
     refused(latents + dir / "damaged.bin" + on_val, dir / "damaged.bin");
 }
 
-TEST_CASE("latents: the most tokens that are offered are taken" * needs_products()) {
+TEST_CASE("latents: all tokens of the data can be requested" * needs_matmul()) {
     TempDir dir;
     write_small_model(dir / "a.bin", speedrun(2), 1);
     write_tokens(dir / "val.bin", random_tokens(60));
@@ -317,7 +317,7 @@ TEST_CASE("latents: the most tokens that are offered are taken" * needs_products
     CHECK(parsed(done("./latents " + dir / "a.bin --tokens 7 --val-data " + dir / "short.bin")).size() == 10);
 }
 
-TEST_CASE("latents: NaN and Inf are refused with the model and the position, and no file is left" * needs_products()) {
+TEST_CASE("latents: NaN and Inf are refused with the model and the position, and no file is left" * needs_matmul()) {
     TempDir dir;
     write_tokens(dir / "val.bin", random_tokens(60));
     const GPTConfig config = nanochat(3);
@@ -337,7 +337,7 @@ TEST_CASE("latents: NaN and Inf are refused with the model and the position, and
     CHECK(names_in(dir.path) == std::vector<std::string>{"a.bin", "bad.bin", "val.bin"});
 }
 
-TEST_CASE("latents: data of another tokenizer gives a warning, and the table all the same" * needs_products()) {
+TEST_CASE("latents: data of another tokenizer gives a warning, and still the table" * needs_matmul()) {
     TempDir dir;
     const GPTConfig config = recipe_config(SPEEDRUN, 2, 2, 32, 264, 8);
     const std::vector<std::string> ones{"the one and the other and the one"}, others{"all is well that ends well"};

@@ -1,4 +1,4 @@
-// Layer maps: orders and configurations by hand, and those of the reference (golden/grow, golden/stack).
+// Layer maps: orders and configurations worked out by hand, and those of the reference (golden/grow, golden/stack).
 #include "llmc/layers.h"
 #include <doctest/doctest.h>
 #include <cmath>
@@ -12,7 +12,7 @@ static GrowthOptions by(const std::string& order, std::optional<int> factor = {}
     return {.order = order, .factor = factor, .value_embeds = value_embeds};
 }
 
-/// Layers that a nanochat model of n_layer layers grows to, by the numbers of those they copy; -1: new.
+/// The layers of a grown nanochat model of n_layer layers, each as the number of the layer that it copies; -1: new.
 static Ints grown(const GrowthOptions& options, int n_layer) {
     Ints layers;
     for (const LayerFrom& from : grow_map(recipe_config(NANOCHAT, n_layer, 2, 64, 128, 32, "SSSL"), options).layers) {
@@ -81,7 +81,7 @@ TEST_CASE("layers: orders of growth") {
     CHECK(grown(by("0"), 3) == Ints{0});
 }
 
-TEST_CASE("layers: an order that is none is refused, and so is a flag that an order needs or does not take") {
+TEST_CASE("layers: an unknown order is refused, and so are missing and superfluous flags of an order") {
     for (const char* order : {"", "stacked", ",", "1,", ",1", "1,,2", "1 2", "-1", "1.5", "0x1", "99999999999", "1;2", "Stack", "0,1,2 ", "LIST"})
         CHECK(
             contains(refusal([&] { grown(by(order), 3); }),
@@ -98,18 +98,18 @@ TEST_CASE("layers: an order that is none is refused, and so is a flag that an or
                    "--order stack does not take --seed; leave --seed out, or use --order random, zero"));
 }
 
-TEST_CASE("layers: what a flag of an order cannot be is refused with its rule and the way out") {
+TEST_CASE("layers: a wrong value of an order's flag is refused, with the rule and the way out") {
     const struct {
         GrowthOptions options;
         int n_layer;
         const char* words;
     } wrong[] = {
         {{.order = "stack", .factor = 2, .depth = 6}, 3, "--factor and --depth are both given; leave one of them out"},
-        {{.order = "random"}, 3, "--order random needs --factor, how many times deeper the model gets, or --depth, its layers"},
+        {{.order = "random"}, 3, "--order random needs --factor, how many times deeper the model gets, or --depth, its number of layers"},
         {{.order = "first", .depth = 2}, 3, "--depth is 2, but the model has 3 layers; give as many or more"},
         {{.order = "last", .depth = 10001}, 3, "--depth 10001 makes 10001 layers of 3, but a model has at most 10000"},
         {{.order = "last", .factor = 3334}, 3, "--factor 3334 makes 10002 layers of 3, but a model has at most 10000"},
-        {{.order = "zero", .factor = 2}, 0, "--factor 2 of a model of 0 layers are 0; give --depth, its layers"},
+        {{.order = "zero", .factor = 2}, 0, "--factor 2 makes 0 layers of a model of 0 layers; give --depth, its number of layers"},
         {{.order = "stack", .depth = 2},
          0,
          "--order stack: the model has no layers to copy; use --order random or zero, with --depth"},
@@ -117,7 +117,7 @@ TEST_CASE("layers: what a flag of an order cannot be is refused with its rule an
         {{.order = "0,1"}, 0, "--order 0,1: the model has no layers to copy"},
         {{.order = "middle", .depth = 6},
          2,
-         "--order middle needs --middle a:b here: a model of 2 layers has none between its first and last"},
+         "--order middle needs --middle a:b here: a model of 2 layers has no layers between its first and last"},
         {{.order = "middle", .depth = 6}, 1, "a model of 1 layer has none"},
         {{.order = "middle", .depth = 6, .middle = "1:3"}, 3, "--middle 1:3 names layer 3, but the model has layers 0 to 2"},
         {{.order = "middle", .depth = 6, .middle = "2:1"},
@@ -158,7 +158,7 @@ TEST_CASE("layers: what a flag of an order cannot be is refused with its rule an
                        "but must be a number, 1e-06 to 1000, or 1/copies"));
 }
 
-TEST_CASE("layers: random: windows of the new depth; new layers by the recipe, value embeddings by the deeper pattern") {
+TEST_CASE("layers: random: windows of the new depth; new layers as the recipe initializes them, value embeddings by the deeper model's pattern") {
     GPTConfig config = recipe_config(NANOCHAT, 3, 2, 64, 128, 32, "SL");   // layers 0 and 2 have a value embedding
     config.attn_scale = {0.5, 2, 3};
     config.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
@@ -169,7 +169,7 @@ TEST_CASE("layers: random: windows of the new depth; new layers by the recipe, v
     CHECK(map.config.attn_scale == std::vector<double>{0.5, 1, 1, 1, 2, 3});
     const Norm none = Norm::none;
     CHECK(map.config.norm_before == std::vector<Norm>{none, none, none, none, Norm::rms_norm, Norm::layer_norm});
-    CHECK(map.config.value_embeds == Bools{true, true, false, true, false, true});   // 1, 3 and 5 by the pattern, 0 its own
+    CHECK(map.config.value_embeds == Bools{true, true, false, true, false, true});   // 1, 3 and 5 by the pattern; 0 keeps its own
     for (const char* tensor : {"q", "proj", "fc_proj", "ve", "resid_lambdas", "x0_lambdas"})
         CHECK(map.layers[1].rule(tensor) == Rule{Rule::initial});
     for (const char* tensor : {"q", "proj", "resid_lambdas"}) CHECK(map.layers[4].rule(tensor) == Rule{Rule::copy});
@@ -184,7 +184,7 @@ TEST_CASE("layers: random: windows of the new depth; new layers by the recipe, v
     CHECK(grow_map(speed, {.order = "random", .depth = 8}).config.value_embeds == Bools(8, false));
 }
 
-TEST_CASE("layers: from no layers random makes the model that training starts with; from one, every order works") {
+TEST_CASE("layers: random makes of no layers the model that training starts with; of one layer, every order works") {
     for (const Recipe* recipe : recipes()) {
         const GPTConfig none = recipe_config(*recipe, 0, 2, 32, 96, 24), five = recipe_config(*recipe, 5, 2, 32, 96, 24);
         CHECK(grow_map(none, {.order = "random", .depth = 5}).config == five);
@@ -226,8 +226,8 @@ TEST_CASE("layers: damp scales attention in the configuration and the MLP by its
     CHECK(grow_map(config, {.order = "0,1,2", .damp = "1/copies"}).config.attn_scale == config.attn_scale);
 }
 
-TEST_CASE("layers: when to grow, by the paper's rule") {
-    CHECK(tokens_before_growth(1.24e8, 7.44e18) == doctest::Approx(1.08e10).epsilon(0.01));   // its digits
+TEST_CASE("layers: --timing follows the rule of arXiv 2405.15319") {
+    CHECK(tokens_before_growth(1.24e8, 7.44e18) == doctest::Approx(1.08e10).epsilon(0.01));   // the paper's example, to its digits
     CHECK(tokens_before_growth(1, 1e100) == doctest::Approx(std::pow(10, 1.6327 - 5.74)).epsilon(1e-12));
     CHECK(tokens_before_growth(1e10, 1e20) == doctest::Approx(std::pow(10, 8.8 + 8.1635 - 5.74)).epsilon(1e-12));
     CHECK(std::isfinite(tokens_before_growth(1, 10.001)));
@@ -240,7 +240,7 @@ TEST_CASE("layers: when to grow, by the paper's rule") {
     CHECK(contains(refusal([] { tokens_before_growth(1e8, 5e8); }), "enough to train N = 1e+08 parameters on a token"));
 }
 
-TEST_CASE("layers: a lineage keeps what an order takes, defaults too") {
+TEST_CASE("layers: the lineage has all flags of an order, defaults too") {
     CHECK(growth_detail(by("stack", 2)) == "--order stack --factor 2 --value-embeds layer --optimizer reset");
     CHECK(growth_detail(by("0,1", {}, ValueEmbeds::pattern)) == "--order 0,1 --value-embeds pattern --optimizer reset");
     CHECK(growth_detail(by("zero", 3)) == "--order zero --factor 3 --at top --seed 42 --optimizer reset");
@@ -251,7 +251,7 @@ TEST_CASE("layers: a lineage keeps what an order takes, defaults too") {
     CHECK(growth_detail({.order = "solar", .drop = 2}) == "--order solar --drop 2 --value-embeds layer --optimizer reset");
 }
 
-TEST_CASE("layers: a lineage keeps the map, rules too, with numbers that read back as they are") {
+TEST_CASE("layers: the lineage has the map with its rules, and numbers that read back exactly") {
     LayerMap map = grow_map(recipe_config(NANOCHAT, 2, 2, 64, 128, 32, "SSSL"), by("1,0,1"));
     map.layers[1].rules = {
         {"fc_proj", {Rule::scaled, 1.0 / 3}}, {"proj", {Rule::constant, 0}}, {"fc", {Rule::initial}}, {"q", {Rule::copy}}};
@@ -260,7 +260,7 @@ TEST_CASE("layers: a lineage keeps the map, rules too, with numbers that read ba
           R"([[0,1],[0,0,{"fc":"initial","fc_proj":"x 0.3333333333333333","proj":"0","q":"copied"}],null])");
 }
 
-TEST_CASE("layers: parameters that cost nothing are the value embeddings beyond the pattern") {
+TEST_CASE("layers: parameters that cost no FLOPs are the value embeddings beyond the pattern") {
     const int64_t each = 128 * 64;
     GPTConfig config = recipe_config(NANOCHAT, 4, 2, 64, 128, 32, "SSSL");   // layers 1 and 3 have one
     CHECK(free_params(config) == 0);
@@ -275,7 +275,7 @@ TEST_CASE("layers: parameters that cost nothing are the value embeddings beyond 
     CHECK(free_params(recipe_config(NANOCHAT, 0, 2, 64, 128, 32)) == 0);
 }
 
-TEST_CASE("layers: zero: old layers keep what is theirs, new ones see all and start as the recipe's, but for what would change the function") {
+TEST_CASE("layers: zero: old layers keep their settings; new ones have full windows and the recipe's initialization, except where that would change the function") {
     GPTConfig config = recipe_config(NANOCHAT, 3, 2, 64, 128, 32, "SL");
     config.attn_scale = {0.5, 1, 2};
     config.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
@@ -297,7 +297,7 @@ TEST_CASE("layers: zero: old layers keep what is theirs, new ones see all and st
     for (const char* tensor : {"q", "k", "v", "fc", "ve", "ve_gate"}) CHECK(map.layers[3].rule(tensor) == Rule{Rule::initial});
     for (const char* tensor : {"proj", "fc_proj", "x0_lambdas"}) CHECK(map.layers[5].rule(tensor) == Rule{Rule::constant, 0});
     CHECK(map.layers[4].rule("resid_lambdas") == Rule{Rule::constant, 1});
-    // The speedrun's attention scale depends on the depth: that of the deeper model.
+    // The speedrun's attention scale depends on the depth: here the depth of the deeper model.
     CHECK(grow_map(recipe_config(SPEEDRUN, 2, 2, 32, 96, 24), by("zero", 4)).config.attn_scale ==
           std::vector<double>{0.5, 0.5, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25});
 }
@@ -319,7 +319,7 @@ TEST_CASE("layers: growth of the reference's golden model") {
     CHECK(pattern.config == expected);
 }
 
-TEST_CASE("layers: what a layer owns goes with it when a model grows, but for windows") {
+TEST_CASE("layers: growth moves the settings of a layer with it, except windows") {
     GPTConfig config = recipe_config(NANOCHAT, 3, 2, 64, 128, 32, "SL");
     config.attn_scale = {0.5, 1, 2};
     config.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
@@ -334,7 +334,7 @@ TEST_CASE("layers: what a layer owns goes with it when a model grows, but for wi
     CHECK(contains(refusal([&] { grow_map(config, by("0,3")); }), "--order names layer 3, but the model has layers 0 to 2"));
 }
 
-TEST_CASE("layers: a stack keeps and loses the layers of the reference") {
+TEST_CASE("layers: a stack keeps and drops the same layers as the reference") {
     GPTConfig three = recipe_config(SPEEDRUN, 3, 2, 32, 96, 24);
     std::vector<GPTConfig> pair{three, three}, triple{three, three, three};
     std::vector<std::string> names{"a", "b", "c"};
@@ -349,7 +349,7 @@ TEST_CASE("layers: a stack keeps and loses the layers of the reference") {
     CHECK(stack_map(pair, names, options).layers == Layers{{0, 0}, {0, 1}, {0, 2}, {1, 1}, {1, 2}});
 }
 
-TEST_CASE("layers: what a layer owns goes with it in a stack, and norms stand at the seams") {
+TEST_CASE("layers: a stack moves the settings of a layer with it, and has norms at the seams") {
     GPTConfig one = recipe_config(NANOCHAT, 2, 2, 64, 128, 32, "S"), two = recipe_config(NANOCHAT, 3, 2, 64, 128, 32, "L");
     one.attn_scale = {1, 2};
     two.attn_scale = {3, 4, 5};
@@ -367,7 +367,7 @@ TEST_CASE("layers: what a layer owns goes with it in a stack, and norms stand at
     CHECK(map.config.softcap == 15);
 }
 
-TEST_CASE("layers: a model of one layer in the middle gives none, and a stack of none is refused") {
+TEST_CASE("layers: a model of one layer in the middle of a stack contributes none, and a stack without layers is refused") {
     GPTConfig one = recipe_config(SPEEDRUN, 1, 2, 32, 96, 24), three = recipe_config(SPEEDRUN, 3, 2, 32, 96, 24);
     StackOptions options;
     options.norm_inter_model = Norm::rms_norm;
@@ -378,7 +378,7 @@ TEST_CASE("layers: a model of one layer in the middle gives none, and a stack of
     CHECK(contains(refusal([&] { stack_map({one}, {"a"}, options); }), "two models or more"));
 }
 
-TEST_CASE("layers: models that cannot be one are refused, both values named") {
+TEST_CASE("layers: models that do not fit together are refused, with both values") {
     GPTConfig base = recipe_config(SPEEDRUN, 2, 2, 32, 96, 24);
     auto refused = [&](auto change) {
         GPTConfig other = base;
@@ -399,5 +399,5 @@ TEST_CASE("layers: models that cannot be one are refused, both values named") {
     CHECK(contains(refused([](GPTConfig& c) { c.norm_eps = 0.5; }), "in norm_eps"));
     CHECK(contains(refused([](GPTConfig& c) { c.lambdas = true; }), "in lambdas"));
     CHECK(refused([](GPTConfig& c) { c = recipe_config(SPEEDRUN, 5, 2, 32, 96, 24); }) == "");                     // another depth
-    CHECK(refused([](GPTConfig& c) { c.norm_wte = c.norm_lm_head = Norm::layer_norm; }) == "");            // flags decide these
+    CHECK(refused([](GPTConfig& c) { c.norm_wte = c.norm_lm_head = Norm::layer_norm; }) == "");            // decided by flags
 }

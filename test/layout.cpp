@@ -1,4 +1,4 @@
-// Where tensors lie, and who owns them: against what llmc/layout.h says, for every count of processes.
+// llmc/layout.h: the place and the owner of every tensor, for every number of processes.
 #include "llmc/layout.h"
 #include <doctest/doctest.h>
 #include <algorithm>
@@ -36,7 +36,7 @@ std::string refusal(const Job& job) {
 
 }  // namespace
 
-TEST_CASE("layout: no two tensors overlap, q, k and v of a layer are gapless, all begin aligned") {
+TEST_CASE("layout: tensors do not overlap, q, k and v of a layer are contiguous, and all are aligned") {
     for (const Model& model : models())
         for (int processes : COUNTS) {
             CAPTURE(processes);
@@ -60,7 +60,7 @@ TEST_CASE("layout: no two tensors overlap, q, k and v of a layer are gapless, al
         }
 }
 
-TEST_CASE("layout: every element has one owner, matrices a whole one, lambdas all, and what a process owns lies within its memory") {
+TEST_CASE("layout: every element has one owner, except that each process owns all lambdas; a matrix has one owner; what a process owns lies within its memory") {
     for (const Model& model : models())
         for (int processes : COUNTS) {
             CAPTURE(processes);
@@ -78,7 +78,7 @@ TEST_CASE("layout: every element has one owner, matrices a whole one, lambdas al
                         CHECK(own.count == tensors[i].numel);
                         continue;
                     }
-                    CHECK(own.begin == end_of[i]);   // ranks follow each other
+                    CHECK(own.begin == end_of[i]);   // consecutive ranks own consecutive elements
                     end_of[i] = own.begin + own.count;
                     const bool by_element = rule_of(*model.config.recipe, tensors[i].spec->group).by_element();
                     if (model.trained(tensors[i]) && !by_element) CHECK(own.count == tensors[i].numel);
@@ -89,7 +89,7 @@ TEST_CASE("layout: every element has one owner, matrices a whole one, lambdas al
                     end = after;
                 }
                 CHECK(end <= layout.owned_size());
-                // Padding, besides: the slices are 1024 terms of whole vectors, the frozen ones begin aligned.
+                // The padding: slices consist of 1024 terms of whole vectors, and frozen tensors are aligned.
                 const int64_t padding = (1024 / processes + 1 + 2 * static_cast<int64_t>(tensors.size())) * TENSOR_ALIGNMENT;
                 if (processes <= 8 && model.trained.only.empty()) CHECK(layout.owned_size() <= layout.size() / processes * 1.02 + padding + layout.replicated.segment);
             }
@@ -99,7 +99,7 @@ TEST_CASE("layout: every element has one owner, matrices a whole one, lambdas al
         }
 }
 
-TEST_CASE("layout: updates of matrices take every process as long, and are as many elements, as far as whole matrices allow") {
+TEST_CASE("layout: matrices are balanced between processes by update FLOPs and by elements, as far as whole matrices allow") {
     const GPTConfig config = recipe_config(SPEEDRUN, 12, 12, 768, 50304, 1024);
     const std::vector<Tensor> tensors = tensor_table(config);
     for (auto& [processes, worst] : {std::pair{2, 1.0}, {4, 1.0}, {8, 1.0}, {16, 1.2}, {32, 1.6}}) {
@@ -121,10 +121,10 @@ TEST_CASE("layout: updates of matrices take every process as long, and are as ma
     }
 }
 
-TEST_CASE("layout: terms of the sum of squares are the same for every count of processes, and cover all gradients once") {
+TEST_CASE("layout: the terms of the gradient norm are the same for every number of processes, and cover all gradients once") {
     for (const Model& model : models()) {
         const std::vector<Tensor> tensors = tensor_table(model.config);
-        // A term as elements of tensors: "which tensor, from where, how many", in order.
+        // A term as pieces of tensors, in order: which tensor, from which element, how many.
         auto terms_of = [&](int processes) {
             const Layout layout(model.config, tensors, model.trained, {0, processes, processes});
             std::vector<std::vector<std::tuple<size_t, int64_t, int64_t>>> terms;
@@ -135,7 +135,7 @@ TEST_CASE("layout: terms of the sum of squares are the same for every count of p
                     if (begin < end) pieces.emplace_back(i, begin - layout.offset(i), end - begin);
                 }
                 const int owner = term.owner;
-                if (owner >= 0)   // and it owns all of them
+                if (owner >= 0)   // it owns all of the pieces
                     for (auto& [i, begin, count] : pieces) {
                         const Piece own = layout.owned(i, owner);
                         CHECK(own.begin <= begin);
@@ -154,7 +154,7 @@ TEST_CASE("layout: terms of the sum of squares are the same for every count of p
     }
 }
 
-TEST_CASE("job: counts that fit, and the ways out of those that do not") {
+TEST_CASE("job: numbers of processes that fit the parts, and the way out for those that do not") {
     for (int processes : COUNTS) CHECK(refusal({0, processes, 64}) == "");
     CHECK(refusal({0, 1, 1}) == "");
     CHECK(refusal({0, 2, 1}).find("2 processes cannot share 1 part of a step (--parts); start 1, or give --parts") == 0);

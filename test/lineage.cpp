@@ -1,4 +1,4 @@
-// What was spent on a file and on all that it came from, each part of it once: family trees by hand.
+// The tokens and FLOPs spent on a checkpoint and all its ancestors, each counted once: family trees worked out by hand.
 #include "llmc/lineage.h"
 #include <doctest/doctest.h>
 #include "llmc/io/error.h"
@@ -10,7 +10,7 @@ using Runs = std::vector<std::pair<char, int>>;   // identity, and the tokens sp
 
 static std::string id_of(char name) { return std::string(32, name); }
 
-/// A parent whose run spent that many tokens, at 10 FLOPs each.
+/// A parent's entry; each identity of its run spent the given tokens, at 10 FLOPs each.
 static json node(const Runs& spent, const std::vector<json>& parents = {}) {
     json runs = json::array();
     int tokens = 0;
@@ -23,7 +23,7 @@ static json node(const Runs& spent, const std::vector<json>& parents = {}) {
             {"tokens", tokens},     {"flops", 10 * tokens}, {"runs", runs}, {"parents", parents}};
 }
 
-/// The header of a file whose run went through these identities.
+/// The header of a checkpoint whose run had these identities one after another.
 static json file(const Runs& spent, const std::vector<json>& parents = {}) {
     json begins = json::array();
     int tokens = 0;
@@ -36,7 +36,7 @@ static json file(const Runs& spent, const std::vector<json>& parents = {}) {
             {"lineage", {{"operation", "train"}, {"detail", ""}, {"parents", parents}}}};
 }
 
-/// A file that grow or stack made.
+/// The header of a file that grow or stack made.
 static json made(const std::vector<json>& parents) {
     return {{"progress", no_progress()}, {"lineage", {{"operation", "stack"}, {"detail", ""}, {"parents", parents}}}};
 }
@@ -63,23 +63,23 @@ TEST_CASE("lineage: a file twice, an earlier file of the same run, and two runs"
     check_spent(made({node({{'a', 100}}), node({{'b', 100}})}), 200);
 }
 
-TEST_CASE("lineage: mixed in again and again, and each into the other") {
+TEST_CASE("lineage: repeated mixing, in one direction and in both") {
     check_spent(file({{'a', 250}}, {node({{'b', 100}}), node({{'b', 200}})}), 450);
-    // a takes b in at 100, and b takes a in, which has b in it.
+    // b is mixed into a at 100, and then a, which contains b, into b.
     const json b = node({{'b', 100}}), a = node({{'a', 100}}, {b});
     check_spent(file({{'b', 100}, {'c', 100}}, {a}), 300);
     check_spent(made({node({{'b', 100}, {'c', 100}}, {a}), node({{'a', 180}}, {b})}), 380);
 }
 
-TEST_CASE("lineage: branches of one trunk share it") {
+TEST_CASE("lineage: branches of one run share what was spent before the branch") {
     const json one = node({{'t', 100}, {'x', 50}}), two = node({{'t', 100}, {'y', 70}});
     check_spent(made({one, two}), 220);
-    check_spent(made({one, two, node({{'t', 150}})}), 270);   // the trunk went on
+    check_spent(made({one, two, node({{'t', 150}})}), 270);   // the first run continued, too
     check_spent(file({{'t', 100}, {'x', 80}}, {one, two}), 250);
     check_spent(file({{'t', 20}, {'z', 5}}, {one}), 155);
 }
 
-/// As older programs listed it.
+/// A parent's entry as older versions wrote it, without identities.
 static json old_node(const std::string& hash, int tokens, const std::vector<json>& parents = {}) {
     json entry = node({{'o', tokens}}, parents);
     entry.erase("runs");
@@ -87,7 +87,7 @@ static json old_node(const std::string& hash, int tokens, const std::vector<json
     return entry;
 }
 
-TEST_CASE("lineage: older files, and those that went on from them, are told apart by hash, step and FLOPs") {
+TEST_CASE("lineage: older files, and their descendants, are distinguished by hash, step and FLOPs") {
     check_spent(made({old_node("a", 100), old_node("a", 100)}), 100);
     check_spent(made({old_node("a", 100), old_node("a", 200)}), 300);
     check_spent(made({old_node("a", 100), old_node("b", 100)}), 200);
@@ -97,14 +97,14 @@ TEST_CASE("lineage: older files, and those that went on from them, are told apar
     check_spent(old, 10);
 }
 
-TEST_CASE("lineage: a run from before there were identities has the one that its file tells, before it goes on and after") {
+TEST_CASE("lineage: a run from before identities existed gets one derived from its file, the same before and after it is resumed") {
     json old = file({{'c', 30}});
     old["training"] = {{"flags", {{"seed", 1}, {"steps", 3}}}};
     old["data"] = {{"fingerprint", "0123"}};
     check_spent(old, 30);
     const json identity = identities_of(old);
     REQUIRE(identity.size() == 1);
-    json later = file({{'c', 50}});   // resumed for longer
+    json later = file({{'c', 50}});   // after resuming
     later["training"] = {{"runs", identity}};
     check_spent(made({lineage_entry(old, "a"), lineage_entry(later, "b"), lineage_entry(old, "a")}), 50);
     json longer = old, other = old;
@@ -116,13 +116,13 @@ TEST_CASE("lineage: a run from before there were identities has the one that its
     CHECK(identities_of(made({})).is_null());
 }
 
-TEST_CASE("lineage: sums of whatever files say do not overflow") {
+TEST_CASE("lineage: sums of any values in files do not overflow") {
     json header = made({old_node("a", 1), old_node("b", 1)});
     for (json& parent : header["lineage"]["parents"]) parent["tokens"] = INT64_MAX;
     CHECK(total_spent(header).tokens == INT64_MAX);
 }
 
-TEST_CASE("lineage: a parent's entry has what was spent under each identity") {
+TEST_CASE("lineage: a parent's entry has the tokens and FLOPs of each identity") {
     const json entry = lineage_entry(file({{'a', 100}, {'b', 20}, {'c', 0}}), "some hash");
     CHECK(entry["hash"] == "some hash");
     CHECK(entry["tokens"] == 120);
@@ -139,7 +139,7 @@ TEST_CASE("lineage: a parent's entry has what was spent under each identity") {
                    "a.safetensors: training: runs: is 3, but must be an array"));
 }
 
-TEST_CASE("lineage: what is mixed in joins the parents, and is listed whole only once") {
+TEST_CASE("lineage: a model that is mixed in becomes a parent, and is listed in full only once") {
     TempDir dir;
     const GPTConfig config = recipe_config(SPEEDRUN, 1, 1, 8, 8, 4);
     auto write = [&](const std::string& name, uint64_t seed, const json& lineage) {
@@ -159,7 +159,7 @@ TEST_CASE("lineage: what is mixed in joins the parents, and is listed whole only
     CHECK(!lineage["parents"][0].contains("mixed"));
     CHECK(lineage["parents"][1]["hash"] == b.content_hash());
     CHECK(lineage["parents"][1]["mixed"] == json{{"weight", 0.25}, {"step", 7}});
-    CHECK(!lineage["parents"][1]["parents"][0].contains("parents"));   // root, met before
+    CHECK(!lineage["parents"][1]["parents"][0].contains("parents"));   // root is already listed
     CHECK(!lineage["parents"][1]["parents"][0].contains("runs"));
     CHECK(lineage["parents"][2]["mixed"]["weight"] == -0.5);
     CHECK(!lineage["parents"][2].contains("parents"));
@@ -168,7 +168,7 @@ TEST_CASE("lineage: what is mixed in joins the parents, and is listed whole only
           3 * 4096);
 }
 
-TEST_CASE("lineage: two runs that are mixed into each other again and again: each round adds as much as the one before") {
+TEST_CASE("lineage: two runs repeatedly mixed into each other: the size grows by a constant amount per round") {
     TempDir dir;
     const GPTConfig config = recipe_config(SPEEDRUN, 0, 1, 8, 8, 4);
     json runs[2] = {json::array(), json::array()}, trees[2] = {make_lineage("train", "", {}), make_lineage("train", "", {})};
@@ -193,13 +193,13 @@ TEST_CASE("lineage: two runs that are mixed into each other again and again: eac
         before = size[0];
         for (int side = 0; side < 2; side++) {
             const size_t now = trees[side].dump().size();
-            if (side == 0 && round >= 4) CHECK(now - before <= size[1] + 64);   // of a round before; numbers get longer
+            if (side == 0 && round >= 4) CHECK(now - before <= size[1] + 64);   // as in the round before, up to longer numbers
             if (side == 0) size[1] = now - before, size[0] = now;
         }
     }
 }
 
-TEST_CASE("lineage: a family of more generations than a file can tell of is refused") {
+TEST_CASE("lineage: more generations than a file can hold are refused") {
     TempDir dir;
     const GPTConfig config = recipe_config(SPEEDRUN, 0, 1, 8, 8, 4);
     json header = small_header(config);
@@ -215,5 +215,5 @@ TEST_CASE("lineage: a family of more generations than a file can tell of is refu
     };
     const Checkpoint last = deep(449), beyond = deep(450);
     CHECK_NOTHROW(make_lineage("grow", "", {&last}));
-    CHECK(contains(refusal([&] { make_lineage("grow", "", {&beyond}); }), "deep.bin: its family tree would have 451 generations, but a file can tell of 450"));
+    CHECK(contains(refusal([&] { make_lineage("grow", "", {&beyond}); }), "deep.bin: its family tree would have 451 generations, but a file can hold 450"));
 }

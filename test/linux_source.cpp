@@ -1,4 +1,4 @@
-// data/linux_source.sh: a tar of a few files stands for the source of Linux, stand-ins for apt-get.
+// data/linux_source.sh, with a tar of a few files in place of the Linux source, and scripts in place of apt-get.
 #include <doctest/doctest.h>
 #include <algorithm>
 #include <filesystem>
@@ -15,7 +15,7 @@ namespace fs = std::filesystem;
 static bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 static bool one_line(const std::string& text) { return std::count(text.begin(), text.end(), '\n') == 1; }
 
-/// The source of Linux in small: 250 texts that are wanted, in folders, beside what is not wanted. Options that fit it, and calls with it.
+/// A small Linux source: 250 wanted texts in folders, and unwanted files; options that fit its size, and calls of the script with it.
 struct Source {
     TempDir dir;
     Names texts;
@@ -27,7 +27,7 @@ struct Source {
                                  "Documentation/ABI/testing/sysfs-bus", "drivers/gpu/drm/amd/amdgpu/a.c", "asic_reg.c", "tools/json.c"})
             add(name, "the text of " + name + "\n");
         texts = written;
-        add("kernel/copy.c", "int f7;\n");                             // drivers/d0/file7.c has it
+        add("kernel/copy.c", "int f7;\n");                             // a duplicate of drivers/d0/file7.c
         add("binary.c", std::string("int\0x", 5));
         add("empty.h", "");
         add("large.c", std::string(256 * 1024, 'x') + "\n");
@@ -48,14 +48,14 @@ struct Source {
     std::string tar() const { return dir / "linux-source-9.9.tar.xz"; }
     std::string command(const std::string& arguments) const { return "LINUX_SOURCE=" + tar() + " data/linux_source.sh " + arguments; }
     Result make(const std::string& out, const std::string& arguments = "") const { return run(command(few + arguments + " --out " + dir / out)); }
-    /// A command in a folder of its own, which `path()` puts before others.
+    /// A stand-in for a command, in a folder that `path()` puts first.
     void stand_in(const std::string& name, const std::string& body) const {
         fs::create_directories(dir / "bin");
         write_file(dir / ("bin/" + name), "#!/bin/sh\n" + body + "\n");
         fs::permissions(dir / ("bin/" + name), fs::perms::owner_all);
     }
     std::string path() const { return "PATH=" + dir / "bin:$PATH "; }
-    /// One line, exit code 2, and neither the corpus nor what it was being made in.
+    /// One line of error, exit code 2, and neither the corpus nor its temporary folder exists.
     void check_failed(const Result& result, const std::string& words, const std::string& out = "out") const {
         CAPTURE(result.err);
         CHECK(result.code == 2);
@@ -75,7 +75,7 @@ static Names sorted(Names names) {
     return names;
 }
 
-/// Every file of a folder with what is in it.
+/// The files of a folder and their contents.
 static std::map<std::string, std::string> files_of(const std::string& folder) {
     std::map<std::string, std::string> files;
     for (const std::string& name : names_in(folder)) files[name] = read_file(folder + "/" + name);
@@ -84,7 +84,7 @@ static std::map<std::string, std::string> files_of(const std::string& folder) {
 
 TEST_SUITE_BEGIN("linux_source" * doctest::skip(!can_split()));
 
-TEST_CASE("linux_source.sh: every wanted text is a document once, whole files are held out, their order is shuffled") {
+TEST_CASE("linux_source.sh: every wanted text is a document, once; validation is whole files; the order is shuffled") {
     Source source;
     Result result = source.make("out");
     REQUIRE_MESSAGE(result.code == 0, result.err);
@@ -97,12 +97,12 @@ TEST_CASE("linux_source.sh: every wanted text is a document once, whole files ar
     all.insert(all.end(), val.begin(), val.end());
     CHECK(sorted(all) == sorted(source.texts));
     CHECK(train != sorted(train));
-    CHECK(one_line(result.err));   // of what the script sorts out nothing is said
+    CHECK(one_line(result.err));   // no warnings about files that the script itself leaves out
     CHECK_MESSAGE(contains(result.err, "skipped 1 file: binary (a NUL in the first 8 KiB): "), result.err);
     CHECK(contains(result.out, "next: ./train_gpt --data '" + source.dir / "out/train_*.bin'"));
 }
 
-TEST_CASE("linux_source.sh: --piece-bytes cuts files at ends of lines, but none into both training and validation") {
+TEST_CASE("linux_source.sh: --piece-bytes splits files at line ends, and no file is in both training and validation") {
     Source source;
     for (int i = 0; i < 60; i++) {
         const std::string name = "file" + std::to_string(i);
@@ -127,7 +127,7 @@ TEST_CASE("linux_source.sh: --piece-bytes cuts files at ends of lines, but none 
     CHECK(held_out >= 1);
 }
 
-TEST_CASE("linux_source.sh: the same text gives the same bytes, wherever they go, and source.txt says what they were made of") {
+TEST_CASE("linux_source.sh: the same text gives the same bytes in any folder, and source.txt names its origin") {
     Source source;
     for (std::string out : {"a", "deeper/folder/b", "with space/c"})
         REQUIRE(run(source.command("--vocab-size 260 --tokens 1.5e3 --val-tokens 10 --out '" + source.dir / out + "///'")).code == 0);
@@ -139,13 +139,13 @@ TEST_CASE("linux_source.sh: the same text gives the same bytes, wherever they go
     CHECK(Tokenizer::load(source.dir / "a/tokenizer.txt").vocab_size() == 260);
     CHECK(read_shard_header(source.dir / "a/train_000000.bin") == 1500);
     CHECK(read_shard_header(source.dir / "a/val_000000.bin") == 10);
-    // An empty folder is one to use.
+    // An empty folder may be used.
     fs::create_directory(source.dir / "empty");
     REQUIRE(source.make("empty").code == 0);
     CHECK(fs::exists(source.dir / "empty/source.txt"));
 }
 
-TEST_CASE("linux_source.sh: shards have a million tokens, so that their order can be another one") {
+TEST_CASE("linux_source.sh: shards have a million tokens, so that --data-seed can change their order") {
     Source source;
     for (int i = 0; i < 5; i++) source.add("fs/" + std::to_string(i) + ".c", std::string(262000, static_cast<char>('a' + i)) + "\n");
     source.pack();
@@ -154,7 +154,7 @@ TEST_CASE("linux_source.sh: shards have a million tokens, so that their order ca
     CHECK(read_shard_header(source.dir / "out/train_000000.bin") == 1'000'000);
 }
 
-TEST_CASE("linux_source.sh: called again it does nothing, and touches nothing that is not what was asked for") {
+TEST_CASE("linux_source.sh: a second call does nothing, and a corpus made otherwise is left alone") {
     Source source;
     const std::string out = source.dir / "out";
     REQUIRE(source.make("out").code == 0);
@@ -166,7 +166,7 @@ TEST_CASE("linux_source.sh: called again it does nothing, and touches nothing th
         result = source.make("out");
         CHECK(result.code == 0);
         CHECK(result.out == out + ": already there\n");
-        // Of what it was made need not be there any more.
+        // Its source need not exist any more.
         CHECK(run("data/linux_source.sh " + source.few + "--out " + out).out == result.out);
     }
     SUBCASE("other options") { result = source.make("out", "--tokens 100"), found = "has what data/linux_source.sh --vocab-size 257 --tokens 0 --val-tokens 0 --piece-bytes 0 made"; }
@@ -183,7 +183,7 @@ TEST_CASE("linux_source.sh: called again it does nothing, and touches nothing th
     CHECK_MESSAGE(contains(result.err, found), result.err);
 }
 
-TEST_CASE("linux_source.sh: a folder or file of somebody else's is left alone") {
+TEST_CASE("linux_source.sh: a folder or file that it did not make is left alone") {
     Source source;
     fs::create_directory(source.dir / "folder");
     write_file(source.dir / "folder/train_000000.bin", "mine");
@@ -198,7 +198,7 @@ TEST_CASE("linux_source.sh: a folder or file of somebody else's is left alone") 
     CHECK(read_file(source.dir / "file") == "mine");
 }
 
-TEST_CASE("linux_source.sh: what is damaged, too little or no source is one line, and nothing is made") {
+TEST_CASE("linux_source.sh: a damaged or too small source, or none, gives one line of error, and nothing is made") {
     Source source;
     const std::string whole = read_file(source.tar());
     auto with = [&](const std::string& bytes) {
@@ -222,11 +222,11 @@ TEST_CASE("linux_source.sh: what is damaged, too little or no source is one line
     source.check_failed(source.make("out"), "LINUX_SOURCE is '" + source.tar() + "', which is not a file");
 }
 
-TEST_CASE("linux_source.sh: on a full disk nothing is left half-made") {
+TEST_CASE("linux_source.sh: a full disk leaves nothing incomplete") {
     Source source;
     source.add("fs/some.c", std::string(200'000, 'x'));
     source.pack();
-    // A limit on the size of a file stands for the end of the disk: for tar first, then for the shards.
+    // A limit on file sizes takes the place of a full disk: first for tar, then for the shards.
     source.check_failed(run("trap '' XFSZ; ulimit -f 100; " + source.command(source.few + "--out " + source.dir / "out")), "cannot unpack '" + source.tar());
     source.check_failed(run("trap '' XFSZ; ulimit -f 600; " + source.command(source.few + "--out " + source.dir / "out")), "train_000000.bin");
     CHECK(source.make("out").code == 0);
@@ -234,21 +234,21 @@ TEST_CASE("linux_source.sh: on a full disk nothing is left half-made") {
     source.check_failed(run(source.command(source.few + "--out " + source.tar() + "/out")), "cannot make the folder", "none");
 }
 
-TEST_CASE("linux_source.sh: stopped half way it leaves nothing, killed it leaves what the next call removes") {
+TEST_CASE("linux_source.sh: stopped, it leaves nothing; killed, it leaves what the next call removes") {
     Source source;
-    // A tar that unpacks a little and then goes on for ever, and says which process it is.
+    // A tar that unpacks a little, prints its process id, and never ends.
     source.stand_in("tar", "touch " + source.dir / "out.tmp/text/half.c; echo $$ >" + source.dir / "pid.tmp; mv " + source.dir / "pid.tmp " + source.dir / "pid; exec sleep 1000");
     const std::string begin = source.path() + source.command(source.few + "--out " + source.dir / "out") + " & script=$!; while [ ! -e " + source.dir / "pid ]; do sleep 0.01; done; ";
     const std::string gone = "; for i in 1 2 3 4 5 6 7 8 9; do kill -0 $(cat " + source.dir / "pid) 2>/dev/null || exit 7; sleep 0.1; done";
     SUBCASE("stopped") {
         source.check_failed(run(begin + "kill -TERM $script; wait $script"), "stopped by a signal; '" + source.dir / "out' was not made");
-        CHECK(run("true" + gone).code == 7);   // and what it had started has ended
+        CHECK(run("true" + gone).code == 7);   // the tar that it started has ended
     }
     SUBCASE("killed") {
         run(begin + "kill -KILL $script; wait $script");
         CHECK(fs::exists(source.dir / "out.tmp/text/half.c"));
         CHECK(!fs::exists(source.dir / "out"));
-        // What it had started still works there.
+        // The tar that it started is still running there.
         Result second = source.make("out");
         CHECK(second.code == 2);
         CHECK_MESSAGE(contains(second.err, "is going into '" + source.dir / "out.tmp'"), second.err);
@@ -261,7 +261,7 @@ TEST_CASE("linux_source.sh: stopped half way it leaves nothing, killed it leaves
     CHECK(!fs::exists(source.dir / "out.tmp"));
 }
 
-TEST_CASE("linux_source.sh refuses what it cannot do, before it unpacks anything") {
+TEST_CASE("linux_source.sh refuses wrong arguments before it unpacks anything") {
     Source source;
     struct {
         std::string arguments, found;
@@ -285,7 +285,7 @@ TEST_CASE("linux_source.sh refuses what it cannot do, before it unpacks anything
         CAPTURE(arguments);
         source.check_failed(run(source.command("--out " + source.dir / "out " + arguments)), found);
     }
-    // Where the programs are not built.
+    // The programs are not built.
     fs::create_directory(source.dir / "data");
     for (std::string name : {"linux_source.sh", "download.sh"}) fs::copy(fs::path("data") / name, source.dir / "data");
     source.check_failed(run("LINUX_SOURCE=" + source.tar() + " " + source.dir / "data/linux_source.sh --out " + source.dir / "out"), "data/tokenize is not built; run make");
@@ -293,7 +293,7 @@ TEST_CASE("linux_source.sh refuses what it cannot do, before it unpacks anything
 
 // ------------------------------------------------------------------------------------------------------------- the package
 
-/// Where a package is installed, the script takes that one and asks no apt-get.
+/// These tests need a machine without the package: where it is installed, the script does not call apt-get.
 static Needs needs_packages() {
     return {run("command -v dpkg-deb").code == 0 && run("ls /usr/src/linux-source-*.tar.*").code != 0, "packages of Debian (or linux-source is installed)"};
 }
@@ -327,20 +327,20 @@ TEST_CASE("linux_source.sh fetches Debian's package, once for all corpora" * nee
     REQUIRE_MESSAGE(result.code == 0, result.err);
     CHECK(read_file(package.dir / "calls").ends_with("download linux-source-9.9=2:9.9.1-3\n"));
     CHECK(names_in(package.dir / "corpora") == Names{"a", "linux-source-9.9_2%3a9.9.1-3_all.deb"});
-    REQUIRE(package.Source::make("b").code == 0);   // of the tar itself
+    REQUIRE(package.Source::make("b").code == 0);   // from the tar itself
     CHECK(read_file(package.dir / "corpora/a/train_000000.bin") == read_file(package.dir / "b/train_000000.bin"));
     CHECK(contains(read_file(package.dir / "corpora/a/source.txt"), "\ntext linux-source-9.9_2%3a9.9.1-3_all.deb\n"));
 
     REQUIRE(package.make("corpora/c").code == 0);
     CHECK(package.calls() == 1);
-    // One that is there in part, or damaged, is fetched again.
+    // An incomplete or damaged package is fetched again.
     write_file(package.file(), "half");
     REQUIRE(package.make("corpora/d").code == 0);
     CHECK(package.calls() == 2);
     CHECK(read_file(package.file()) == read_file(package.dir / "archive.deb"));
 }
 
-TEST_CASE("linux_source.sh: what apt-get cannot do is one line with the way out" * needs_packages()) {
+TEST_CASE("linux_source.sh: a failure of apt-get gives one line of error with the way out" * needs_packages()) {
     Package package;
     SUBCASE("no network") {
         write_file(package.dir / "offline", "");
@@ -352,7 +352,7 @@ TEST_CASE("linux_source.sh: what apt-get cannot do is one line with the way out"
     }
     SUBCASE("another file than was announced") {
         write_file(package.dir / "archive.deb", "something else");
-        package.check_failed(package.make("corpora/a"), "has not the SHA-256 that apt-cache has for it", "corpora/a");
+        package.check_failed(package.make("corpora/a"), "does not have the SHA-256 that apt-cache lists for it", "corpora/a");
         CHECK(!fs::exists(package.file()));
     }
     SUBCASE("no apt-get, as elsewhere than on Debian") {

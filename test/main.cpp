@@ -1,5 +1,5 @@
-// The test runner's main(). Every test/<name>.cpp mirrors llmc/<name>. The last line is N passed, N failed, N skipped, and is not there after a
-// crash; skipped are cases that this machine cannot run (test/needs.h), not those that filters left out.
+// The test runner's main(). Every test/<name>.cpp mirrors llmc/<name>. The last line is "N passed, N failed, N skipped", and is missing after a
+// crash. Skipped cases are those that this machine cannot run (test/needs.h), not those that filters exclude.
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 #include <cstdio>
@@ -16,7 +16,7 @@ struct Counter : doctest::IReporter {
         else if (!current->m_description) passed++;
         else {
             skipped++;
-            std::printf("skipped, as there are no %s here: %s\n", current->m_description, current->m_name);
+            std::printf("skipped, this machine lacks %s: %s\n", current->m_description, current->m_name);
         }
     }
     void report_query(const doctest::QueryData&) override {}

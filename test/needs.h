@@ -1,4 +1,4 @@
-// Cases that this machine cannot run: they are named, and counted as skipped.
+// Test cases that need what a machine may lack; without it they are reported, and counted as skipped.
 #pragma once
 #include <doctest/doctest.h>
 #ifndef PRECISION_ANY
@@ -6,22 +6,22 @@
 #include "llmc/ops/matmul.h"
 #endif
 
-/// TEST_CASE("..." * Needs{is_it_there(), "what"}): without it, the case is skipped. (doctest::skip is for a case that has no meaning in a
-/// build, whatever the machine: it is not counted.)
+/// TEST_CASE("..." * Needs{is_there(), "what"}): without it, the case is skipped. (doctest::skip is for a case that is meaningless in a
+/// build, on any machine; it is not counted.)
 struct Needs {
     bool there;
     const char* what;
 
-    /// The case stays among those that filters choose from; test/main.cpp knows it by its description.
+    /// The case remains visible to filters; test/main.cpp recognizes it by its description.
     void fill(doctest::detail::TestCase& test) const {
         if (!there) test.m_description = what, test.m_test = [] {};
     }
 };
 
-#ifndef PRECISION_ANY   // suites that are compiled once for all precisions have no products
-/// A case whose op makes matrix products: oneDNN may have none in bf16 for a CPU (2.6 on AVX2).
-inline Needs needs_products() {
+#ifndef PRECISION_ANY   // suites that are compiled once for all precisions have no matmuls
+/// For a case with matmuls: oneDNN may have none in bf16 for a CPU (2.6 on AVX2).
+inline Needs needs_matmul() {
     static const bool there = matmul_supported();
-    return {there, sizeof(floatX) == 4 ? "matrix products in fp32" : "matrix products in bf16"};
+    return {there, sizeof(floatX) == 4 ? "fp32 matmuls" : "bf16 matmuls"};
 }
 #endif

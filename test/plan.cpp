@@ -1,4 +1,4 @@
-// The plan against the published accounting of the growth study, and against its rules worked out elsewhere.
+// The plan of a run, against the published accounting of the growth study, and against its rules computed independently.
 #include "llmc/plan.h"
 #include <doctest/doctest.h>
 #include <cmath>
@@ -61,7 +61,7 @@ TEST_CASE("plan: d12 of the growth study") {
     CHECK(plan.total_flops == published(8.21e17));
 }
 
-TEST_CASE("plan: d6s12, the shallow round: its scaling rules take d12 of the same vocabulary as measure") {
+TEST_CASE("plan: d6s12, the shallow round: its scaling rules use d12 with the same vocabulary as the reference model") {
     const GPTConfig shallow = recipe_config(NANOCHAT, 6, 6, 768, 32768, 2048, "SSSL");
     const PlanInput in = input_of(shallow, true);
     CHECK(in.matmul_params == 67633728);
@@ -75,7 +75,7 @@ TEST_CASE("plan: d6s12, the shallow round: its scaling rules take d12 of the sam
     CHECK(plan.weight_decay_scale == close(110101632.0 / 67633728));
 }
 
-TEST_CASE("plan: larger and smaller models, as the reference's accounting and nanochat's rules in Python give them") {
+TEST_CASE("plan: larger and smaller models, against the reference's accounting and nanochat's rules in Python") {
     struct Row {
         int depth, heads, width, vocab, seq_len;
         int64_t batch, steps;
@@ -94,7 +94,7 @@ TEST_CASE("plan: larger and smaller models, as the reference's accounting and na
     }
 }
 
-TEST_CASE("plan: a batch that is given scales learning rate and decay, and a horizon in FLOPs is rounded") {
+TEST_CASE("plan: an explicit batch size scales learning rate and decay, and a horizon in FLOPs is rounded to steps") {
     PlanInput in = input_of(recipe_config(NANOCHAT, 4, 2, 256, 4096, 256, "SSSL"), true);
     in.batch_tokens = 16384;
     in.total_flops = 1e13;                                    // 22.495 steps
@@ -115,7 +115,7 @@ TEST_CASE("plan: a batch that is given scales learning rate and decay, and a hor
     CHECK(plan.lr_scale == close(0.1767766952966369));
 }
 
-TEST_CASE("plan: without scaling, 2^19 tokens and every rate as it is") {
+TEST_CASE("plan: without scaling, the batch has 2^19 tokens and the rates are unchanged") {
     PlanInput in = input_of(recipe_config(SPEEDRUN, 12, 12, 768, 50304, 1024), false);
     in.steps = 6200;
     const Plan plan = make_plan(in);
@@ -127,7 +127,7 @@ TEST_CASE("plan: without scaling, 2^19 tokens and every rate as it is") {
     CHECK(make_plan(in).lr_scale == 1);
 }
 
-TEST_CASE("plan: looping steps count twice in FLOPs, the first one too") {
+TEST_CASE("plan: looping steps count twice in FLOPs, also the first step") {
     PlanInput in = input_of(recipe_config(SPEEDRUN, 2, 2, 64, 512, 64), false);
     in.batch_tokens = 512;
     in.steps = 21;
@@ -140,7 +140,7 @@ TEST_CASE("plan: looping steps count twice in FLOPs, the first one too") {
     CHECK(make_plan(in).total_flops == close(110 * flops_of_step));
 }
 
-TEST_CASE("plan: the measure of the scaling rules has the model's share of key/value heads") {
+TEST_CASE("plan: the reference model of the scaling rules has the model's ratio of key/value heads") {
     GPTConfig config = recipe_config(NANOCHAT, 4, 6, 768, 32768, 2048, "L");
     const int64_t all = reference_params(config);
     config.n_kv_head = 2;
@@ -204,7 +204,7 @@ TEST_CASE("plan: refusals name the rule, the values and the way out") {
     CHECK(has(error_of(in), "less than one step"));
 }
 
-TEST_CASE("plan: a run that continues a schedule takes what is left of the horizon") {
+TEST_CASE("plan: a run that continues a schedule gets the remaining part of the horizon") {
     PlanInput in = input_of(recipe_config(NANOCHAT, 12, 6, 768, 32768, 2048, "SSSL"), true);
     PlanInput whole = in;
     in.before = {.steps = 1000, .tokens = 1000 * int64_t{524288}, .flops = 1000 * 524288.0 * 802167552.0};
@@ -213,7 +213,7 @@ TEST_CASE("plan: a run that continues a schedule takes what is left of the horiz
     CHECK(plan.steps == 1205);
     CHECK(plan.schedule_steps == 2205);
     CHECK(plan.tokens == 1205 * int64_t{524288});
-    CHECK(plan.total_flops == close(make_plan(whole).total_flops * 1205 / 2205));   // of this run
+    CHECK(plan.total_flops == close(make_plan(whole).total_flops * 1205 / 2205));   // of this run alone
     in.param_data_ratio.reset();
     in.total_flops = make_plan(whole).total_flops;
     CHECK(make_plan(in).steps == 1205);
@@ -221,8 +221,8 @@ TEST_CASE("plan: a run that continues a schedule takes what is left of the horiz
     in.steps = 1001;
     CHECK(make_plan(in).steps == 1);
     in.steps = 1000;
-    CHECK(has(error_of(in), "the schedule goes on behind 1000 steps, 524288000 tokens"));
-    // A shallow model before it: its FLOPs are what they were.
+    CHECK(has(error_of(in), "the schedule continues after 1000 steps, 524288000 tokens"));
+    // After a shallow model: its FLOPs count as they were.
     in.steps.reset();
     in.before.flops /= 2;
     in.total_flops = make_plan(whole).total_flops;
@@ -230,7 +230,7 @@ TEST_CASE("plan: a run that continues a schedule takes what is left of the horiz
     CHECK(make_plan(in).schedule_steps == 2705);
 }
 
-TEST_CASE("plan: FLOPs of what is frozen: 4 a parameter, 2 where nothing below it trains") {
+TEST_CASE("plan: FLOPs of frozen matrices: 4 per parameter, 2 where nothing below trains") {
     const GPTConfig c = recipe_config(SPEEDRUN, 3, 2, 32, 96, 24), nanochat = recipe_config(NANOCHAT, 4, 2, 64, 128, 32, "SL");
     const int64_t C = 32, head = 96 * C, qkv = 3 * C * C, proj = C * C, fc = 4 * C * C, layer = qkv + proj + 2 * fc,
                   attention = C * 24;
@@ -242,8 +242,8 @@ TEST_CASE("plan: FLOPs of what is frozen: 4 a parameter, 2 where nothing below i
     CHECK(flops("h.1.fc") == 2 * layer + (2 * (qkv + proj) + 6 * fc + 4 * fc) + 4 * layer + 4 * head + (4 + 4 + 12) * attention);
     CHECK(flops("h.1.fc_proj") == 2 * layer + (2 * (qkv + proj + fc) + 6 * fc) + 4 * layer + 4 * head + (4 + 4 + 12) * attention);
     CHECK(flops("h.1.v") == 2 * layer + 4 * layer + 2 * C * C - 2 * 2 * C * C + 4 * layer + 4 * head + (4 + 12 + 12) * attention);
-    CHECK(flops("wte") == 4 * 3 * layer + 6 * head + 3 * 12 * attention);   // tied: it is the head
-    // An untied head alone; its input needs no gradient then.
+    CHECK(flops("wte") == 4 * 3 * layer + 6 * head + 3 * 12 * attention);   // tied: wte is also the head
+    // An untied head alone: its input needs no gradient.
     const int64_t all = flops_per_token(nanochat), nano_head = 128 * 64, nano_attention = 64 * (16 + 32 + 16 + 32);
     const int64_t layers = (all - 6 * nano_head - 12 * nano_attention) / 6;
     CHECK(flops_per_token(nanochat, {.only = {"lm_head"}}) == 2 * layers + 6 * nano_head + 4 * nano_attention);
@@ -251,7 +251,7 @@ TEST_CASE("plan: FLOPs of what is frozen: 4 a parameter, 2 where nothing below i
     CHECK(flops_per_token(nanochat, {.only = {"wte"}}) == 4 * (layers + nano_head) + 12 * nano_attention);
 }
 
-TEST_CASE("plan: patterns of what trains") {
+TEST_CASE("plan: patterns of --train-only") {
     const GPTConfig c = recipe_config(NANOCHAT, 12, 2, 64, 128, 32);
     auto names = [&](const std::string& text) {
         const Trained trained{.only = parse_train_only(text, c)};
@@ -275,8 +275,8 @@ TEST_CASE("plan: patterns of what trains") {
         return std::string();
     };
     for (const char* wrong : {"foo", "", ",", "wte,", "h.0.ve", "h.12.q", "h.0", "fc", "h.*.fc2", "H.1.fc"})
-        CHECK(has(error(wrong), "' is no tensor of the model"));
+        CHECK(has(error(wrong), "' matches no tensor of the model"));
     CHECK(error("wte,h.6-12.*") == "--train-only h.6-12.*: layers 6 to 12, but the model has layers 0 to 11");
     CHECK(has(error("h.5-3.fc"), "layers 5 to 3"));
-    CHECK(has(error("h.2-3.foo"), "is no tensor"));
+    CHECK(has(error("h.2-3.foo"), "matches no tensor"));
 }

@@ -1,4 +1,4 @@
-// ./train_gpt as several processes, started by mpirun: the same bytes at every count, and what must happen when something breaks.
+// ./train_gpt as several processes, started by mpirun: the same bytes with any number of processes, and the behaviour when something breaks.
 #include <doctest/doctest.h>
 #include <sys/resource.h>
 #include <algorithm>
@@ -17,31 +17,31 @@ namespace {
 
 bool contains(const std::string& text, const std::string& words) { return text.find(words) != std::string::npos; }
 
-// The programs at the top are built for a CPU, with MPI.
+// Whether ./train_gpt is built for the CPU, with MPI.
 bool can_start_jobs() {
     static const bool there = has_mpirun() && run("readlink -f train_gpt | grep -q cuda").code != 0;
     return there;
 }
 Needs needs_jobs() { return {can_start_jobs(), "MPI, and the programs built for a CPU"}; }
 
-/// mpirun as anybody may call it on any number of cores, in whatever job the tests themselves run.
+/// mpirun for any number of processes, as root too, and independent of a job that the tests themselves run in.
 const std::string MPIRUN = "env $(env | sed -nE 's/^((SLURM|OMPI|PMIX|PMI)_[A-Za-z0-9_]*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE)=.*/-u \\1/p') "
                            + mpirun_variables() + "mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1";
 
 std::string job(int count, const std::string& command) { return MPIRUN + " -n " + std::to_string(count) + " " + command; }
 
-// Eight micro-batches a step, of which the last one of each part ends a document somewhere.
+// Eight micro-batches a step, in four parts.
 const std::string SIZES = " --depth 3 --width 32 --heads 2 --seq-len 16 --vocab-size 72 --device-batch 2 --batch-tokens 256 --no-scaling --parts 4";
 const std::string NANO = "./train_gpt --recipe nanochat" + SIZES, SPEED = "./train_gpt --recipe speedrun" + SIZES;
 
 Result go(const std::string& command) { return Child("exec " + command).finish(); }
 
-/// What the program says, without mpirun's own words and what only tells of time, memory and speed.
+/// The program's own output, without mpirun's, and without times, memory and speeds.
 std::string own_lines(const std::string& text) {
     std::string lines;
     std::istringstream all(text);
     for (std::string line; std::getline(all, line);) {
-        if (line.ends_with('\r')) line.pop_back();   // of mpirun's terminal
+        if (line.ends_with('\r')) line.pop_back();   // mpirun's terminal adds it
         line = std::regex_replace(line, std::regex("( ms | tok/s | mfu | eta )[^ ]*"), "");
         if (!line.starts_with("peak of") && !line.starts_with("memory") && !line.starts_with("  ") && !line.starts_with("saved")) lines += line + "\n";
     }
@@ -65,7 +65,7 @@ std::vector<std::string> complaints(const Result& result) {
     return lines;
 }
 
-/// The job ended with exit code 2, and the program says the words in one line, once.
+/// The job ended with exit code 2 and exactly one line of the program's errors, which has these words.
 void check_one_error(const Result& result, const std::string& words) {
     CAPTURE(result.err);
     CHECK(result.code == 2);
@@ -86,7 +86,7 @@ void check_it_opens(const std::string& path) {
     verify_tensors(open_checkpoint(path));
 }
 
-/// The children of a process.
+/// The process ids of the ranks that write to the folder `out`.
 std::vector<pid_t> ranks_of(const std::string& out) {
     const Result found = run("pgrep -f -- '^./train_gpt .*--out " + out + "( |$)'");
     std::vector<pid_t> ranks;
@@ -98,7 +98,7 @@ std::vector<pid_t> ranks_of(const std::string& out) {
 
 }  // namespace
 
-TEST_CASE("processes: one process of one part has today's bytes, however it is started" * needs_jobs()) {
+TEST_CASE("processes: one process with one part writes the same bytes with and without mpirun and --parts" * needs_jobs()) {
     Workplace w;
     const std::string sizes = "./train_gpt --depth 2 --width 32 --heads 2 --seq-len 32 --vocab-size 72 --device-batch 2 --batch-tokens 128 --steps 5" + w.data;
     CHECK(go(sizes + " --out " + w / "a").code == 0);
@@ -111,7 +111,7 @@ TEST_CASE("processes: one process of one part has today's bytes, however it is s
     for (const TensorEntry& entry : a.tensors) CHECK(entry.xxh3 == c.at(entry.name).xxh3);
 }
 
-TEST_CASE("processes: 40 steps give the same bytes and the same text at 1, 2 and 4" * needs_jobs()) {
+TEST_CASE("processes: 40 steps give the same bytes and the same output with 1, 2 and 4 processes" * needs_jobs()) {
     Workplace w;
     CHECK(go(SPEED + w.data + " --steps 2 --out " + w / "parent").code == 0);
     const std::string models[] = {
@@ -139,7 +139,7 @@ TEST_CASE("processes: 40 steps give the same bytes and the same text at 1, 2 and
         }
         CHECK(std::count(said.begin(), said.end(), '\n') == 43);
     }
-    // Evaluation by itself.
+    // --eval alone.
     std::string said;
     for (int count : {1, 2, 3, 4}) {
         const Result result = go(job(count, "./train_gpt --init " + step_file(w / "0-1", 40) + " --eval" + w.val));
@@ -150,7 +150,7 @@ TEST_CASE("processes: 40 steps give the same bytes and the same text at 1, 2 and
     }
 }
 
-TEST_CASE("processes: stopped at 4, killed, gone on at 1, killed, gone on at 2: the bytes of one go" * needs_jobs()) {
+TEST_CASE("processes: started with 4, killed, resumed with 1, killed, resumed with 2: the bytes of an uninterrupted run" * needs_jobs()) {
     Workplace w;
     const std::string flags = w.data + " --save-every 1 --steps 30", out = w / "out";
     REQUIRE(go(job(2, NANO + flags + " --out " + w / "whole")).code == 0);
@@ -169,7 +169,7 @@ TEST_CASE("processes: stopped at 4, killed, gone on at 1, killed, gone on at 2: 
     CHECK(read_file(step_file(out, 30)) == read_file(step_file(w / "whole", 30)));
 }
 
-TEST_CASE("processes: memory of each is what the plan says, within 5 %" * needs_jobs()) {
+TEST_CASE("processes: the memory of each process is as planned, within 5 %" * needs_jobs()) {
     Workplace w;
     const std::string model = "./train_gpt --depth 4 --width 256 --heads 2 --seq-len 256 --vocab-size 4096 --device-batch 4 --batch-tokens 4096 --parts 4 --steps 2";
     for (int count : {1, 2, 4}) {
@@ -186,22 +186,22 @@ TEST_CASE("processes: memory of each is what the plan says, within 5 %" * needs_
     for (int rank = 0; rank < 4; rank++) CHECK(contains(plan, "\nrank " + std::to_string(rank) + " updates "));
 }
 
-TEST_CASE("processes: counts and flags that do not fit are refused in one line" * needs_jobs()) {
+TEST_CASE("processes: numbers of processes and flags that do not fit are refused in one line" * needs_jobs()) {
     Workplace w;
     const std::string flags = w.data + " --steps 5 --out " + w / "out", no_parts = NANO.substr(0, NANO.find(" --parts"));
     check_one_error(go(job(3, NANO + flags)), "3 processes cannot share 4 parts of a step (--parts); start 1, 2 or 4, or give --parts");
     check_one_error(go(job(4, no_parts + " --parts 2" + flags)), "4 processes cannot share 2 parts of a step (--parts); start 1 or 2");
     check_one_error(go(job(2, no_parts + " --parts 16" + flags)), "must be a multiple of device_batch x seq_len x parts (2 x 16 x 16 = 512)");
     check_one_error(go(job(2, NANO + " --steps 5" + w.data)), "--out is missing");
-    check_one_error(go(job(2, NANO + flags + " --processes 2")), "--processes says how many --plan is for");
+    check_one_error(go(job(2, NANO + flags + " --processes 2")), "--processes is for --plan alone");
     CHECK(!fs::exists(w / "out"));
 
-    // A run that one process began has one part.
+    // A run that was started by one process has one part.
     REQUIRE(go(no_parts + flags).code == 0);
     check_one_error(go(job(2, "./train_gpt --resume " + step_file(w / "out", 5) + w.data)), "2 processes cannot share 1 part of a step");
 }
 
-TEST_CASE("processes: ranks that were not started alike" * needs_jobs()) {
+TEST_CASE("processes: ranks that were started with different flags, data, checkpoints or programs" * needs_jobs()) {
     Workplace w;
     const std::string out = " --out " + w / "out", all = w.data + " --steps 5" + out;
     auto two = [&](const std::string& first, const std::string& second) { return go(MPIRUN + " -n 1 " + first + " : -n 1 " + second); };
@@ -214,7 +214,7 @@ TEST_CASE("processes: ranks that were not started alike" * needs_jobs()) {
     check_one_error(two(NANO.substr(0, 12) + w.data + " --parts 2 --steps 3 --init " + step_file(w / "1", 1) + out,
                         NANO.substr(0, 12) + w.data + " --parts 2 --steps 3 --init " + step_file(w / "2", 1) + out), "the checkpoint that the run starts from differs");
 
-    // Another commit: the same program with other letters in it.
+    // Another commit: the same program with its commit string patched.
     std::string program = read_file("train_gpt");
     const std::string commit = build_commit(), other(commit.size(), 'x');
     const size_t at = program.find(commit + '\0');
@@ -225,11 +225,11 @@ TEST_CASE("processes: ranks that were not started alike" * needs_jobs()) {
     check_one_error(two(NANO + all, w / "train_gpt" + NANO.substr(11) + all), "the commit of train_gpt differs between the processes of this job: " + commit);
     CHECK(!fs::exists(w / "out"));
 
-    // What only one of them finds wrong, the others are not left waiting for.
+    // An error on one rank ends the others at once.
     check_one_error(two(NANO + all, NANO + " --steps 5 --data " + w / "nothing.bin" + out), "rank 1 on ");
 }
 
-TEST_CASE("processes: a rank that is killed, or hangs, ends the job; one line says where, and the last checkpoint opens" * needs_jobs()) {
+TEST_CASE("processes: a rank that is killed, or hangs, ends the job; an error names the place, and the last checkpoint opens" * needs_jobs()) {
     Workplace w;
     for (int signal : {SIGKILL, SIGSTOP}) {
         CAPTURE(signal);
@@ -252,13 +252,13 @@ TEST_CASE("processes: a rank that is killed, or hangs, ends the job; one line sa
     }
 }
 
-TEST_CASE("processes: a signal that asks to stop saves once, and the run goes on from there" * needs_jobs()) {
+TEST_CASE("processes: on a signal the job saves once and ends, and the run resumes from there" * needs_jobs()) {
     Workplace w;
     const std::string out = w / "out", flags = w.data + " --steps 1000000";
     {
         Child child("exec " + job(2, NANO + flags + " --out " + out));
         child.wait_for("step 10/");
-        child.signal(SIGUSR1);   // which mpirun hands on
+        child.signal(SIGUSR1);   // mpirun forwards it
         CHECK(child.finish().code == 0);
         CHECK(contains(child.finish().out, "go on with --resume " + out));
     }
@@ -273,7 +273,7 @@ TEST_CASE("processes: a signal that asks to stop saves once, and the run goes on
     for (const TensorEntry& entry : b.tensors)
         if (!contains(entry.name, "tokenizer")) CHECK(a.find(entry.name) != nullptr);
 
-    // One rank alone is asked: all of them stop.
+    // A signal to one rank stops all.
     const std::string other = w / "other";
     Child child("exec " + job(2, NANO + flags + " --out " + other));
     child.wait_for("step 10/");
@@ -282,10 +282,10 @@ TEST_CASE("processes: a signal that asks to stop saves once, and the run goes on
     check_it_opens(last_checkpoint(other));
 }
 
-TEST_CASE("processes: a bad token, a full disk and NaN end the job in one line, and keep what was trained" * needs_jobs()) {
+TEST_CASE("processes: a bad token, a full disk and NaN end the job with one line of error, and earlier checkpoints stay" * needs_jobs()) {
     Workplace w;
     const std::string flags = " --steps 1000";
-    // The token lies in what rank 3 of 4 reads of some later step; what came before is saved.
+    // The token is in the data that rank 3 of 4 reads in a later step; the steps before are saved.
     std::vector<uint16_t> tokens = random_tokens(40000, 1);
     tokens[256 * 20 + 250] = 100;
     write_shard(w / "bad.bin", tokens);
@@ -293,7 +293,7 @@ TEST_CASE("processes: a bad token, a full disk and NaN end the job in one line, 
     CHECK(last_checkpoint(w / "bad") == step_file(w / "bad", 20));
     check_it_opens(step_file(w / "bad", 20));
 
-    // From some step on no file may be as long as a checkpoint.
+    // From step 10 on, a limit on file sizes is smaller than a checkpoint.
     const std::string full = w / "full";
     {
         Child child("exec " + job(2, NANO + w.data + " --save-every 400 --steps 1000000 --out " + full));
@@ -304,7 +304,7 @@ TEST_CASE("processes: a bad token, a full disk and NaN end the job in one line, 
         CHECK(last_checkpoint(full) == "");
     }
 
-    // Muon's matrices overflow in the first update: the lowest micro-batch is named, with its rank.
+    // Muon's matrices overflow in the first update: the error names the first micro-batch, and its rank.
     check_one_error(go(job(2, SPEED + w.data + " --save-every 1 --matrix-lr 1e30 --steps 50 --out " + w / "nan")), ", in micro-batch 0, which rank 0 on host ");
     if (const std::string last = last_checkpoint(w / "nan"); !last.empty()) check_it_opens(last);
 }

@@ -1,4 +1,4 @@
-// For tests that run the built programs: a command's exit code and output, a folder that goes away, whole files.
+// For tests that run the built programs: a command's exit code and output, temporary folders, reading and writing files.
 #pragma once
 #include <sys/wait.h>
 
@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <string>
 
-/// A folder of its own under $TMPDIR or /tmp, removed with all it holds.
+/// A new folder under $TMPDIR or /tmp, removed with its contents by the destructor.
 struct TempDir {
     std::string path;
 

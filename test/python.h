@@ -1,11 +1,11 @@
-// For suites of Python scripts: the Python that runs them, and what of it this machine has.
+// For suites that run Python scripts: the interpreter, and which packages this machine has.
 #pragma once
 #include <filesystem>
 #include <string>
 #include "test/needs.h"
 #include "test/program.h"
 
-/// The one that Debian's matplotlib is installed for, else the first there is.
+/// The interpreter that Debian's matplotlib is installed for, else the first on the PATH.
 inline const std::string PYTHON = std::filesystem::exists("/usr/bin/python3") ? "/usr/bin/python3" : "python3";
 
 inline Needs needs_python() {

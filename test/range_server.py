@@ -1,9 +1,9 @@
-"""A web server for the tests of downloads, on a free port of this machine, which it prints.
+"""A web server for the tests of downloads. It listens on a free port of this machine, and prints its number.
 
 range_server.py FOLDER LOG serves FOLDER/NAME under four paths, and writes a line `PATH RANGE` to LOG for every request:
-    /whole/NAME     as a good server does, with ranges
+    /whole/NAME     as a normal server, with ranges
     /cut/NAME       the same, but the connection breaks after 1000 bytes
-    /norange/NAME   answers with the whole file, whatever range is asked for
+    /norange/NAME   always answers with the whole file, whatever range is requested
     /busy/NAME      answers 503
 """
 import http.server

@@ -1,4 +1,4 @@
-// Recipes are data: what every one of them must have, and a third one, described here and nowhere else, trained against float64.
+// Recipes are data: what every recipe must have; and a third recipe, defined only here, trained against float64.
 #include "llmc/recipe.h"
 #include <doctest/doctest.h>
 #include <algorithm>
@@ -19,8 +19,8 @@ constexpr bool FP32 = sizeof(floatX) == 4;
 
 // --------------------------------------------------------------------------------------------------- a third recipe
 
-/// AdamW on everything, matrices too, with a decay that follows the rate down a cosine; a model between the two studies'. eps is large
-/// beside what a float rounds away of a gradient, so that no element's direction hangs on that.
+/// AdamW on everything, matrices too, with a weight decay that follows the learning rate down a cosine; a model with features of both studies. eps is
+/// large against the rounding error of a gradient, so that rounding cannot flip the sign of an update.
 constexpr AdamWRule EVERYWHERE{.beta1 = 0.9, .beta2 = 0.98, .eps = 1e-3, .decays = true};
 const Recipe MIXTURE{
     .name = "mixture",
@@ -57,12 +57,12 @@ const Recipe MIXTURE{
 
 // ------------------------------------------------------------------------------------------------- its float64 loop
 
-/// Training in float64: gradients by central differences, AdamW as its paper has it, with the numbers of MIXTURE written out once more.
+/// Training in float64: gradients by central differences, AdamW as in its paper, with the constants of MIXTURE repeated here.
 struct Float64Training {
     ReferenceGPT gpt;
     std::map<std::string, Doubles> m, v;
 
-    /// How the loss changes with each element of a tensor: the error is about 1e-10.
+    /// The gradient of the loss for a tensor: the error is about 1e-10.
     Doubles gradient(const std::string& name, const std::vector<int>& idx, const std::vector<int>& targets) {
         Doubles slopes(gpt.p[name].size());
         for (size_t i = 0; i < slopes.size(); i++) {
@@ -71,17 +71,17 @@ struct Float64Training {
                 gpt.p[name][i] = before + by;
                 return gpt.loss(idx, targets);
             };
-            // Of two steps, so that the third derivative cancels (Richardson).
+            // From two step sizes, so that the third derivative cancels (Richardson extrapolation).
             slopes[i] = (8 * (moved(h / 2) - moved(-h / 2)) - (moved(h) - moved(-h))) / (6 * h);
             gpt.p[name][i] = before;
         }
         return slopes;
     }
 
-    /// One step of four (0 the first); its loss before.
+    /// Training step `at` of four, from 0; returns the loss before it.
     double step(int at, const std::vector<int>& idx, const std::vector<int>& targets) {
         const double loss = gpt.loss(idx, targets), pi = std::acos(-1.0);
-        const double left = std::min(1.0, (4 - at) / 3.0), multiplier = (1 - std::cos(pi * left)) / 2;   // a warmup of one step changes nothing
+        const double left = std::min(1.0, (4 - at) / 3.0), multiplier = (1 - std::cos(pi * left)) / 2;   // a warmup of one step has no effect
         std::map<std::string, Doubles> gradients;
         for (auto& [name, values] : gpt.p) gradients[name] = gradient(name, idx, targets);
         for (auto& [name, w] : gpt.p) {
@@ -107,7 +107,7 @@ struct Float64Training {
 
 }  // namespace
 
-TEST_CASE("recipe: a third one, in one constant, is planned, initialized and trained as the float64 loop has it" * needs_products()) {
+TEST_CASE("recipe: a third recipe, one constant, is planned, initialized and trained as in the float64 loop" * needs_matmul()) {
     const ModelLaws& laws = MIXTURE.model;
     const int depth = 2, width = static_cast<int>(default_width(MIXTURE, depth)), B = 2;
     const GPTConfig config = recipe_config(MIXTURE, depth, default_heads(MIXTURE, width), width, laws.vocab_size, laws.seq_len);
@@ -140,7 +140,7 @@ TEST_CASE("recipe: a third one, in one constant, is planned, initialized and tra
     for (const Tensor& tensor : model.tensors) {
         std::vector<float> values(tensor.numel);
         initialize(values.data(), tensor, config, 5);
-        for (float& value : values) value = to_float(to_floatX(value));   // both begin with what the storage type holds
+        for (float& value : values) value = to_float(to_floatX(value));   // both start from values that the storage type holds exactly
         model.set_tensor(tensor, values.data());
         reference.gpt.p[tensor.name] = Doubles(values.begin(), values.end());
     }
@@ -158,7 +158,7 @@ TEST_CASE("recipe: a third one, in one constant, is planned, initialized and tra
         model.begin_step();
         model.train_micro_batch(idx.data(), targets.data(), 1);
         const double loss = model.end_step().loss, expected = reference.step(step, idx, targets);
-        CHECK(loss == doctest::Approx(expected).epsilon(FP32 ? 2e-6 : 1e-2));   // as in test/gpt.cpp; bf16: after steps whose gradients are rounded
+        CHECK(loss == doctest::Approx(expected).epsilon(FP32 ? 2e-6 : 1e-2));   // as in test/gpt.cpp; bf16: the gradients of earlier steps were rounded
         optimizer.set_step(MIXTURE.rates, {.lr_multiplier = lr_multiplier(schedule, step), .step = step, .steps = plan.steps}, step + 1);
         optimizer.update();
     }
@@ -171,13 +171,13 @@ TEST_CASE("recipe: a third one, in one constant, is planned, initialized and tra
             error += std::pow(values[i] - expected[i], 2);
             moved += std::pow(expected[i] - before[i], 2);
         }
-        // An element's update is g / (|g| + 1e-3): an error of a gradient counts up to 1000 times. fp32's are near 1e-7, those of bf16 a hundredth
+        // An element's update is g / (|g| + 1e-3), which amplifies an error of g up to 1000 times. In fp32 errors are near 1e-7, in bf16 a hundredth
         // of gradients of about 1e-2.
         CHECK(std::sqrt(error) <= (FP32 ? 2e-4 : 0.15) * std::sqrt(moved));
     }
 }
 
-TEST_CASE("recipe: each has one initial law for every tensor of the table, and Muon for matrices alone") {
+TEST_CASE("recipe: each has one initial law for every tensor of the table, and Muon only for matrices") {
     for (const Recipe* recipe : recipes()) {
         CAPTURE(recipe->name);
         std::map<std::string, int> rows;
@@ -198,13 +198,13 @@ TEST_CASE("recipe: each has one initial law for every tensor of the table, and M
     }
 }
 
-TEST_CASE("recipe: a name that is not there is refused with those that are") {
+TEST_CASE("recipe: the error for an unknown name lists the known ones") {
     CHECK_THROWS_WITH_AS(recipe_named("gpt5"), "recipe is 'gpt5', but must be one of: nanochat, nanochat_nonzero, speedrun",
                          std::invalid_argument);
     CHECK_THROWS_AS(initial_law(MIXTURE, "gate"), std::logic_error);
 }
 
-TEST_CASE("recipe: nanochat_nonzero is nanochat, but for matrices that start at 0 there") {
+TEST_CASE("recipe: nanochat_nonzero is nanochat, except for the matrices that nanochat initializes to 0") {
     CHECK(recipe_named("nanochat_nonzero").name == std::string("nanochat_nonzero"));
     const GPTConfig config = recipe_config(NANOCHAT, 2, 2, 64, 128, 32),
                     nonzero = recipe_config(NANOCHAT_NONZERO, 2, 2, 64, 128, 32);
@@ -226,7 +226,7 @@ TEST_CASE("recipe: nanochat_nonzero is nanochat, but for matrices that start at 
         for (float value : other) squares += double{value} * value;
         CHECK(*std::max_element(other.begin(), other.end()) <= bound);
         CHECK(*std::min_element(other.begin(), other.end()) >= -bound);
-        // The mean of n squares of such numbers scatters by 0.9 / sqrt(n) of itself: five times that.
+        // The mean of n squares of such numbers has a relative standard deviation of 0.9 / sqrt(n): five of these.
         CHECK(squares / static_cast<double>(other.size()) ==
               doctest::Approx(bound * bound / 3).epsilon(4.5 / std::sqrt(other.size())));
     }

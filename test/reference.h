@@ -1,5 +1,5 @@
-// What the op tests share: guarded device memory, comparison with float64, and gradients by finite differences.
-// The tests see a device only through the contracts, so the same files check the CPU's ops and CUDA's.
+// Shared by the op tests: guarded device memory, comparison with float64, and gradients by finite differences.
+// The tests use a device only through the ops' headers, so the same files test the CPU's ops and CUDA's.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -14,22 +14,22 @@
 #include "llmc/device/device.h"
 #include "llmc/device/types.h"
 
-/// The emulator, where that is the device, ends a kernel that touches these bytes of device memory.
+/// Defined where the emulator is the device: it ends a kernel that touches these bytes of device memory.
 __attribute__((weak)) void emulator_guard(const void* memory, size_t bytes);
 
-namespace {   // every test file has its own, so that no name here meets one of another file
+namespace {   // each test file has its own copy, so that names do not collide
 
 using Values = std::vector<double>;
 
-/// Greatest relative error of rounding once to the storage type, and to fp32 (which sums are made in).
+/// The maximal relative error of one rounding to the storage type, and to fp32 (which sums are accumulated in).
 constexpr double FP32_ROUND = 1.0 / (1 << 24);
 constexpr double ROUND = sizeof(floatX) == 4 ? FP32_ROUND : 1.0 / (1 << 8);
 constexpr bool FP32 = sizeof(floatX) == 4;
 
-/// Device memory of `size` elements between two guards. Memory and guards start as a NaN pattern (-7995515 as an int), so an
-/// element that is not written, or one read beyond the ends, shows in the result; a write beyond the ends changes a guard (the NaN is a
-/// signalling one, which no arithmetic leaves as it is: a guard that is read, computed with and written back has changed). On the emulator
-/// a kernel that only reads a guard ends in an error of AddressSanitizer.
+/// Device memory of `size` elements between two guards. Memory and guards are filled with a NaN pattern (-7995515 as an int), so that an
+/// unwritten element, or one read out of bounds, shows in the result; a write out of bounds changes a guard. (The NaN is a signalling one:
+/// any arithmetic changes it, so a guard that is read, computed with and written back is detected.) On the emulator, reading a guard alone
+/// ends the kernel with an error of AddressSanitizer.
 template <class Number>
 class Guarded {
 public:
@@ -42,7 +42,7 @@ public:
             emulator_guard(memory + GUARD + bytes(), GUARD);
         }
     }
-    /// Holds the values, rounded to Number.
+    /// Memory that holds these values, rounded to Number.
     explicit Guarded(const Values& values) : Guarded(values.size()) { write(values); }
     Guarded(const Guarded&) = delete;
     Guarded& operator=(const Guarded&) = delete;
@@ -58,7 +58,7 @@ public:
         copy_to_device(memory + GUARD, host.data(), bytes(), nullptr);
     }
 
-    /// What is there now, after checking the guards.
+    /// The present values, after a check of the guards.
     std::vector<Number> read() const {
         device_wait(nullptr);
         std::vector<char> all(GUARD + bytes() + GUARD);
@@ -85,7 +85,7 @@ public:
         return out;
     }
 
-    /// The same bytes as another's: for what must be exact, and for inputs that must not change.
+    /// Whether the bytes equal another's: for results that must be exact, and inputs that must not change.
     bool same_bytes(const Guarded& other) const {
         std::vector<Number> mine = read(), theirs = other.read();
         return mine.size() == theirs.size() && (size == 0 || std::memcmp(mine.data(), theirs.data(), bytes()) == 0);
@@ -108,7 +108,7 @@ private:
     char* memory;
 };
 
-/// The host's values, whatever they are, in device memory.
+/// Host values of any type, copied to device memory.
 template <class T>
 class OnDevice {
 public:
@@ -129,7 +129,7 @@ using Floats = Guarded<float>;
 using FloatXs = Guarded<floatX>;
 using Ints = Guarded<int>;
 
-/// The same stream of numbers at every run.
+/// A generator with a fixed seed.
 class Random {
 public:
     explicit Random(unsigned seed) : generator(seed) {}
@@ -142,7 +142,7 @@ public:
         for (double& v : x) v = static_cast<float>(normal() * scale);
         return x;
     }
-    /// The same, rounded to the storage type: what an op and its reference both start from.
+    /// The same, rounded to the storage type: the input of both an op and its reference.
     Values floatXs(size_t n, double scale = 1) {
         Values x(n);
         for (double& v : x) v = to_float(to_floatX(static_cast<float>(normal() * scale)));
@@ -180,8 +180,8 @@ inline double dot(const Values& a, const Values& b) {
     return sum;
 }
 
-/// Checks a gradient against central differences of `loss` along a few random directions, each of which every element of the
-/// gradient takes part in. `tolerance` is relative to the gradient's norm (a random direction has a slope of about that).
+/// Checks a gradient against central differences of `loss` along a few random directions, which have a component in every element.
+/// `tolerance` is relative to the gradient's norm (the slope along a random direction is about as large).
 inline void check_gradient(const std::string& what, const Values& x, const Values& gradient, double h, double tolerance,
                            const std::function<double(const Values&)>& loss) {
     Random random(7);
@@ -199,7 +199,7 @@ inline void check_gradient(const std::string& what, const Values& x, const Value
     }
 }
 
-/// Runs `body` with another number of threads; what an op promises not to depend on it must come out the same.
+/// Runs `body` with another number of threads: for results that must not depend on it.
 inline void with_threads(int threads, const std::function<void()>& body) {
     int before = omp_get_max_threads();
     omp_set_num_threads(threads);

@@ -1,5 +1,5 @@
-// grow, stack and convert as they are used: tensors move unchanged, memory stays small, every refusal is one line and exit 2,
-// and nothing is written then.
+// The programs grow, stack and convert: tensors are copied unchanged, memory stays small, and every refusal is one line with exit code 2
+// and writes nothing.
 #include "llmc/rewrite.h"
 #include <doctest/doctest.h>
 #include <cmath>
@@ -23,7 +23,7 @@ static void check_layer(const Checkpoint& to, int n, const Checkpoint& from, int
         if (to.config.lambdas) CHECK(values_of(to, lambdas)[n] == values_of(from, lambdas)[l]);
 }
 
-TEST_CASE("grow: layers, lambdas, embedding, head, tokenizer and data position go along; state and progress do not") {
+TEST_CASE("grow: layers, lambdas, embedding, head, tokenizer and data position are taken over; optimizer state and progress are not") {
     TempDir dir;
     write_small_model(dir / "in.bin", nano(3), 1);
     std::string out = done("./grow " + dir / "in.bin" + " " + dir / "out.bin" + " --order 2,0,0,1");
@@ -67,11 +67,11 @@ TEST_CASE("grow: stack, interleave and value embeddings by pattern") {
     CHECK(interleaved.find("h.4.ve"));
     CHECK(!pattern.find("h.4.ve"));
     CHECK(pattern.find("h.3.ve"));
-    done("./grow " + dir / "s.bin" + " " + dir / "again.bin" + " --factor 2 --order stack");   // growth of what was grown
+    done("./grow " + dir / "s.bin" + " " + dir / "again.bin" + " --factor 2 --order stack");   // growing a grown model
     CHECK(open_checkpoint(dir / "again.bin").header["lineage"]["parents"][0]["parents"][0]["hash"] == in.content_hash());
 }
 
-TEST_CASE("rewrite: initial values in pieces are those of the whole tensor") {
+TEST_CASE("rewrite: initial values generated in pieces equal those of the whole tensor") {
     for (const GPTConfig& config : {nano(3), speed(3)})
         for (const Tensor& tensor : tensor_table(config)) {
             std::vector<float> whole(static_cast<size_t>(tensor.numel)), pieces = whole;
@@ -87,7 +87,7 @@ TEST_CASE("rewrite: initial values in pieces are those of the whole tensor") {
         }
 }
 
-/// Numbers times x, in float64, rounded once.
+/// The values times x, computed in float64 and rounded once.
 static std::vector<float> times(double x, std::vector<float> values) {
     for (float& value : values) value = static_cast<float>(double{value} * x);
     return values;
@@ -131,12 +131,12 @@ TEST_CASE("rewrite: every rule, for matrices, value embeddings and lambdas") {
     CHECK(values_of(out, "x0_lambdas") == std::vector<float>{x0[2], 0.25f, 0.1f, x0[1]});
 
     map.layers[0].rules = {{"fc_prj", {Rule::constant, 0}}};
-    CHECK(contains(refusal([&] { mapped_tensors(map, models, in); }), "a layer has no tensor 'fc_prj'"));
+    CHECK(contains(refusal([&] { mapped_tensors(map, models, in); }), "a layer of the map has a rule for 'fc_prj', which no layer has"));
     map.layers[0].rules = {{"wte", {Rule::constant, 0}}};
-    CHECK(contains(refusal([&] { mapped_tensors(map, models, in); }), "a layer has no tensor 'wte'"));
+    CHECK(contains(refusal([&] { mapped_tensors(map, models, in); }), "a layer of the map has a rule for 'wte', which no layer has"));
 }
 
-TEST_CASE("grow: every operator's rules are for tensors that layers have, and help names it") {
+TEST_CASE("grow: the rules of every operator are for tensors of a layer, and --help names the operator") {
     TempDir dir;
     write_small_model(dir / "in.bin", nano(2), 1);
     Checkpoint in = open_checkpoint(dir / "in.bin");
@@ -150,8 +150,8 @@ TEST_CASE("grow: every operator's rules are for tensors that layers have, and he
     }
 }
 
-// test/gpt.cpp holds logits together bit for bit; here the programs as they are used.
-TEST_CASE("grow: zero: the file says what it is, loses the same, and new matrices are those that training would begin with") {
+// test/gpt.cpp compares the logits bit for bit; this runs the programs.
+TEST_CASE("grow: zero: the file's lineage and map, the same loss, and new matrices as training would initialize them") {
     TempDir dir;
     const std::string shards = "test/golden/checkpoint_v1/", val = " --val-data " + shards + "val_000000.bin";
     auto loss_of = [&](const std::string& file) {
@@ -173,7 +173,7 @@ TEST_CASE("grow: zero: the file says what it is, loses the same, and new matrice
         CHECK(bytes_of(grown, "wte") == bytes_of(in, "wte"));
         CHECK(loss_of("out.bin") == loss_of("in.bin"));
 
-        // A run of one step at rates of 0 leaves the values that it began with.
+        // One training step with learning rates of 0 saves the initial values.
         GPTConfig fresh = grown.config;
         Result trained = run(concat("./train_gpt --recipe ", fresh.recipe->name, " --depth 4 --width ", fresh.n_embd, " --heads 2 --seq-len 16 --vocab-size 264 ",
                                     "--seed 5 --data ", shards, "train_000000.bin --steps 1 --batch-tokens 16 --device-batch 1 --no-scaling --embedding-lr 0 ",
@@ -196,7 +196,7 @@ struct Growth {
     const char* flags;
     Ints layers;
 };
-/// Every operator that changes the function, at depths that are multiples and that are none, spelled out.
+/// Every operator that changes the function, at depths that are a multiple and that are not; the layers are written out.
 static const std::vector<Growth> GROWTHS{
     {3, "--order stack --factor 2", {0, 1, 2, 0, 1, 2}},
     {3, "--order stack --depth 5", {0, 1, 2, 0, 1}},
@@ -217,7 +217,7 @@ static const std::vector<Growth> GROWTHS{
 static GPTConfig nonzero(int layers) { return recipe_config(NANOCHAT_NONZERO, layers, 2, 32, 64, 16, "SSL"); }
 static GPTConfig speed16(int layers) { return recipe_config(SPEEDRUN, layers, 2, 16, 24, 16); }
 
-/// Weights of a model whose loss depends on all of them: matrices within 0.3 of zero, resid_lambdas of 1.
+/// Random weights such that the loss depends on all of them: within 0.3 of zero, resid_lambdas within 0.3 of 1.
 static Values even_weights(const GPTConfig& config, uint64_t seed) {
     std::mt19937_64 generator(seed);
     Values values;
@@ -231,7 +231,7 @@ static Values even_weights(const GPTConfig& config, uint64_t seed) {
 
 static const Ints IDX{3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3}, TARGETS{1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2};
 
-/// The loss of these weights in float64. change: to weights that fp32 need not hold.
+/// The loss of these weights in float64. change: modifies them in float64 before.
 template <class Change>
 static double reference_loss(const GPTConfig& config, const Values& values, Change change) {
     std::map<std::string, Doubles> weights;
@@ -249,7 +249,7 @@ static Values weights_of(const Checkpoint& checkpoint) {
     return values;
 }
 
-/// The weights of `config`, its layers those of `from` that are named, or new ones by the recipe.
+/// The weights of `config`: its layers are the named ones of `from`, or new ones as the recipe initializes them.
 static Values composed(const GPTConfig& config, const Values& from, const Ints& layers, uint64_t seed) {
     Values values;
     for (const Tensor& tensor : tensor_table(config)) {
@@ -268,7 +268,7 @@ static Values composed(const GPTConfig& config, const Values& from, const Ints& 
     return values;
 }
 
-TEST_CASE("grow: every order: tensors, configuration and loss are those of the model composed by hand, in float64") {
+TEST_CASE("grow: every order: tensors, configuration and float64 loss equal those of the model composed by hand") {
     TempDir dir;
     for (auto make : {nano, nonzero, speed16})
         for (const Growth& growth : GROWTHS) {
@@ -282,7 +282,7 @@ TEST_CASE("grow: every order: tensors, configuration and loss are those of the m
             const Checkpoint out = open_checkpoint(dir / "out.bin");
             verify_tensors(out);
 
-            GPTConfig expected = make(depth);   // windows of the deeper model; scales and value embeddings go with their layer
+            GPTConfig expected = make(depth);   // windows as in the deeper model; scales and value embeddings move with their layer
             for (int n = 0; n < depth; n++) {
                 if (growth.layers[n] == NEW) continue;
                 expected.attn_scale[n] = config.attn_scale[growth.layers[n]];
@@ -294,11 +294,11 @@ TEST_CASE("grow: every order: tensors, configuration and loss are those of the m
             const double loss = reference_loss(expected, by_hand);
             CHECK(std::isfinite(loss));
             CHECK(reference_loss(out.config, values) == loss);
-            CHECK(std::abs(loss - reference_loss(config, from)) > 1e-6);   // another function than before
+            CHECK(std::abs(loss - reference_loss(config, from)) > 1e-6);   // growth has changed the function
         }
 }
 
-TEST_CASE("grow: zero, wherever its layers stand, is the same function, also of a model of no layers") {
+TEST_CASE("grow: zero keeps the function, wherever its layers are inserted, also in a model of no layers") {
     TempDir dir;
     for (auto make : {nano, speed16})
         for (int n_layer : {0, 1, 3}) {
@@ -314,7 +314,7 @@ TEST_CASE("grow: zero, wherever its layers stand, is the same function, also of 
         }
 }
 
-TEST_CASE("grow: random from no layers is, but for embedding and head, what training starts with") {
+TEST_CASE("grow: random from no layers equals the initialization of training, except for embedding and head") {
     TempDir dir;
     for (auto make : {nano, nonzero, speed}) {
         CAPTURE(std::string(make(0).recipe->name));
@@ -333,7 +333,7 @@ TEST_CASE("grow: random from no layers is, but for embedding and head, what trai
     }
 }
 
-TEST_CASE("grow: value embeddings by pattern, for every order that takes it; those beyond it are counted") {
+TEST_CASE("grow: value embeddings by pattern, for every order that allows it; those beyond the pattern are counted") {
     TempDir dir;
     for (const Growth& growth : GROWTHS) {
         CAPTURE(std::string(growth.flags));
@@ -345,7 +345,7 @@ TEST_CASE("grow: value embeddings by pattern, for every order that takes it; tho
         auto had = [&](int n) {
             return growth.layers[n] == NEW ? in_pattern(n) : (growth.n_layer - 1 - growth.layers[n]) % 2 == 0;
         };
-        int beyond = 0;   // of 64 tokens by 32 channels
+        int beyond = 0;   // value embeddings beyond the pattern, each of 64 tokens by 32 channels
         for (int n = 0; n < depth; n++) beyond += had(n) && !in_pattern(n);
         const std::string line =
             concat("free parameters: ", beyond * 64 * 32, ", which cost no FLOPs, in value embeddings beyond the pattern of ",
@@ -364,7 +364,7 @@ TEST_CASE("grow: value embeddings by pattern, for every order that takes it; tho
     CHECK(open_checkpoint(dir / "out.bin").config == nano(4));
 }
 
-TEST_CASE("grow: damp scales both branches of the uses that it is for, as the float64 model with scaled branches has it") {
+TEST_CASE("grow: damp scales both branches of repeated layers, as in a float64 model with scaled branches") {
     TempDir dir;
     for (auto make : {nonzero, speed16})
         for (const Growth& growth : GROWTHS) {
@@ -399,7 +399,7 @@ TEST_CASE("grow: damp scales both branches of the uses that it is for, as the fl
                 for (size_t n = 0; n < factors.size(); n++) expected.attn_scale[n] *= factors[n];
                 CHECK(out.config == expected);
 
-                // Both branches by their last matrix, in float64. The file's fc_proj is rounded to fp32: 6e-8 of each number.
+                // Both branches scaled by their last matrix, in float64. The file's fc_proj is rounded to fp32, with an error of 6e-8.
                 const double by_branches = reference_loss(plain.config, undamped, [&](auto& weights) {
                     for (size_t n = 0; n < factors.size(); n++)
                         for (const char* last : {"proj", "fc_proj"})
@@ -420,8 +420,8 @@ TEST_CASE("grow: damp scales both branches of the uses that it is for, as the fl
 
 // ------------------------------------------------------------------------------------------------ growth of an optimizer's state
 
-/// State of every tensor, as the trainer writes it: AdamW's m and v of tables and lambdas, Muon's momentum of matrices, and for
-/// nanochat its second moments, a number a row or column, whichever are more. No two numbers are equal: first, first + 1, ...
+/// The optimizer state of every tensor, as the trainer writes it: AdamW's m and v for embeddings, head and lambdas; Muon's momentum for matrices, and
+/// for nanochat its second moments, one per row or per column, whichever are more. All values differ: first, first + 1, ...
 static Values whole_state(const GPTConfig& config, std::vector<TensorSource>& sources, float first) {
     Values state;
     for (const Tensor& tensor : tensor_table(config)) {
@@ -446,7 +446,7 @@ static Names tensor_names(const Checkpoint& checkpoint) {
     return names;
 }
 
-TEST_CASE("grow: the optimizer's state goes with its layer, for every order; further copies keep it or start at zero") {
+TEST_CASE("grow: the optimizer state moves with its layer, for every order; further copies keep it or start at zero") {
     TempDir dir;
     for (auto make : {nano, speed})
         for (const Growth& growth : GROWTHS)
@@ -477,7 +477,7 @@ TEST_CASE("grow: the optimizer's state goes with its layer, for every order; fur
                 names.push_back("tokenizer");
                 CHECK(tensor_names(out) == names);
 
-                std::vector<bool> keeps;   // by layer: its source's state
+                std::vector<bool> keeps;   // by layer: whether it has the state of its source
                 std::set<int> met;
                 for (int l : growth.layers) keeps.push_back(l != NEW && (met.insert(l).second || mode == "copy"));
                 for (auto& [name, shaped] : pieces) {
@@ -498,8 +498,8 @@ TEST_CASE("grow: the optimizer's state goes with its layer, for every order; fur
 }
 
 TEST_CASE(
-    "grow: state that a frozen tensor lacks is not made up; from no layers it is zeros; where there is none, or another "
-    "training's, it is refused") {
+    "grow: no state is invented for frozen tensors; grown from no layers, it is zeros; a file without state, or with that of "
+    "another optimizer, is refused") {
     TempDir dir;
     const Values two = small_weights(nano(2), 1), none = small_weights(nano(0), 1);
     auto write = [&](const GPTConfig& config, const Values& weights, auto keep) {
@@ -544,7 +544,7 @@ TEST_CASE(
     CHECK(names_in(dir.path) == Names{"in.bin"});
 }
 
-TEST_CASE("grow: the state of a run's own checkpoint becomes what a deeper run keeps, tensor for tensor, in its order") {
+TEST_CASE("grow: a checkpoint of the trainer grows to one with the tensors of a deeper run, in the same order") {
     TempDir dir;
     for (const Recipe* recipe : recipes()) {
         CAPTURE(std::string(recipe->name));
@@ -567,14 +567,14 @@ TEST_CASE("grow: the state of a run's own checkpoint becomes what a deeper run k
     }
 }
 
-TEST_CASE("grow: --timing prints a number of tokens and grows nothing") {
+TEST_CASE("grow: --timing only prints a number of tokens") {
     Result result = run("./grow --timing 1.24e8 7.44e18");
     CHECK(result.code == 0);
     CHECK(result.out ==
           "train the small model on 1.08e+10 tokens before it grows: 1.08 of the 1e+10 tokens that 7.44e+18 FLOPs train 1.24e+08 "
           "parameters on\n");
     CHECK(result.err ==
-          "grow: the rule was fitted on models of about 1e9 parameters and more, and 1.24e+08 are fewer: take it as a hint\n");
+          "grow: the rule was fitted on models of about 1e9 parameters and more, and 1.24e+08 are fewer: the result is an extrapolation\n");
     CHECK(contains(done("./grow --timing 2e9 1e21"), "on 1.66e+10 tokens before it grows: 0.199 of the 8.33e+10 tokens"));
     refused("./grow --timing 1e9", "--timing");
     refused("./grow --timing 1e9 x", "--timing is 'x', but must be a number");
@@ -587,7 +587,7 @@ TEST_CASE("grow: --timing prints a number of tokens and grows nothing") {
     refused("./grow --timing 1e9 1e20 --order stack", "--timing is given alone; leave --order out");
 }
 
-TEST_CASE("grow: a flag with a wrong value, or one too few or too many for its order: one line, and nothing is written") {
+TEST_CASE("grow: a wrong value, a missing or a superfluous flag gives one line of error, and nothing is written") {
     TempDir dir;
     write_small_model(dir / "in.bin", nano(4), 1);
     write_small_model(dir / "none.bin", nano(0), 1);
@@ -627,7 +627,7 @@ TEST_CASE("grow: a flag with a wrong value, or one too few or too many for its o
         refused(none + order, "the model has no layers to copy; use --order random or zero, with --depth");
     refused(none + "0,0", "--order 0,0: the model has no layers to copy");
     for (const char* order : {"random", "zero"})
-        refused(concat(none, order, " --factor 2"), "--factor 2 of a model of 0 layers are 0; give --depth, its layers");
+        refused(concat(none, order, " --factor 2"), "--factor 2 makes 0 layers of a model of 0 layers; give --depth, its number of layers");
     CHECK(names_in(dir.path) == Names{"in.bin", "none.bin"});
 }
 
@@ -678,7 +678,7 @@ TEST_CASE("stack: defaults are the first model's norms, none at the seam, and th
     CHECK(out.config.norm_before == std::vector<Norm>{Norm::none, Norm::none});
 }
 
-TEST_CASE("stack: heads that differ: the last's unless asked otherwise, and a tied stack with another embedding's head is untied") {
+TEST_CASE("stack: heads that differ: the last model's by default; a tied stack with the head of another embedding becomes untied") {
     TempDir dir;
     for (auto make : {nano, speed}) {
         write_small_model(dir / "a.bin", make(2), 1);
@@ -698,7 +698,7 @@ TEST_CASE("stack: heads that differ: the last's unless asked otherwise, and a ti
     }
 }
 
-TEST_CASE("stack: the same file twice, a single-layer model, tokenizers that one model lacks") {
+TEST_CASE("stack: the same file twice, a single-layer model, a tokenizer that only one model has") {
     TempDir dir;
     write_small_model(dir / "a.bin", nano(2), 1);
     write_small_model(dir / "one.bin", nano(1), small_weights(nano(1), 2), "");
@@ -715,7 +715,7 @@ TEST_CASE("stack: the same file twice, a single-layer model, tokenizers that one
     CHECK(!std::filesystem::exists(dir / "none.bin"));
 }
 
-TEST_CASE("convert: there and back gives the same file, and changed weights a new lineage") {
+TEST_CASE("convert: a round trip gives the same file; changed weights give a new lineage") {
     TempDir dir;
     for (auto make : {nano, speed}) {
         Values weights = small_weights(make(3), 1);
@@ -732,7 +732,7 @@ TEST_CASE("convert: there and back gives the same file, and changed weights a ne
         CHECK(there.tensors.back().name == "tokenizer");
         CHECK(json::parse(there.metadata.at("config")) == to_json(make(3)));
 
-        std::vector<TensorSource> reversed;                            // as Python may order them
+        std::vector<TensorSource> reversed;                            // Python may write them in any order
         Checkpoint a = open_checkpoint(dir / "a.bin");
         for (const TensorEntry& entry : a.tensors) reversed.insert(reversed.begin(), source_from_checkpoint(entry.name, a, entry));
         write_safetensors(dir / "reversed.safetensors", there.metadata, reversed);
@@ -750,13 +750,13 @@ TEST_CASE("convert: there and back gives the same file, and changed weights a ne
     }
 }
 
-/// A safetensors file of weights and configuration alone, as from Python, in reversed order.
+/// A safetensors file with only weights and configuration, as Python writes it, in reversed order.
 static void write_plain(const std::string& path, const json& config, std::vector<TensorSource> sources) {
     std::reverse(sources.begin(), sources.end());
     write_safetensors(path, {{"config", config.dump()}}, sources);
 }
 
-TEST_CASE("convert: from Python's file, in any order; every tensor that is wrong is named") {
+TEST_CASE("convert: a file from Python, in any order; an error names the tensor that is wrong") {
     TempDir dir;
     GPTConfig config = nano(2);
     Values weights = small_weights(config, 1);
@@ -806,7 +806,7 @@ TEST_CASE("programs: --dry-run prints the map and writes nothing") {
     CHECK(names_in(dir.path) == Names{"in.bin"});
 }
 
-TEST_CASE("programs: a tensor that is damaged stops them, also one that would be left behind") {
+TEST_CASE("programs: a damaged tensor is an error, even if the output does not use it") {
     TempDir dir;
     write_small_model(dir / "in.bin", nano(2), 1);
     for (const char* name : {"h.0.q", "h.1.ve", "wte/m", "tokenizer"}) {
@@ -821,7 +821,7 @@ TEST_CASE("programs: a tensor that is damaged stops them, also one that would be
     CHECK(names_in(dir.path) == Names{"bad.bin", "in.bin"});
 }
 
-TEST_CASE("programs: an output that is an input, is there, or cannot be one is refused and left as it was") {
+TEST_CASE("programs: an output that is an input, exists already or cannot be written is refused and left as it was") {
     TempDir dir;
     write_small_model(dir / "in.bin", nano(2), 1);
     write_file(dir / "old.bin", "old");
@@ -835,7 +835,7 @@ TEST_CASE("programs: an output that is an input, is there, or cannot be one is r
             return text.replace(text.find("OUT"), 3, out) + flags;
         };
         for (const char* name : {"in.bin", "symlink.bin", "hardlink.bin"}) refused(with(dir / name, " --overwrite"), "is also an input");
-        refused(with(dir / "old.bin"), "is there already; name another file, or give --overwrite");
+        refused(with(dir / "old.bin"), "exists already; name another file, or give --overwrite");
         refused(with(dir.path, " --overwrite"), "is a folder, pipe or device");
         refused(with("/dev/null", " --overwrite"), "is a folder, pipe or device");
         refused(with("''"), contains(command, "--out") ? "--out is empty; give a value" : "has no name");
@@ -849,7 +849,7 @@ TEST_CASE("programs: an output that is an input, is there, or cannot be one is r
     CHECK(names_in(dir.path) == Names{"hardlink.bin", "in.bin", "old.bin", "symlink.bin"});
 }
 
-TEST_CASE("programs: wrong command lines and files get one line, help gets exit 0") {
+TEST_CASE("programs: wrong command lines and files give one line of error; --help exits with 0") {
     TempDir dir;
     write_small_model(dir / "in.bin", nano(2), 1);
     write_small_model(dir / "speed.bin", speed(2), 1);
@@ -894,7 +894,7 @@ TEST_CASE("programs: wrong command lines and files get one line, help gets exit 
     refused(stack + dir / "in.bin" + out + " --norm-inter-model batch", "--norm-inter-model");
     refused(stack + dir / "in.bin" + out + " --head middle", "--head");
     refused(stack + dir / "text" + out, "is not a checkpoint");
-    refused("./convert " + dir / "text " + dir / "out.bin", "is no safetensors file");
+    refused("./convert " + dir / "text " + dir / "out.bin", "is not a safetensors file");
     refused("./convert " + dir.path + " " + dir / "out.bin", "is a folder, pipe or device");
     CHECK(names_in(dir.path) == Names{"in.bin", "speed.bin", "text", "wide.bin"});
     CHECK(contains(done("./grow --help"), "--dry-run"));
@@ -902,7 +902,7 @@ TEST_CASE("programs: wrong command lines and files get one line, help gets exit 
     CHECK(contains(done("./convert --help"), "--overwrite"));
 }
 
-TEST_CASE("programs: under 64 MiB of memory, whatever the size") {
+TEST_CASE("programs: they need less than 64 MiB of memory for a model of any size") {
     TempDir dir;
     GPTConfig config = recipe_config(SPEEDRUN, 3, 16, 1024, 4096, 64);   // 168 MB
     std::vector<TensorSource> sources;
@@ -910,7 +910,7 @@ TEST_CASE("programs: under 64 MiB of memory, whatever the size") {
         sources.push_back({tensor.name, "F32", tensor.shape, [](void* dst, int64_t, int64_t bytes) { std::memset(dst, 1, static_cast<size_t>(bytes)); }, nullptr, 0, 0});
     write_checkpoint(dir / "in.bin", small_header(config), sources);
     REQUIRE(std::filesystem::file_size(dir / "in.bin") > (160 << 20));
-    std::string limit = "ulimit -d 65536; ";   // KiB of memory that a program writes to, the libraries' included
+    std::string limit = "ulimit -d 65536; ";   // KiB of writable memory, the libraries' included
     std::string out = done(limit + "./grow " + dir / "in.bin" + " " + dir / "out.bin --factor 2 --order stack");
     size_t at = out.find("peak memory ");
     REQUIRE(at != std::string::npos);
@@ -922,7 +922,7 @@ TEST_CASE("programs: under 64 MiB of memory, whatever the size") {
     std::filesystem::remove(dir / "out.bin");
     done(limit + "./grow " + dir / "in.bin " + dir / "out.bin --factor 2 --order zero");
     Checkpoint grown = open_checkpoint(dir / "out.bin");
-    for (const Tensor& tensor : tensor_table(grown.config)) {   // tensors of many pieces, too
+    for (const Tensor& tensor : tensor_table(grown.config)) {   // large tensors are processed in many pieces
         if (tensor.name != "h.4.fc" && tensor.name != "h.5.proj") continue;
         std::vector<float> expected(static_cast<size_t>(tensor.numel));
         if (tensor.name == "h.4.fc") initialize(expected.data(), tensor, grown.config, 42);

@@ -1,4 +1,4 @@
-// make run (dev/run.sh) in small, stopped and killed at any point; what its report says of spreads.
+// make run SMOKE=1 (dev/run.sh), stopped and killed at any point; and the statistics of its report.
 #include <doctest/doctest.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -16,7 +16,7 @@ namespace fs = std::filesystem;
 
 static bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
-/// A folder in which dev/run.sh finds the programs, and writes to out/.
+/// A folder with dev/run.sh and the programs; it writes to out/ there.
 struct Place : TempDir {
     Place() {
         for (std::string name : {"train_gpt", "grow", "stack", "data", "dev"}) fs::create_symlink(fs::canonical(name), *this / name);
@@ -24,11 +24,11 @@ struct Place : TempDir {
     }
     std::string smoke(const std::string& name) const { return *this / ("out/smoke/" + name); }
     Result run(const std::string& settings = "") const { return ::run("cd " + path + " && SMOKE=1 " + settings + " dev/run.sh"); }
-    /// What the report printed, less the seconds that runs took.
+    /// The printed report, without the seconds that runs took.
     std::string results() const { return std::regex_replace(read_file(smoke("results.txt")), std::regex(" +[0-9.]+  (nanochat|speedrun)"), " $1"); }
 };
 
-/// dev/run.sh on its own, in a process group of its own, with what it prints in printed.txt.
+/// dev/run.sh, running in a process group of its own, with its output in printed.txt.
 struct Script {
     const Place& place;
     pid_t process;
@@ -53,35 +53,35 @@ static void pause_ms(int64_t ms) { usleep(static_cast<useconds_t>(1000 * ms)); }
 
 TEST_SUITE_BEGIN("run" * doctest::skip(!can_split()));
 
-TEST_CASE("make run: killed and stopped at any point, it goes on to the results of a run that was not") {
+TEST_CASE("make run: killed and stopped at any point, it resumes, to the results of an uninterrupted run") {
     Place whole, place;
     Result result = whole.run();
     REQUIRE_MESSAGE(result.code == 0, result.err, result.out);
     for (std::string line : {"growing 2 layers to 8", "stacking one and two", "== a sample of the best"}) CHECK_MESSAGE(contains(result.out, line), result.out);
     CHECK(fs::exists(whole.smoke("curves.png")));
 
-    // The points are random, but the same in every run of the test; the machine's speed moves them.
+    // The delays are random, with a fixed seed; the point that they reach depends on the machine's speed.
     std::mt19937_64 generator(8);
     for (int i = 0; i < 6; i++) {
         CAPTURE(i);
         Script script(place);
         pause_ms(static_cast<int64_t>(300 + generator() % 2500));
-        // To all processes or to the script alone: then what it started must end by itself.
+        // The signal goes to all processes, or to the script alone: then the programs that it started must end by themselves.
         const int signal = std::array{SIGKILL, SIGTERM, SIGINT, SIGKILL}[i % 4];
         const bool all = i % 4 == 0 || signal == SIGINT;
         kill(all ? -script.process : script.process, signal);
         const int code = script.ended();
-        if (code == 0) break;   // it was done before
+        if (code == 0) break;   // it had finished
         CHECK_MESSAGE(code == 128 + signal, script.printed());
-        if (signal == SIGKILL || script.printed().empty()) continue;   // empty: it had not begun
+        if (signal == SIGKILL || script.printed().empty()) continue;   // empty: it had not started
         CHECK_MESSAGE(contains(script.printed(), "make run SMOKE=1 goes on from the last checkpoints"), script.printed());
-        CHECK(run("flock -n " + place / "out/smoke.lock true").code == 0);   // none of its programs is left
+        CHECK(run("flock -n " + place / "out/smoke.lock true").code == 0);   // none of its programs still runs
     }
     result = place.run();
     REQUIRE_MESSAGE(result.code == 0, result.err, result.out);
     CHECK(place.results() == whole.results());
 
-    // Done, it prints its results again, and trains nothing.
+    // A finished run prints its results again, and trains nothing.
     const std::string log = read_file(place.smoke("grown-2/log.jsonl"));
     const auto trained = fs::last_write_time(place.smoke("grown-2/log.jsonl"));
     Result again = place.run("MINUTES=3");
@@ -90,7 +90,7 @@ TEST_CASE("make run: killed and stopped at any point, it goes on to the results 
     CHECK(place.results() == whole.results());
     CHECK(fs::last_write_time(place.smoke("grown-2/log.jsonl")) == trained);
 
-    // A line that was half written, when a run was killed, is passed over: at the end, and before the run goes on.
+    // A half-written line of a killed run is ignored: at the end of the log, and before the lines of the resumed run.
     const std::string start = log.substr(0, log.find('\n') + 1);
     for (std::string more : {std::string("{\"event\":\"st"), "{\"event\":\"st\n" + start}) {
         write_file(place.smoke("grown-2/log.jsonl"), log + more);
@@ -101,7 +101,7 @@ TEST_CASE("make run: killed and stopped at any point, it goes on to the results 
     CHECK(contains(run("cd " + place.path + " && ./report out/smoke").err, "is no record of a log"));
     write_file(place.smoke("grown-2/log.jsonl"), log);
 
-    for (auto [settings, why] : {std::pair{"RESTART=1", "RESTART=1: beginning again"}, {"MINUTES=2", "is of MINUTES=3: beginning again"}}) {
+    for (auto [settings, why] : {std::pair{"RESTART=1", "RESTART=1: starting over"}, {"MINUTES=2", "was made with MINUTES=3: starting over"}}) {
         Result stopped = run("cd " + place.path + " && SMOKE=1 " + settings + " timeout -s TERM 1 dev/run.sh");
         CHECK_MESSAGE(contains(stopped.out, why), stopped.out);
         CHECK(!fs::exists(place.smoke("grown-2")));
@@ -113,7 +113,7 @@ TEST_CASE("make run: killed and stopped at any point, it goes on to the results 
     CHECK(contains(run("cd " + place.path + " && SMOKE=1 timeout -s TERM 1 dev/run.sh").out, "(another, "));
 }
 
-TEST_CASE("make run: a trainer that stops early stops the script, and says so") {
+TEST_CASE("make run: a trainer that stops early stops the script, with an error") {
     Place place;
     const std::string trainer = fs::canonical("train_gpt").string();
     fs::remove(place / "train_gpt");
@@ -122,8 +122,8 @@ TEST_CASE("make run: a trainer that stops early stops the script, and says so") 
                                             "\n;; esac\nexec " + trainer + " \"$@\"\n");
         fs::permissions(place / "train_gpt", fs::perms::owner_all);
     };
-    SUBCASE("by a signal, which is no error to it") {
-        // So many steps that the signal comes in the middle of them, however busy the machine is.
+    SUBCASE("by a signal, after which the trainer exits with 0") {
+        // Enough steps for the signal to come during training on any machine.
         pretend("set -f\nset -- $(echo \"$*\" | sed 's/--total-flops [^ ]*/--steps 100000/')\n" + trainer + " \"$@\" &\nuntil grep -qs '\"step\":2,' $log; do :; done\nkill -TERM $!\nwait $!\nexit");
         Result result = place.run();
         CHECK(result.code == 1);
@@ -140,7 +140,7 @@ TEST_CASE("make run: a trainer that stops early stops the script, and says so") 
     CHECK(run("flock -n " + place / "out/smoke.lock true").code == 0);
 }
 
-TEST_CASE("make run: settings that cannot be, and a folder that is at work, are one line") {
+TEST_CASE("make run: wrong settings give one line of error") {
     Place place;
     for (auto [settings, found] : {std::pair{"MINUTES=0", "MINUTES is '0'"}, {"MINUTES=-1", "MINUTES is '-1'"}, {"MINUTES=two", "MINUTES is 'two'"},
                                    {"RESTART=yes", "RESTART is 'yes'"}, {"SMOKE=2", "SMOKE is '2'"}}) {
@@ -152,7 +152,7 @@ TEST_CASE("make run: settings that cannot be, and a folder that is at work, are 
     CHECK(!fs::exists(place / "out"));
 }
 
-/// A folder of logs, as make run leaves them.
+/// A folder with logs as make run writes them.
 struct Logs : TempDir {
     void write(const std::string& name, int layers, const std::vector<std::pair<double, double>>& flops_and_bpb) const {
         fs::create_directories(*this / name);
@@ -165,7 +165,7 @@ struct Logs : TempDir {
         }
         write_file(*this / (name + "/log.jsonl"), log);
     }
-    /// Differences of grown and scratch, and of stack and parts, one a seed.
+    /// The report on runs with these differences between grown and scratch, and between stack and parts, one per seed.
     std::string report(const std::vector<double>& grown, const std::vector<double>& stacked) const {
         for (size_t i = 0; i < grown.size(); i++) {
             const std::string seed = std::to_string(i + 1);
@@ -182,9 +182,9 @@ struct Logs : TempDir {
     }
 };
 
-TEST_CASE("report: a difference is what its seeds say, or chance") {
+TEST_CASE("report: a difference is significant over its seeds, or within chance") {
     Logs logs;
-    // Mean -0.2, deviation 0.01 of three seeds: t = 4.303, half the interval 0.0248.
+    // Three seeds with mean -0.2 and deviation 0.01: t = 4.303, half the interval is 0.0248.
     std::string text = logs.report({-0.19, -0.20, -0.21}, {0.1, 0.2, 0.3});
     CHECK_MESSAGE(contains(text, "growing 2 layers to 4, against 4 from scratch with the same FLOPs: -0.2000 val bpb (95 % interval -0.2248 to -0.1752): better"), text);
     // It falls from 2.5 to 1.8 over 50 FLOPs, and meets 2 after 50 + 50 x 0.5 / 0.7.
@@ -195,22 +195,22 @@ TEST_CASE("report: a difference is what its seeds say, or chance") {
 
     text = logs.report({-0.1, -0.2, -0.3}, {0.19, 0.2, 0.21});
     CHECK_MESSAGE(contains(text, "-0.2000 val bpb (95 % interval -0.4484 to +0.0484): within chance"), text);
-    CHECK_MESSAGE(contains(text, "what it saves of the compute is within chance"), text);
+    CHECK_MESSAGE(contains(text, "the compute that it saves is within chance"), text);
     CHECK_MESSAGE(contains(text, "+0.2000 (95 % interval +0.1752 to +0.2248): worse"), text);
 
     text = logs.report({0.19, 0.20, 0.21}, {-0.19, -0.2, -0.21});
     CHECK_MESSAGE(contains(text, "+0.2000 val bpb (95 % interval +0.1752 to +0.2248): worse"), text);
-    CHECK_MESSAGE(contains(text, "with 3 of 3 seeds it does not come to the val bpb that scratch ends with: no compute is said to be saved"), text);
+    CHECK_MESSAGE(contains(text, "with 3 of 3 seeds it does not reach the final val bpb of scratch: no saving of compute is reported"), text);
     CHECK_MESSAGE(contains(text, "-0.2000 (95 % interval -0.2248 to -0.1752): better"), text);
     CHECK(contains(text, "best: scratch-1"));
 }
 
-TEST_CASE("report: one seed has no spread") {
+TEST_CASE("report: one seed has no spread, which is an error") {
     Logs logs;
     logs.write("shallow-1", 2, {{0, 3}, {50, 2.5}});
     Result result = run(fs::canonical("train_gpt").parent_path().string() + "/report " + logs.path);
     CHECK(result.code == 2);
-    CHECK_MESSAGE(contains(result.err, "a spread needs the runs of two seeds"), result.err);
+    CHECK_MESSAGE(contains(result.err, "an interval needs the runs of two seeds"), result.err);
 }
 
 TEST_SUITE_END();

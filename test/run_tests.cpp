@@ -1,11 +1,11 @@
-// dev/run_tests.sh, with a make and suites that are scripts: what it counts, and what it takes for a failure.
+// dev/run_tests.sh, with scripts in place of make and the suites: its counts, and what it counts as a failure.
 #include <doctest/doctest.h>
 #include <filesystem>
 #include "test/program.h"
 
 namespace {
 
-/// A folder with run_tests.sh, a make that writes down what it is asked for, and the suites of a build, each of which passes one test.
+/// A folder with a make that writes down its arguments, and the suites of a build, each of which passes one test.
 struct Tree {
     TempDir dir;
 
@@ -36,7 +36,7 @@ bool contains(const std::string& text, const std::string& words) { return text.f
 
 }  // namespace
 
-TEST_CASE("run_tests.sh: the last line adds up, and every part says where it is") {
+TEST_CASE("run_tests.sh: the last line is the sum of the counts, and every part prints the progress") {
     Tree tree;
     tree.script("build/cpu-bf16/tests", "echo skipped: something; echo 5 passed, 0 failed, 2 skipped");
     Result result = tree.run_tests("cpu");
@@ -45,7 +45,7 @@ TEST_CASE("run_tests.sh: the last line adds up, and every part says where it is"
     CHECK(contains(result.out, "== [3/3] 0:0"));
 }
 
-TEST_CASE("run_tests.sh: what fails, crashes, does not build or runs no test is a failure") {
+TEST_CASE("run_tests.sh: a suite that fails, crashes, does not build or runs no test is a failure") {
     Tree tree;
     for (auto [suite, line] : {std::pair{"echo 5 passed, 2 failed, 1 skipped; exit 1", "7 passed, 2 failed, 1 skipped"},
                                {"echo 5 passed, 0 failed, 0 skipped; echo a leak; exit 1", "2 passed, 1 failed, 0 skipped"},
@@ -74,9 +74,9 @@ TEST_CASE("run_tests.sh: suites that run the programs run once, in the precision
     }
 }
 
-TEST_CASE("run_tests.sh: as many jobs side by side as there are processors, no more") {
+TEST_CASE("run_tests.sh: as many jobs in parallel as there are processors, no more") {
     Tree tree;
-    // Each waits for the other to begin: alone it fails.
+    // Each waits until the other has started, and fails alone.
     auto meets = [](const std::string& own, const std::string& other) {
         return "touch " + own + "\nfor i in $(seq 400); do [ -e " + other + " ] && break; sleep 0.05; done\n[ -e " + other + " ] && " + Tree::one();
     };
@@ -84,7 +84,7 @@ TEST_CASE("run_tests.sh: as many jobs side by side as there are processors, no m
     tree.script("build/cpu-fp32/tests", meets("fp32", "bf16"));
     tree.script("build/cpu-bf16/tests", meets("bf16", "fp32"));
     ends(tree.run_tests("cpu"), 0, "3 passed, 0 failed, 0 skipped");
-    // Each refuses to be beside another.
+    // Each fails if another one runs at the same time.
     const std::string alone = "mkdir busy && sleep 0.1 && rmdir busy && " + Tree::one();
     tree.script("nproc", "echo 1");
     for (std::string suite : {"build/cpu-fp32/tests", "build/cpu-bf16/tests", "build/cpu-fp32/tests_without_pcre2"}) tree.script(suite, alone);
@@ -98,7 +98,7 @@ TEST_CASE("run_tests.sh: ISA=avx2 has folders of its own") {
     ends(tree.run_tests("avx2 cpu"), 0, "3 passed, 0 failed, 0 skipped");
 }
 
-TEST_CASE("run_tests.sh: what a processor with AVX2 has is tested once on any processor, the main job in small too") {
+TEST_CASE("run_tests.sh: on any processor, a build for AVX2 is tested once, and make run SMOKE=1 too") {
     Tree tree;
     tree.script("build/cpu-avx2-fp32/op_tests", "echo 4 passed, 0 failed, 0 skipped");
     const bool more = contains(read_file("/proc/cpuinfo"), "avx512f");
@@ -112,7 +112,7 @@ TEST_CASE("run_tests.sh: what a processor with AVX2 has is tested once on any pr
 
 namespace {
 
-/// The emulator's programs too. Suites say which of the two they are and with what arguments; steps leave a file.
+/// With the emulator's programs, too. Its suites print their precision and arguments; steps write a file.
 struct EmulatorTree : Tree {
     EmulatorTree() {
         for (std::string precision : {"bf16", "fp32"}) {
@@ -124,11 +124,11 @@ struct EmulatorTree : Tree {
 
 }  // namespace
 
-TEST_CASE("run_tests.sh: each suite of the emulator runs once in each precision, in pieces, and whole steps beside them") {
+TEST_CASE("run_tests.sh: each suite of the emulator runs once in each precision, split into jobs, and whole steps too") {
     EmulatorTree tree;
     tree.script("build/emulator-fp32/step", "echo weights >$1; echo compared with $2; " + Tree::one());
     Result result = tree.run_tests("emulator");
-    // Four pieces and a step in each precision, what sends bytes in one, and the step in another order.
+    // Four jobs and a step in each precision, comm.cpp in one, and the step in another thread order.
     ends(result, 0, "12 passed, 0 failed, 0 skipped");
     for (std::string precision : {"bf16", "fp32"})
         for (std::string piece : {"--source-file=*golden.cpp", "--source-file=*ops/attention.cpp", "--source-file=*emulator/processes.cpp",
@@ -139,7 +139,7 @@ TEST_CASE("run_tests.sh: each suite of the emulator runs once in each precision,
     CHECK(contains(result.out, "-- [1/12] 0:0"));
     CHECK(contains(result.out, "-- [12/12] 0:0"));
 
-    // A piece that crashes, or has no cases, is a failure, and its words are shown.
+    // A job that crashes, or has no cases, is a failure, and its output is shown.
     for (std::string end : {"kill -ABRT $$", "echo 0 passed, 0 failed, 0 skipped"}) {
         tree.script("build/emulator-bf16/tests", "case $* in --source-file=*golden*) echo words of golden; " + end + ";; *) " + Tree::one() + ";; esac");
         result = tree.run_tests("emulator");
@@ -148,16 +148,16 @@ TEST_CASE("run_tests.sh: each suite of the emulator runs once in each precision,
     }
 }
 
-TEST_CASE("run_tests.sh: whole steps that fail, or differ in another order, are failures") {
+TEST_CASE("run_tests.sh: whole steps that fail, or differ in another thread order, are failures") {
     EmulatorTree tree;
     tree.script("build/emulator-bf16/step", "echo weights $EMULATOR_SEED >$1; " + Tree::one());
     ends(tree.run_tests("emulator"), 1, "11 passed, 1 failed, 0 skipped");
-    tree.script("build/emulator-bf16/step", "[ -n \"$EMULATOR_SEED\" ] || echo weights >$1; " + Tree::one());   // the other order leaves nothing
+    tree.script("build/emulator-bf16/step", "[ -n \"$EMULATOR_SEED\" ] || echo weights >$1; " + Tree::one());   // in the other order it writes no file
     ends(tree.run_tests("emulator"), 1, "11 passed, 1 failed, 0 skipped");
     tree.script("build/emulator-bf16/step", "echo weights >$1; " + Tree::one());
     tree.script("build/cpu-fp32/step", "exit 1");
     ends(tree.run_tests("emulator"), 1, "11 passed, 1 failed, 0 skipped");
-    // Without matrix products the CPU leaves no step: the emulator's is made all the same.
+    // Without matmuls in this precision the CPU writes no step; the emulator still runs its own.
     tree.script("build/cpu-fp32/step", "true");
     tree.script("build/emulator-fp32/step", "echo compared with ${2:-nothing}; " + Tree::one());
     Result result = tree.run_tests("emulator");
@@ -165,15 +165,15 @@ TEST_CASE("run_tests.sh: whole steps that fail, or differ in another order, are 
     CHECK(contains(result.out, "\ncompared with nothing\n"));
 }
 
-TEST_CASE("run_tests.sh: the emulator is built beside the suites of the CPU, and nothing goes on without it") {
+TEST_CASE("run_tests.sh: the emulator is built while the suites of the CPU run, and a failed build ends the script") {
     EmulatorTree tree;
     ends(tree.run_tests("cpu emulator"), 0, "15 passed, 0 failed, 0 skipped");
-    // One build, and the suites run while it does.
+    // The build waits for a suite: both run at the same time.
     tree.script("make", "case $* in *emulator_tests*) for i in $(seq 400); do [ -e fp32 ] && exit; sleep 0.05; done; exit 1;; esac");
     tree.script("build/cpu-fp32/tests", "touch fp32; " + Tree::one());
     tree.script("nproc", "echo 2");
     ends(tree.run_tests("cpu emulator"), 0, "15 passed, 0 failed, 0 skipped");
-    // What was running when it failed is counted; with four processors, all suites.
+    // Suites that run when the build fails are counted; with four processors, all suites.
     tree.script("nproc", "echo 4");
     tree.script("make", "case $* in *emulator_tests*) echo no such header; exit 2;; esac");
     for (std::string suite : {"build/cpu-fp32/tests", "build/cpu-bf16/tests", "build/cpu-fp32/tests_without_pcre2"}) tree.script(suite, "sleep 0.3; " + Tree::one());
@@ -183,7 +183,7 @@ TEST_CASE("run_tests.sh: the emulator is built beside the suites of the CPU, and
     CHECK(!contains(result.out, "--source-file=*golden.cpp"));
 }
 
-TEST_CASE("run_tests.sh: planted faults are counted from what make faults says, also where some are not found") {
+TEST_CASE("run_tests.sh: the count of planted faults is taken from make's output, also when some are not found") {
     Tree tree;
     tree.script("make", "case $* in *planted_faults*) echo ok: a fault; echo 3 passed, 0 failed, 0 skipped;; esac");
     std::filesystem::create_directories(tree.dir / "build/emulator-bf16");

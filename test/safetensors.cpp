@@ -1,4 +1,4 @@
-// Safetensors: bytes as the format's own description has them, numbers of three types, and headers that lie.
+// Safetensors: files byte for byte as the format is specified, three number types, and wrong headers.
 #include "llmc/safetensors.h"
 #include <doctest/doctest.h>
 #include <bit>
@@ -9,7 +9,7 @@
 #include "llmc/device/types.h"
 #include "test/small_model.h"
 
-/// A file of this header and this much data, as the format lays it out.
+/// A file with this header and this much data, as the format is specified.
 static std::string file_of(const std::string& header, const std::string& data) {
     uint64_t length = header.size();
     return std::string(reinterpret_cast<const char*>(&length), 8) + header + data;
@@ -83,7 +83,7 @@ TEST_CASE("safetensors: a number that fp32 cannot hold, and types that hold no w
     CHECK(contains(refusal([&] { floats_of(file, "idx"); }), "tensor 'idx': dtype is I64, but must be F64, F32 or BF16"));
 }
 
-TEST_CASE("safetensors: a file that lies is refused") {
+TEST_CASE("safetensors: a file with a wrong header is refused") {
     TempDir dir;
     auto refused = [&](const std::string& bytes) {
         write_file(dir / "a", bytes);
@@ -96,7 +96,7 @@ TEST_CASE("safetensors: a file that lies is refused") {
     CHECK(refused(file_of(entry("F32", "[4]", "[0,16]"), data)) == "");
     CHECK(refused(file_of("{}", "")) == "");
     CHECK(contains(refused(""), "has 0 bytes"));
-    CHECK(contains(refused(std::string(100, '\xff')), "is no safetensors file"));
+    CHECK(contains(refused(std::string(100, '\xff')), "is not a safetensors file"));
     CHECK(contains(refused(file_of("{}", "").substr(0, 9)), "too few"));
     CHECK(contains(refused(file_of("[]", "")), "byte 8 is not '{'"));
     CHECK(contains(refused(file_of("{\"a\":", "")), "is not JSON"));
@@ -108,7 +108,7 @@ TEST_CASE("safetensors: a file that lies is refused") {
     CHECK(contains(refused(file_of(entry("F32", "[4.0]", "[0,16]"), data)), "shape: is 4.0"));
     CHECK(contains(refused(file_of(entry("F32", "[4611686018427387904,4]", "[0,16]"), data)), "shape"));
     CHECK(contains(refused(file_of(entry("F32", "[1073741824,1073741824,1073741824]", "[0,16]"), data)), "too big for any file"));
-    CHECK(refused(file_of(entry("F32", "[0,1152921504606846976,1152921504606846976]", "[0,0]"), "")) == "");   // no number at all
+    CHECK(refused(file_of(entry("F32", "[0,1152921504606846976,1152921504606846976]", "[0,0]"), "")) == "");   // a tensor without elements
     CHECK(contains(refused(file_of(entry("F32", "4", "[0,16]"), data)), "shape: is 4, but must be an array"));
     CHECK(contains(refused(file_of(entry("F32", "[4]", "[16,0]"), data)), "data_offsets: is 0"));
     CHECK(contains(refused(file_of(entry("F32", "[4]", "[-1,15]"), data)), "data_offsets: is -1"));

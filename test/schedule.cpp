@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <vector>
 
-// The rules are a division or two: a few ulp of double.
+// The rules have one or two divisions: a few ulp in double.
 static doctest::Approx close(double value) { return doctest::Approx(value).epsilon(1e-14); }
 
 static std::vector<double> multipliers(const Schedule& schedule) {
@@ -39,7 +39,7 @@ TEST_CASE("learning rate: a warmdown longer than the run starts below 1") {
     CHECK(lr_multiplier(schedule, 0) == close(0.5));
     CHECK(lr_multiplier(schedule, 250) == close(0.25));
     CHECK(lr_multiplier(schedule, 499) == close(0.001));
-    // Ratio 1 falls from the first step on.
+    // With ratio 1 the rate decays from the first step.
     schedule.warmdown_steps = warmdown_steps(1.0, 500);
     CHECK(lr_multiplier(schedule, 0) == 1);
     CHECK(lr_multiplier(schedule, 1) == close(0.998));
@@ -49,7 +49,7 @@ TEST_CASE("learning rate: warmup into a warmdown has no jump") {
     CHECK(multipliers({.steps = 5, .warmup_steps = 5, .warmdown_steps = 5}) == std::vector<double>{0.2, 0.4, 0.6, 0.4, 0.2});
 }
 
-TEST_CASE("1 - sqrt falls steeply first: 1 - sqrt of the part of the warmdown that is over") {
+TEST_CASE("1 - sqrt decays fast at first: 1 - sqrt of the elapsed share of the warmdown") {
     const Schedule schedule{.steps = 10, .warmdown_steps = 8, .fall = Fall::one_minus_sqrt};
     CHECK(lr_multiplier(schedule, 0) == 1);
     CHECK(lr_multiplier(schedule, 2) == 1);
@@ -57,20 +57,20 @@ TEST_CASE("1 - sqrt falls steeply first: 1 - sqrt of the part of the warmdown th
     CHECK(lr_multiplier(schedule, 4) == close(0.5));
     CHECK(lr_multiplier(schedule, 9) == close(1 - std::sqrt(7.0 / 8)));
     CHECK(lr_multiplier(schedule, 10) == 0);
-    // Longer than the run: a quarter of it is over at the first step of a run of three quarters.
+    // A warmdown of 4/3 of the run: at the first step a quarter of it has elapsed.
     CHECK(lr_multiplier({.steps = 6, .warmdown_steps = 8, .fall = Fall::one_minus_sqrt}, 0) == close(0.5));
     CHECK(lr_multiplier({.steps = 4, .warmup_steps = 4, .warmdown_steps = 4, .fall = Fall::one_minus_sqrt}, 1) ==
           close(0.5));   // the smaller one
 }
 
-TEST_CASE("a cosine falls from 1 to 0 over the warmdown, half way at its middle") {
+TEST_CASE("a cosine decays from 1 to 0 over the warmdown, with 1/2 in the middle") {
     const Schedule cosine{.steps = 10, .warmdown_steps = 8, .fall = Fall::cosine};
     CHECK(lr_multiplier(cosine, 0) == 1);
     CHECK(lr_multiplier(cosine, 2) == 1);
     CHECK(lr_multiplier(cosine, 4) == close((1 + std::sqrt(0.5)) / 2));
     CHECK(lr_multiplier(cosine, 6) == close(0.5));
     CHECK(lr_multiplier(cosine, 9) == close((1 - std::cos(std::acos(-1.0) / 8)) / 2));
-    CHECK(lr_multiplier({.steps = 4, .warmdown_steps = 8, .fall = Fall::cosine}, 0) == close(0.5));   // longer than the run: it starts half way
+    CHECK(lr_multiplier({.steps = 4, .warmdown_steps = 8, .fall = Fall::cosine}, 0) == close(0.5));   // longer than the run: it starts in the middle
     CHECK(lr_multiplier({.steps = 4, .fall = Fall::cosine}, 3) == 1);
 }
 

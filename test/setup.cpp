@@ -1,5 +1,5 @@
-// dev/setup.sh on machines that are not this one: stand-ins for the compiler, the package managers and the processor. And when the
-// Makefile calls it.
+// dev/setup.sh on other machines: scripts take the place of the compiler, the package managers and the processor. And when the Makefile
+// calls it.
 #include <doctest/doctest.h>
 #include <algorithm>
 #include <array>
@@ -9,7 +9,7 @@
 
 namespace fs = std::filesystem;
 
-/// A machine on which all is there, with apt-get, and whose PATH is its own folder: no more is found there than a test puts there.
+/// A machine with every part, and apt-get. Its PATH is a folder with nothing but what the test puts there.
 struct Machine {
     TempDir dir;
 
@@ -21,7 +21,7 @@ struct Machine {
         write_file(dir / "calls", "");
         for (std::string tool : {"sh", "awk", "cat", "env", "grep", "head", "id", "mktemp", "python3", "rm", "sed", "tail", "uname"})
             if (Result where = run("command -v " + tool); where.code == 0) fs::create_symlink(where.out.substr(0, where.out.find('\n')), dir / ("bin/" + tool));
-        // A compiler that has every header but those in $LACKS, or has them in the folder after -isystem, and links with the library alone.
+        // A compiler with every header except those in $LACKS; it also looks in the folder after -isystem, and links only with the library given.
         stand_in("g++", R"(case "$*" in *--version*) echo "g++ (Stand-in) 12.2.0"; exit ;; esac
             case "$*" in *-std=c++20*) ;; *) exit 1 ;; esac
             program=$(cat)
@@ -37,10 +37,10 @@ struct Machine {
         stand_in("apt-get", "echo apt-get $* >>\"$CALLS\"");
         stand_in("id", "echo 0");
         stand_in("uname", "echo x86_64");
-        stand_in("grep", "exit 0");   // of avx2, the one thing that is looked for so
+        stand_in("grep", "exit 0");   // the script uses it only to look for avx2
         write_file(dir / "python/matplotlib.py", "");
     }
-    /// The command `name`, with this body of a shell script.
+    /// Adds the command `name`, a shell script with this body.
     void stand_in(const std::string& name, const std::string& body) {
         lose(name);
         write_file(dir / ("bin/" + name), "#!" + dir / "bin/sh\n" + body + "\n");
@@ -58,7 +58,7 @@ static const std::string ALL_HEADERS = "CLI/CLI.hpp nlohmann/json.hpp xxhash.h o
 
 static bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
-/// Exit code 2, nothing on stdout, and one line of setup's on stderr with these words.
+/// Exit code 2, nothing on stdout, and one line of error from setup with these words.
 static void check_refused(const Result& result, const std::string& words) {
     CAPTURE(result.err);
     CHECK(result.code == 2);
@@ -74,7 +74,7 @@ static void check_silent(const Result& result) {
     CHECK(result.out + result.err == "");
 }
 
-TEST_CASE("setup.sh says nothing where all is there, and installs nothing") {
+TEST_CASE("setup.sh: where nothing is missing, it prints nothing and installs nothing") {
     Machine machine;
     for (std::string environment : {"", "CXX='env g++'", "TARGET=cuda", "TARGET=cpu"})
         for (std::string arguments : {"", "--check"}) {
@@ -84,7 +84,7 @@ TEST_CASE("setup.sh says nothing where all is there, and installs nothing") {
     CHECK(machine.calls() == "");
 }
 
-TEST_CASE("setup.sh on this machine, which built the tests: nothing is missing, and what does not compile or link is") {
+TEST_CASE("setup.sh: on this machine, which built the tests, nothing is missing; a part that does not compile or link is") {
     check_silent(run("unset THIRD_PARTY; TARGET=cpu dev/setup.sh --check"));
     TempDir dir;
     fs::create_directories(dir / "CLI");
@@ -99,7 +99,7 @@ TEST_CASE("setup.sh on this machine, which built the tests: nothing is missing, 
     check_silent(run("THIRD_PARTY=" + dir.path + " TARGET=cuda dev/setup.sh --check"));
 }
 
-TEST_CASE("setup.sh --check names what building lacks, and the way to it, and installs nothing") {
+TEST_CASE("setup.sh --check prints what is missing for a build and how to install it, and installs nothing") {
     Machine machine;
     const std::vector<std::array<std::string, 3>> parts = {{"CLI/CLI.hpp", "CLI11", "libcli11-dev"}, {"nlohmann/json.hpp", "nlohmann-json", "nlohmann-json3-dev"},
                                                           {"xxhash.h", "xxHash", "libxxhash-dev"}, {"oneapi/dnnl/dnnl.h", "oneDNN", "libdnnl-dev"}};
@@ -114,7 +114,7 @@ TEST_CASE("setup.sh --check names what building lacks, and the way to it, and in
     machine.lose("curl");
     check_silent(machine.setup("--check"));
     check_silent(machine.setup("--check", "TARGET=cuda LACKS=oneapi/dnnl/dnnl.h"));
-    // A suite takes doctest.
+    // Test suites need doctest.
     check_silent(machine.setup("--check doctest", "LACKS=CLI/CLI.hpp"));
     check_refused(machine.setup("--check doctest", "LACKS=doctest/doctest.h"),
                   "setup: not here: doctest; make deps installs what building and testing need, or: apt-get install doctest-dev\n");
@@ -122,7 +122,7 @@ TEST_CASE("setup.sh --check names what building lacks, and the way to it, and in
     CHECK(machine.calls() == "");
 }
 
-TEST_CASE("setup.sh says what it installs, and calls apt-get for that alone") {
+TEST_CASE("setup.sh prints what it installs, and calls apt-get only for that") {
     Machine machine;
     SUBCASE("one part") {
         Result result = machine.setup("", "LACKS=pcre2.h");
@@ -131,11 +131,11 @@ TEST_CASE("setup.sh says what it installs, and calls apt-get for that alone") {
         CHECK(result.code == 0);
         CHECK(machine.calls() == "apt-get update -qq\napt-get install -y -qq --no-install-recommends libpcre2-dev\n");
     }
-    SUBCASE("MPI, whose compiler is its own") {
+    SUBCASE("MPI, which has its own compiler wrapper") {
         machine.lose("mpicc");
         CHECK(machine.setup().out == "setup: installing libopenmpi-dev\n");
     }
-    SUBCASE("all that is no compiler") {
+    SUBCASE("everything but the compiler") {
         write_file(machine.dir / "python/matplotlib.py", "raise ImportError('none')");
         machine.lose("curl");
         machine.lose("make");
@@ -163,11 +163,11 @@ TEST_CASE("setup.sh says what it installs, and calls apt-get for that alone") {
         machine.stand_in("apt-get", "echo 'E: Unable to locate package'; exit 100");
         Result result = machine.setup("", "LACKS=pcre2.h");
         CHECK(result.code == 2);
-        CHECK(result.err == "E: Unable to locate package\nsetup: apt-get could not install libpcre2-dev (its last words are above)\n");
+        CHECK(result.err == "E: Unable to locate package\nsetup: apt-get could not install libpcre2-dev (the end of its output is above)\n");
     }
 }
 
-TEST_CASE("setup.sh without apt-get: the line for the package manager that is there, or all four, and code 2") {
+TEST_CASE("setup.sh without apt-get: prints the command of the package manager that is there, or of all four; exit code 2") {
     Machine machine;
     machine.lose("apt-get");
     machine.lose("curl");
@@ -189,10 +189,10 @@ TEST_CASE("setup.sh without apt-get: the line for the package manager that is th
     CHECK(machine.calls() == "");
     machine.lose("g++");
     machine.stand_in("dnf", "exit 0");
-    check_refused(machine.setup(), "no compiler here (g++), which also finds the other parts; install it, as root: dnf install gcc-c++ cli11-devel");
+    check_refused(machine.setup(), "no compiler here (g++), and without one the other parts cannot be checked; install it, as root: dnf install gcc-c++ cli11-devel");
 }
 
-TEST_CASE("setup.sh with THIRD_PARTY: its headers count, and nothing is installed beside it") {
+TEST_CASE("setup.sh with THIRD_PARTY: headers there count as present, and nothing is installed") {
     Machine machine;
     const std::string there = "THIRD_PARTY=" + machine.dir / "headers ";
     check_silent(machine.setup("--check", there + "LACKS=CLI/CLI.hpp"));
@@ -205,7 +205,7 @@ TEST_CASE("setup.sh with THIRD_PARTY: its headers count, and nothing is installe
     CHECK(machine.calls() == "");
 }
 
-TEST_CASE("setup.sh refuses a machine or a compiler that will not do, before anything else, in one line") {
+TEST_CASE("setup.sh refuses an unsuitable machine or compiler, before anything else, in one line") {
     Machine machine;
     const std::string lacks = "LACKS='" + ALL_HEADERS + "'";
     auto refused = [&](const std::string& environment, const std::string& words) {
@@ -213,12 +213,12 @@ TEST_CASE("setup.sh refuses a machine or a compiler that will not do, before any
     };
     SUBCASE("not x86-64") {
         machine.stand_in("uname", "echo aarch64");
-        refused(lacks, "this processor is of the kind aarch64; the CPU engine takes x86-64 with AVX2");
+        refused(lacks, "this processor is aarch64; the CPU engine needs x86-64 with AVX2");
         check_silent(machine.setup("--check", "TARGET=cuda"));
     }
     SUBCASE("without AVX2") {
         machine.stand_in("grep", "case \"$*\" in *avx2*/proc/cpuinfo) exit 1 ;; esac");
-        refused(lacks, "this processor has no AVX2, which the CPU engine takes");
+        refused(lacks, "this processor has no AVX2, which the CPU engine needs");
         check_silent(machine.setup("--check", "TARGET=cuda"));
     }
     SUBCASE("no compiler of that name") { refused("CXX=clang++-99", "no compiler clang++-99 here; install it, or name another one: make CXX=g++"); }
@@ -229,13 +229,13 @@ TEST_CASE("setup.sh refuses a machine or a compiler that will not do, before any
     SUBCASE("a compiler without OpenMP") { refused("LACKS=omp.h", "has no OpenMP"); }
     SUBCASE("no compiler at all") {
         machine.lose("g++");
-        check_refused(machine.setup("--check"), "no compiler here (g++), which also finds the other parts; make deps installs what building and testing need, or: apt-get install g++");
+        check_refused(machine.setup("--check"), "no compiler here (g++), and without one the other parts cannot be checked; make deps installs what building and testing need, or: apt-get install g++");
     }
     CHECK(machine.calls() == "");
 }
 
-TEST_CASE("make looks for the parts before it compiles, once, and installs only where that is said") {
-    TempDir dir;   // the tree, with a setup.sh that writes down how it is called, and refuses
+TEST_CASE("make checks for missing parts before it compiles, once, and installs only in the goals that say so") {
+    TempDir dir;   // the tree, with a setup.sh that writes down its arguments and fails
     fs::create_directories(dir / "dev");
     for (const fs::directory_entry& entry : fs::directory_iterator("."))
         if (std::string name = entry.path().filename(); name != "build" && name != "dev" && name != "out" && name[0] != '.')
@@ -263,7 +263,7 @@ TEST_CASE("make looks for the parts before it compiles, once, and installs only 
         CHECK(make(goal).code == 2);
         CHECK(read_file(dir / "calls") == "called \n");
     }
-    // A suite needs doctest besides.
+    // Suites need doctest, too.
     write_file(dir / "dev/setup.sh", "#!/bin/sh\necho \"called $*\" >>calls\n[ $# != 2 ] || { echo 'setup: not here' >&2; exit 2; }\n");
     for (std::string object : {"build/plain/test/main.o", "build/host-fp32/test/gpt.o", "build/emulator-fp32/dev/kernels/test.o"}) {
         CAPTURE(object);
@@ -271,7 +271,7 @@ TEST_CASE("make looks for the parts before it compiles, once, and installs only 
         CHECK(read_file(dir / "calls") == "called --check\ncalled --check doctest\n");
     }
     CHECK(run("find " + dir / "build -name '*.o'").out == "");
-    std::istringstream plan(make("-n run").out);   // the makes that it starts too
+    std::istringstream plan(make("-n run").out);   // with its sub-makes
     int looks = 0;
     for (std::string line; std::getline(plan, line);) looks += contains(line, "dev/setup.sh");
     CHECK(looks == 1);

@@ -1,4 +1,4 @@
-// What lies in a folder, and which tokens and documents are in its shards.
+// Lists the files of a folder, and reads tokens and documents from shards.
 #pragma once
 #include <doctest/doctest.h>
 #include <algorithm>
@@ -26,7 +26,7 @@ inline std::vector<uint16_t> tokens_in(const std::string& path) {
     return tokens;
 }
 
-/// The texts of a shard's documents: what stands between one bos and the next.
+/// The texts of a shard's documents; each document begins with bos.
 inline Names documents_in(const std::string& path) {
     Tokenizer tokenizer = Tokenizer::load(tokenizer_beside(path));
     std::vector<uint16_t> tokens = tokens_in(path);

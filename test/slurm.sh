@@ -1,6 +1,6 @@
 #!/bin/sh
-# test/slurm.sh COMMAND...: runs the command on a Slurm of its own, which is this machine alone (as root; packages: munge, slurmd, slurmctld,
-# slurm-client). Nothing of it stays. What the daemons said is in $SLURM_FOLDER until then.
+# test/slurm.sh COMMAND...: starts a Slurm cluster of one node, this machine, and runs the command on it (as root; packages: munge, slurmd,
+# slurmctld, slurm-client). Everything is removed afterwards. The daemons' logs are in $SLURM_FOLDER until then.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 SLURM_FOLDER=$(mktemp -d)
@@ -15,7 +15,7 @@ end() {
 trap end EXIT
 trap 'exit 130' INT TERM
 
-# A free port, and the one after it.
+# A port that is free together with the next one.
 port=$(python3 -c '
 import socket
 while True:
@@ -71,7 +71,7 @@ slurmd -D -N "$host" -f "$SLURM_CONF" >/dev/null 2>&1 &
 daemons="$daemons $!"
 for try in $(seq 100); do
     [ "$(sinfo -h -o %T 2>/dev/null)" = idle ] && break
-    [ "$try" != 100 ] || { tail -n 5 "$SLURM_FOLDER"/*.log >&2; echo "slurm.sh: Slurm did not start in ten seconds; its last words are above" >&2; exit 3; }
+    [ "$try" != 100 ] || { tail -n 5 "$SLURM_FOLDER"/*.log >&2; echo "slurm.sh: Slurm did not start in ten seconds; the last lines of its logs are above" >&2; exit 3; }
     sleep 0.1
 done
 code=0

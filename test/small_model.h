@@ -1,4 +1,4 @@
-// For tests of files: small checkpoints, with a state, a tokenizer and a data position, made without training.
+// For tests of files: small checkpoints with optimizer state, a tokenizer and a data position, made without training.
 #pragma once
 #include <fstream>
 #include <algorithm>
@@ -14,7 +14,7 @@ using Values = std::map<std::string, std::vector<float>>;
 inline GPTConfig nano(int layers) { return recipe_config(NANOCHAT, layers, 2, 32, 64, 16, "SL"); }
 inline GPTConfig speed(int layers) { return recipe_config(SPEEDRUN, layers, 2, 16, 24, 8); }
 
-/// Random weights, one generator a tensor; every tensor of a recipe that starts at zero or one is moved off it.
+/// Random weights, with one generator per tensor; tensors that a recipe initializes to zero or one are random, too.
 inline Values small_weights(const GPTConfig& config, uint64_t seed) {
     Values values;
     for (const Tensor& tensor : tensor_table(config)) {
@@ -28,7 +28,7 @@ inline Values small_weights(const GPTConfig& config, uint64_t seed) {
 
 inline nlohmann::json small_header(const GPTConfig& config) {
     return {{"config", to_json(config)},
-            {"progress", {{"step", 7}, {"tokens", 4096}, {"flops", 9007199254740993}}},   // 2^53 + 1: no double
+            {"progress", {{"step", 7}, {"tokens", 4096}, {"flops", 9007199254740993}}},   // 2^53 + 1, which is not a double
             {"training", {{"seed", 1}, {"lr", 0.1}}},
             {"data", {{"shard", 0}, {"position", 123}}},
             {"lineage", make_lineage("train", "", {})}};
@@ -40,7 +40,7 @@ inline std::vector<TensorSource> small_sources(const GPTConfig& config, const Va
     return sources;
 }
 
-/// Weights, `wte/m` and `wte/v`, a tokenizer.
+/// The tensors of a file: weights, `wte/m` and `wte/v`, and a tokenizer.
 inline void write_small_model(const std::string& path, const GPTConfig& config, const Values& values, const std::string& tokenizer = "a tokenizer") {
     std::vector<TensorSource> sources = small_sources(config, values);
     const std::vector<float>& wte = values.at("wte");
@@ -67,7 +67,7 @@ inline std::string bytes_of(const Checkpoint& checkpoint, const std::string& nam
     return bytes;
 }
 
-/// What the call throws; empty when it throws nothing.
+/// The message of the exception that the call throws; empty if it throws none.
 template <class Call>
 std::string refusal(Call call) {
     try {
@@ -80,7 +80,7 @@ std::string refusal(Call call) {
 
 inline bool contains(const std::string& text, const std::string& words) { return text.find(words) != std::string::npos; }
 
-/// Names of all that lies in a folder.
+/// The names of all files in a folder.
 inline std::vector<std::string> names_in(const std::string& folder) {
     std::vector<std::string> names;
     for (auto& entry : std::filesystem::directory_iterator(folder)) names.push_back(entry.path().filename().string());

@@ -1,4 +1,4 @@
-// For tests of ./train_gpt: a tiny model on shards made here, programs beside the test, what they printed, logged and saved.
+// For tests of ./train_gpt: shards for a tiny model, programs that run in the background, and their output, logs and checkpoints.
 #pragma once
 #include <doctest/doctest.h>
 #include <fcntl.h>
@@ -17,7 +17,7 @@
 #include "llmc/text/shard.h"
 #include "test/program.h"
 
-/// A command that runs beside the test, on one thread: tiny models gain nothing from more. It is killed with its test.
+/// A command that runs in the background, on one thread (tiny models gain nothing from more). It is killed if the test dies.
 class Child {
 public:
     explicit Child(const std::string& command) {
@@ -37,7 +37,7 @@ public:
     Child(const Child&) = delete;
     Child& operator=(const Child&) = delete;
 
-    /// Until stdout holds the text, or the program has ended.
+    /// Waits until stdout has the text, or the program has ended.
     void wait_for(const std::string& text) {
         while (!ended() && (!std::filesystem::exists(dir / "out") || read_file(dir / "out").find(text) == std::string::npos)) pause(0.002);
     }
@@ -72,7 +72,7 @@ private:
     Result result{};
 };
 
-/// The number behind `name` in the output.
+/// The number after `name` in the output.
 inline double number_after(const std::string& out, const std::string& name) {
     size_t at = out.find(name);
     CAPTURE(name);
@@ -98,7 +98,7 @@ inline void write_shard(const std::string& path, const std::vector<uint16_t>& to
     writer.finish();
 }
 
-/// A folder with shards: two to train on, one to evaluate on, and nothing else.
+/// A folder with two shards for training and one for validation, and nothing else.
 struct Workplace {
     TempDir dir;
     std::string data, val;
@@ -118,7 +118,7 @@ inline std::string step_file(const std::string& folder, int step) {
     return folder + "/step_" + std::string(7 - digits.size(), '0') + digits + ".bin";
 }
 
-/// Lines of a run's log of one kind.
+/// The lines of a run's log with one kind of event.
 inline std::vector<nlohmann::json> events(const std::string& folder, const std::string& kind) {
     std::vector<nlohmann::json> found;
     std::istringstream text(read_file(folder + "/log.jsonl"));

@@ -1,5 +1,5 @@
-// stack's slices and mixtures as they are used: every layer where it was asked for, sums in float64, runs that go on; and what
-// programs that write a file do when their output is not read, or lost.
+// stack's slices and mixtures: every layer in its place, sums in float64, runs that continue; and programs that write a file while their
+// standard output is not read, or cannot be written.
 #include <doctest/doctest.h>
 #include <cmath>
 #include <cstring>
@@ -10,7 +10,7 @@
 using nlohmann::json;
 using Names = std::vector<std::string>;
 
-/// Layer n of a stack is layer l of a model: its tensors, its lambdas, and what the configuration says of it.
+/// Checks that layer n of a stack is layer l of a model: its tensors, lambdas and settings.
 static void check_layer(const Checkpoint& to, int n, const Checkpoint& from, int l, Norm norm_before) {
     for (const Tensor& tensor : tensor_table(to.config))
         if (tensor.layer == n) CHECK(bytes_of(to, tensor.name) == bytes_of(from, concat("h.", l, ".", tensor.spec->name)));
@@ -22,7 +22,7 @@ static void check_layer(const Checkpoint& to, int n, const Checkpoint& from, int
     CHECK(to.config.norm_before[n] == norm_before);
 }
 
-TEST_CASE("stack: slices: in any order, again, one layer alone, both ends included") {
+TEST_CASE("stack: slices: in any order, repeated, of a single layer; both ends are included") {
     TempDir dir;
     for (auto make : {nano, speed}) {
         write_small_model(dir / "a.bin", make(4), 1);
@@ -46,7 +46,7 @@ TEST_CASE("stack: slices: in any order, again, one layer alone, both ends includ
         CHECK(out.header["lineage"]["layers"] == json::parse("[[0,2],[0,3],[1,0],[0,1],[1,1],[1,2]]"));
         CHECK(out.header["lineage"]["parents"][1]["hash"] == b.content_hash());
 
-        // Whole models as slices are whole models.
+        // Slices of all layers equal stacking whole models.
         done(stack + " --layers A:0-3,B:0-2");
         const Checkpoint slices = open_checkpoint(dir / "out.bin");
         done(stack + " --use-first-layer --use-last-layer");
@@ -54,23 +54,23 @@ TEST_CASE("stack: slices: in any order, again, one layer alone, both ends includ
         CHECK(slices.content_hash() == whole.content_hash());
         CHECK(slices.header["lineage"]["layers"] == whole.header["lineage"]["layers"]);
 
-        // The last model gives its head, without a slice.
+        // A last model without a slice gives only its head.
         done(stack + " --layers A:0-3 --head last");
         const Checkpoint head = open_checkpoint(dir / "out.bin");
         CHECK(bytes_of(head, "lm_head") == bytes_of(b, b.config.tied ? "wte" : "lm_head"));
     }
 }
 
-TEST_CASE("stack: slices that are none, or lie outside their model, get one line and no file") {
+TEST_CASE("stack: malformed slices, or slices outside their model, give one line of error and no file") {
     TempDir dir;
     write_small_model(dir / "one.bin", nano(4), 1);
     write_small_model(dir / "two.bin", nano(8), 2);
     write_small_model(dir / "none.bin", nano(0), 3);
     const std::string stack = "./stack " + dir / "one.bin " + dir / "two.bin --out " + dir / "out.bin --layers ";
-    const std::string two = dir / "two.bin", is_none = "is no slice; write a model's letter and its layers, A:0-3 or A:3";
+    const std::string two = dir / "two.bin", is_none = "is not a slice; write a model's letter and its layers, A:0-3 or A:3";
     refused(stack + "B:2-9", "--layers 'B:2-9': layer 9 of B (" + two + "), which has layers 0 to 7");
     refused(stack + "A:0-3,B:8", "--layers 'B:8': layer 8 of B (" + two + "), which has layers 0 to 7");
-    refused(stack + "B:5-2", "--layers 'B:5-2': its last layer stands before its first; write B:2-5");
+    refused(stack + "B:5-2", "--layers 'B:5-2': its last layer comes before its first; write B:2-5");
     refused(stack + "C:0-1", "--layers 'C:0-1': there is no model C; the 2 given are A to B");
     refused(stack + "''", "--layers is empty");
     for (const char* junk : {"A", "A:", "A:-1", "a:0-1", "A:0-", "A:0-1-2", "A:0-1x", "A:0:1", "0-3", "AA:0", "A:0,", ",A:0",
@@ -97,7 +97,7 @@ static std::vector<std::string> weights_of(const GPTConfig& config) {
     return names;
 }
 
-TEST_CASE("stack: mix: every weight is the sum in float64, rounded once; all else is the first's") {
+TEST_CASE("stack: mix: every weight is the sum in float64, rounded once; everything else is the first model's") {
     TempDir dir;
     for (auto make : {nano, speed}) {
         for (uint64_t seed : {1, 2, 3}) write_small_model(dir / concat(seed, ".bin"), make(2), seed);
@@ -105,7 +105,7 @@ TEST_CASE("stack: mix: every weight is the sum in float64, rounded once; all els
                                       dir / "3.bin --out " + dir / "out.bin");
         CHECK(contains(text, "weights <- 0.5 of " + dir / "2.bin"));
         CHECK(contains(text, "parameters: "));
-        CHECK(contains(text, "at step 7; train_gpt --resume goes on"));
+        CHECK(contains(text, "at step 7; train_gpt --resume continues its run"));
         const Checkpoint one = open_checkpoint(dir / "1.bin"), two = open_checkpoint(dir / "2.bin"),
                          three = open_checkpoint(dir / "3.bin");
         const Checkpoint out = open_checkpoint(dir / "out.bin");
@@ -115,7 +115,7 @@ TEST_CASE("stack: mix: every weight is the sum in float64, rounded once; all els
             const std::vector<float> a = values_of(one, name), b = values_of(two, name), c = values_of(three, name),
                                      mixed = values_of(out, name);
             size_t wrong = 0;
-            for (size_t i = 0; i < a.size(); i++) {   // a sum in double may end on either side of the middle between two floats
+            for (size_t i = 0; i < a.size(); i++) {   // sums in double may land on either side of a rounding boundary between two floats
                 const double terms[] = {0.7 * double{a[i]}, 0.5 * double{b[i]}, -0.2 * double{c[i]}},
                              sum = terms[0] + terms[1] + terms[2];
                 const double rounding = 0x1p-52 * (std::fabs(terms[0]) + std::fabs(terms[1]) + std::fabs(terms[2]));
@@ -134,7 +134,7 @@ TEST_CASE("stack: mix: every weight is the sum in float64, rounded once; all els
     }
 }
 
-TEST_CASE("stack: mix: of a file with itself it is the same, NaN, Inf, -0 and the smallest number too") {
+TEST_CASE("stack: mix: a file mixed with itself is unchanged, also NaN, Inf, -0 and the smallest denormal") {
     TempDir dir;
     Values weights = small_weights(nano(2), 1);
     const float special[] = {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity(), -0.0f, 1e-45f,
@@ -150,7 +150,7 @@ TEST_CASE("stack: mix: of a file with itself it is the same, NaN, Inf, -0 and th
     }
 }
 
-TEST_CASE("stack: mix: a tokenizer that the first lacks, no training state, and a run's identity") {
+TEST_CASE("stack: mix: a tokenizer that the first model lacks, no training state, and the identity of the run") {
     TempDir dir;
     const GPTConfig config = speed(2);
     write_small_model(dir / "a.bin", config, small_weights(config, 1), "");
@@ -179,7 +179,7 @@ TEST_CASE("stack: mix: a tokenizer that the first lacks, no training state, and 
     CHECK(out.find("wte/m") == nullptr);
 }
 
-TEST_CASE("stack: mix: weights and models that cannot be get one line and no file") {
+TEST_CASE("stack: mix: wrong weights, and models that do not fit together, give one line of error and no file") {
     TempDir dir;
     write_small_model(dir / "a.bin", nano(2), 1);
     write_small_model(dir / "b.bin", nano(3), 2);
@@ -209,7 +209,7 @@ TEST_CASE("stack: mix: weights and models that cannot be get one line and no fil
     CHECK(names_in(dir.path) == Names{"a.bin", "b.bin", "other.bin", "scaled.bin"});
 }
 
-TEST_CASE("stack: mix: a run goes on with the mixture; of a file with itself, bit for bit as without it") {
+TEST_CASE("stack: mix: a run continues with the mixture; mixed with itself, bit for bit as without mixing") {
     TempDir dir;
     const std::string shards = "test/golden/checkpoint_v1/";
     auto train = [&](const std::string& flags, const std::string& to) {
@@ -230,7 +230,7 @@ TEST_CASE("stack: mix: a run goes on with the mixture; of a file with itself, bi
     for (size_t i = 0; i < same.tensors.size(); i++)
         CHECK_MESSAGE(same.tensors[i].xxh3 == through.tensors[i].xxh3, same.tensors[i].name);
     CHECK(same.header["progress"] == through.header["progress"]);
-    CHECK(total_spent(same.header).flops == total_spent(through.header).flops);   // its own first half is no other run's
+    CHECK(total_spent(same.header).flops == total_spent(through.header).flops);   // its own first half is not counted twice
 
     done("./stack --mix 0.9,0.1 " + half + " " + dir / "two/step_0000002.bin --out " + dir / "mixed.bin");
     train("--resume " + dir / "mixed.bin", "mixed");
@@ -240,10 +240,10 @@ TEST_CASE("stack: mix: a run goes on with the mixture; of a file with itself, bi
     CHECK(total_spent(mixed.header).tokens == 4 * 32 + 2 * 32);
 }
 
-TEST_CASE("programs: what writes a file does so when nobody reads what it prints, and says so when that is lost") {
+TEST_CASE("programs: a closed stdout does not keep them from writing their file; a full one is reported") {
     TempDir dir;
     write_small_model(dir / "in.bin", nano(100), 1);
-    // The reader is gone before the first word is written.
+    // The reader of stdout exits before the first write.
     auto unread = [&](const std::string& command) {
         return "( while [ ! -e " + dir / "gone ]; do :; done; " + command + "; echo $? >" + dir / "code ) | ( exec <&-; : >" +
                dir / "gone ); rm " + dir / "gone";
@@ -268,7 +268,7 @@ TEST_CASE("programs: what writes a file does so when nobody reads what it prints
     }
 }
 
-TEST_CASE("programs: under 64 MiB of memory for models of thousands of layers") {
+TEST_CASE("programs: they need less than 64 MiB of memory for models with thousands of layers") {
     TempDir dir;
     const GPTConfig config = recipe_config(NANOCHAT, 2000, 1, 32, 8, 8, "SL");
     const std::vector<float> zeros(1 << 16);
@@ -282,7 +282,7 @@ TEST_CASE("programs: under 64 MiB of memory for models of thousands of layers") 
     for (const std::string& command : {"./grow " + in + out + " --order stack --factor 2",
                                        "./stack --use-first-layer --use-last-layer " + in + in + "--out " + out,
                                        "./stack --mix 0.5,0.5 " + in + in + "--out " + out}) {
-        const std::string text = done("ulimit -d 65536; " + command);   // KiB of memory that a program writes to
+        const std::string text = done("ulimit -d 65536; " + command);   // KiB of writable memory
         const size_t at = text.find("peak memory ");
         REQUIRE(at != std::string::npos);
         double peak;

@@ -1,4 +1,4 @@
-// dev/tables.py and dev/figures.py on made-up rows: verdicts against numbers worked by hand, what is compared and what is not, what is
+// dev/tables.py and dev/figures.py on made-up rows: verdicts against numbers worked out by hand, which rows are compared, rows that are
 // missing or damaged; and the published numbers, corrected.
 #include <doctest/doctest.h>
 #include <algorithm>
@@ -40,7 +40,7 @@ static std::string stack_row(const std::string& experiment, const std::string& n
     return line.str();
 }
 
-/// A folder of results, with the programs' own published numbers beside the programs.
+/// A folder for results; the published numbers are still those in dev/results.
 struct Results : TempDir {
     std::string tables(const std::string& study) const { return PYTHON + " dev/tables.py " + study + " --results " + path; }
     std::string figures(const std::string& study) const { return PYTHON + " dev/figures.py " + study + " --results " + path; }
@@ -52,7 +52,7 @@ struct Results : TempDir {
 
 TEST_SUITE_BEGIN("studies");
 
-TEST_CASE("studies: a verdict is what its seeds say" * needs_python()) {
+TEST_CASE("studies: the verdict depends on all seeds" * needs_python()) {
     Results results;
     // Differences -0.19, -0.20, -0.21: mean -0.2, standard error 0.01 / sqrt(3) = 0.0058. -0.1, -0.2, -0.3: 0.0577, and 0.2 is below 4.303 of them.
     const std::string bases = baseline(1, "2") + baseline(2, "2") + baseline(3, "2");
@@ -64,12 +64,12 @@ TEST_CASE("studies: a verdict is what its seeds say" * needs_python()) {
     // The acceleration of two losses: one reached by all, one by none.
     CHECK_MESSAGE(contains(text, "| fixed | `fixed-3.25-w0` | +5.0 ± 0.0 | +5.0 +5.0 +5.0 | 3 of 3 | *holds*: higher | – | – – – | 0 of 3 | *cannot be told*: not reached by all | 5.4 |"), text);
 
-    // -0.01, 1, 1, 1, 1: mean 0.798 is 3.95 standard errors, and 2.776 would do; but one seed has the other sign.
+    // -0.01, 1, 1, 1, 1: the mean 0.798 is 3.95 standard errors, more than 2.776; but one seed has the other sign.
     std::string five;
     for (int seed = 1; seed <= 5; seed++) five += baseline(seed, "2") + fixed("3.25", "0", seed, seed == 1 ? "1.99" : "3");
     CHECK(contains(results.of("growth", five), "| 0 | 3.25 | +0.7980 ± 0.2020 | -0.0100 +1.0000 +1.0000 +1.0000 +1.0000 | 5 | *cannot be told* |"));
 
-    // Two seeds take 12.706: mean 0.1, standard error 0.01, and then 0.005.
+    // For two seeds t is 12.706: mean 0.1 with a standard error of 0.01, and of 0.005.
     text = results.of("growth", bases + fixed("1.25", "0", 1, "2.09") + fixed("1.25", "0", 2, "2.11") + fixed("2.25", "0", 1, "2.095") + fixed("2.25", "0", 2, "2.105") +
                                     fixed("3.25", "0", 1, "1.5") + fixed("4.25", "0", 1, "2.2") + fixed("4.25", "0", 2, "1.99"));
     CHECK_MESSAGE(contains(text, "| 0 | 1.25 | +0.1000 ± 0.0100 | +0.0900 +0.1100 | 2 | *cannot be told* |"), text);
@@ -78,7 +78,7 @@ TEST_CASE("studies: a verdict is what its seeds say" * needs_python()) {
     CHECK_MESSAGE(contains(text, "| 0 | 4.25 | +0.0950 ± 0.1050 | +0.2000 -0.0100 | 2 | *cannot be told* |"), text);
 }
 
-TEST_CASE("studies: the noise comes first, and says what one pair and three pairs show" * needs_python()) {
+TEST_CASE("studies: the noise is printed first, with the smallest differences that one pair and three pairs can show" * needs_python()) {
     Results results;
     std::string rows;
     for (int seed = 1; seed <= 8; seed++) rows += baseline(seed, seed % 2 ? "1.99" : "2.01");
@@ -99,13 +99,13 @@ TEST_CASE("studies: only rows of one machine are compared, and the others are co
     CHECK_MESSAGE(!contains(text, "1.4000"), text);
     text = results.of("growth", baseline(1, "2") + fixed("1.25", "0", 1, "1.9") + fixed("1.25", "0", 2, "1.9"));
     CHECK_MESSAGE(contains(text, "Left out: 1 row without a baseline of their seed and machine: fixed-1.25-w0 of seed 2."), text);
-    // Of a run that was done again the last row counts.
+    // If a run was repeated, its last row counts.
     text = results.of("growth", baseline(1, "2") + fixed("1.25", "0", 1, "1.9") + fixed("1.25", "0", 1, "1.8"));
     CHECK_MESSAGE(contains(text, "| 0 | 1.25 | -0.2000 | -0.2000 | 1 | one seed |"), text);
     CHECK_MESSAGE(contains(text, "1 earlier row is left out"), text);
 }
 
-TEST_CASE("studies: what is missing from a sweep is named" * needs_python()) {
+TEST_CASE("studies: rows that are missing from a sweep are listed" * needs_python()) {
     Results results;
     std::string rows = baseline(1, "2") + baseline(2, "2");
     for (std::string ratio : {"1.25", "2.25", "3.25", "4.25"}) rows += fixed(ratio, "0", 1, "1.9");
@@ -115,7 +115,7 @@ TEST_CASE("studies: what is missing from a sweep is named" * needs_python()) {
     CHECK_MESSAGE(contains(text, "### Growth factor\n\nMissing: all of it; no row yet."), text);
 }
 
-TEST_CASE("studies: an experiment that has no table of its own gets one of what varies in it" * needs_python()) {
+TEST_CASE("studies: an experiment without a section of its own gets a table of the columns that vary" * needs_python()) {
     Results results;
     auto mine = [](const std::string& depth, int seed, const std::string& bpb, const std::string& base) {
         return "nano,mine,mine-" + depth + "," + base + "," + std::to_string(seed) + ",2,stack,,reset,restart," + depth + ",2,48,1,9,0,1,1e12,1,2,1," + bpb +
@@ -139,7 +139,7 @@ TEST_CASE("studies: an experiment that has no table of its own gets one of what 
     CHECK_MESSAGE(contains(text, "| `s-none001` | True | False | 5.500 | 5.500 | 1 | +3.500 | +3.500 | 1 | one seed | – | – | 0 | no pair |"), text);
 }
 
-TEST_CASE("studies: the rows of the parts are held against what a stack says" * needs_python()) {
+TEST_CASE("studies: the settings of a stack are compared with those of its parts" * needs_python()) {
     Results results;
     auto part = [](const std::string& name, const std::string& norms, const std::string& times) {
         return "nano,norms," + name + "," + name + ",1,,2,,," + norms + ",,,,,own,," + times + ",1,,1,1e12,1,c,cpu,fp32,1,1,make\n";
@@ -154,7 +154,7 @@ TEST_CASE("studies: the rows of the parts are held against what a stack says" * 
     CHECK_MESSAGE(contains(text, "Parts that were trained with other settings, times: stacked with 1, trained with 5: `s-none111`."), text);
 }
 
-TEST_CASE("studies: the published means are those that are right" * needs_python()) {
+TEST_CASE("studies: the published means are computed from the corrected numbers" * needs_python()) {
     Results results;
     std::string rows;
     for (bool unique : {false, true})
@@ -163,7 +163,7 @@ TEST_CASE("studies: the published means are those that are right" * needs_python
                 for (std::string norms : {"none,rms_norm,none", "rms_norm,rms_norm,rms_norm", "layer_norm,layer_norm,layer_norm"})
                     rows += stack_row("norms", norms, unique, first, last, 1, 5 + unique + 0.5 * first - 0.25 * last);
     const std::string text = results.of("stacking", rows);
-    // studies/README.md of the document: cells 9.70, 9.84, 9.88 and 9.365; two models 7.74, 12.58, 10.24, one twice 7.36, 10.19, 10.06.
+    // The published means, corrected: cells 9.70, 9.84, 9.88 and 9.365; two models 7.74, 12.58, 10.24, one twice 7.36, 10.19, 10.06.
     CHECK_MESSAGE(contains(text, "| False | False | 5.500 | 5.500 | 1 | 6 of 6 | 9.70 | 9.79 |"), text);
     CHECK_MESSAGE(contains(text, "| False | True | 5.250 | 5.250 | 1 | 6 of 6 | 9.84 | 9.60 |"), text);
     CHECK_MESSAGE(contains(text, "| True | False | 6.000 | 6.000 | 1 | 6 of 6 | 9.88 | 9.79 |"), text);
@@ -174,12 +174,12 @@ TEST_CASE("studies: the published means are those that are right" * needs_python
     }
     CHECK_MESSAGE(contains(text, "| use_first_layer: True minus False | +0.500 | +0.500 | 1 | one seed | 12 of 12 | -0.15 |"), text);
     CHECK_MESSAGE(contains(text, "| use_last_layer: True minus False | -0.250 | -0.250 | 1 | one seed | 12 of 12 | -0.19 |"), text);
-    CHECK_MESSAGE(contains(text, "| the document's three together | +1.000 | +1.000 | 1 | one seed | 12 of 12 | +0.99 | -0.99 |"), text);
-    // The first stack of the document: its label says one model twice, its loss of parts says two.
+    CHECK_MESSAGE(contains(text, "| the three published settings together | +1.000 | +1.000 | 1 | one seed | 12 of 12 | +0.99 | -0.99 |"), text);
+    // The first published stack: labelled as one model twice, but the loss of its parts is that of two.
     CHECK_MESSAGE(contains(text, "| layer_norm/layer_norm | True | False | False | 6.000 | 6.000 | 1 | 2.000 | +4.000 | one seed | -0.238 | one seed | 10.57 (parts 3.31) |"), text);
 }
 
-TEST_CASE("studies: looped stacks are compared with unlooped ones of the same cell" * needs_python()) {
+TEST_CASE("studies: stacks of looped parts are compared with those of unlooped parts in the same cell" * needs_python()) {
     Results results;
     const std::string text = results.of("stacking", stack_row("norms", "rms_norm,rms_norm,rms_norm", true, true, false, 1, 6) +
                                                         stack_row("norms", "rms_norm,rms_norm,rms_norm", true, true, true, 1, 5) +
@@ -188,7 +188,7 @@ TEST_CASE("studies: looped stacks are compared with unlooped ones of the same ce
                                  "difference | of each seed | n | verdict |\n|---|---|---|---|---|---|---|---|---|\n| same | 10 | True | True | True | +0.500 | +0.500 | 1 | one seed |"), text);
 }
 
-TEST_CASE("studies: a damaged file is one line" * needs_python()) {
+TEST_CASE("studies: a damaged file gives one line of error" * needs_python()) {
     Results results;
     const std::string csv = results / "growth.csv";
     CHECK(done(results.tables("growth")) == "No row yet; make -f dev/growth.mk makes them.\n");
@@ -220,7 +220,7 @@ TEST_CASE("studies: a damaged file is one line" * needs_python()) {
     CHECK(done(results.tables("growth")) == "No row yet; make -f dev/growth.mk makes them.\n");
 }
 
-TEST_CASE("studies: tables go between their marks, and the prose stays" * needs_python()) {
+TEST_CASE("studies: tables are written between their marks, and the prose stays" * needs_python()) {
     Results results;
     const std::string page = results / "growth.md";
     write_file(results / "growth.csv", GROWTH + baseline(1, "2") + fixed("1.25", "0", 1, "1.9"));
@@ -241,7 +241,7 @@ TEST_CASE("studies: tables go between their marks, and the prose stays" * needs_
     }
 }
 
-TEST_CASE("studies: figures are drawn of what there is, the same each time" * needs_matplotlib()) {
+TEST_CASE("studies: figures are drawn of the rows that exist, and are reproducible" * needs_matplotlib()) {
     Results results;
     write_file(results / "growth.csv", GROWTH + baseline(1, "2") + baseline(2, "2.1") + fixed("1.25", "0", 1, "1.9") + fixed("1.25", "0", 2, "1.95") + fixed("3.25", "0.5", 1, "1.8"));
     Result drawn = run(results.figures("growth"));

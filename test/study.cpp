@@ -1,5 +1,5 @@
-// The two studies (dev/growth.mk, dev/stacking.mk) as they are used, in small: what is declared is made, each row once; what was stopped goes on
-// to the same rows, and what was declared otherwise is made again.
+// The two studies (dev/growth.mk, dev/stacking.mk) at the scale smoke: every declared row is made, once; stopped runs resume to the same rows; and
+// rows whose declaration has changed are made again.
 #include <doctest/doctest.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -30,7 +30,7 @@ static std::vector<std::string> split(const std::string& text, char at) {
 
 using Row = std::map<std::string, std::string>;
 
-/// The lines of a CSV without quotes, which is what a study writes.
+/// The rows of a CSV without quotes, as the studies write it.
 static std::vector<Row> rows_of(const std::string& text) {
     std::vector<Row> rows;
     std::vector<std::string> header;
@@ -49,7 +49,7 @@ static std::vector<Row> rows_of(const std::string& text) {
 
 namespace {   // other suites have a Place of their own
 
-/// A folder in which a study finds its programs and its description, writes rows to dev/results and all else to out/studies.
+/// A folder with the programs and the files of the studies; rows go to dev/results there, all else to out/studies.
 struct Place : TempDir {
     Place() {
         fs::create_directories(*this / "dev/results");
@@ -61,7 +61,7 @@ struct Place : TempDir {
     std::string result(const std::string& name) const { return *this / ("dev/results/" + name); }
     std::string csv(const std::string& name) const { return read_file(result(name + ".csv")); }
 
-    /// Command lines. A test may itself have been started by make, whose settings are not for this one.
+    /// Command lines. The test itself may have been started by make, whose variables must not be inherited.
     std::string make(const std::string& study, const std::string& arguments) const {
         return "cd " + path + " && env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL make -s -j2 -f dev/" + study + ".mk SCALE=smoke SEEDS=1 " + arguments;
     }
@@ -76,7 +76,7 @@ struct Place : TempDir {
         REQUIRE_MESSAGE(contains(text, from), from);
         write_file(*this / file, text.replace(text.find(from), from.size(), to));
     }
-    /// Those models that were made, and when.
+    /// The models, and when they were written.
     std::map<std::string, fs::file_time_type> made(const std::string& study) const {
         std::map<std::string, fs::file_time_type> found;
         for (auto& entry : fs::directory_iterator(models(study)))
@@ -85,7 +85,7 @@ struct Place : TempDir {
     }
 };
 
-/// make on its own, in a process group of its own, with what it prints in printed.txt.
+/// make, running in a process group of its own, with its output in printed.txt.
 struct Making {
     pid_t process;
 
@@ -96,7 +96,7 @@ struct Making {
         execl("/bin/sh", "sh", "-c", (command + " >" + place.path + "/printed.txt 2>&1 </dev/null").c_str(), nullptr);
         _exit(127);
     }
-    /// Signals all of its processes, once `file` is there.
+    /// Sends a signal to all of its processes as soon as `file` exists.
     void stop(int signal, const std::string& file) const {
         while (!fs::exists(file) && waitpid(process, nullptr, WNOHANG) == 0) usleep(2000);
         REQUIRE_MESSAGE(fs::exists(file), file);
@@ -107,7 +107,7 @@ struct Making {
 
 }  // namespace
 
-/// A row without what differs between two runs of the same.
+/// A row without the columns that differ between two runs of the same model.
 static std::string essence(Row row) {
     row.erase("seconds");
     std::string text;
@@ -128,7 +128,7 @@ static std::string fixed_point(const std::string& number, int digits) {
 
 TEST_SUITE_BEGIN("study");
 
-TEST_CASE("study: both studies in small hold every row that they declare, once, and so do tables and figures" * needs_python()) {
+TEST_CASE("study: at the scale smoke both studies make every declared row, once, and tables and figures show them" * needs_python()) {
     Place place;
     for (std::string study : {"growth", "stacking"}) {
         CAPTURE(study);
@@ -144,7 +144,7 @@ TEST_CASE("study: both studies in small hold every row that they declare, once, 
         std::string counts;
         for (auto& [experiment, count] : of_experiment) counts += concat(experiment, " ", count, " ");
         CHECK(counts == (study == "growth" ? "early 10 factor 3 fixed 10 miniseries 4 noise 3 order 7 state 4 warmdown 7 " : "embeddings 16 long 8 loop 24 mix 24 noise 0 norms 32 "));
-        // What was declared of a row is in it, and so is what was measured.
+        // A row has the declared columns, and the measured ones.
         std::map<std::string, Row> declared;
         for (const Row& row : wanted) declared[row.at("model") + row.at("seed")] = row;
         for (const Row& row : rows) {
@@ -153,7 +153,7 @@ TEST_CASE("study: both studies in small hold every row that they declare, once, 
             for (std::string column : {"val_bpb", "total_flops", "tokens", "commit", "processor", "precision", "threads", "command"}) CHECK_MESSAGE(row.at(column) != "", column);
         }
 
-        // The tables: every number, and nothing is missing.
+        // The tables have every number, and report nothing missing.
         const std::string& text = made.out;
         CHECK_MESSAGE(!contains(text, "Missing"), text);
         for (const Row& row : rows) {
@@ -164,7 +164,7 @@ TEST_CASE("study: both studies in small hold every row that they declare, once, 
         }
         CHECK(contains(text, study == "growth" ? "### Compute acceleration" : "### By layer use"));
 
-        // Run again, nothing is made.
+        // A second run makes nothing.
         const auto before = place.made(study);
         const std::string csv = place.csv(study);
         CHECK(done(place.make(study, "rows")) == concat(study, ": all ", wanted.size() + latents.size(), " rows of smoke are in dev/results/", study, ".csv\n"));
@@ -196,7 +196,7 @@ TEST_CASE("study: both studies in small hold every row that they declare, once, 
     }
 }
 
-TEST_CASE("study: a changed definition makes again what depends on it, and nothing else; each run has LAUNCH before it") {
+TEST_CASE("study: a changed declaration makes again what depends on it, and nothing else; LAUNCH precedes each run") {
     Place place;
     write_file(place / "launch", "#!/bin/sh\necho \"$*\" >>launched\nexec \"$@\"\n");
     fs::permissions(place / "launch", fs::perms::owner_all);
@@ -222,7 +222,7 @@ TEST_CASE("study: a changed definition makes again what depends on it, and nothi
     CHECK(launched() == List{"fixed-1.5-w0-s1", "fixed-1.5-w0-s1.row", "fixed-1.5-w0-start-s1", "shallow-2-of-4-r1.5-w0-s1"});
     CHECK(names(rows_of(place.csv("growth"))) == List{"base-s1", "fixed-1.25-w0-s1", "fixed-1.5-w0-s1", "fixed-2.25-w0-s1"});
 
-    // The deep round of one, by another schedule: its row is replaced, and the shallow round stays.
+    // Another schedule in one deep round: its row is replaced, and its shallow round stays.
     const std::string old = place.csv("growth");
     place.edit("dev/growth.study", "do grown \"fixed-$x-w$w\" base", "do [ $x = 2.25 ] && warm=2 || warm=1; grown \"fixed-$x-w$w\" base warmdown=$warm");
     done(make);
@@ -233,21 +233,21 @@ TEST_CASE("study: a changed definition makes again what depends on it, and nothi
     CHECK(split(place.csv("growth"), '\n').size() == split(old, '\n').size());
     for (const Row& row : rows_of(place.csv("growth_curves"))) CHECK(row.at("model") != "");
 
-    // A row that was lost is measured again, of the models that are there; so is one whose columns are declared otherwise.
+    // A missing row is measured again, from the existing models; so is a row whose columns have changed.
     write_file(place.result("growth.csv"), std::regex_replace(place.csv("growth"), std::regex("smoke,fixed,fixed-1.5[^\n]*\n"), ""));
     place.edit("dev/growth.study", "row \"$1\" depth=", "row \"$1\" order=mine depth=");
     done(make);
     CHECK(launched() == List{"base-s1.row", "fixed-1.5-w0-s1.row"});
     CHECK(names(rows_of(place.csv("growth"))) == List{"base-s1", "fixed-1.25-w0-s1", "fixed-1.5-w0-s1", "fixed-2.25-w0-s1"});
 
-    // Without its models a row is left as it is: a column is no reason to train.
+    // If its models no longer exist the row stays: a changed column does not cause training.
     fs::remove(place.models("growth") + "/base-s1.bin");
     place.edit("dev/growth.study", "order=mine", "order=yours");
     done(make);
     CHECK(!fs::exists(place / "launched"));
 }
 
-TEST_CASE("study: killed and stopped, a run goes on to the same row") {
+TEST_CASE("study: killed and stopped, a run resumes to the same row") {
     Place place, whole;
     for (const Place* each : {&place, &whole}) each->edit("dev/growth.study", "unit=0.002", "unit=0.012");
     done(whole.make("growth", "rows ONLY=base"));
@@ -269,15 +269,15 @@ TEST_CASE("study: killed and stopped, a run goes on to the same row") {
         CHECK_MESSAGE(contains(status, "stopped; they go on from:\n  base-s1: step_"), status);
         done(place.make("growth", "rows ONLY=base"));
         const std::string log = read_file(folder + ".txt");
-        CHECK_MESSAGE(log.find("\nstep 1/") == log.rfind("\nstep 1/"), log);   // it did not begin again
+        CHECK_MESSAGE(log.find("\nstep 1/") == log.rfind("\nstep 1/"), log);   // it did not start over
         CHECK(essence(rows_of(place.csv("growth")).at(0)) == essence(wanted));
     }
-    // Killed after a row was written and before it was marked as done: it is there.
+    // Killed after a row was written and before it was marked as done: the row counts as present.
     fs::remove(folder + ".done");
     CHECK(contains(done(place.make("growth", "rows ONLY=base")), "growth: all 1 rows of smoke"));
     CHECK(rows_of(place.csv("growth")).size() == 1);
 
-    // One process makes a target: another one, and a machine of another kind, are refused.
+    // A target is locked: a second process is refused, and so is a machine of another kind.
     const std::string models = "STUDY_DIR=" + place.models("growth");
     refused("flock " + folder + ".lock sh -c '" + place.script("growth", "do base-s1", models) + "'", "growth: base-s1 is being made by another process; wait for it, or stop it");
     write_file(place.models("growth") + "/kind", "another processor bf16 1\n");
@@ -285,7 +285,7 @@ TEST_CASE("study: killed and stopped, a run goes on to the same row") {
     refused(place.script("growth", "do nothing-s1", models), "growth: 'nothing-s1' is no target of this study");
 }
 
-TEST_CASE("study: models that are mixed go on after a kill") {
+TEST_CASE("study: mixed models resume after a kill") {
     Place place, whole;
     done(whole.make("stacking", "rows ONLY=mix-3"));
     done(place.script("stacking", "graph", "ONLY=mix-3"));
@@ -296,7 +296,7 @@ TEST_CASE("study: models that are mixed go on after a kill") {
     CHECK(essence(rows_of(place.csv("stacking")).at(0)) == essence(rows_of(whole.csv("stacking")).at(0)));
 }
 
-TEST_CASE("study: KEEP=rows leaves rows and logs, and makes nothing again") {
+TEST_CASE("study: KEEP=rows keeps rows and logs, and makes nothing again") {
     Place place;
     const std::string make = place.make("growth", "rows KEEP=rows ONLY=mini-d2");
     const Result first = run(make);
@@ -308,7 +308,7 @@ TEST_CASE("study: KEEP=rows leaves rows and logs, and makes nothing again") {
     CHECK(place.made("growth").empty());
 }
 
-TEST_CASE("study: what cannot be, is one line") {
+TEST_CASE("study: wrong settings and declarations give one line of error") {
     Place place;
     for (auto [settings, words] : {std::pair{"SCALE=tiny", "growth: SCALE is 'tiny', but must be smoke, nano, small or paper"},
                                    {"SEEDS=0", "growth: SEEDS is '0', but must be a number"},
@@ -338,9 +338,9 @@ TEST_CASE("study: what cannot be, is one line") {
                                    {"horizon=in-all:0.98*base", "horizon=all", "the horizon of warmdown-0.5 is 'all', but must be ratio:R"},
                                    {"grown factor-4 base", "grown factor-4 bse horizon=ratio:1", "dev/growth.study: the row factor-4 is of the model bse, which is not declared"},
                                    {"$(ratio_of \"$1\")", "$(ratio_of \"$1-none\")", "the row base asks for the ratio of base-none, which is not declared before it"},
-                                   {"train \"$1\" -", "train \"$1 x\" -", "a model is called 'base x', but a name is of letters"},
+                                   {"train \"$1\" -", "train \"$1 x\" -", "a model is called 'base x', but a name may have only letters"},
                                    {"--no-scaling --matrix-lr", "--no-scaling --matrx-lr", "growth: there is no plan for "},
-                                   {"base \"base-d$x\" \"$x\"", "base base \"$x\"", "dev/growth.study declares base twice and not alike"}}) {
+                                   {"base \"base-d$x\" \"$x\"", "base base \"$x\"", "dev/growth.study declares base twice, with different settings"}}) {
         CAPTURE(to);
         write_file(place / "dev/growth.study", study);
         place.edit("dev/growth.study", from, to);
@@ -348,7 +348,7 @@ TEST_CASE("study: what cannot be, is one line") {
     }
     write_file(place / "dev/growth.study", study);
 
-    // A file of rows that was cut would seem to have the row.
+    // A truncated row must not count as present.
     done(place.script("growth", "graph"));
     const std::string header = split(done(place.script("growth", "expected")), '\n').at(0).substr(4) + "\n";
     for (auto [text, words] : {std::pair{header + "smoke,noise,base,,1", "growth.csv does not end with a whole line; remove the last one"},
@@ -359,7 +359,7 @@ TEST_CASE("study: what cannot be, is one line") {
     }
 }
 
-TEST_CASE("study: plans of all scales") {
+TEST_CASE("study: plans at all scales") {
     Place place;
     for (std::string study : {"growth", "stacking"})
         for (std::string scale : {"smoke", "nano", "small", "paper"}) {
@@ -368,17 +368,17 @@ TEST_CASE("study: plans of all scales") {
             CHECK_MESSAGE(std::regex_search(text, std::regex(study + ", " + scale + ": [0-9]+ rows of [0-9]+ runs, seeds 1 to 1; on ")), text);
             CHECK_MESSAGE(std::regex_search(text, std::regex("\nin all [0-9.]+e\\+[0-9]+ FLOPs(: [0-9.]+ hours of |; hours are not known)")), text);
             if (study != "growth" || scale != "paper") continue;
-            // The study's own numbers.
+            // The published study's own numbers.
             CHECK_MESSAGE(std::regex_search(text, std::regex("\nbase +8 +d12-w768 +2205 +[0-9.e+]+ +9\\.27e\\+17 ")), text);
             CHECK_MESSAGE(std::regex_search(text, std::regex("\nshallow-6-of-12-r3.25-w0 +1 +d6-w768 +419 +[0-9.e+]+ +1\\.06e\\+17 ")), text);
         }
-    // Without data there is no speed to tell hours by, and a plan fetches none; those of smoke are made at once.
+    // Without data no speed is measured, and a plan downloads none; the data of smoke is made locally.
     CHECK(contains(done(place.make("growth", "plan SCALE=nano ONLY=base")), "hours are not known: steps are measured once the data are there (make -f dev/growth.mk SCALE=nano data)\n"));
     const std::string plan = done(place.make("growth", "plan ONLY=base"));
     CHECK_MESSAGE(std::regex_search(plan, std::regex("\nbase +1 +d4-w64 +[0-9]+ +[0-9.e+]+ +[0-9.e+]+ +[0-9]+ +[0-9.]+\n")), plan);
 }
 
-TEST_CASE("study: tables and status are of what there is, and train nothing" * needs_python()) {
+TEST_CASE("study: tables and status show the rows that exist, and train nothing" * needs_python()) {
     Place place;
     fs::remove(place / "train_gpt");
     for (std::string study : {"growth", "stacking"}) {
@@ -395,14 +395,14 @@ TEST_CASE("study: tables and status are of what there is, and train nothing" * n
     CHECK_MESSAGE(contains(status, "  1 of them are in dev/results/growth.csv, of cpu fp32 1 thread(s)\n"), status);
     CHECK(!contains(status, "  base-s1\n"));
     CHECK(contains(status, "  base-s2\n"));
-    // The page has marks of nano, and none of smoke.
+    // The page has marks for nano, and none for smoke.
     CHECK(done(place.make("growth", "tables SCALE=nano")) == "dev/results/growth.md\n");
     CHECK(contains(read_file(place.result("growth.md")), "| `base`, val_bpb (bpb) | 2.5000 | 2.5000 | 1 |"));
     CHECK(contains(read_file(place.result("growth.md")), "Missing: 7 of 8 seeds of `base`."));
     if (has_matplotlib()) CHECK(contains(run(place.make("growth", "figures SCALE=nano")).err, "no row for it yet; not drawn"));
     CHECK(!fs::exists(place / "out"));
 
-    // A sweep that is added to the description is seen in the page.
+    // A sweep that is added to the .study file appears in the page.
     place.edit("dev/growth.study", "    experiment miniseries", "    experiment mine\n    for x in 1 2; do grown \"mine-$x\" base warmdown=$x; done\n\n    experiment miniseries");
     done(place.make("growth", "tables SCALE=nano"));
     CHECK(contains(read_file(place.result("growth.md")), "### Mine\n\nMissing: all of it; no row yet."));

@@ -19,7 +19,7 @@ static bool one_line(const std::string& text) { return std::count(text.begin(), 
 
 TEST_SUITE_BEGIN("encoder" * doctest::skip(!can_split()));
 
-TEST_CASE("tokenize: every file is a document, in the order of the paths, begun by bos") {
+TEST_CASE("tokenize: every file is a document that begins with bos, in the order of the paths") {
     TempDir dir;
     fs::create_directories(dir / "in/b/c");
     write_file(dir / "in/z.txt", "last\r\n");
@@ -29,7 +29,7 @@ TEST_CASE("tokenize: every file is a document, in the order of the paths, begun 
     write_file(dir / "in/binary", std::string("a\0b", 3));
     mkfifo((dir / "in/pipe").c_str(), 0600);
     fs::create_directory_symlink("..", dir / "in/b/up");  // leads back up
-    fs::create_symlink("z.txt", dir / "in/a.txt");        // another name of z.txt: the first one counts
+    fs::create_symlink("z.txt", dir / "in/a.txt");        // another name of z.txt: the first name counts
     fs::create_symlink("nowhere", dir / "in/broken");
 
     Result result = run("data/tokenize --no-shuffle " + dir / "in" + " " + dir / "in/z.txt" + " --out " + dir / "out --train-tokenizer 257");
@@ -40,12 +40,12 @@ TEST_CASE("tokenize: every file is a document, in the order of the paths, begun 
     CHECK(contains(result.out, "val: none, there are only 3 documents"));
     for (std::string reason : {"empty: ", "binary (a NUL in the first 8 KiB): ", "not a file: ", "a link that leads nowhere: "})
         CHECK_MESSAGE(contains(result.err, "skipped 1 file: " + reason), result.err);
-    // A file that is named by itself is text, whatever it holds.
+    // A file given by its own name counts as text, whatever it contains.
     REQUIRE(run("data/tokenize " + dir / "in/binary" + " --out " + dir / "named --train-tokenizer 257").code == 0);
     CHECK(documents_in(dir / "named/train_000000.bin") == Names{std::string("a\0b", 3)});
 }
 
-TEST_CASE("tokenize: the same input gives the same bytes, and a learned vocabulary shortens them") {
+TEST_CASE("tokenize: the same input gives the same bytes, and a learned vocabulary gives fewer tokens") {
     TempDir dir;
     for (std::string out : {"a", "b"}) REQUIRE(run("data/tokenize /usr/include/asm-generic --train-tokenizer 600 --out " + dir / out).code == 0);
     CHECK(names_in(dir / "a") == Names{"tokenizer.txt", "train_000000.bin", "val_000000.bin"});
@@ -57,7 +57,7 @@ TEST_CASE("tokenize: the same input gives the same bytes, and a learned vocabula
     CHECK(2 * (tokens_in(dir / "a/train_000000.bin").size() - documents) < bytes);
 }
 
-TEST_CASE("tokenize: validation is every n-th document, or what --val names") {
+TEST_CASE("tokenize: validation is every n-th document, or the files of --val") {
     TempDir dir;
     fs::create_directory(dir / "in");
     for (std::string name : {"0", "1", "2", "3", "4", "5", "6"}) write_file(dir / ("in/" + name), "text " + name);
@@ -73,7 +73,7 @@ TEST_CASE("tokenize: validation is every n-th document, or what --val names") {
         CHECK(documents_in(train).size() == 7);
         CHECK(!fs::exists(val));
     }
-    SUBCASE("a file that both name is validation only") {
+    SUBCASE("a file that is named as input and by --val is for validation only") {
         write_file(dir / "other", "other");
         REQUIRE(run(command + "--val " + dir / "other --val " + dir / "in/4").code == 0);
         CHECK(documents_in(train) == Names{"text 0", "text 1", "text 2", "text 3", "text 5", "text 6"});
@@ -81,7 +81,7 @@ TEST_CASE("tokenize: validation is every n-th document, or what --val names") {
     }
 }
 
-TEST_CASE("tokenize: --unique takes every text once") {
+TEST_CASE("tokenize: --unique drops duplicates") {
     TempDir dir;
     fs::create_directory(dir / "in");
     write_file(dir / "in/a", "one");
@@ -90,14 +90,14 @@ TEST_CASE("tokenize: --unique takes every text once") {
     write_file(dir / "in/d", "one\n");      // not quite
     write_file(dir / "in/e.jsonl", "{\"text\": \"tw\\u006f\"}\n{\"text\": \"three\"}\n{\"text\": \"eno\"}\n");   // b's, and of a's letters
     std::string command = "data/tokenize --no-shuffle " + dir / "in --train-tokenizer 257 --out " + dir / "out ", train = dir / "out/train_000000.bin";
-    SUBCASE("among all the documents, before validation is chosen of them") {
+    SUBCASE("among all documents, before validation is chosen from them") {
         Result result = run(command + "--unique --val-every 2");
         REQUIRE_MESSAGE(result.code == 0, result.err);
         CHECK(contains(result.out, "unique: 5 of 7 documents"));
         CHECK(documents_in(train) == Names{"one", "one\n", "eno"});
         CHECK(documents_in(dir / "out/val_000000.bin") == Names{"two", "three"});
     }
-    SUBCASE("what --val has is for validation alone") {
+    SUBCASE("a text that is also in --val is for validation only") {
         write_file(dir / "val.jsonl", "{\"text\": \"one\"}\n{\"text\": \"four\"}\n{\"text\": \"four\"}\n");
         REQUIRE(run(command + "--unique --val " + dir / "val.jsonl").code == 0);
         CHECK(documents_in(train) == Names{"two", "one\n", "three", "eno"});
@@ -107,13 +107,13 @@ TEST_CASE("tokenize: --unique takes every text once") {
         REQUIRE(run(command + "--val-every 0").code == 0);
         CHECK(documents_in(train) == Names{"one", "two", "one", "one\n", "two", "three", "eno"});
     }
-    SUBCASE("none is left") {
+    SUBCASE("no document is left") {
         write_file(dir / "more", "three");
         Result result = run("data/tokenize " + dir / "more --unique --val " + dir / "in --train-tokenizer 257 --out " + dir / "out");
         CHECK(result.code == 2);
-        CHECK_MESSAGE(contains(result.err, "every text in '" + dir / "more' is in what --val names, too"), result.err);
+        CHECK_MESSAGE(contains(result.err, "every text in '" + dir / "more' is also in the text of --val, and --unique drops it"), result.err);
     }
-    SUBCASE("also of texts that are read in parts") {
+    SUBCASE("also for texts that are read in parts") {
         std::string text;
         while (text.size() < 9'000'000) text += "all of it counts " + std::to_string(text.size()) + "\n";
         for (std::string name : {"long", "same"}) write_file(dir / ("in/" + name), text);
@@ -124,7 +124,7 @@ TEST_CASE("tokenize: --unique takes every text once") {
     }
 }
 
-TEST_CASE("tokenize: --train-tokens and --val-tokens write so many, or nothing") {
+TEST_CASE("tokenize: --train-tokens and --val-tokens write exactly that many tokens, or nothing") {
     TempDir dir;
     fs::create_directory(dir / "in");
     for (std::string name : {"0", "1", "2", "3", "4", "5"}) write_file(dir / ("in/" + name), "text " + name);   // 7 tokens each, with bos
@@ -157,7 +157,7 @@ TEST_CASE("tokenize: --train-tokens and --val-tokens write so many, or nothing")
     }
 }
 
-TEST_CASE("tokenize: documents are shuffled by a seed, the same everywhere") {
+TEST_CASE("tokenize: documents are shuffled by a seed, with the same result on every machine") {
     TempDir dir;
     fs::create_directories(dir / "in/sub");
     fs::create_directories(dir / "elsewhere/b");
@@ -177,7 +177,7 @@ TEST_CASE("tokenize: documents are shuffled by a seed, the same everywhere") {
         return names;
     };
     CHECK(order(dir / "in", "--no-shuffle") == sorted);
-    // What std::mt19937_64 gives for a seed is laid down by the standard.
+    // The C++ standard fixes the output of std::mt19937_64.
     Names expected = sorted;
     std::mt19937_64 generator(1);
     for (size_t i = expected.size(); i > 1; i--) std::swap(expected[i - 1], expected[generator() % i]);
@@ -190,7 +190,7 @@ TEST_CASE("tokenize: documents are shuffled by a seed, the same everywhere") {
     CHECK(other != expected);
     CHECK(in_order(other) == sorted);
 
-    // Which documents are validation, and the tokenizer, do not depend on the seed; validation is shuffled too.
+    // The choice of validation documents and the tokenizer do not depend on the seed; validation is shuffled too.
     order(dir / "in", "--val-every 2");
     const std::string tokenizer = read_file(dir / "out/tokenizer.txt");
     const Names val = documents_in(dir / "out/val_000000.bin");
@@ -202,7 +202,7 @@ TEST_CASE("tokenize: documents are shuffled by a seed, the same everywhere") {
     CHECK(val3 != val);
 }
 
-TEST_CASE("tokenize: of a .jsonl file every line is a document") {
+TEST_CASE("tokenize: every line of a .jsonl file is a document") {
     TempDir dir;
     fs::create_directory(dir / "in");
     write_file(dir / "in/a.jsonl", "{\"text\": \"one\\n\\u00e9\", \"id\": 1}\r\n{\"meta\": {\"text\": \"no\"}, \"text\": \"two \\\"2\\\"\"}\n{\"text\":\"\"}\n{\"text\":\"a\\u0000b\"}");
@@ -212,7 +212,7 @@ TEST_CASE("tokenize: of a .jsonl file every line is a document") {
     CHECK(documents_in(dir / "out/train_000000.bin") == Names{"one\n\u00e9", "two \"2\"", std::string("a\0b", 3), "{\"text\": \"a file\"}\n"});
     CHECK(contains(result.err, "skipped 1 line whose 'text' is empty: '" + dir / "in/a.jsonl: line 3'"));
     CHECK(contains(result.out, "train: 4 documents, 35 bytes, 39 tokens"));
-    // Lines are validation and shuffled as files are.
+    // Lines are chosen for validation and shuffled as files are.
     REQUIRE(run("data/tokenize " + dir / "in/a.jsonl --train-tokenizer 257 --val-every 3 --overwrite --out " + dir / "out").code == 0);
     CHECK(documents_in(dir / "out/val_000000.bin") == Names{std::string("a\0b", 3)});
     CHECK(documents_in(dir / "out/train_000000.bin").size() == 2);
@@ -256,7 +256,7 @@ TEST_CASE("tokenize: --separator splits the text of a file") {
     CHECK(split("a\n\n\nb\n\nc", "'\n\n'") == Names{"a", "\nb", "c"});
     CHECK(split("aXXXb", "XX") == Names{"a", "Xb"});
 
-    // Across the pieces of 4 MiB that a file is read in.
+    // Across the boundaries of the 4 MiB blocks that a file is read in.
     const std::string long_text((4 << 20) - 5, 'x');
     CHECK(split(long_text + "<|endoftext|>" + long_text + "<|endoftext|>two", end) == Names{long_text, long_text, "two"});
 
@@ -266,7 +266,7 @@ TEST_CASE("tokenize: --separator splits the text of a file") {
     CHECK(contains(none.err, "no text in"));
 }
 
-TEST_CASE("tokenize: --piece-bytes joins pieces until they are long enough, with what stands between them") {
+TEST_CASE("tokenize: --piece-bytes joins pieces until they are long enough, and keeps the separators between them") {
     TempDir dir;
     auto split = [&](const std::string& text, int bytes) {
         write_file(dir / "in", text);
@@ -279,23 +279,23 @@ TEST_CASE("tokenize: --piece-bytes joins pieces until they are long enough, with
     CHECK(split("ab|c|d|efgh|i", 2) == Names{"ab", "c|d", "efgh", "i"});
     CHECK(split("ab|c|d|efgh|i", 3) == Names{"ab|c", "d|efgh", "i"});
     CHECK(split("ab|c|d|efgh|i", 100) == Names{"ab|c|d|efgh|i"});
-    CHECK(split("| \n|ab||c| |", 4) == Names{"ab||c"});   // neither begins nor ends with nothing
+    CHECK(split("| \n|ab||c| |", 4) == Names{"ab||c"});   // no empty pieces at the beginning or end
     Result alone = run("data/tokenize " + dir / "in --train-tokenizer 257 --piece-bytes 3 --overwrite --out " + dir / "out");
     CHECK(alone.code == 2);
     CHECK_MESSAGE(alone.err.find("--piece-bytes requires --separator") != std::string::npos, alone.err);
 }
 
-TEST_CASE("tokenize: of a large file with many documents nothing but their places is kept") {
+TEST_CASE("tokenize: of a large file with many documents only their positions are kept in memory") {
     TempDir dir;
     std::string line = "{\"padding\": \"" + std::string(4000, '.') + "\", \"text\": \"t\"}\n", lines;
     for (int i = 0; i < 20'000; i++) lines += line;
     write_file(dir / "in.jsonl", lines);
-    Result result = run("ulimit -v 50000 && data/tokenize " + dir / "in.jsonl --tokenizer data/gpt2_vocab.bpe --out " + dir / "out");   // 80 MB, in 50
+    Result result = run("ulimit -v 50000 && data/tokenize " + dir / "in.jsonl --tokenizer data/gpt2_vocab.bpe --out " + dir / "out");   // 80 MB of text, with 50 MB of memory
     CHECK_MESSAGE(result.code == 0, result.err);
     CHECK(contains(result.out, "train: 19000 documents, 19000 bytes, 38000 tokens"));
 }
 
-TEST_CASE("tokenize: of very many documents the tokenizer is learned from some") {
+TEST_CASE("tokenize: with very many documents, the tokenizer is learned from a sample") {
     TempDir dir;
     std::string text;
     for (int i = 0; text.size() < 34 << 20; i++) text += "word" + std::to_string(i % 977) + std::string(1000, ' ') + "|";
@@ -305,7 +305,7 @@ TEST_CASE("tokenize: of very many documents the tokenizer is learned from some")
     CHECK_MESSAGE(contains(result.out, " (of some documents) in "), result.out);
 }
 
-TEST_CASE("tokenize: shards are full but for the last, and together they are the tokens") {
+TEST_CASE("tokenize: all shards but the last are full, and together they are all tokens") {
     TempDir dir;
     std::string text;
     for (int i = 0; i < 3000; i++) text += std::to_string(i * 7919 % 10007) + (i % 10 ? " word" : "\n");
@@ -325,7 +325,7 @@ TEST_CASE("tokenize: shards are full but for the last, and together they are the
     CHECK(read_file(dir / "out/tokenizer.txt") == gpt2.serialize());
 }
 
-TEST_CASE("tokenize: a document that is encoded in parts gives the tokens of the whole") {
+TEST_CASE("tokenize: a document that is encoded in parts has the same tokens as in one piece") {
     TempDir dir;
     std::string text, line = "It's  encoded \t in parts,\n\n  of 8 MiB; \u4f60\u597d\u3002\r\n";
     while (text.size() < 20'000'000) text += line + std::to_string(text.size());
@@ -337,7 +337,7 @@ TEST_CASE("tokenize: a document that is encoded in parts gives the tokens of the
     CHECK(same);
 }
 
-TEST_CASE("tokenize: shards that are there are replaced only when asked for, and then all of them") {
+TEST_CASE("tokenize: existing shards are replaced only on request, and then all of them") {
     TempDir dir;
     write_file(dir / "in", "one two three");
     write_file(dir / "in2", "four");
@@ -359,7 +359,7 @@ TEST_CASE("tokenize: shards that are there are replaced only when asked for, and
     CHECK(documents_in(dir / "out/train_000000.bin") == Names{"four"});
 }
 
-TEST_CASE("tokenize: what cannot be is one line and code 2, and changes nothing") {
+TEST_CASE("tokenize: wrong arguments give one line of error and exit code 2, and change nothing") {
     TempDir dir;
     write_file(dir / "in", "some text");
     write_file(dir / "empty", "");
@@ -391,7 +391,7 @@ TEST_CASE("tokenize: what cannot be is one line and code 2, and changes nothing"
         {in + " --train-tokenizer 257", "--out"},
         {in + " --train-tokenizer 257 --out ''", "--out"},
         {"--train-tokenizer 257" + out, "inputs"},
-        {dir / "none" + out + " --train-tokenizer 257", "none' is not there"},
+        {dir / "none" + out + " --train-tokenizer 257", "none' does not exist"},
         {"/dev/zero" + out + " --train-tokenizer 257", "neither a file nor a folder"},
         {dir / "empty" + out + " --train-tokenizer 257", "no text in"},
         {in + out + " --tokenizer " + dir / "bad.txt", "bad.txt', line 4: expected"},
@@ -410,7 +410,7 @@ TEST_CASE("tokenize: what cannot be is one line and code 2, and changes nothing"
     }
 }
 
-TEST_CASE("tokenize: on a full disk nothing is left half-written") {
+TEST_CASE("tokenize: a full disk leaves nothing half-written") {
     TempDir dir;
     write_file(dir / "in", std::string(100'000, 'x'));
     Result result = run("ulimit -f 16 && data/tokenize " + dir / "in --train-tokenizer 257 --out " + dir / "out");
@@ -426,14 +426,14 @@ TEST_CASE("tokenize: on a full disk nothing is left half-written") {
     CHECK(read_file(dir / "out/train_000000.bin") == before);
 }
 
-TEST_CASE("tokenize: a folder that cannot be written, a file that cannot be read") {
+TEST_CASE("tokenize: folders without write permission, files without read permission") {
     TempDir dir;
     fs::create_directory(dir / "in");
     write_file(dir / "in/a", "readable");
     write_file(dir / "in/b", "secret");
     CHECK(run("data/tokenize " + dir / "in --train-tokenizer 257 --out /proc/out").code == 2);
     if (geteuid() == 0) {
-        MESSAGE("SKIPPED in part: everything can be read and written by root");
+        MESSAGE("SKIPPED in part: root can read and write everything");
         return;
     }
     fs::create_directory(dir / "closed");
@@ -450,7 +450,7 @@ TEST_CASE("tokenize: a folder that cannot be written, a file that cannot be read
     CHECK(documents_in(dir / "out/train_000000.bin") == Names{"readable"});
 }
 
-TEST_CASE("tokenize: stopped by a signal, it has done everything or nothing") {
+TEST_CASE("tokenize: stopped by a signal, it has written everything or nothing") {
     TempDir dir;
     std::string text;
     while (text.size() < 60'000'000) text += "all of it, or nothing of it " + std::to_string(text.size()) + "\n";

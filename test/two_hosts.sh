@@ -1,12 +1,12 @@
 #!/bin/sh
-# test/two_hosts.sh COMMAND...: runs the command on host a, which reaches a host b over a network of their own, and nothing else (as root, by
-# namespaces; both see this machine's files and processes). mpirun --host a:2,b:2 finds b by itself: an agent takes the place of ssh.
-# ip link set to_b down cuts the network.
+# test/two_hosts.sh COMMAND...: runs the command on a host a, whose only network is a link to a host b. Both are network namespaces of this machine
+# (it takes root), and share its files and processes. mpirun --host a:2,b:2 works as it is: an agent takes the place of ssh. On host a,
+# `ip link set to_b down` cuts the network.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 folder=$(mktemp -d)
 networks=
-end() {   # with all that still runs on the hosts: where the network is cut nobody there hears of the end
+end() {   # kills all that still runs on the hosts: where the network is cut, no signal reaches it otherwise
     for process in /proc/[0-9]*; do
         case "$networks" in *" $(readlink "$process/ns/net" 2>/dev/null || echo gone) "*) kill -9 "${process#/proc/}" 2>/dev/null || true ;; esac
     done
@@ -15,7 +15,7 @@ end() {   # with all that still runs on the hosts: where the network is cut nobo
 trap end EXIT
 trap 'exit 130' INT TERM
 
-# A host is there as long as a process lives in its namespaces.
+# A host exists as long as a process runs in its namespaces.
 for name in a b; do
     unshare --net --uts sh -c "hostname $name && ip link set lo up && touch '$folder/up.$name' && exec sleep 3600" &
     echo $! >"$folder/$name"

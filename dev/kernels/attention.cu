@@ -1,7 +1,7 @@
 // The ladders of causal attention: y = softmax(q k^T / sqrt(D)) v for every head, where a query sees itself and `window` keys before it;
-// the gradients further down. Forward, two products of 2 T T D FLOPs a head, and T T exponentials between them. On paper it is bound by
-// arithmetic: q, k, v and y are read and written in a small part of the time. How much of the paper's bound a kernel sees depends on
-// where it keeps the T x T scores.
+// the gradients further down. Forward: two matmuls of 2 T T D FLOPs a head, and T T exponentials between them. On paper it is bound by
+// arithmetic: q, k, v and y are read and written in a small part of the time. How near a kernel comes to that bound depends on where it
+// keeps the T x T scores.
 #include "dev/kernels/ladder.h"
 
 // Where the rows of head h of sequence b begin. Rows of q, k and v are 3 H D apart, those of y H D.
@@ -16,14 +16,14 @@ static __device__ int thread() { return static_cast<int>(threadIdx.x); }
 static __device__ bool sees(AttentionSize s, int query, int key) { return key <= query && key >= query - s.window; }
 
 static constexpr float SCALE = 0.125f;              // 1 / sqrt(HEAD)
-static constexpr float LOWEST = -1e30f;             // what a greatest score starts from: finite, so that differences stay numbers
+static constexpr float LOWEST = -1e30f;             // what row_max starts from: finite, so that differences stay numbers
 static_assert(SCALE * SCALE * HEAD == 1);
 
 // ------------------------------------------------------------------------------------------------------------ 1. the formula
 // Three kernels, with the scores of all heads in device memory between them, in fp32: a thread a score; a block a row of the softmax; a
-// thread an element of y. Each fused multiply-add loads both of its numbers, and a multiprocessor loads for 32 threads a clock where it
-// could multiply for 128 (A100: 64). Worse, threads that are neighbours read rows of k that are 3 H D apart: a load of the warp touches
-// 32 cache lines, of which the first cache looks up 4 a clock. Bound by cache lines in the first kernel, by loads in the last. The
+// thread an element of y. Each fused multiply-add loads both of its operands, and an SM loads for 32 threads a clock where it could
+// multiply for 128 (A100: 64). Worse, neighbouring threads read rows of k that are 3 H D apart: a load of the warp touches 32 cache
+// lines, of which L1 looks up 4 a clock. Bound by cache lines in the first kernel, by loads in the last. The
 // scores' 4 T T bytes a head are written, read, written and read, which takes a twentieth of that.
 static constexpr int THREADS = 256;
 
@@ -74,10 +74,10 @@ static void formula(floatX* y, float* lse, float* scratch, const floatX* qkv, At
 }
 
 // ---------------------------------------------------------------------------------------------------- 2. tiles in shared memory
-// The same three kernels; the products work on tiles of 64 x 64. A block loads a tile of each side into shared memory, coalesced, as
+// The same three kernels; the matmuls work on tiles of 64 x 64. A block loads a tile of each side into shared memory, coalesced, as
 // floats, and each of 256 threads computes 4 x 4 elements: 8 loads from shared memory for 16 fused multiply-adds, where the formula has
-// 32. That leaves the loads (8 turns of 32 threads), the multiply-adds and the instructions (24 and the loop, of 128) near each other:
-// bound by instructions, those that bring the tiles included. Rows of a tile lie 65 words apart: shared memory has 32 banks a word
+// 32. The loads (8, for 32 threads a clock), the multiply-adds and the instructions (24 and the loop, for 128) are then near each other:
+// bound by instructions, those that load the tiles included. Rows of a tile lie 65 words apart: shared memory has 32 banks a word
 // wide, and a bank gives one word a clock. A warp reads one column of 16 neighbouring rows of k at once: 65 words apart they lie in 16
 // different banks; 64 words apart they would all lie in one bank and take 16 clocks.
 static constexpr int TILE = 64, PITCH = TILE + 1, FLOATS = TILE * PITCH;
@@ -99,7 +99,7 @@ static __device__ int column_of(int j) { return thread() % 16 + 16 * j; }
 
 // sums += a b^T, or a b
 template <bool TRANSPOSED>
-__device__ void add_product(float (&sums)[4][4], const float* a, const float* b) {
+__device__ void add_matmul(float (&sums)[4][4], const float* a, const float* b) {
 #pragma unroll 8
     for (int k = 0; k < TILE; k++) {
         float left[4], right[4];
@@ -122,7 +122,7 @@ tiled_scores_kernel(float* scores, const floatX* qkv, AttentionSize s) {
     load_tile(q, qkv + at.q + q0 * at.width, at.width, s.T - q0, HEAD);
     load_tile(k, qkv + at.k + k0 * at.width, at.width, s.T - k0, HEAD);
     __syncthreads();
-    add_product<true>(sums, q, k);
+    add_matmul<true>(sums, q, k);
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -141,7 +141,7 @@ tiled_values_kernel(floatX* y, const float* scores, const floatX* qkv, Attention
         load_tile(p, scores + (at.lse + q0) * s.T + k0, s.T, s.T - q0, s.T - k0);
         load_tile(v, qkv + at.v + k0 * at.width, at.width, s.T - k0, HEAD);
         __syncthreads();
-        add_product<false>(sums, p, v);
+        add_matmul<false>(sums, p, v);
         __syncthreads();                            // all have read the tiles before the next ones overwrite them
     }
 #pragma unroll
@@ -161,45 +161,45 @@ static void tiled(floatX* y, float* lse, float* scratch, const floatX* qkv, Atte
 
 // ------------------------------------------------------------------------------- 3. no scores in memory: FlashAttention (Dao et al. 2022)
 // One kernel. A block keeps a tile of queries and walks over the tiles of keys; a tile of scores lives in registers, then, as
-// probabilities, in shared memory, and never leaves the multiprocessor. The softmax is online (cross_entropy.cu, step 2), and what it
-// shrinks when a greater score comes is the sum and the row of y so far. The memory's part falls from 4 readings or writings of T T
-// floats a head to that of q, k, v and y. Bound by instructions, with loads close behind (A100: and the multiply-adds): the products are
-// the same as before. (Of the stores of p two meet in each bank; they are one for 128 multiply-adds.)
+// probabilities, in shared memory, and never leaves the SM. The softmax is online (cross_entropy.cu, step 2): a new max rescales the sum
+// and the row of y so far. Memory traffic falls from 4 readings or writings of T T floats a head to that of q, k, v and y. Bound by
+// instructions, with loads close behind (A100: and the multiply-adds): the matmuls are the same as before. (The stores of p have two-way
+// bank conflicts; there is one store for 128 multiply-adds.)
 static __global__ void __launch_bounds__(THREADS)
 flash_kernel(floatX* y, float* lse, const floatX* qkv, AttentionSize s) {
     const int q0 = static_cast<int>(blockIdx.x) * TILE;
     const Rows at(s, static_cast<int>(blockIdx.y));
     float *q = shared_memory<float>(), *k = q + FLOATS, *v = k + FLOATS, *p = v + FLOATS;
-    float out[4][4] = {}, greatest[4] = {LOWEST, LOWEST, LOWEST, LOWEST}, sum[4] = {};
+    float out[4][4] = {}, row_max[4] = {LOWEST, LOWEST, LOWEST, LOWEST}, sum[4] = {};
     load_tile(q, qkv + at.q + q0 * at.width, at.width, s.T - q0, HEAD);
     for (int k0 = 0; k0 < s.T; k0 += TILE) {
         load_tile(k, qkv + at.k + k0 * at.width, at.width, s.T - k0, HEAD);
         load_tile(v, qkv + at.v + k0 * at.width, at.width, s.T - k0, HEAD);
         __syncthreads();
         float scores[4][4] = {};
-        add_product<true>(scores, q, k);
+        add_matmul<true>(scores, q, k);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            float top = greatest[i];
+            float top = row_max[i];
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 scores[i][j] = sees(s, q0 + row_of(i), k0 + column_of(j)) ? scores[i][j] * SCALE : -INFINITY;
                 top = fmaxf(top, scores[i][j]);
             }
             top = warp_max<16>(top);                // the 16 threads of a row are half of a warp
-            const float shrink = expf(greatest[i] - top);
-            greatest[i] = top;
-            sum[i] *= shrink;
+            const float rescale = expf(row_max[i] - top);
+            row_max[i] = top;
+            sum[i] *= rescale;
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const float probability = expf(scores[i][j] - top);
                 sum[i] += probability;
-                out[i][j] *= shrink;
+                out[i][j] *= rescale;
                 p[row_of(i) * PITCH + column_of(j)] = probability;
             }
         }
         __syncwarp();                               // a row of p is written and read by the same half of a warp
-        add_product<false>(out, p, v);
+        add_matmul<false>(out, p, v);
         __syncthreads();
     }
 #pragma unroll
@@ -207,7 +207,7 @@ flash_kernel(floatX* y, float* lse, const floatX* qkv, AttentionSize s) {
         sum[i] = warp_sum<16>(sum[i]);
         const int query = q0 + row_of(i);
         if (query >= s.T) continue;
-        if (thread() % 16 == 0) lse[at.lse + query] = greatest[i] + logf(sum[i]);
+        if (thread() % 16 == 0) lse[at.lse + query] = row_max[i] + logf(sum[i]);
 #pragma unroll
         for (int j = 0; j < 4; j++) y[at.y + query * at.out_width + column_of(j)] = to_floatX(out[i][j] / sum[i]);
     }
@@ -218,19 +218,19 @@ static void flash(floatX* y, float* lse, float*, const floatX* qkv, AttentionSiz
 
 #ifndef PRECISION_FP32
 // ------------------------------------------------------------------------------------------------------------ 4. tensor cores
-// The products by mma.sync: a warp multiplies 16 x 16 by 16 x 8 in one instruction, on numbers that lie spread over its lanes. A warp
-// owns 16 queries, whose q it holds in registers; ldmatrix brings k and v from shared memory into the layout that mma wants. What mma
-// puts out is laid out as the left side that it takes, so the probabilities go from one product into the next without leaving the
-// registers, rounded to bf16. Rows of a tile are 72 elements long: the 8 rows of 16 bytes that ldmatrix reads at once are 36 words apart
-// and lie in 32 different banks. Bound by loads from shared memory: every warp reads all of k and v, 16 KiB for 16 x 64 scores.
-// Instructions are close behind, the exponentials take as long as the products (H200), the tile's loads are waited for by all, and half
-// of the scores are masked: computed for nothing.
+// The matmuls by mma.sync: a warp multiplies 16 x 16 by 16 x 8 in one instruction, with operands spread over its lanes' registers. A warp
+// owns 16 queries, whose q it holds in registers; ldmatrix loads k and v from shared memory in the layout that mma wants. mma's output
+// has the layout of its left operand, so the probabilities go from one matmul into the next without leaving the registers, rounded to
+// bf16. Rows of a tile are 72 elements long: the 8 rows of 16 bytes that ldmatrix reads at once are 36 words apart and lie in 32
+// different banks. Bound by loads from shared memory: every warp reads all of k and v, 16 KiB for 16 x 64 scores. Instructions are close
+// behind, the exponentials take as long as the matmuls (H200), all warps wait for the tile's loads, and half of the scores are masked:
+// computed for nothing.
 static constexpr int WARPS = 4, MMA_THREADS = WARPS * WARP, MMA_PITCH = HEAD + 8, ELEMENTS = TILE * MMA_PITCH;
 static_assert(WARPS * 16 == TILE);
 static constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
-// A warp's 16 rows of a tile as the left side of its products. Of a product's 16 x 8 elements a lane holds (row, column), (row, column +
-// 1) and the same 8 rows below, where row = lane / 4 and column = 2 (lane % 4).
+// A warp's 16 rows of a tile as the left operand of its matmuls. Of the 16 x 8 elements of an mma's output a lane holds (row, column),
+// (row, column + 1) and the same 8 rows below, where row = lane / 4 and column = 2 (lane % 4).
 using Left = uint32_t[HEAD / 16][4];
 using Scores = float[TILE / 8][4];                  // 16 x TILE
 using Sums = float[HEAD / 8][4];                    // 16 x HEAD
@@ -277,8 +277,8 @@ static __device__ void add_multiply(Sums& sums, const Scores& p, const bf16* til
     }
 }
 
-// Writes `rows` of the warp's 16 rows, the lane's two times its factors. A lane writes 4 bytes, four neighbours 16: half of a sector, which
-// the second cache completes.
+// Writes `rows` of the warp's 16 rows, each times its factor (upper, lower). A lane writes 4 bytes, four neighbours 16: half of a sector,
+// which L2 merges with the other half.
 static __device__ void store_rows(bf16* to, int64_t stride, int rows, const Sums& sums, float upper, float lower) {
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {
@@ -291,11 +291,11 @@ static __device__ void store_rows(bf16* to, int64_t stride, int rows, const Sums
     }
 }
 
-// What a warp keeps of its 16 queries. Index r, 0 or 1, is the upper or the lower of the lane's rows.
+// What a warp holds in registers for its 16 queries. Index r, 0 or 1, is the upper or the lower of the lane's rows.
 struct Queries {
     Left q;
     Sums out = {};
-    float greatest[2] = {LOWEST, LOWEST}, sum[2] = {};        // scores are counted in powers of two; sums are over the lane's own columns
+    float row_max[2] = {LOWEST, LOWEST}, sum[2] = {};        // of log2(e) times the scores; sums are over the lane's own columns
 
     // Scores that are not seen become -infinity.
     __device__ void mask(Scores& p, AttentionSize s, int query, int key) const {
@@ -313,17 +313,17 @@ struct Queries {
             float top = -INFINITY;
 #pragma unroll
             for (int n = 0; n < TILE / 8; n++) top = fmaxf(top, fmaxf(p[n][2 * r], p[n][2 * r + 1]));
-            top = fmaxf(greatest[r], warp_max<4>(top) * (SCALE * LOG2E));
-            const float shrink = fast_exp2(greatest[r] - top);
-            greatest[r] = top;
-            sum[r] *= shrink;
+            top = fmaxf(row_max[r], warp_max<4>(top) * (SCALE * LOG2E));
+            const float rescale = fast_exp2(row_max[r] - top);
+            row_max[r] = top;
+            sum[r] *= rescale;
 #pragma unroll
-            for (int n = 0; n < HEAD / 8; n++) out[n][2 * r] *= shrink, out[n][2 * r + 1] *= shrink;
+            for (int n = 0; n < HEAD / 8; n++) out[n][2 * r] *= rescale, out[n][2 * r + 1] *= rescale;
         }
 #pragma unroll
         for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) sum[i / 2] += p[n][i] = fast_exp2(fmaf(p[n][i], SCALE * LOG2E, -greatest[i / 2]));
+            for (int i = 0; i < 4; i++) sum[i / 2] += p[n][i] = fast_exp2(fmaf(p[n][i], SCALE * LOG2E, -row_max[i / 2]));
     }
 
     // `query` is the warp's first.
@@ -332,7 +332,7 @@ struct Queries {
         for (int r = 0; r < 2; r++) {
             sum[r] = warp_sum<4>(sum[r]);
             const int row = query + mma_row(2 * r);
-            if (lane_of_thread() % 4 == 0 && row < T) lse[at.lse + row] = greatest[r] * LN2 + logf(sum[r]);
+            if (lane_of_thread() % 4 == 0 && row < T) lse[at.lse + row] = row_max[r] * LN2 + logf(sum[r]);
         }
         store_rows(y + at.y + query * at.out_width, at.out_width, T - query, out, 1 / sum[0], 1 / sum[1]);
     }
@@ -380,11 +380,11 @@ static void tensor_cores(floatX* y, float* lse, float*, const floatX* qkv, Atten
 }
 
 // -------------------------------------------------------------------------- 5. copies that run ahead, tiles that are skipped
-// Two buffers of keys and values: cp.async copies the next tile into one, past the registers, while the block computes on the other, so
-// the latency of memory hides behind the products, and one barrier a tile does. Tiles that no query of the block sees, above the
+// Two buffers of keys and values: cp.async copies the next tile into one, bypassing the registers, while the block computes on the other,
+// so the latency of memory hides behind the matmuls, and one barrier a tile is enough. Tiles that no query of the block sees, above the
 // diagonal and before the window, are never loaded: half of all for a long causal sequence, nearly all for a short window. Only tiles on
 // a border need the mask. Long walks, those of the last queries, begin first, so that no block starts one when the others are done.
-// Bound by loads from shared memory still, for half of the tiles: a warp with 16 queries reads too much for what it computes.
+// Still bound by loads from shared memory, for half of the tiles: a warp with 16 queries reads too much for what it computes.
 static __global__ void __launch_bounds__(MMA_THREADS)
 ahead_kernel(bf16* y, float* lse, const bf16* qkv, AttentionSize s) {
     const int q0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * TILE, query = q0 + 16 * warp_of_thread();
@@ -422,7 +422,7 @@ static void ahead(floatX* y, float* lse, float*, const floatX* qkv, AttentionSiz
 }
 #endif
 
-// 6. llmc/ops/attention.cu: any head size, grouped heads, and 32 queries a warp, which halves what a product reads from shared memory. Bound
+// 6. llmc/ops/attention.cu: any head size, grouped heads, and 32 queries a warp, which halves what a matmul reads from shared memory. Bound
 // by the tensor cores, with the exponentials close behind.
 static void engine(floatX* y, float* lse, float* scratch, const floatX* qkv, AttentionSize s, Stream stream) {
     attention_forward(y, lse, scratch, qkv, s.B, s.T, s.H, s.H, HEAD, s.window, stream);
@@ -430,10 +430,10 @@ static void engine(floatX* y, float* lse, float* scratch, const floatX* qkv, Att
 
 // =================================================================================================================== backward
 // With p the probabilities, dp = dy v^T and delta = dy . y (which is sum_s p dp):  ds = p (dp - delta),
-//     dv = p^T dy,   dk = ds^T q / sqrt(D),   dq = ds k / sqrt(D):  five products, where the forward pass has two.
-// The forward pass kept lse, so p = exp(score - lse) needs no other softmax.
+//     dv = p^T dy,   dk = ds^T q / sqrt(D),   dq = ds k / sqrt(D):  five matmuls, where the forward pass has two.
+// The forward pass kept lse, so p = exp(score - lse) needs no second softmax.
 
-// delta (B, H, T). A thread a row: next to the rest it is little.
+// delta (B, H, T). A thread a row: its time is small beside the rest.
 static __global__ void __launch_bounds__(THREADS)
 delta_kernel(float* delta, const floatX* dy, const floatX* y, AttentionSize s) {
     const int query = static_cast<int>(blockIdx.x) * THREADS + thread();
@@ -501,14 +501,14 @@ static void formula_backward(floatX* dqkv, float* scratch, const floatX* dy, con
     launch("queries_backward", queries_backward_kernel, rows, stream, dqkv, ds, qkv, s);
 }
 
-// 2. No scores in memory: p and ds are computed again, tile by tile, wherever they are wanted. That is twice: a block that keeps a tile
-// of keys walks over the queries for dk and dv, one that keeps queries walks over the keys for dq. Seven products instead of five, and
-// in return each gradient is summed by one thread in a fixed order: no atomics, the same bytes in every run. Tiles and threads as in the
-// forward pass; the products of p^T and ds^T read their left side by columns. Bound by loads, with instructions close behind (A100: by
-// the multiply-adds).
+// 2. No scores in memory: p and ds are recomputed, tile by tile, wherever they are needed. That is twice: a block that keeps a tile of
+// keys walks over the queries for dk and dv, one that keeps queries walks over the keys for dq. Seven matmuls instead of five, and in
+// return each gradient is summed by one thread in a fixed order: no atomics, the same bytes in every run. Tiles and threads as in the
+// forward pass; the matmuls with p^T and ds^T read their left operand by columns. Bound by loads, with instructions close behind (A100:
+// by the multiply-adds).
 
 // sums += a^T b
-static __device__ void add_product_of_columns(float (&sums)[4][4], const float* a, const float* b) {
+static __device__ void add_matmul_transposed(float (&sums)[4][4], const float* a, const float* b) {
 #pragma unroll 8
     for (int k = 0; k < TILE; k++) {
         float left[4], right[4];
@@ -548,7 +548,7 @@ static __device__ void to_shared(float* tile, const float (&sums)[4][4]) {
         for (int j = 0; j < 4; j++) tile[row_of(i) * PITCH + column_of(j)] = sums[i][j];
 }
 
-static __global__ void __launch_bounds__(THREADS, 2)        // shared memory lets no more in: registers need not be saved
+static __global__ void __launch_bounds__(THREADS, 2)        // shared memory allows no third block, so two may use all registers
 flash_keys_kernel(floatX* dqkv, const floatX* dy, const float* lse, const float* delta, const floatX* qkv, AttentionSize s) {
     const int k0 = static_cast<int>(blockIdx.x) * TILE;
     const Rows at(s, static_cast<int>(blockIdx.y));
@@ -562,14 +562,14 @@ flash_keys_kernel(floatX* dqkv, const floatX* dy, const float* lse, const float*
         load_tile(dout, dy + at.y + q0 * at.out_width, at.out_width, s.T - q0, HEAD);
         __syncthreads();
         float p[4][4] = {}, ds[4][4] = {};
-        add_product<true>(p, q, k);
-        add_product<true>(ds, dout, v);
+        add_matmul<true>(p, q, k);
+        add_matmul<true>(ds, dout, v);
         to_p_and_ds(p, ds, lse + at.lse, delta + at.lse, s, q0, k0);
         to_shared(p_tile, p);
         to_shared(ds_tile, ds);
-        __syncthreads();                            // a column of them was written by many
-        add_product_of_columns(dv, p_tile, dout);
-        add_product_of_columns(dk, ds_tile, q);
+        __syncthreads();                            // a column of them was written by several warps
+        add_matmul_transposed(dv, p_tile, dout);
+        add_matmul_transposed(dk, ds_tile, q);
         __syncthreads();
     }
     store_tile(dqkv + at.k + k0 * at.width, at.width, s.T - k0, dk, SCALE);
@@ -588,12 +588,12 @@ flash_queries_kernel(floatX* dqkv, const floatX* dy, const float* lse, const flo
         load_tile(v, qkv + at.v + k0 * at.width, at.width, s.T - k0, HEAD);
         __syncthreads();
         float p[4][4] = {}, ds[4][4] = {};
-        add_product<true>(p, q, k);
-        add_product<true>(ds, dout, v);
+        add_matmul<true>(p, q, k);
+        add_matmul<true>(ds, dout, v);
         to_p_and_ds(p, ds, lse + at.lse, delta + at.lse, s, q0, k0);
         to_shared(ds_tile, ds);
         __syncwarp();                               // a row of it is written and read by the same half of a warp
-        add_product<false>(dq, ds_tile, k);
+        add_matmul<false>(dq, ds_tile, k);
         __syncthreads();
     }
     store_tile(dqkv + at.q + q0 * at.width, at.width, s.T - q0, dq, SCALE);
@@ -608,15 +608,15 @@ static void flash_backward(floatX* dqkv, float* scratch, const floatX* dy, const
 
 #ifndef PRECISION_FP32
 // 3. Tensor cores, and tiles that are not seen are skipped: the same two walks. The warp that owns 16 keys computes scores with the keys
-// as rows, so that p^T and ds^T come out of the mma as the left sides of the next: no transposition, no trip through shared memory.
-// Bound by loads from shared memory: for 16 x 64 scores a warp reads q and dy twice each, then k twice and v once. Tiles are waited for:
-// no second buffer here.
+// as rows, so that p^T and ds^T come out of the mma as the left operands of the next: no transposition, no trip through shared memory.
+// Bound by loads from shared memory: for 16 x 64 scores a warp reads q and dy twice each, then k twice and v once. All wait for a tile's
+// loads: there is no second buffer here.
 static __global__ void __launch_bounds__(MMA_THREADS)
 mma_keys_kernel(bf16* dqkv, const bf16* dy, const float* lse, const float* delta, const bf16* qkv, AttentionSize s) {
     const int k0 = static_cast<int>(blockIdx.x) * TILE, key = k0 + 16 * warp_of_thread();
     const Rows at(s, static_cast<int>(blockIdx.y));
     bf16 *k = shared_memory<bf16>(), *v = k + ELEMENTS, *q = v + ELEMENTS, *dout = q + ELEMENTS;
-    float2* rows = reinterpret_cast<float2*>(dout + ELEMENTS);                  // of a query: lse in powers of two, and delta
+    float2* rows = reinterpret_cast<float2*>(dout + ELEMENTS);                  // of a query: log2(e) lse, and delta
     load_now(k, qkv + at.k + k0 * at.width, at.width, s.T - k0);
     load_now(v, qkv + at.v + k0 * at.width, at.width, s.T - k0);
     __syncthreads();
@@ -700,7 +700,7 @@ static void mma_backward(floatX* dqkv, float* scratch, const floatX* dy, const f
 #endif
 
 // 4. llmc/ops/attention.cu: two buffers for what is walked over, 32 rows a warp where registers allow it. Bound by the tensor cores: five
-// products at least (its two walks compute seven).
+// matmuls at least (its two walks compute seven).
 static void engine_backward(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv,
                             AttentionSize s, Stream stream) {
     attention_backward(dqkv, scratch, dy, y, lse, qkv, s.B, s.T, s.H, s.H, HEAD, s.window, stream);
@@ -723,13 +723,13 @@ static double all_scores(const AttentionSize& s) {
     for (int q0 = 0; q0 < s.T; q0 += TILE) tiles += q0 / TILE + 1 - std::max(0, q0 - s.window) / TILE;
     return tiles * s.B * s.H * TILE * TILE;
 }
-// q, k, v read and y written; lse is a part of a hundred.
+// q, k, v read and y written; lse is one hundredth of that.
 static double necessary_bytes(const AttentionSize& s) { return 4 * s.elements() * BYTES; }
 
 static double scores_in_memory(const AttentionSize& s) { return static_cast<double>(s.B) * s.H * s.T * s.T; }
 
-// A product with the scores in memory: `words` and `lines` of loads and the instructions for a score, which is HEAD multiply-adds.
-static Work product(const AttentionSize& s, double words, double lines, double instructions) {
+// A matmul with the scores in memory: `words` and `lines` of loads and the instructions for a score, which is HEAD multiply-adds.
+static Work matmul_work(const AttentionSize& s, double words, double lines, double instructions) {
     const double scores = scores_in_memory(s);
     return {.memory = 4 * scores,
             .fp32 = 2 * HEAD * scores,
@@ -737,11 +737,11 @@ static Work product(const AttentionSize& s, double words, double lines, double i
             .lines = lines * scores,
             .instructions = COUNTED * instructions * scores};
 }
-static Work softmax(const AttentionSize& s) {
+static Work softmax_work(const AttentionSize& s) {
     const double scores = scores_in_memory(s);
     return {.memory = 8 * scores, .special = 2 * scores, .words = 4 * scores, .instructions = COUNTED * 27.6 * scores};
 }
-// In one kernel, products by mma. A warp reads a row of k and one of v for 16 queries.
+// In one kernel, matmuls by mma. A warp reads a row of k and one of v for 16 queries.
 [[maybe_unused]] static Work by_tensor_cores(const AttentionSize& s, double scores, double instructions) {
     return {.memory = necessary_bytes(s), .tensor = 4 * HEAD * scores, .special = scores, .words = 2 * HEAD * BYTES / 4 / 16 * scores,
             .instructions = COUNTED * instructions * scores};
@@ -751,11 +751,11 @@ const std::vector<Step<Attention, AttentionSize>>& attention_ladder() {
     static const std::vector<Step<Attention, Size>> steps = {
         {"the formula, three kernels", formula,
          [](const Size& s) {
-             return Works{product(s, 2 * HEAD, HEAD + HEAD / 32.0, 334), softmax(s), product(s, 2 * HEAD, 2 * HEAD / 32.0, 416)};
+             return Works{matmul_work(s, 2 * HEAD, HEAD + HEAD / 32.0, 334), softmax_work(s), matmul_work(s, 2 * HEAD, 2 * HEAD / 32.0, 416)};
          }},
         {"tiles in shared memory", tiled,
          [](const Size& s) {
-             return Works{product(s, HEAD / 2.0, 0, 158), softmax(s), product(s, HEAD / 2.0, 0, 159)};
+             return Works{matmul_work(s, HEAD / 2.0, 0, 158), softmax_work(s), matmul_work(s, HEAD / 2.0, 0, 159)};
          }},
         {"no scores in memory: flash attention", flash,
          [](const Size& s) {
@@ -778,16 +778,16 @@ const std::vector<Step<Attention, AttentionSize>>& attention_ladder() {
     return steps;
 }
 
-// In tiles, without scores in memory: the two walks compute 4 and 3 products of HEAD multiply-adds a score.
-static Works two_walks(const Size& s, double scores, bool tensor, double words_a_product, double keys_instructions,
+// In tiles, without scores in memory: the two walks compute 4 and 3 matmuls of HEAD multiply-adds a score.
+static Works two_walks(const Size& s, double scores, bool tensor, double words_a_matmul, double keys_instructions,
                        double queries_instructions) {
-    const double product = 2 * HEAD * scores;
-    auto walk = [&](int products, double tensors, double instructions) {
+    const double flops = 2 * HEAD * scores;
+    auto walk = [&](int matmuls, double tensors, double instructions) {
         return Work{.memory = tensors * s.elements() * BYTES,
-                    .tensor = tensor ? products * product : 0,
-                    .fp32 = tensor ? 0 : products * product,
+                    .tensor = tensor ? matmuls * flops : 0,
+                    .fp32 = tensor ? 0 : matmuls * flops,
                     .special = scores,
-                    .words = products * words_a_product * scores,
+                    .words = matmuls * words_a_matmul * scores,
                     .instructions = COUNTED * instructions * scores};
     };
     return {walk(4, 6, keys_instructions), walk(3, 5, queries_instructions)};

@@ -8,7 +8,7 @@
 
 using Values = std::vector<double>;
 
-// Greatest relative error of rounding once to fp32, and to the storage type.
+// Max relative error of rounding once to fp32, and to the storage type.
 static constexpr double FP32_ROUND = 1.0 / (1 << 24), ROUND = sizeof(floatX) == 4 ? FP32_ROUND : 1.0 / (1 << 8);
 
 // Device memory of exactly so many elements, so that the emulator sees every access beyond them. It starts as NaN.
@@ -51,14 +51,14 @@ static std::vector<floatX> random_values(size_t n, float scale, unsigned seed) {
     return x;
 }
 
-// The greatest |got - want| / tolerance(i); infinite where it is NaN.
+// The max of |got - want| / tolerance(i); infinite where it is NaN.
 static double worst(const Values& got, const Values& want, const std::function<double(size_t)>& tolerance) {
-    double greatest = 0;
+    double max_error = 0;
     for (size_t i = 0; i < got.size(); i++) {
         const double share = std::abs(got[i] - want[i]) / tolerance(i);
-        greatest = std::isnan(share) ? INFINITY : std::max(greatest, share);
+        max_error = std::isnan(share) ? INFINITY : std::max(max_error, share);
     }
-    return greatest;
+    return max_error;
 }
 
 // ----------------------------------------------------------------------------------------------------------------------- norm
@@ -141,11 +141,11 @@ std::vector<Check> check_cross_entropy(CrossEntropy* run) {
         Values want_losses(s.N), want(s.N * s.V);
         for (int64_t n = 0; n < s.N; n++) {
             const double* row = z.data() + n * s.V;
-            const double greatest = *std::max_element(row, row + s.V);
+            const double row_max = *std::max_element(row, row + s.V);
             double sum = 0;
-            for (int v = 0; v < s.V; v++) sum += std::exp(row[v] - greatest);
-            want_losses[n] = greatest + std::log(sum) - row[target[n]];
-            for (int v = 0; v < s.V; v++) want[n * s.V + v] = DLOSS * (std::exp(row[v] - greatest) / sum - (v == target[n]));
+            for (int v = 0; v < s.V; v++) sum += std::exp(row[v] - row_max);
+            want_losses[n] = row_max + std::log(sum) - row[target[n]];
+            for (int v = 0; v < s.V; v++) want[n * s.V + v] = DLOSS * (std::exp(row[v] - row_max) / sum - (v == target[n]));
         }
         // A thread adds V / 512 terms or 8, then 32 partial sums are joined twice. An exponent of up to 64 (in powers of two) is rounded
         // to fp32; so is the loss, up to 32.
@@ -184,10 +184,10 @@ std::vector<Check> check_attention(Attention* run) {
                 Values p(t + 1 - first);
                 for (int j = first; j <= t; j++)
                     for (int d = 0; d < HEAD; d++) p[j - first] += sequence[t * width + d] * sequence[j * width + s.H * HEAD + d] / 8;
-                const double greatest = *std::max_element(p.begin(), p.end());
+                const double row_max = *std::max_element(p.begin(), p.end());
                 double sum = 0;
-                for (double& x : p) sum += x = std::exp(x - greatest);
-                want_lse[head * s.T + t] = greatest + std::log(sum);
+                for (double& x : p) sum += x = std::exp(x - row_max);
+                want_lse[head * s.T + t] = row_max + std::log(sum);
                 for (int j = first; j <= t; j++)
                     for (int d = 0; d < HEAD; d++) {
                         const size_t at = (static_cast<size_t>(head / s.H) * s.T + t) * s.H * HEAD + head % s.H * HEAD + d;
@@ -216,7 +216,7 @@ std::vector<Check> check_attention_backward(AttentionBackward* run) {
             dqkv(tokens * width);
         const Values in = qkv.values(), g = dy.values();
 
-        // The forward pass: p, lse and y, rounded as they are handed on; what delta is made of is y as it was handed on.
+        // The forward pass: p, lse and y, rounded as the backward pass reads them; delta is made of that rounded y.
         std::vector<Values> p(static_cast<size_t>(heads) * s.T);
         std::vector<float> lse(p.size());
         std::vector<floatX> y(tokens * out_width);

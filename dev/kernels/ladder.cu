@@ -14,13 +14,13 @@ static int passed = 0, failed = 0;
 #ifdef __CUDACC__
 static constexpr bool ON_GPU = true;
 
-// This GPU, by what the driver says; its clock is the highest it may take. A tensor peak that is not known bounds nothing.
+// This GPU, by what the driver says; the clock is its maximum. A tensor peak that is not known bounds nothing.
 static Machine this_machine() {
     const double clock = 1e3 * device_attribute(cudaDevAttrClockRate), memory_clock = 1e3 * device_attribute(cudaDevAttrMemoryClockRate);
     const bool half = device_attribute(cudaDevAttrComputeCapabilityMajor) == 8 && device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
     const double tensor = device_peak_flops();
     return {"this GPU",
-            static_cast<double>(multiprocessors()),
+            static_cast<double>(sm_count()),
             clock,
             memory_clock * 2 * device_attribute(cudaDevAttrGlobalMemoryBusWidth) / 8,
             tensor > 0 ? tensor : INFINITY,
@@ -53,7 +53,7 @@ private:
     Number* memory;
 };
 
-// Seconds of one run of many in a row, after a few that warm up.
+// Seconds of a run: the mean of many in a row, after a few that warm up.
 template <class Body>
 double seconds_of(Body body) {
     constexpr int WARM_UP = 3, ROUNDS = 20;
@@ -77,22 +77,22 @@ double seconds_of(Body body) {
 // The worst of a step's checks as a share of the tolerance; what went wrong, on stderr.
 template <class Run, class Size>
 bool check_step(const std::string& ladder, const Step<Run, Size>& step, std::vector<Check> (*check)(Run*), std::string& verdict) {
-    double greatest = 0;
+    double max_error = 0;
     try {
         for (const Check& one : check(step.run)) {
             if (!(one.worst <= 1))
                 std::fprintf(stderr, "%s, %s, %s: wrong, %.3g times the tolerance\n", ladder.c_str(), step.name, one.size.c_str(),
                              one.worst);
-            greatest = std::max(greatest, one.worst);
+            max_error = std::max(max_error, one.worst);
         }
     } catch (const std::exception& error) {
         std::fprintf(stderr, "%s, %s: %s\n", ladder.c_str(), step.name, error.what());
-        greatest = INFINITY;
+        max_error = INFINITY;
     }
-    const bool right = greatest <= 1;
+    const bool right = max_error <= 1;
     (right ? passed : failed)++;
     char text[32];
-    std::snprintf(text, sizeof text, right ? "ok %.2f" : "WRONG", greatest);
+    std::snprintf(text, sizeof text, right ? "ok %.2f" : "WRONG", max_error);
     verdict = text;
     return right;
 }

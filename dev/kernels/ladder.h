@@ -1,4 +1,4 @@
-// What the ladders share: what a step is, what it asks of the machine, and what that takes at the very least.
+// What the ladders share: what a step is, the work that it asks of the machine, and the least time that this takes (a roofline).
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -13,20 +13,20 @@ struct Work {
     double tensor = 0;          // FLOPs of the tensor cores
     double fp32 = 0;            // FLOPs of the fp32 lanes, a fused multiply-add being two
     double special = 0;         // exponentials: one operation each of the special function units
-    double words = 0;           // loads and stores of shared memory and the first cache, one memory: up to 4 bytes of one thread
+    double words = 0;           // loads and stores of shared memory and L1, which are one memory: up to 4 bytes of one thread
     double lines = 0;           // cache lines of 128 bytes that each warp's load or store of device memory touches, added up
     double instructions = 0;    // of threads, as a rule those of the inner loops
 };
-/// Instructions are counted in the machine code that nvcc 13.0 makes for sm_90a in bf16; nobody counted those of fp32.
+/// Instructions are counted in the SASS that nvcc 13.0 makes for sm_90a in bf16; those of fp32 have not been counted.
 inline constexpr double COUNTED = sizeof(floatX) == 2 ? 1 : 0;
 
-/// Rates of a machine. A clock and multiprocessor, on all of these GPUs: 32 words, 4 lines, 16 operations of the special function units,
-/// and the instructions of 128 threads.
+/// Rates of a machine. An SM does in a clock, on all of these GPUs: 32 words, 4 lines, 16 operations of the special function units, and
+/// the instructions of 128 threads.
 struct Machine {
     const char* name;
-    double multiprocessors, clock;      // Hz
+    double sms, clock;                  // SMs, Hz
     double memory, tensor;              // bytes a second, FLOPs a second (dense bf16)
-    double fp32_lanes;                  // fused multiply-adds a clock and multiprocessor
+    double fp32_lanes;                  // fused multiply-adds a clock and SM
 };
 /// By the data sheets. The clock is the one that gives the sheets' fp32 numbers: 67 and 19.5 TFLOP/s.
 inline constexpr Machine SHEETS[] = {{"H200", 132, 1.98e9, 4.8e12, 989.4e12, 128}, {"A100 80GB", 108, 1.41e9, 2.039e12, 312e12, 64}};
@@ -37,7 +37,7 @@ struct Bound {
     const char* by = "";
 };
 inline Bound bound(const Work& work, const Machine& m) {
-    const double clocks = m.multiprocessors * m.clock;
+    const double clocks = m.sms * m.clock;
     return std::max({Bound{work.memory / m.memory, "device memory"}, Bound{work.tensor / m.tensor, "tensor cores"},
                      Bound{work.fp32 / (2 * m.fp32_lanes * clocks), "fp32 lanes"}, Bound{work.special / (16 * clocks), "special functions"},
                      Bound{work.words / (32 * clocks), "loads and stores"}, Bound{work.lines / (4 * clocks), "cache lines"},
@@ -106,7 +106,7 @@ const std::vector<Step<Attention, AttentionSize>>& attention_ladder();
 using AttentionBackward = void(floatX* dqkv, float* scratch, const floatX* dy, const floatX* y, const float* lse, const floatX* qkv,
                                AttentionSize size, Stream stream);
 const std::vector<Step<AttentionBackward, AttentionSize>>& attention_backward_ladder();
-/// A number a row and two a score, or what llmc/ops/attention.h wants.
+/// A number a row and two a score, or the scratch of llmc/ops/attention.h where that is more.
 inline size_t attention_backward_floats(AttentionSize s) {
     const size_t rows = static_cast<size_t>(s.B) * s.H * s.T;
     return std::max(rows * (1 + 2 * static_cast<size_t>(s.T)), attention_scratch(s.B, s.T, s.H, s.H, HEAD) / sizeof(float));
@@ -114,7 +114,7 @@ inline size_t attention_backward_floats(AttentionSize s) {
 
 // ------------------------------------------------------------------------------------------------------------------- checking
 
-/// How far the worst element is off, as a share of what it may be; 1 and less is right. NaN where an element is NaN.
+/// The error of the worst element over its tolerance; 1 and less is right. Infinite where an element is NaN.
 struct Check {
     std::string size;
     double worst;

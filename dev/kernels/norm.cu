@@ -15,11 +15,10 @@ static __device__ int64_t row_of_warp() { return static_cast<int64_t>(blockIdx.x
 // -------------------------------------------------------------------------------------------------------------------- forward
 
 // 1. A thread a row: the CPU's loop, with rows given to threads. The 32 lanes of a warp read elements that are C apart, so a load of the
-// warp touches 32 cache lines for 64 bytes that it wants (bf16), where neighbours would touch one. The first cache looks up 4 lines a
-// clock, so that each load or store takes 8 clocks or more: bound by cache lines. Memory itself is spared: it moves sectors of 32 bytes,
-// and the rest of a sector serves the thread's next loads, as long as the first cache still has it. Stores are worse off, since that
-// cache does not gather them: each sends 32 sectors to the second cache, with 2 bytes in each. And N threads are few: 65536 rows are 496
-// threads for each of 132 multiprocessors, which hold 2048.
+// warp touches 32 cache lines for 64 bytes that it wants (bf16), where neighbours would touch one. L1 looks up 4 lines a clock, so each
+// load or store takes 8 clocks or more: bound by cache lines. Device memory does not suffer: it moves sectors of 32 bytes, and the rest
+// of a sector serves the thread's next loads, as long as L1 still has it. Stores do, since L1 does not gather them: each sends 32 sectors
+// to L2, with 2 bytes in each. And N threads are few: 65536 rows are 496 threads for each of 132 SMs, which hold 2048.
 static __global__ void __launch_bounds__(THREADS)
 thread_row_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, float eps) {
     const int64_t n = row_of_thread();
@@ -38,7 +37,7 @@ static void thread_row(floatX* out, float* rstd, const floatX* x, NormSize s, fl
 // gets (coalesced). 32 times as many threads, each with 1/32 of the work: enough to fill the device. The lanes' sums meet in five
 // shuffles, without shared memory. From here on the bound is device memory; the steps differ in how near they come. This one is held
 // back by small accesses, 2 bytes a lane: 15 instructions an element, half of the memory's time on an H200; and by the second loop,
-// where only one load of a thread is under way at a time: out could be x for all that the compiler knows, so it moves no load above a
+// where only one load of a thread is in flight at a time: out may alias x as far as the compiler knows, so it moves no load above a
 // store.
 static __global__ void __launch_bounds__(THREADS)
 warp_row_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, float eps) {
@@ -55,8 +54,8 @@ static void warp_row(floatX* out, float* rstd, const floatX* x, NormSize s, floa
 }
 
 // 3. 16 bytes a lane, the widest load of an A100 or H200: one moves 512 bytes of the row, so 1/8 of the loads and stores is left (bf16),
-// and half of the instructions, for unpacking stays. Held back by latency: a row of 768 is three turns of the loop, each of which waits
-// for its load, and then the row is read again, from the first cache as a rule.
+// but half of the instructions, since the unpacking stays. Held back by latency: a row of 768 takes three iterations of the loop, each of
+// which waits for its load, and then the row is read again, from L1 as a rule.
 static __global__ void __launch_bounds__(THREADS)
 wide_kernel(floatX* out, float* rstd, const floatX* x, int64_t N, int C, float eps) {
     const int64_t n = row_of_warp();
@@ -79,8 +78,8 @@ static void wide(floatX* out, float* rstd, const floatX* x, NormSize s, float ep
 }
 
 // 4. The row in registers: one reading. The lane's pieces (4 for up to 1024 channels in bf16) are loaded before the first is used, so
-// that all of a warp's row is on its way at once. How much must be on its way to keep memory busy is its rate times its latency: with
-// 4.8 TB/s and, say, 0.7 us, 25 KB for each of 132 multiprocessors. That is 17 warps with a row of 1.5 KiB each, and 48 fit here (40
+// that all of a warp's row is in flight at once. The bytes in flight that keep memory busy are its rate times its latency: with 4.8 TB/s
+// and, say, 0.7 us, 25 KB for each of 132 SMs. That is 17 warps with a row of 1.5 KiB each, and 48 fit here (40
 // registers a thread). The loop is unrolled, because registers have no addresses: an index that the compiler does not know puts the
 // array into local memory, which is device memory. Bound by device memory: each element is read once and written once.
 static constexpr int PIECES = 1024 / VECTOR / WARP;
@@ -121,7 +120,7 @@ static void registers(floatX* out, float* rstd, const floatX* x, NormSize s, flo
 }
 
 // 5. llmc/ops/norm.cu: the same, for longer rows too: the number of pieces is a template parameter, so that short rows take few registers and
-// no instructions for pieces that they have not, and a block holds the rows that are too long for a warp. Bound by device memory.
+// no instructions for pieces that they do not have, and a block holds the rows that are too long for a warp. Bound by device memory.
 static void engine(floatX* out, float* rstd, const floatX* x, NormSize s, float eps, Stream stream) {
     norm_forward(out, rstd, x, s.N, s.C, Norm::rms_norm, eps, stream);
 }

@@ -1,11 +1,12 @@
 // What every .cu file is written with: the launch, 16-byte loads and stores, sums over warps, blocks and rows.
 //
 // How a kernel is written here
-//   - llmc/<op>.cu opens with a sentence on how the threads share the work and what bounds it (bytes or operations); then the
-//     kernels; then the functions of llmc/<op>.h, which validate, choose the grid and launch(). A kernel assumes its arguments are right.
+//   - llmc/ops/<op>.cu opens with a sentence on how the threads share the work and what bounds it (bytes or operations); then the
+//     kernels; then the functions of llmc/ops/<op>.h, which validate, choose the grid and launch(). A kernel assumes its arguments are right.
 //   - The same file compiles with nvcc for the GPU and, unchanged, with g++ for the emulator (test/emulator), where the op suite runs
-//     it: so no <<<>>>, no `__shared__` (all shared memory is what launch() was given, through shared_memory<T>()), no
-//     inline PTX outside llmc/device/ptx.h (but for the rounding of types.h), and of the CUDA API only what test/emulator/cuda_runtime.h has; add there what you need.
+//     it: so no <<<>>>, no `__shared__` (all shared memory is dynamic: Grid::shared bytes, through shared_memory<T>()), no inline
+//     PTX outside llmc/device/ptx.h (but for the rounding of types.h), and of the CUDA API only what test/emulator/cuda_runtime.h
+//     has; add there what you need.
 //   - Tensors are read and written 16 bytes a thread, neighbours by neighbouring threads, each element once if it can be: load what
 //     the thread needs first, all of it, then compute. Arrays in registers are indexed by unrolled loops only.
 //   - Sums are fp32, in an order that depends on the sizes alone. No float atomics: two runs give the same bytes.
@@ -32,7 +33,7 @@ inline constexpr int VECTOR = 16 / static_cast<int>(sizeof(floatX));
 
 // ------------------------------------------------------------------------------------------------------------- the host's side
 
-/// Bytes that cuBLASLt may work in, NVIDIA's advice for Hopper (older devices need less). A thread that multiplies has as many.
+/// Bytes of cuBLASLt's workspace: NVIDIA's advice for Hopper (older devices need less). Each host thread that calls it has one.
 inline constexpr size_t MATMUL_WORKSPACE = size_t{32} << 20;
 
 inline cudaStream_t cuda_stream(Stream stream) { return stream ? stream : cudaStreamPerThread; }
@@ -43,7 +44,7 @@ inline int device_attribute(cudaDeviceAttr attribute) {
     cuda_check(cudaDeviceGetAttribute(&value, attribute, device), "device_attribute");
     return value;
 }
-inline int multiprocessors() {
+inline int sm_count() {
     static const int count = device_attribute(cudaDevAttrMultiProcessorCount);
     return count;
 }
@@ -64,7 +65,8 @@ struct Grid {
     size_t shared = 0;
 };
 
-/// Without this a block gets 48 KB of shared memory at most. Always the whole limit: kernels that were recorded keep theirs.
+/// Without this a block gets 48 KB of shared memory at most. Always sets the device's limit, so that no launch lowers what a captured
+/// kernel needs.
 template <class Kernel>
 void allow_shared_memory(const char* op, Kernel* kernel, size_t bytes) {
     if (bytes > 48 * 1024)
@@ -86,13 +88,13 @@ void launch(const char* op, void (*kernel)(Parameters...), const Grid& grid, Str
     cuda_check(cudaLaunchKernelEx(&config, kernel, args...), op);
 }
 
-/// Blocks of a kernel that the whole device holds at once: the grid of a kernel whose blocks walk over the work.
+/// Blocks of a kernel that the whole device holds at once: the grid of a kernel whose blocks loop over the work.
 template <class... Parameters>
 unsigned blocks_that_fit(const char* op, void (*kernel)(Parameters...), int threads, size_t shared = 0) {
     int blocks = 0;
     allow_shared_memory(op, kernel, shared);
     cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared), op);
-    return static_cast<unsigned>(blocks * multiprocessors());
+    return static_cast<unsigned>(blocks * sm_count());
 }
 
 /// 16-byte accesses need tensors that begin at a multiple of 16 bytes, as all of the model's do. Null is fine.
@@ -196,7 +198,7 @@ __device__ inline void store(bf16* to, const float (&from)[N]) {
 __device__ inline int lane_of_thread() { return static_cast<int>(threadIdx.x) % WARP; }
 __device__ inline int warp_of_thread() { return static_cast<int>(threadIdx.x) / WARP; }
 
-/// Every lane gets the sum, or the greatest, over groups of LANES neighbouring lanes. All lanes of the warp take part.
+/// Every lane gets the sum, or the max, over its group of LANES neighbouring lanes. All lanes of the warp take part.
 template <int LANES = WARP>
 __device__ inline float warp_sum(float x) {
 #pragma unroll
@@ -220,7 +222,7 @@ __device__ inline float block_sum(float x, float* scratch) {
     __syncthreads();
     return x;
 }
-/// Every thread of the block gets the greatest. As block_sum.
+/// Every thread of the block gets the max. Otherwise as block_sum.
 __device__ inline float block_max(float x, float* scratch) {
     x = warp_max(x);
     if (lane_of_thread() == 0) scratch[warp_of_thread()] = x;
@@ -236,8 +238,8 @@ __device__ inline float block_max(float x, float* scratch) {
 template <bool BLOCK>
 inline constexpr int ROW_BLOCK = BLOCK ? 384 : 128;
 
-/// A row of C elements in the hands of a warp or, where it is long, of a whole block. Each thread holds up to VECTORS pieces of
-/// 16 bytes of it; piece i of neighbouring threads lies side by side.
+/// A row of C elements, held by a warp or, where it is long, by a whole block. Each thread holds up to VECTORS pieces of 16 bytes of
+/// it; the pieces i of neighbouring threads lie side by side.
 template <int VECTORS, bool BLOCK>
 struct Row {
     int C, thread, threads;
@@ -245,7 +247,7 @@ struct Row {
     __device__ explicit Row(int channels)
         : C(channels), thread(BLOCK ? static_cast<int>(threadIdx.x) : lane_of_thread()), threads(BLOCK ? static_cast<int>(blockDim.x) : WARP) {}
 
-    /// Which row this thread works on; the grid has a row more for every thread group, so it may be N or above.
+    /// Which row this thread works on; the grid is rounded up to whole blocks, so it may be N or above.
     __device__ static int64_t index() {
         int64_t block = blockIdx.x;
         return BLOCK ? block : block * (static_cast<int>(blockDim.x) / WARP) + warp_of_thread();
@@ -253,7 +255,7 @@ struct Row {
     /// Where piece i begins in the row; the thread has none when that is C or beyond.
     __device__ int at(int i) const { return (i * threads + thread) * VECTOR; }
 
-    /// The thread's pieces of a row; those it has not are zeros.
+    /// The thread's pieces of a row; those beyond its end are zeros.
     __device__ void load(Packed (&pieces)[VECTORS], const floatX* row) const {
 #pragma unroll
         for (int i = 0; i < VECTORS; i++) pieces[i] = at(i) < C ? load_packed(row + at(i)) : Packed{};

@@ -13,8 +13,8 @@
 #include "llmc/io/error.h"
 #include "llmc/io/process.h"
 
-// Turns of libgomp's loop: some tens of microseconds, longer than the passes between two products take, shorter by far than a
-// slice of the scheduler's. Its own default is 300000.
+// Turns of libgomp's spin loop: some tens of microseconds, longer than the passes between two matmuls take, far shorter than a
+// time slice of the scheduler. Its own default is 300000.
 static constexpr const char* SPINS = "3000";
 
 void device_begin(char** argv) {
@@ -24,7 +24,7 @@ void device_begin(char** argv) {
     const ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
     if (length < 0) return;
     program[length] = 0;
-    execv(program, argv);   // comes back only where that is not possible: then threads spin as they do anyway
+    execv(program, argv);   // returns only where that is not possible: then threads spin as long as by default
 }
 
 static constexpr size_t PAGE = 4096, HUGE_PAGE = size_t{2} << 20;
@@ -37,7 +37,7 @@ size_t device_alloc_bytes(size_t bytes) {
 }
 
 void* device_alloc(size_t bytes) {
-    if (bytes > device_free_bytes()) throw std::bad_alloc();    // the kernel promises more than it has, and kills later
+    if (bytes > device_free_bytes()) throw std::bad_alloc();    // Linux overcommits memory, and kills later
     const size_t alignment = page_for(bytes), rounded = device_alloc_bytes(bytes);
     void* memory = std::aligned_alloc(alignment, rounded);
     if (!memory) throw std::bad_alloc();
@@ -48,7 +48,7 @@ void* device_alloc(size_t bytes) {
 
 void device_free(void* memory) { std::free(memory); }
 
-// Long calls are cut in pieces, which all threads share.
+// Large copies and fills are cut into pieces, which the threads share.
 static constexpr size_t PIECE = size_t{1} << 18;
 
 void device_zero(void* memory, size_t bytes, Stream) {
@@ -74,14 +74,14 @@ Uploads::Uploads(size_t, int) {}
 Uploads::~Uploads() = default;
 void Uploads::copy(void* device, const void* host, size_t bytes, Stream stream) { copy_to_device(device, host, bytes, stream); }
 
-struct Recording::Graph {};
-Recording::Recording() = default;
-Recording::~Recording() = default;
-bool Recording::replay(Stream) { return false; }
-bool Recording::begin(Stream) { return false; }
-void Recording::end(Stream) {}
-void Recording::abandon(Stream) {}
-void Recording::forget() {}
+struct Capture::Graph {};
+Capture::Capture() = default;
+Capture::~Capture() = default;
+bool Capture::replay(Stream) { return false; }
+bool Capture::begin(Stream) { return false; }
+void Capture::end(Stream) {}
+void Capture::abandon(Stream) {}
+void Capture::forget() {}
 
 std::string device_name() {
     std::string model = proc_value("/proc/cpuinfo", "model name");
@@ -103,7 +103,7 @@ static size_t number_in(const char* path, size_t otherwise) {
     return file >> number ? number : otherwise;
 }
 
-// Bytes of a container's use that are files kept in memory: the kernel gives them up when they are needed.
+// Of a container's memory in use, the page cache: the kernel gives it up when memory is needed.
 static size_t file_cache(const char* path) {
     std::ifstream file(path);
     size_t cached = 0, bytes;
@@ -112,7 +112,7 @@ static size_t file_cache(const char* path) {
     return cached;
 }
 
-// What the limit of a container leaves: version 2 of cgroups, then version 1.
+// What the memory limit of a container leaves: version 2 of cgroups, then version 1.
 static size_t container_free_bytes() {
     struct Files { const char *limit, *used, *stat; };
     constexpr size_t none = std::numeric_limits<size_t>::max();

@@ -9,7 +9,7 @@
 #include "llmc/device/cuda_common.h"
 
 size_t device_alloc_bytes(size_t bytes) {
-    const size_t unit = size_t{2} << 20;   // the driver's own
+    const size_t unit = size_t{2} << 20;   // what the driver allocates in
     return (bytes + unit - 1) / unit * unit;
 }
 
@@ -22,12 +22,12 @@ static cudaDeviceProp properties() {
 }
 
 static std::string describe(const cudaDeviceProp& p) {
-    return concat(p.name, ", ", p.multiProcessorCount, " multiprocessors, ", p.totalGlobalMem >> 30, " GiB, compute capability ", p.major, ".", p.minor);
+    return concat(p.name, ", ", p.multiProcessorCount, " SMs, ", p.totalGlobalMem >> 30, " GiB, compute capability ", p.major, ".", p.minor);
 }
 
 __global__ void probe_kernel() {}
 
-// Every program's way to the GPU begins here: says what is missing where there is none, or none that this build has code for.
+// The first thing a program asks of the GPU. The error says what is missing where there is none, or none that this build has code for.
 static void require_gpu() {
     static const bool there = [] {
         int count = 0;
@@ -48,7 +48,7 @@ void device_begin(char**) {}
 void* device_alloc(size_t bytes) {
     require_gpu();
     static const size_t all = properties().totalGlobalMem;
-    if (bytes > all) throw std::bad_alloc();    // what cudaMalloc says of sizes that overflow as it rounds them up is not documented
+    if (bytes > all) throw std::bad_alloc();    // what cudaMalloc does with a size that overflows when rounded up is not documented
     void* memory = nullptr;
     cudaError_t error = cudaMalloc(&memory, bytes > 0 ? bytes : 1);
     if (error == cudaErrorMemoryAllocation) {
@@ -63,7 +63,7 @@ void* device_alloc(size_t bytes) {
 
 void device_free(void* memory) {
     const cudaError_t error = cudaFree(memory);
-    // Once a kernel has failed every call fails: what is freed on that error's way out must not end the program before it is told.
+    // Once a kernel has failed, every call fails: a free while that error unwinds the stack must not end the program before it is reported.
     if (std::uncaught_exceptions() == 0) cuda_check(error, "device_free");
 }
 
@@ -87,7 +87,7 @@ void copy_on_device(void* to, const void* from, size_t bytes, Stream stream) {
 
 void device_wait(Stream stream) { cuda_check(cudaStreamSynchronize(cuda_stream(stream)), "device_wait"); }
 
-// Pinned memory in slots; a slot is free again when the event behind its copy has come.
+// Pinned memory in slots; a slot is free again when the event behind its copy is complete.
 struct Uploads::Ring {
     size_t bytes = 0;
     char* memory = nullptr;
@@ -105,7 +105,7 @@ Uploads::Uploads(size_t bytes, int slots) : ring(std::make_unique<Ring>()) {
 
 Uploads::~Uploads() {
     for (cudaEvent_t event : ring->done) {
-        cudaEventSynchronize(event);   // an event that was never recorded has come
+        cudaEventSynchronize(event);   // an event that was never recorded counts as complete
         cudaEventDestroy(event);
     }
     cudaFreeHost(ring->memory);
@@ -122,49 +122,49 @@ void Uploads::copy(void* device, const void* host, size_t bytes, Stream stream) 
     cuda_check(cudaEventRecord(ring->done[slot], cuda_stream(stream)), "uploads");
 }
 
-struct Recording::Graph {
-    cudaGraphExec_t recorded = nullptr;   // null before the second run
+struct Capture::Graph {
+    cudaGraphExec_t exec = nullptr;   // null before the second run
     ~Graph() {
-        if (recorded) cudaGraphExecDestroy(recorded);
+        if (exec) cudaGraphExecDestroy(exec);
     }
 };
 
-Recording::Recording() = default;
-Recording::~Recording() = default;
+Capture::Capture() = default;
+Capture::~Capture() = default;
 
-bool Recording::replay(Stream stream) {
-    if (profiling() || !graph || !graph->recorded) return false;
+bool Capture::replay(Stream stream) {
+    if (profiling() || !graph || !graph->exec) return false;
     Range range("replay");
-    cuda_check(cudaGraphLaunch(graph->recorded, cuda_stream(stream)), "replay");
+    cuda_check(cudaGraphLaunch(graph->exec, cuda_stream(stream)), "replay");
     return true;
 }
 
-bool Recording::begin(Stream stream) {
+bool Capture::begin(Stream stream) {
     if (profiling()) return false;
     if (!graph) {
         graph = std::make_unique<Graph>();
         return false;
     }
-    cuda_check(cudaStreamBeginCapture(cuda_stream(stream), cudaStreamCaptureModeThreadLocal), "record");
+    cuda_check(cudaStreamBeginCapture(cuda_stream(stream), cudaStreamCaptureModeThreadLocal), "capture");
     return true;
 }
 
-void Recording::end(Stream stream) {
+void Capture::end(Stream stream) {
     cudaGraph_t captured = nullptr;
-    cuda_check(cudaStreamEndCapture(cuda_stream(stream), &captured), "record");
-    const cudaError_t error = cudaGraphInstantiate(&graph->recorded, captured, 0);
+    cuda_check(cudaStreamEndCapture(cuda_stream(stream), &captured), "capture");
+    const cudaError_t error = cudaGraphInstantiate(&graph->exec, captured, 0);
     cudaGraphDestroy(captured);
-    cuda_check(error, "record");
+    cuda_check(error, "capture");
     replay(stream);
 }
 
-void Recording::abandon(Stream stream) {
+void Capture::abandon(Stream stream) {
     cudaGraph_t captured = nullptr;
     cudaStreamEndCapture(cuda_stream(stream), &captured);
     if (captured) cudaGraphDestroy(captured);
 }
 
-void Recording::forget() { graph.reset(); }
+void Capture::forget() { graph.reset(); }
 
 std::string device_name() {
     require_gpu();

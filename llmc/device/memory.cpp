@@ -7,7 +7,7 @@
 #include "llmc/io/error.h"
 
 static constexpr size_t PIECE_ALIGNMENT = 256;   // a cache line on the CPU, a full coalesced access on a GPU
-static constexpr size_t MOST = size_t{1} << 60;   // of one block: sums of a few stay far from overflow
+static constexpr size_t MOST = size_t{1} << 60;   // of one arena: sums of a few stay far from overflow
 
 void release(void* memory) noexcept {
     try {

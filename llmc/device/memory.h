@@ -1,4 +1,4 @@
-// One block of device memory per lifetime, cut into named pieces: nothing is allocated later.
+// Arenas: one allocation of device memory per lifetime, cut into pieces. Nothing is allocated later.
 #pragma once
 #include <cstddef>
 #include <functional>
@@ -6,11 +6,11 @@
 #include <vector>
 #include "llmc/device/types.h"
 
-/// device_free() for destructors, which must not throw: a fault of the device that nobody has waited for ends the program with one line
-/// on stderr and exit code 2.
+/// device_free() for destructors, which must not throw: an asynchronous error of the device that no call has reported yet ends the
+/// program with one line on stderr and exit code 2.
 void release(void* memory) noexcept;
 
-/// Pieces are added first, which costs nothing and tells the size (this is the memory plan), then allocated at once.
+/// Pieces are added first, which allocates nothing and gives the size (this is the memory plan), then allocated all at once.
 class Arena {
 public:
     explicit Arena(std::string name);
@@ -18,7 +18,7 @@ public:
     Arena(const Arena&) = delete;
     Arena& operator=(const Arena&) = delete;
 
-    /// `pointer` will point to `count` zeroed elements after allocate(). It must outlive the call, and stay where it is.
+    /// `pointer` will point to `count` zeroed elements after allocate(). Until then the variable itself must stay where it is.
     /// Throws std::invalid_argument beyond 2^60 bytes.
     template <class T>
     void add(T*& pointer, int64_t count) {

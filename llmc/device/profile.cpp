@@ -15,7 +15,7 @@ struct Row {
     double seconds = 0, own = 0;   // own: without the ranges inside
 };
 struct Open {
-    Row* row;   // of a map: it stays where it is
+    Row* row;   // in a std::map, whose elements do not move
     Clock::time_point start;
     double inside;
 };
@@ -26,7 +26,7 @@ struct Profile {
 };
 }  // namespace
 
-// Of the thread that calls the ops; ranges of others are not seen.
+// Of the thread that calls the ops; ranges of other threads are not counted.
 static thread_local Profile profile;
 
 static bool begin(std::string name) {

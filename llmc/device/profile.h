@@ -17,9 +17,9 @@ private:
     bool counted = false;   // CPU: opened while a profile is made
 };
 
-/// From here to profile_stop() ranges are recorded: on CUDA by the profiler that waits for cudaProfilerStart, on the CPU by themselves.
+/// From here to profile_stop() ranges are timed: on CUDA by the profiler that waits for cudaProfilerStart, on the CPU by Range itself.
 void profile_start();
 /// One line a range name: calls, milliseconds with and without the ranges inside, share. Empty on CUDA: the profiler has it.
 std::string profile_stop();
-/// Between the two. Work is then launched op by op, never replayed from a recording, so that every range shows.
+/// True between the two. Work is then launched op by op, never replayed from a CUDA graph, so that every range shows.
 bool profiling();

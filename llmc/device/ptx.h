@@ -1,12 +1,12 @@
 // Instructions that CUDA C++ has no function for: PTX behind small functions, and the block's shared memory.
-// test/emulator/llmc/ptx.h has the same functions for a machine without a GPU; a function here needs its twin there.
+// test/emulator/llmc/device/ptx.h has the same functions for a machine without a GPU; a function here needs its twin there.
 #pragma once
 #include <cuda.h>
 #include <cstdint>
 #include "llmc/device/types.h"
 
-/// The block's shared memory, as many bytes as launch() was given, at its beginning. There is no other: `__shared__` arrays
-/// are not used, so that the emulator can guard every byte. It begins at a multiple of 1024 bytes.
+/// The beginning of the block's dynamic shared memory, Grid::shared bytes. There is no other: `__shared__` arrays are not used,
+/// so that the emulator can guard every byte. It begins at a multiple of 1024 bytes.
 template <class T>
 __device__ inline T* shared_memory() {
     extern __shared__ __align__(1024) uint4 dynamic_shared_memory[];
@@ -62,9 +62,9 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// ------------------------------------------------------------------------------ copies that go on while the thread computes
+// -------------------------------------------------------------------------------------------- asynchronous copies (cp.async)
 
-/// Starts copying 16 bytes from device to shared memory, past the registers and the first cache; writes zeros and reads nothing
+/// Starts copying 16 bytes from device to shared memory, bypassing registers and L1; writes zeros and reads nothing
 /// unless `wanted`. Both addresses are 16-byte aligned.
 __device__ inline void copy_async(void* shared, const void* global, bool wanted = true) {
     int bytes = wanted ? 16 : 0;
@@ -91,7 +91,7 @@ __device__ inline void named_barrier(int id, int threads) { asm volatile("bar.sy
 __device__ inline void mbarrier_init(uint64_t* barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
-/// After the last mbarrier_init: the copy engine must see the barriers too. Other threads see them after __syncthreads.
+/// After the last mbarrier_init: TMA must see the barriers too. Other threads see them after __syncthreads.
 __device__ inline void mbarrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
 __device__ inline void mbarrier_arrive(uint64_t* barrier) {
@@ -114,10 +114,10 @@ __device__ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
     } while (!over);
 }
 
-// ----------------------------------------------------------------------------------------------- Hopper: the copy engine (TMA)
-// One thread asks for a whole box. A box whose rows are 128 bytes lies in shared memory row after row, swizzled: where bits 4 to 6
-// of an address (which 16 bytes of the row) meet bits 7 to 9 (which row of eight), they are replaced by the exclusive or of both.
-// So eight rows' pieces of one column come from different banks.
+// --------------------------------------------------------------------------- Hopper: TMA, the engine that copies boxes of tensors
+// One thread asks for a whole box. A box whose rows are 128 bytes lies in shared memory row after row, swizzled: bits 4 to 6 of an
+// address (which 16 bytes of the row) are XORed with bits 7 to 9 (which row of eight). So the pieces of one column in eight rows come
+// from different banks.
 
 /// Starts copying the box at (x, y, z) of a tensor to shared memory (128-byte aligned; 1024 for the rows to be swizzled as counted
 /// from its beginning). What lies outside of the tensor becomes zeros. The barrier's phase gets the bytes of the whole box.
@@ -147,16 +147,16 @@ __device__ inline void tensor_store_commit() { asm volatile("cp.async.bulk.commi
 /// Waits until shared memory is no longer read by any of this thread's groups.
 __device__ inline void tensor_store_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
-/// What this thread wrote to shared memory is seen by the copy engine and the tensor cores too.
+/// What this thread wrote to shared memory is seen by TMA and the tensor cores too.
 __device__ inline void async_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // --------------------------------------------------------------------- Hopper: tensor cores, a warpgroup together (wgmma)
-// 128 threads, four warps of which the first has a number divisible by 4, multiply while they go on. Between wgmma_fence and the
-// wgmma_wait that covers it, nobody touches the registers of a product, nor the shared memory that it reads.
+// 128 threads, four warps of which the first has a number divisible by 4, start a wgmma, which runs while they go on. Between
+// wgmma_fence and the wgmma_wait that covers it, no thread touches the registers of a wgmma, nor the shared memory that it reads.
 
-/// An operand in shared memory that begins at `shared`: rows of 64 elements (128 bytes), swizzled as the copy engine does it, the
-/// next row 128 bytes on.
-///     K-major   a row holds 64 elements of the summed index K, and rows are M or N; `block` means nothing
+/// An operand in shared memory that begins at `shared`: rows of 64 elements (128 bytes), swizzled as TMA does it, the next row
+/// 128 bytes on.
+///     K-major   a row holds 64 elements of the summed index K, and rows are M or N; `block` is not used
 ///     MN-major  rows are K, and a row holds 64 elements of N; the next 64 begin `block` bytes on
 /// descriptor_at moves the beginning by a multiple of 16 bytes: 16 elements of K are 32 bytes in K-major, 2048 in MN-major. Whole
 /// eights of rows begin at multiples of 1024 bytes.
@@ -167,12 +167,13 @@ __device__ inline uint64_t matrix_descriptor(const void* shared, int block) {
 }
 __device__ inline uint64_t descriptor_at(uint64_t descriptor, int bytes) { return descriptor + static_cast<uint64_t>(bytes >> 4); }
 
-/// Before the first product, and whenever registers of the next one were touched by anything else.
+/// Before the first wgmma, and whenever registers of the next one were touched by anything else.
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-/// Ends a group of products.
+/// Ends a group of wgmmas.
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-/// An end of the compiler's knowledge of the registers: what follows cannot come before, nor what came before follow.
+/// A barrier for the compiler: it must have x in its register here, knows nothing of its value afterwards, and moves no use of it
+/// across.
 __device__ inline void settle(float& x) { asm volatile("" : "+f"(x)::"memory"); }
 __device__ inline void settle(uint32_t& x) { asm volatile("" : "+r"(x)::"memory"); }
 template <class X, int ROWS>
@@ -182,7 +183,7 @@ __device__ inline void settle(X (&registers)[ROWS][4]) {
 #pragma unroll
         for (int j = 0; j < 4; j++) settle(registers[i][j]);
 }
-/// Waits until at most NEWER groups are under way, oldest first. `registers` are those of the products that are then over.
+/// Waits until at most NEWER groups, the youngest, are under way. `registers` are those of the wgmmas that are then complete.
 template <int NEWER, class... Registers>
 __device__ inline void wgmma_wait(Registers&... registers) {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(NEWER) : "memory");
@@ -255,12 +256,12 @@ __device__ inline void wgmma_add<128>(float (&d)[16][4], const uint32_t (&a)[4],
 #undef ACCUMULATORS_16
 #undef ACCUMULATORS_4
 
-/// Gives registers of this warpgroup back, or takes them: N a thread from now on, a multiple of 8. All of its warps do it.
+/// Lowers (dec) or raises (inc) the registers of a thread of this warpgroup to N, a multiple of 8. All of its warps do it.
 template <int N>
-__device__ inline void registers_shrink() {
+__device__ inline void setmaxnreg_dec() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 template <int N>
-__device__ inline void registers_grow() {
+__device__ inline void setmaxnreg_inc() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }

@@ -1,4 +1,4 @@
-// The numbers of the engine: floatX (what activations and matrix products are stored in), bf16, Stream.
+// The types of the engine: floatX (what activations and the operands of matmuls are stored in), bf16, Stream.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -38,7 +38,7 @@ HOST_DEVICE inline bf16 to_bf16(float f) {
 #endif
 }
 
-#if defined PRECISION_ANY   // a file that does not compute is compiled once for both, and can do no more than name the type
+#if defined PRECISION_ANY   // a file that does no arithmetic is compiled once for both precisions, and can only name the type
 struct floatX;
 #elif defined PRECISION_FP32
 using floatX = float;

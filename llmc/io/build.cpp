@@ -1,4 +1,4 @@
-// Compiled anew when the commit changes, and nothing else is.
+// The only file that is compiled again when the commit changes.
 #include "llmc/io/build.h"
 
 const char* build_commit() { return DEEPEN_COMMIT; }

@@ -1,5 +1,5 @@
-// What was built.
+// The version of the build.
 #pragma once
 
-/// The commit of the source tree, with -dirty where it was changed; "unknown" outside of a git checkout.
+/// The git commit of the source tree, with -dirty if it has changes; "unknown" outside a git checkout.
 const char* build_commit();

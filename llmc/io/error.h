@@ -1,4 +1,4 @@
-// Errors: every refusal is one line that names the thing, the rule, the value and the way out.
+// Errors: one line that names the thing, the rule, the value and the way out.
 #pragma once
 #include <unistd.h>
 #include <algorithm>
@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <string>
 
-/// The pieces, printed one after another, as one string.
+/// Prints the pieces one after another into a string.
 template <class... Pieces>
 std::string concat(const Pieces&... pieces) {
     std::ostringstream text;
@@ -33,7 +33,7 @@ void require(bool holds, const Pieces&... pieces) {
     if (!holds) fail(pieces...);
 }
 
-/// Keeps what is thrown in a parallel region, which no exception may leave, and throws the first of it behind the region:
+/// No exception may leave an OpenMP region. This catches exceptions in it, and rethrows the first one after the region:
 ///     ParallelErrors errors;
 ///     #pragma omp parallel for
 ///     for (...) errors.run([&] { ... });
@@ -58,15 +58,15 @@ private:
     std::exception_ptr first;
 };
 
-/// A text as it is printed of an error, whatever of a user's it repeats: on one line, since control characters (a line break in a
-/// path) become spaces; and of more than 600 characters the first 360 and the last 240, where the way out is, with the number of
-/// those between them. UTF-8 is not cut within a character.
+/// An error text that is safe to print, whatever user input it quotes: on one line (control characters, such as a line break in a path,
+/// become spaces), and shortened: of more than 600 characters it keeps the first 360 and the last 240, where the way out is, and says
+/// how many are left out. UTF-8 is not cut within a character.
 inline std::string readable(std::string text) {
     constexpr size_t longest = 600, first = 360, last = 240;
     for (char& c : text)
         if ((c >= 0 && c < ' ') || c == 127) c = ' ';
     if (text.size() <= longest) return text;
-    auto continues = [&](size_t at) { return (text[at] & 0xC0) == 0x80; };   // a byte of UTF-8 that begins no character
+    auto continues = [&](size_t at) { return (text[at] & 0xC0) == 0x80; };   // a continuation byte of UTF-8
     size_t from = first, to = text.size() - last;
     while (from > first - 4 && continues(from)) from--;
     while (to < text.size() - last + 4 && continues(to)) to++;
@@ -74,8 +74,8 @@ inline std::string readable(std::string text) {
     return concat(text.substr(0, from), "... (", left_out, " characters left out) ...", text.substr(to));
 }
 
-/// A program is built for the processor that it is built on. One that lacks an instruction of it gets a line and exit code 2 in place of a
-/// crash; from before all other initialization on, which may be where it is met.
+/// A program is built for the processor of the machine that builds it. On a processor that lacks one of its instructions it prints a line and
+/// exits with code 2 instead of crashing. This is installed before all other static initialization, which may already use such instructions.
 struct ProcessorGuard {
     ProcessorGuard() { std::signal(SIGILL, refuse); }
     static void refuse(int) {
@@ -87,8 +87,8 @@ struct ProcessorGuard {
 };
 [[gnu::init_priority(101)]] inline ProcessorGuard processor_guard;
 
-/// What main() of every program does: runs `body`, and turns what it throws into one readable line on stderr (`name: text`) and exit
-/// code 2. more_memory: what to do when there is not enough.
+/// The main() of every program: runs `body`, and turns an exception into one readable line on stderr (`name: text`) and exit code 2.
+/// more_memory: what to do when memory runs out.
 template <class Body>
 int run_program(const char* name, Body body, const char* more_memory = "free some, or use a machine that has more") {
     std::string text;
@@ -104,17 +104,17 @@ int run_program(const char* name, Body body, const char* more_memory = "free som
     return 2;
 }
 
-/// What a program does last that printed results: output that nobody reads any more is no error, output that was lost is, and
-/// throws std::invalid_argument. (std::cout is stdout.)
+/// Called last by a program that prints results: throws std::invalid_argument if output was lost (a full disk). A closed pipe, whose
+/// reader wants no more, is not an error. (std::cout is stdout.)
 inline void require_printed() {
     std::cout.flush();
     if (std::fflush(stdout) == 0 && !std::ferror(stdout) && std::cout) return;
-    const bool now = write(STDOUT_FILENO, "\n", 1) == 1;   // what failed is not known any more: asked once more
+    const bool now = write(STDOUT_FILENO, "\n", 1) == 1;   // errno of the failed write is gone: write once more to get it
     require(!now && errno == EPIPE, "stdout: cannot be written: ", now ? "some of the text is lost" : std::strerror(errno),
             "; make room, or send it elsewhere");
 }
 
-/// run_program() for a program that is there to write a file: it does so whether its output is read to the end or not, or lost.
+/// run_program() for a program whose purpose is to write a file: it ignores SIGPIPE, so that the file is written even if stdout is closed.
 template <class Body>
 int run_to_its_file(const char* name, Body body) {
     std::signal(SIGPIPE, SIG_IGN);

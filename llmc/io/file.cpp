@@ -1,4 +1,4 @@
-// Files of the operating system, with errors that name the file and say what to do.
+// Reading and writing files, with errors that name the file and say what to do.
 #include "llmc/io/file.h"
 #include <algorithm>
 #include <cerrno>
@@ -16,7 +16,7 @@
 namespace fs = std::filesystem;
 
 File::File(const std::string& path) : path_(path) {
-    fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);   // a pipe that nobody writes to must not hang us
+    fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);   // O_NONBLOCK: opening a pipe without a writer would block
     require(fd_ >= 0, path, ": cannot be read: ", std::strerror(errno));
     struct stat info;
     bool regular = fstat(fd_, &info) == 0 && S_ISREG(info.st_mode);
@@ -42,7 +42,7 @@ void File::read(void* dst, int64_t bytes, int64_t offset) const {
 
 // ------------------------------------------------------------------------------------------------------------- writing
 
-/// Where a rename() to `path` takes effect without putting a file in place of a link, folder or device.
+/// The path to rename() to: a link is resolved, so that it stays a link; folders and devices are refused.
 static std::string target_of(const std::string& path) {
     struct stat link, info;
     if (lstat(path.c_str(), &link) != 0) return path;
@@ -56,7 +56,7 @@ static std::string folder_of(const std::string& path) {
     return folder.empty() ? "." : folder;
 }
 
-/// Removes temporaries of `path` whose writer is gone: a living one holds a lock on its own.
+/// Removes temporary files of `path` whose writer is dead: a living writer holds a lock on its own.
 static void remove_leftovers(const std::string& path) {
     std::string prefix = fs::path(path).filename().string() + ".", suffix = ".tmp";
     std::error_code ignored;
@@ -72,13 +72,13 @@ static void remove_leftovers(const std::string& path) {
     }
 }
 
-/// Creates and locks `name`, the temporary of `path`; -1 when there is such a file. Another writer may take it for a leftover
-/// before it is locked: then it has no name any more, and the next try gets a new one.
+/// Creates and locks `name`, the temporary file of `path`; -1 if it exists already. Another writer may take it for a leftover and remove it
+/// before it is locked; then the caller tries again with a new name.
 static int create_locked(const std::string& name, const std::string& path) {
     int fd = open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    require(fd >= 0 || errno == EEXIST, path, ": cannot be written: ", std::strerror(errno), "; name a file in a folder that is there, where you may write");
+    require(fd >= 0 || errno == EEXIST, path, ": cannot be written: ", std::strerror(errno), "; name a file in an existing folder with write permission");
     if (fd < 0) return -1;
-    flock(fd, LOCK_EX);   // where a file system has no locks, leftovers stay
+    flock(fd, LOCK_EX);   // on a file system without locks leftovers stay
     struct stat info;
     if (fstat(fd, &info) == 0 && info.st_nlink > 0) return fd;
     close(fd);
@@ -123,7 +123,7 @@ void NewFile::write(const void* src, int64_t bytes, int64_t offset) {
     }
 }
 
-/// copy_file_range() refused for a reason that read() and write() do not have: another file system, an old kernel.
+/// Whether copy_file_range() failed for a reason that does not concern read() and write(): another file system, an old kernel.
 static bool cannot_copy_inside() {
     return errno == EXDEV || errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP || errno == EPERM;
 }
@@ -151,7 +151,7 @@ void NewFile::commit(int64_t bytes) {
     require_written(ftruncate(fd_, bytes) == 0 && fsync(fd_) == 0 && rename(temporary_.c_str(), path_.c_str()) == 0, path_);
     close(fd_);
     fd_ = -1;
-    // The new name itself reaches the disk with its folder. Some file systems cannot sync a folder; the file is whole there too.
+    // The new name reaches the disk with its folder. Not every file system can sync a folder, so its result is ignored.
     int folder = open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0) return;
     fsync(folder);
@@ -168,7 +168,7 @@ void check_output(const std::string& out, const std::vector<std::string>& inputs
         require(stat(path.c_str(), &input) != 0 || input.st_dev != there.st_dev || input.st_ino != there.st_ino, out,
                 ": is also an input (", path, "); write to another file");
     require(S_ISREG(there.st_mode), out, ": is a folder, pipe or device; name a file to write");
-    require(overwrite, out, ": is there already; name another file, or give --overwrite to replace it");
+    require(overwrite, out, ": exists already; name another file, or give --overwrite to replace it");
 }
 
 std::string human_bytes(int64_t bytes) {

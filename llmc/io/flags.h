@@ -1,5 +1,5 @@
-// One table of flags: it holds their values, and drives the parser, the help, the start-up table, the log's header and what a
-// checkpoint keeps. A flag is declared where its value is named:
+// One table of flags: it holds their values, and drives the parser, the help, the start-up table, the header of the log and the
+// settings in checkpoints. One declaration gives a flag and its value:
 //     const int& batch = flags.number("--batch", 8, 1, 64, "rows of a batch (8)");
 #pragma once
 #include <algorithm>
@@ -16,18 +16,18 @@
 #include <vector>
 #include "llmc/io/error.h"
 
-/// What a flag belongs to. model: fixed once weights exist. training: kept in checkpoints, so that --resume goes on with it.
-/// run: of this call alone.
+/// What a flag sets. model: fixed once weights exist. training: kept in checkpoints, so that --resume uses the same values. run: for
+/// this call alone.
 enum class FlagKind { model, training, run };
 
-/// Where a flag stands, and under which heading of the help.
+/// The kind of a flag, and its heading in the help.
 struct FlagGroup {
     FlagKind kind = FlagKind::run;
     std::string title = "Options";
 };
 
-/// In place of a first value: the flag holds nothing until it is given, or set. `written` stands for nothing in JSON; without it
-/// the flag is then left out there, which is how a flag is added that older files do not know.
+/// In place of a default value: the flag is empty until it is given or set. JSON then has `written` for it, or leaves the flag out if there
+/// is no `written`; so a new flag does not change the JSON of runs that do not use it.
 template <class Value>
 struct Nothing {
     std::optional<Value> written = std::nullopt;
@@ -42,8 +42,8 @@ public:
     Flags(const Flags&) = delete;
     Flags& operator=(const Flags&) = delete;
 
-    // Each of these declares a flag and returns its value, which lives as long as the table. `first`: until it is given; or
-    // Nothing, and the value is a std::optional.
+    // Each of these declares a flag and returns a reference to its value, which lives as long as the table. `first`: the default; with
+    // Nothing the value is a std::optional.
 
     /// A number within [low, high].
     template <class Number>
@@ -62,7 +62,7 @@ public:
             flag, [&value] { return *value; }, low, high);
         return value;
     }
-    /// First: a number or Nothing of one.
+    /// First: a number, or Nothing<number>.
     template <class First, class Number>
     auto& at_least(const std::string& flag, First first, Number low, const std::string& help, const FlagGroup& group = {}) {
         return number(flag, first, low, std::numeric_limits<Number>::max(), help, group);
@@ -80,17 +80,17 @@ public:
         return value;
     }
 
-    /// As many values as follow the flag, until the next one; given again, it adds to them. In JSON one is a text, as text() has
-    /// it, several are an array.
+    /// One or more values, up to the next flag; a flag that is given again adds more. In JSON a single value is a string, as with text(),
+    /// several are an array.
     std::vector<std::string>& texts(const std::string& flag, const std::string& help, const FlagGroup& group = {}) {
         return several(flag, 1 << 24, help, group);
     }
-    /// One value each time that the flag is given.
+    /// One value each time the flag is given.
     std::vector<std::string>& repeated(const std::string& flag, const std::string& help, const FlagGroup& group = {}) {
-        return several(flag, CLI::detail::expected_max_vector_size, help, group);   // which CLI11 takes one at a time
+        return several(flag, CLI::detail::expected_max_vector_size, help, group);   // with this limit CLI11 takes one value at a time
     }
 
-    /// So many numbers behind the flag; none until it is given.
+    /// Exactly `count` numbers; empty until the flag is given.
     std::vector<double>& numbers(const std::string& flag, int count, const std::string& help, const FlagGroup& group = {}) {
         std::vector<double>& values = hold(std::vector<double>());
         const CLI::callback_t take = [&values, flag](const CLI::results_t& given) {
@@ -128,13 +128,13 @@ public:
         return value;
     }
 
-    /// What is given by its place, not by a flag; it must be.
+    /// A required positional argument.
     std::string& argument(const std::string& what, const std::string& help) {
         std::string& value = hold(std::string());
         app.add_option(what, value, help)->required();
         return value;
     }
-    /// The same, but it need not be.
+    /// An optional positional argument.
     std::optional<std::string>& optional_argument(const std::string& what, const std::string& help) {
         std::optional<std::string>& value = hold(std::optional<std::string>());
         app.add_option_function<std::string>(
@@ -142,19 +142,19 @@ public:
             ->type_name("TEXT");
         return value;
     }
-    /// One or more of them.
+    /// One or more positional arguments.
     std::vector<std::string>& arguments(const std::string& what, const std::string& help) {
         std::vector<std::string>& values = hold(std::vector<std::string>());
         app.add_option(what, values, help)->required();
         return values;
     }
 
-    /// Rules between flags that are declared: this one must be given; these two must not both be.
+    /// Rules for declared flags: this one is required; these two exclude each other.
     void require_given(const std::string& flag) { find(flag).option->required(); }
     void exclude(const std::string& flag, const std::string& other) { find(flag).option->excludes(find(other).option); }
-    /// `flag` means nothing without `other`.
+    /// `flag` is refused without `other`.
     void need(const std::string& flag, const std::string& other) { find(flag).option->needs(find(other).option); }
-    /// Where this one is given, nothing else may be, arguments included.
+    /// When this flag is given, no other flag or argument may be.
     void alone(const std::string& flag) {
         check(flag, [this, flag, option = find(flag).option] {
             for (const CLI::Option* other : app.get_options())
@@ -163,7 +163,7 @@ public:
     }
     void footer(const std::string& text) { app.footer(text); }
 
-    /// False when help was asked for, and printed. Throws std::invalid_argument for anything that cannot be.
+    /// False when help was asked for, and printed. Throws std::invalid_argument for an invalid command line.
     bool parse(int argc, char** argv) {
         try {
             app.parse(argc, argv);
@@ -184,8 +184,8 @@ public:
             if (std::optional<nlohmann::json> value = entry.get(); entry.kind == kind && value) json[entry.flag.substr(2)] = *value;
         return json;
     }
-    /// Sets the flags of a kind that were not given, and are not in `except`, to what values() once gave; null leaves them.
-    /// Returns a line for each that was given and differs.
+    /// Sets flags of a kind from the JSON of an earlier values(): those that were not given and are not in `except`; null changes nothing.
+    /// Returns a line for each flag that was given and differs.
     std::vector<std::string> restore(FlagKind kind, const nlohmann::json& json, const std::vector<std::string>& except = {}) {
         std::vector<std::string> differing;
         for (Entry& entry : table) {
@@ -213,7 +213,7 @@ private:
         bool may_be_left_out = false;
     };
 
-    /// A value that stays where it is.
+    /// A value at a stable address.
     template <class Value>
     Value& hold(Value first) {
         auto held = std::make_shared<Value>(std::move(first));
@@ -263,7 +263,7 @@ private:
             values = given;
             return true;
         };
-        // Not as CLI11's vectors, which take [a,b] apart: it may be a pattern of file names.
+        // Not as a CLI11 vector, which would split [a,b]: it may be a glob pattern.
         CLI::Option* option = app.add_option(flag, take, help)
                                   ->expected(1, most_at_once)
                                   ->allow_extra_args(false)
@@ -280,7 +280,7 @@ private:
         return values;
     }
 
-    /// What is not given is not checked.
+    /// Adds a check that runs if the flag was given.
     void check(const std::string& flag, std::function<void()> rule) {
         checks.push_back([option = find(flag).option, rule] {
             if (option->count() > 0) rule();
@@ -307,7 +307,7 @@ private:
         });
     }
 
-    /// The whole text, decimal: 010 is ten, and what does not fit is an error.
+    /// Parses the whole text as decimal: 010 is ten, and a number out of range is an error.
     template <class Value>
     static Value parsed(const std::string& flag, const std::string& text) {
         if constexpr (std::is_same_v<Value, std::string>) {

@@ -1,4 +1,4 @@
-// xxHash, compiled in for this processor's vectors: 512-bit ones hash faster than memory is read.
+// xxHash as a header, compiled for the vector width of this processor: with 512 bits it hashes faster than memory is read.
 #include "llmc/io/hash.h"
 #include <cstdio>
 #define XXH_INLINE_ALL

@@ -1,4 +1,4 @@
-// XXH3, the checksum of checkpoints: 64 bits that stand for a tensor's bytes, 128 for a model.
+// XXH3, the checksum of checkpoints: 64 bits for a tensor's bytes, 128 bits for a model.
 #pragma once
 #include <cstdint>
 #include <memory>

@@ -1,4 +1,4 @@
-// JSON that someone else wrote: what the parser leaves to its caller to refuse.
+// Strict JSON parsing: refuses what nlohmann's parser accepts silently.
 #include "llmc/io/json.h"
 #include <cmath>
 #include <set>
@@ -7,10 +7,10 @@
 
 using nlohmann::json;
 
-// Copying and printing JSON recurse; this many levels are safe on any stack. A family tree of 400 generations fits.
+// Copying and printing JSON is recursive; this many levels fit on any stack. A family tree of 400 generations fits in them.
 static constexpr size_t MAX_LEVELS = 1000;
 
-/// Reads along with the parser and refuses what the parser lets pass.
+/// A SAX pass over the text that refuses duplicate keys and deep nesting.
 class Watcher : public nlohmann::json_sax<json> {
 public:
     explicit Watcher(const std::string& where_) : where(where_) {}
@@ -30,7 +30,7 @@ public:
         return true;
     }
     bool parse_error(size_t, const std::string&, const json::exception& error) override {
-        // Less the parser's own name and line (all is one line to it), and the text that it quotes, which may be long.
+        // Without the parser's own name and line number (everything is one line to it), and with at most 200 characters of quoted text.
         std::string text = error.what();
         if (size_t column = text.find("column "); column != text.npos) text.erase(0, column);
         fail(where, ": is not JSON: ", text.size() <= 200 ? text : text.substr(0, 200) + "...");
@@ -48,11 +48,11 @@ private:
     }
 
     const std::string& where;
-    std::vector<std::set<std::string>> levels;   // keys of the objects (and none of the arrays) around the place that is read
+    std::vector<std::set<std::string>> levels;   // the keys so far of each enclosing object; arrays have none
 };
 
 json parse_json(std::string_view text, const std::string& where, const json::parser_callback_t& keep) {
-    require(text.find('\0') == std::string_view::npos, where, ": is not JSON: holds a zero byte");   // the parser would stop there
+    require(text.find('\0') == std::string_view::npos, where, ": is not JSON: holds a zero byte");   // at which the parser would stop
     Watcher watcher(where);
     json::sax_parse(text, &watcher);
     return json::parse(text, keep);
@@ -61,7 +61,7 @@ json parse_json(std::string_view text, const std::string& where, const json::par
 std::string dump_json(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
 static std::string excerpt(const json& value) {
-    std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);   // ASCII: cut anywhere
+    std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);   // ASCII, so that it can be cut anywhere
     return text.size() <= 60 ? text : text.substr(0, 60) + "...";
 }
 
@@ -73,7 +73,7 @@ const json& json_member(const json& object, const char* key, const std::string& 
 }
 
 int64_t json_integer(const json& value, int64_t min, int64_t max, const std::string& where) {
-    // is_number_integer() is also true of unsigned numbers, of which the upper half does not fit.
+    // is_number_integer() is also true for unsigned numbers, whose upper half does not fit int64_t.
     bool fits = value.is_number_integer() && !(value.is_number_unsigned() && value.get<uint64_t>() > INT64_MAX);
     require(fits && value.get<int64_t>() >= min && value.get<int64_t>() <= max,
             where, ": is ", excerpt(value), ", but must be an integer, ", min, " to ", max);

@@ -6,7 +6,7 @@
 #include "llmc/io/error.h"
 
 namespace {
-/// A variable's number, if it is set.
+/// The number in an environment variable, if it is set.
 std::optional<int> number(const char* name, int least) {
     const char* text = std::getenv(name);
     if (!text || !*text) return {};
@@ -24,7 +24,7 @@ int told(const char* name, int least, const char* by) {
     return *value;
 }
 
-/// Tasks of this step on node `node`, out of Slurm's list: "4(x2),3" are 4, 4 and 3. 0: not said.
+/// Number of tasks of this step on node `node`, from Slurm's list: "4(x2),3" means 4, 4 and 3. 0: not in the list.
 int tasks_on_node(const char* list, int node) {
     while (list && *list) {
         char* end;
@@ -42,7 +42,7 @@ int tasks_on_node(const char* list, int node) {
     return 0;
 }
 
-/// What srun says of its step. (SLURM_NTASKS is the allocation's, which a batch script has without a step.)
+/// Rank and counts of the step that srun started. (Not SLURM_NTASKS: it belongs to the allocation, and is set in a batch script without a step.)
 Launcher slurm_step(Launcher::Kind kind) {
     const char* by = "SLURM_STEP_NUM_TASKS";
     return {kind, told("SLURM_PROCID", 0, by), told(by, 1, by), told("SLURM_LOCALID", 0, by),
@@ -61,10 +61,10 @@ Launcher find_launcher() {
         found = in_step ? slurm_step(Launcher::Kind::mpi) : Launcher{Launcher::Kind::mpi, *pmix_rank, 0, 0, 0};
     } else {
         if (in_step) found = slurm_step(Launcher::Kind::slurm);
-        // A count of one, with no more said, is what many containers set for whatever runs in them.
+        // Many containers set WORLD_SIZE=1 and nothing else, whatever runs in them.
         if (const auto count = number("WORLD_SIZE", 1); count && *count > 1) {
             const int rank = told("RANK", 0, "WORLD_SIZE"), local_rank = told("LOCAL_RANK", 0, "WORLD_SIZE");
-            // More than srun started: its tasks are torchruns, which started the rest.
+            // More processes than srun started: its tasks are torchrun launchers, which started these.
             require(*count > found.count || (*count == found.count && rank == found.rank), "the launcher: RANK and WORLD_SIZE say process ", rank, " of ", *count,
                     ", srun says process ", found.rank, " of ", found.count, "; unset RANK and WORLD_SIZE");
             if (*count > found.count) found = {Launcher::Kind::variables, rank, *count, local_rank, number("LOCAL_WORLD_SIZE", 1).value_or(0)};

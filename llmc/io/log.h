@@ -1,21 +1,21 @@
-// What a run tells while it goes: log.jsonl for programs, a progress bar for people.
+// Output of a run in progress: log.jsonl for programs, a progress bar and warnings for people.
 #pragma once
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include "llmc/io/error.h"
 
-/// A file of one JSON object a line, which grows.
+/// A JSON Lines file that grows: one object per line.
 class Log {
 public:
-    /// Appends; a line that a killed process left half-written is closed first. Throws std::invalid_argument when the file
-    /// cannot be written.
+    /// Opens the file for appending; a half-written last line of a killed process is ended first. Throws std::invalid_argument when the
+    /// file cannot be written.
     explicit Log(const std::string& path);
     ~Log();
     Log(const Log&) = delete;
     Log& operator=(const Log&) = delete;
 
-    /// The line is with the system when it returns. Throws std::invalid_argument when it is not, on a full disk say.
+    /// Writes a line and flushes it to the system. Throws std::invalid_argument when that fails, for instance on a full disk.
     void write(const nlohmann::json& line);
 
 private:
@@ -26,10 +26,10 @@ private:
 /// x, or null: JSON has no NaN or Inf.
 nlohmann::json or_null(double x);
 
-/// False in those of several processes that another one speaks for.
+/// False at all ranks but 0, which prints for all.
 inline bool warnings_on = true;
 
-/// `program: warning: pieces`, a line on stderr.
+/// Prints `program: warning: pieces` as a line on stderr.
 template <class... Pieces>
 void warn(const char* program, const Pieces&... pieces) {
     if (!warnings_on) return;
@@ -40,8 +40,8 @@ void warn(const char* program, const Pieces&... pieces) {
 /// h:mm:ss
 std::string clock_text(double seconds);
 
-/// A last line on a terminal that the next line of output takes the place of; nothing elsewhere, nor where it is not wanted (mpirun
-/// gives its processes terminals, whoever reads what they print).
+/// A progress bar on the last line of a terminal; the next line of output replaces it. Shows nothing if stdout is not a terminal, or if not
+/// `wanted` (mpirun gives its processes a terminal even if their output goes to a file).
 class ProgressBar {
 public:
     explicit ProgressBar(bool wanted = true);

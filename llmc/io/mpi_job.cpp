@@ -27,12 +27,12 @@ void MpiJob::abort() noexcept { _exit(2); }
 #include "llmc/io/process.h"
 
 namespace {
-/// Bytes of one message at most: MPI counts them in an int, and a deadline counts from the last message that came. (Of 16 MiB they are no faster.)
+/// Largest message in bytes: MPI counts them in an int, and the deadline starts anew with every message that arrives. (Messages of 16 MiB are not faster.)
 constexpr int64_t PIECE = int64_t{4} << 20;
 
-/// For calls of MPI's that return when they please: MPI_Init, MPI_Finalize, and where another process has died any of them (seen of MPI_Testsome in
-/// Open MPI 4.1, whose message about it waits for an answer of an mpirun that is about to end). Beyond the deadline it says what Waiting says, and
-/// ends this process, and so the job.
+/// A deadline for MPI calls that may block: MPI_Init, MPI_Finalize, and any call after another process has died (seen with MPI_Testsome in Open MPI
+/// 4.1, which then reports to an mpirun that is itself about to end, and waits for its answer). After the deadline it prints the error of Waiting
+/// and ends this process, and with it the job.
 class Watchdog {
 public:
     Watchdog(const CommOptions& from, std::atomic<bool>& said) : options(from), said_stop(said), thread([this] { watch(); }) {}
@@ -45,7 +45,7 @@ public:
         thread.join();
     }
 
-    /// What the calls from now on are for, and how many seconds one may take.
+    /// Sets what the following calls are for, and how many seconds each may take.
     void expect(const std::string& what, double seconds) {
         std::lock_guard lock(mutex);
         where = what, options.deadline = seconds;
@@ -87,16 +87,16 @@ private:
     std::thread thread;
 };
 
-/// What is under way, until all of it is done.
+/// A set of MPI requests, started together and waited for together.
 class Requests {
 public:
     static constexpr int OTHERS = -1;   ///< in place of a peer: all of them
 
-    /// tag: no call takes another's messages.
+    /// tag: keeps the messages of different phases apart.
     Requests(const std::vector<std::string>& of_ranks, std::string at, MPI_Comm in = MPI_COMM_NULL, int with = 0)
         : hosts(of_ranks), where(std::move(at)), comm(in), tag(with) {}
 
-    /// A call of MPI's that starts something, and with whom: add(peer, [&](MPI_Request* request) { return MPI_Isend(..., request); })
+    /// Starts a non-blocking MPI call with a peer: add(peer, [&](MPI_Request* request) { return MPI_Isend(..., request); })
     template <class Start>
     void add(int peer, Start start) {
         requests.emplace_back(MPI_REQUEST_NULL);
@@ -104,7 +104,7 @@ public:
         check(start(&requests.back()));
     }
 
-    /// In pieces.
+    // Both work in pieces of at most PIECE bytes.
     void receive(void* to, int64_t bytes, int peer) {
         for (int64_t at = 0; at < bytes; at += PIECE)
             add(peer, [&](MPI_Request* request) { return MPI_Irecv(static_cast<char*>(to) + at, length(bytes - at), MPI_BYTE, peer, tag, comm, request); });
@@ -174,9 +174,9 @@ struct MpiJob::Transport {
     const CommOptions options;
     std::atomic<bool> said_stop = false;
     Watchdog watchdog{options, said_stop};
-    bool failed = false;                  // no call works any more, and MPI_Finalize would wait for ever
-    MPI_Comm parting = MPI_COMM_NULL;     // of all_fail_alike, whose messages are no other call's
-    std::vector<uint64_t> last_words;     // what it receives, perhaps after it has given up
+    bool failed = false;                  // no MPI call may be made any more, and MPI_Finalize would wait for ever
+    MPI_Comm parting = MPI_COMM_NULL;     // communicator of all_fail_alike() alone
+    std::vector<uint64_t> last_words;     // its receive buffer: a member, since messages may arrive after it has given up
 
     void run(const std::vector<Message>& messages, const std::vector<std::string>& hosts, std::string where, MPI_Comm comm, int tag, const CommOptions& patience) {
         Requests requests(hosts, std::move(where), comm, tag);
@@ -229,12 +229,12 @@ MpiJob::MpiJob(const Launcher& launcher, const CommOptions& options) : transport
 
 MpiJob::~MpiJob() {
     Transport& t = *transport;
-    // What is under way may still be received, into memory that is gone by then: nothing of MPI's is called again.
+    // Pending receives may point into memory that is gone by now: make no MPI call any more.
     if (t.failed || std::uncaught_exceptions() > 0) return;
-    t.said_stop = true;   // who is asked to stop here stops anyway: mpirun asks, once another has ended with an error that it has told
+    t.said_stop = true;   // print nothing about signals from here on: mpirun sends one when another process has ended with an error
     const std::string where = concat("rank ", own_rank, " on host ", hosts[own_rank], ", the end: parting");
     try {
-        Requests requests(hosts, where);   // MPI_Finalize waits too, but takes a core for it
+        Requests requests(hosts, where);   // MPI_Finalize would wait too, but by polling at full speed
         requests.add(Requests::OTHERS, [](MPI_Request* request) { return MPI_Ibarrier(MPI_COMM_WORLD, request); });
         requests.wait(t.options, t.said_stop, t.watchdog);
     } catch (const std::exception& error) {
@@ -252,7 +252,7 @@ void MpiJob::transfer(const std::vector<Message>& messages, const std::string& p
 static std::vector<MpiJob::Message> to_all(void* all, int64_t bytes, int rank, int count) {
     std::vector<MpiJob::Message> messages;
     auto* segments = static_cast<char*>(all);
-    for (int i = 1; i < count; i++) {   // not all to the same process first
+    for (int i = 1; i < count; i++) {   // rotated, so that not all send to the same process first
         const int peer = (rank + i) % count;
         messages.push_back({peer, segments + peer * bytes, segments + rank * bytes, bytes});
     }
@@ -275,13 +275,13 @@ bool MpiJob::all_fail_alike(const std::string& text) noexcept {
         t.run(to_all(t.last_words.data(), sizeof t.last_words[0], own_rank, count()), hosts,
               concat("rank ", own_rank, " on host ", hosts[own_rank], ": ", text, " (whether all have this error)"), t.parting, 0, patience);
         t.failed = std::count(t.last_words.begin(), t.last_words.end(), t.last_words[own_rank]) != count();
-    } catch (...) {   // nobody to tell: the caller has an error to say
+    } catch (...) {   // ignored: the caller already has an error to report
     }
     return !t.failed;
 }
 
 void MpiJob::abort() noexcept {
-    std::signal(SIGALRM, [](int) { _exit(2); });   // MPI_Abort asks the launcher to do it, which may be out of reach
+    std::signal(SIGALRM, [](int) { _exit(2); });   // MPI_Abort goes through the launcher, which may be unreachable
     alarm(2);
     MPI_Abort(MPI_COMM_WORLD, 2);
     _exit(2);

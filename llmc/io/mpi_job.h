@@ -1,4 +1,4 @@
-// The processes of a job that MPI started: how they meet, send each other bytes, and end. It knows no device.
+// The processes of an MPI job: how they connect, exchange bytes in host memory, and end.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -8,16 +8,16 @@
 #include "llmc/io/launcher.h"
 #include "llmc/io/waiting.h"
 
-/// Calls are made by one thread, in the same order in every process.
+/// One thread makes all calls, in the same order in every process.
 class MpiJob {
 public:
-    /// Whether this build found MPI.
+    /// Whether this build has MPI.
     static bool built_in();
 
-    /// Meets the others. Throws std::invalid_argument where they are not MPI's or this build has none, CommError beyond the deadline (where
-    /// MPI_Init itself waits, which nothing can interrupt, it says so and ends the process with exit code 2).
+    /// Connects to the other processes. Throws std::invalid_argument when the launcher is not MPI's or this build has no MPI, CommError after
+    /// the deadline (MPI_Init cannot be interrupted: if it hangs, the process prints that and exits with code 2).
     MpiJob(const Launcher& launcher, const CommOptions& options);
-    /// The last call together, unless an error is on its way or the job has failed.
+    /// The last collective call (MPI_Finalize), skipped while an exception is thrown or after the job has failed.
     ~MpiJob();
     MpiJob(const MpiJob&) = delete;
     MpiJob& operator=(const MpiJob&) = delete;
@@ -34,13 +34,13 @@ public:
         const void* send;     ///< null: nothing
         int64_t bytes;
     };
-    /// Sends and receives them all at once, and waits. The peers are others. Throws CommError.
+    /// Starts all sends and receives, and waits for them. A peer is never this process. Throws CommError.
     void transfer(const std::vector<Message>& messages, const std::string& place, const char* phase);
 
-    /// all (count, bytes) = everyone's segment, of which each brings its own, in place.
+    /// All-gather in place: all (count, bytes); each process provides its own segment.
     void gather(void* all, int64_t bytes, const std::string& place, const char* phase);
 
-    /// Whether all processes call it with this text within two seconds. No call after it but the destructor, and abort().
+    /// Whether all processes call it with the same text within two seconds. Only the destructor and abort() may be called after it.
     bool all_fail_alike(const std::string& text) noexcept;
     /// Ends every process of the job, this one with exit code 2.
     [[noreturn]] void abort() noexcept;

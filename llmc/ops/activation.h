@@ -1,4 +1,4 @@
-// What stands between the two matrices of the MLP.
+// The activation functions of the MLP, between its two matrices.
 #pragma once
 #include "llmc/device/types.h"
 

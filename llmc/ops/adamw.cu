@@ -12,7 +12,7 @@ struct AdamWArgument {
     int64_t first_block;
 };
 
-/// As many as fit in the 32764 bytes of a kernel's arguments: those of any model of up to some 500 value embeddings.
+/// As many as fit in the 32764 bytes of a kernel's arguments: enough for any model of up to some 500 value embeddings.
 struct AdamWArguments {
     AdamWArgument tensor[584];
     int count;

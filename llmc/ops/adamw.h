@@ -14,8 +14,8 @@ struct AdamWTensor {
     int64_t n;
 };
 
-/// What one step does to a tensor. The update reads it from device memory, so that a step once recorded can be run again with
-/// other values.
+/// The hyperparameters of one step for a tensor. The update reads them from device memory, so that a captured step can be replayed
+/// with other values.
 struct AdamWHyper {
     float beta1, beta2, eps;
     float decay;         ///< 1 - lr wd

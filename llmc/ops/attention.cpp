@@ -1,5 +1,5 @@
-// Attention on the CPU: tiles of queries against tiles of keys, each product by oneDNN on one thread, the softmax between
-// them on the fly. A task is a tile of queries of one head (forward) or all of one key/value head (backward), so every sum
+// Attention on the CPU: tiles of queries against tiles of keys, each matmul by oneDNN on one thread, an online softmax between
+// them. A task is a tile of queries of one head (forward) or all of one key/value head (backward), so every sum
 // is made by one thread in a fixed order.
 #include "llmc/ops/attention.h"
 #include <algorithm>
@@ -14,13 +14,13 @@
 #include "llmc/ops/matmul_tile.h"
 #include "llmc/ops/vector_math.h"
 
-// A tile of scores, (64, 512) in fp32, stays in the second cache.
+// A tile of scores, (64, 512) in fp32, stays in L2.
 static constexpr int QUERIES = 64, KEYS = 512;
 
 // What one thread works on.
 struct AttentionWorkspace {
     float *scores, *dscores;        // (QUERIES, KEYS)
-    floatX *p, *ds;                 // (QUERIES, KEYS) the softmax and the gradient of the scores, as products read them
+    floatX *p, *ds;                 // (QUERIES, KEYS) the softmax and the gradient of the scores, as matmuls read them
     float* out;                     // (QUERIES, D)    y, or dq in the backward pass
     float *dk, *dv;                 // (T, D)
 };
@@ -54,7 +54,7 @@ static AttentionWorkspace workspace(void* scratch, int T, int D) {
     return w;
 }
 
-bool attention_use_hopper(bool) { return false; }   // a GPU's
+bool attention_use_hopper(bool) { return false; }   // GPUs alone have such kernels
 
 size_t attention_scratch(int B, int T, int H, int HK, int D) {
     require_attention("attention_scratch", B, T, H, HK, D, 0);
@@ -75,7 +75,7 @@ static Columns mask(float* score, int t, int window, int k0, int n) {
     return seen;
 }
 
-static float greatest(const float* x, Columns s) {
+static float row_max(const float* x, Columns s) {
     float m = -INFINITY;
 #pragma omp simd reduction(max : m)
     for (int j = s.begin; j < s.end; j++) m = x[j] > m ? x[j] : m;
@@ -147,11 +147,11 @@ void attention_forward(floatX* y, float* lse, void* scratch, const floatX* qkv, 
                 float* score = w.scores + r * n;
                 const Columns columns = mask(score, q0 + r, window, k0, n);
                 const float before = m[r];
-                m[r] = std::max(before, greatest(score, columns) * scale);
-                if (m[r] > before && k0 > first) {              // a new greatest score: what was summed so far is rescaled
-                    float shrink = std::exp(before - m[r]);
-                    sum[r] *= shrink;
-                    for (int d = 0; d < D; d++) w.out[r * D + d] *= shrink;
+                m[r] = std::max(before, row_max(score, columns) * scale);
+                if (m[r] > before && k0 > first) {              // a new max: the sums so far are rescaled
+                    float rescale = std::exp(before - m[r]);
+                    sum[r] *= rescale;
+                    for (int d = 0; d < D; d++) w.out[r * D + d] *= rescale;
                 }
                 sum[r] += exponentials(w.p + r * n, score, scale, m[r], columns, n);
             }
@@ -201,8 +201,8 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
             const int first = q0 - std::min(q0, window), last = q0 + rows;
             for (int k0 = first; k0 < last; k0 += KEYS) {
                 const int n = std::min(KEYS, last - k0);
-                const Product against_keys{.M = rows, .N = n, .K = D, .lda = width, .ldb = width, .ldout = n, .transpose_b = true};
-                Product against_values = against_keys;
+                const Matmul against_keys{.M = rows, .N = n, .K = D, .lda = width, .ldb = width, .ldout = n, .transpose_b = true};
+                Matmul against_values = against_keys;
                 against_values.lda = C;
                 multiply(w.scores, q, k + k0 * width, against_keys);
                 multiply(w.dscores, dout, v + k0 * width, against_values);

@@ -1,7 +1,7 @@
 // Attention on CUDA: a block takes a tile of queries (or, for the gradients of keys and values, of keys) and walks over the tiles
 // of the other side that the window lets it see; a warp owns 16 or 32 rows of the block's tile, with their softmax and sums in
 // registers. Long windows are bound by the tensor cores. The bf16 kernels take heads of up to 128; the fp32 build, and larger
-// heads, have plain kernels with the same walk. On Hopper heads of 64 and 128 go to attention_hopper.cu. No atomics: each gradient
+// heads, have plain kernels with the same walk. On Hopper, heads of 64 and 128 go to attention_hopper.cu. No atomics: each gradient
 // is summed by one thread, in a fixed order.
 #include "llmc/ops/attention.h"
 #include <algorithm>
@@ -41,7 +41,7 @@ query_rows_kernel(QueryRow* rows, const floatX* dy, const floatX* y, const float
         rows[(b * s.H + h) * padded(s.T) + t] = real ? QueryRow{lse[(b * s.H + h) * s.T + t] * LOG2E, sum} : QueryRow{INFINITY, 0};
 }
 
-// Rows of one head in device memory, from row t on; `count` of them are there.
+// Rows of one head in device memory, from row t on; there are `count` of them.
 template <class X>
 struct Rows {
     X* data;
@@ -77,13 +77,13 @@ struct Tile {
     __device__ bf16* at(int row, int piece) const { return shared_memory<bf16>() + offset + row * PITCH + piece * 8; }
 };
 
-// Starts copying ROWS rows to a tile; those that are not there become zeros.
+// Starts copying ROWS rows to a tile; those beyond from.count become zeros.
 template <int ROWS, int THREADS, int HEAD>
 __device__ void fetch(Tile<HEAD> tile, Rows<const bf16> from, int D) {
     constexpr int PIECES = Tile<HEAD>::PIECES, STEP = THREADS / PIECES;
     static_assert(THREADS % PIECES == 0 && ROWS % STEP == 0);
     uint32_t thread = threadIdx.x;
-    settle(thread);                         // or the compiler keeps what follows from it in registers, which the sums need
+    settle(thread);                         // or the compiler keeps what it derives from it in registers, which the sums need
     const int row = static_cast<int>(thread) / PIECES, piece = static_cast<int>(thread) % PIECES;
     if (piece * 8 >= D) from.count = 0;
     const bf16* data = from.data + (row * from.stride + piece * 8);
@@ -92,7 +92,7 @@ __device__ void fetch(Tile<HEAD> tile, Rows<const bf16> from, int D) {
         copy_async(tile.at(row + i, piece), data, row + i < from.count);
 }
 
-// Which block this is, asked again after a long loop, that has no registers to keep what follows from it.
+// blockIdx.x, read again after a long loop, which has no registers to keep what was derived from it.
 static __device__ int block_again() {
     uint32_t block = blockIdx.x;
     settle(block);
@@ -103,7 +103,7 @@ static __device__ int block_again() {
 // 8 columns 2 (lane % 4) and the next.
 template <int M, int N>
 using Sums = float[M][N / 8][4];
-// 16 columns of them, rounded to bf16: the left side of the next mma.
+// 16 columns of them, rounded to bf16: the left operand of the next mma.
 template <int M>
 using Left = uint32_t[M][4];
 
@@ -134,7 +134,7 @@ __device__ void round(uint32_t (&left)[M][4], const float (&sums)[M][COLUMNS8][4
 
 // sums (16 M, N) = x y^T: 16 M rows of tile x from x0 on, N rows of tile y from y0 on.
 template <int M, int COLUMNS8, int HEAD>
-__device__ void product_of_tiles(float (&sums)[M][COLUMNS8][4], Tile<HEAD> x, int x0, Tile<HEAD> y, int y0) {
+__device__ void matmul_tiles(float (&sums)[M][COLUMNS8][4], Tile<HEAD> x, int x0, Tile<HEAD> y, int y0) {
     const int lane = lane_of_thread();
     const bf16* x_lane = x.at(x0 + lane % 16, lane / 16);
     const bf16* y_lane = y.at(y0 + lane / 16 * 8 + lane % 8, lane / 8 % 2);
@@ -160,7 +160,7 @@ __device__ void product_of_tiles(float (&sums)[M][COLUMNS8][4], Tile<HEAD> x, in
 
 // sums (16 M, HEAD) += left (16 M, 16) y: 16 rows of tile y from y0 on.
 template <int M, int HEAD>
-__device__ void add_product(float (&sums)[M][HEAD / 8][4], const uint32_t (&left)[M][4], Tile<HEAD> y, int y0) {
+__device__ void add_matmul(float (&sums)[M][HEAD / 8][4], const uint32_t (&left)[M][4], Tile<HEAD> y, int y0) {
     const bf16* y_lane = y.at(y0 + lane_of_thread() % 16, lane_of_thread() / 16);
 #pragma unroll
     for (int n = 0; n < HEAD / 8; n += 2) {
@@ -231,12 +231,12 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
     const float log2_scale = inverse_sqrt(s.D) * LOG2E;         // exp(scale x) = 2^(log2_scale x)
     Sums<M, HEAD> out;
     clear(out);
-    // Of log2_scale times the scores of a row; the sum is over the lane's own columns until the end.
-    float greatest[M][2], sum[M][2];
+    // row_max is of log2_scale times the scores; sum is over the lane's own columns until the end.
+    float row_max[M][2], sum[M][2];
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int r = 0; r < 2; r++) greatest[m][r] = LOWEST, sum[m][r] = 0;
+        for (int r = 0; r < 2; r++) row_max[m][r] = LOWEST, sum[m][r] = 0;
 
     for (int k0 = first, stage = 0; k0 < end; k0 += KEYS, stage ^= 1) {
         copy_async_wait<0>();
@@ -246,8 +246,8 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
         if (!s.any_sees(q, 16 * M, k0, KEYS)) continue;
 
         Sums<M, KEYS> p;
-        float shrink[M][2];
-        product_of_tiles(p, q_tile, row0, k_tile(stage), 0);
+        float rescale[M][2];
+        matmul_tiles(p, q_tile, row0, k_tile(stage), 0);
         if (!s.all_see(q, 16 * M, k0, KEYS)) {
 #pragma unroll
             for (int m = 0; m < M; m++)
@@ -264,20 +264,20 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
                 float top = p[m][0][2 * r];
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; n++) top = fmaxf(top, fmaxf(p[m][n][2 * r], p[m][n][2 * r + 1]));
-                top = fmaxf(greatest[m][r], warp_max<4>(top) * log2_scale);
-                shrink[m][r] = fast_exp2(greatest[m][r] - top);
-                greatest[m][r] = top;
-                sum[m][r] *= shrink[m][r];
+                top = fmaxf(row_max[m][r], warp_max<4>(top) * log2_scale);
+                rescale[m][r] = fast_exp2(row_max[m][r] - top);
+                row_max[m][r] = top;
+                sum[m][r] *= rescale[m][r];
             }
-        // A new greatest score shrinks what was summed so far. Late in a walk most rows have none. And past a branch the compiler
-        // does not mix this with the exponentials, for which there are too few registers.
+        // A new max rescales the sums so far. Late in a walk most rows have none. And across a branch the compiler does not
+        // interleave this with the exponentials, for which there are too few registers.
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int r = 0; r < 2; r++)
-                if (shrink[m][r] != 1) {
+                if (rescale[m][r] != 1) {
 #pragma unroll
-                    for (int n = 0; n < HEAD / 8; n++) out[m][n][2 * r] *= shrink[m][r], out[m][n][2 * r + 1] *= shrink[m][r];
+                    for (int n = 0; n < HEAD / 8; n++) out[m][n][2 * r] *= rescale[m][r], out[m][n][2 * r + 1] *= rescale[m][r];
                 }
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++) {
@@ -287,10 +287,10 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
                 for (int n = 2 * k; n < 2 * k + 2; n++)
 #pragma unroll
                     for (int i = 0; i < 4; i++)
-                        sum[m][i / 2] += p[m][n][i] = fast_exp2(fmaf(p[m][n][i], log2_scale, -greatest[m][i / 2]));
+                        sum[m][i / 2] += p[m][n][i] = fast_exp2(fmaf(p[m][n][i], log2_scale, -row_max[m][i / 2]));
             Left<M> left;
             round(left, p, k);
-            add_product(out, left, v_tile(stage), 16 * k);
+            add_matmul(out, left, v_tile(stage), 16 * k);
         }
     }
 
@@ -303,15 +303,15 @@ forward_kernel(bf16* y, float* lse, const bf16* qkv, Sizes s, int tiles) {
             sum[m][r] = warp_sum<4>(sum[m][r]);
             const int t = t0 + row_of(m, 2 * r);
             if (lane_of_thread() % 4 == 0 && t < s.T)
-                lse[s.all_heads(to.batch, to.head) * s.T + t] = greatest[m][r] * LN2 + logf(sum[m][r]);
+                lse[s.all_heads(to.batch, to.head) * s.T + t] = row_max[m][r] * LN2 + logf(sum[m][r]);
             sum[m][r] = 1 / sum[m][r];
         }
     store_rows(out_from(s, y, to.batch, to.head, t0), s.D, out, sum, q_tile, row0);
 }
 
 // ----------------------------------------------------------------------------------------------------------------- backward
-// p and the gradient of the scores are computed twice, once with the keys' owner and once with the queries': 7 products instead
-// of 5, and no atomics.
+// p and the gradient of the scores are computed twice, by the kernel for dk and dv and by the one for dq: 7 matmuls instead of 5, and
+// no atomics.
 
 // A warp owns 16 M keys. STEP queries are worked on at a time.
 template <int HEAD>
@@ -366,7 +366,7 @@ backward_keys_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf1
             if (!s.any_sees(q, STEP, key0, 16 * M)) continue;
             const bool whole = s.all_see(q, STEP, key0, 16 * M);
             Sums<M, STEP> p, ds;                                // rows are keys, columns queries
-            product_of_tiles(p, k_tile, row0, q_tile(stage), step);
+            matmul_tiles(p, k_tile, row0, q_tile(stage), step);
 #pragma unroll
             for (int k = 0; k < STEP / 16; k++) {
 #pragma unroll
@@ -383,9 +383,9 @@ backward_keys_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf1
                 }
                 Left<M> left;
                 round(left, p, k);
-                add_product(dv, left, dy_tile(stage), step + 16 * k);
+                add_matmul(dv, left, dy_tile(stage), step + 16 * k);
             }
-            product_of_tiles(ds, v_tile, row0, dy_tile(stage), step);
+            matmul_tiles(ds, v_tile, row0, dy_tile(stage), step);
 #pragma unroll
             for (int k = 0; k < STEP / 16; k++) {
 #pragma unroll
@@ -399,7 +399,7 @@ backward_keys_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf1
                 }
                 Left<M> left;
                 round(left, ds, k);
-                add_product(dk, left, q_tile(stage), step + 16 * k);
+                add_matmul(dk, left, q_tile(stage), step + 16 * k);
             }
         }
     }
@@ -460,8 +460,8 @@ backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const 
             if (!s.any_sees(q, 16 * M, k0 + step, STEP)) continue;
             const bool whole = s.all_see(q, 16 * M, k0 + step, STEP);
             Sums<M, STEP> p, ds;
-            product_of_tiles(p, q_tile, row0, k_tile(stage), step);
-            product_of_tiles(ds, dy_tile, row0, v_tile(stage), step);
+            matmul_tiles(p, q_tile, row0, k_tile(stage), step);
+            matmul_tiles(ds, dy_tile, row0, v_tile(stage), step);
 #pragma unroll
             for (int k = 0; k < STEP / 16; k++) {
 #pragma unroll
@@ -476,7 +476,7 @@ backward_queries_kernel(bf16* dqkv, const QueryRow* rows, const bf16* dy, const 
                         }
                 Left<M> left;
                 round(left, ds, k);
-                add_product(dq, left, k_tile(stage), step + 16 * k);
+                add_matmul(dq, left, k_tile(stage), step + 16 * k);
             }
         }
     }
@@ -510,7 +510,7 @@ void tiled_backward(floatX* dqkv, const QueryRow* rows, const floatX* dy, const 
 // 64 x 64 tiles in fp32, a thread 4 x 4 elements of one. A block writes 64 columns of the head, so heads can be of any size; it
 // needs the scores, which are sums over the whole head, and makes them 64 columns at a time.
 
-static constexpr int PLAIN = 64, PLAIN_THREADS = 256, PLAIN_PITCH = PLAIN + 1;       // the odd pitch keeps columns off one bank
+static constexpr int PLAIN = 64, PLAIN_THREADS = 256, PLAIN_PITCH = PLAIN + 1;       // the odd pitch spreads a column over the banks
 static constexpr size_t PLAIN_TILE = PLAIN * PLAIN_PITCH;
 static constexpr size_t PLAIN_SHARED = 3 * PLAIN_TILE * sizeof(float);
 
@@ -534,7 +534,7 @@ static __device__ void plain_fetch(float* tile, PlainRows from, int d0, int D) {
 
 // sums += x y, or x y^T
 template <bool TRANSPOSED>
-__device__ void plain_product(float (&sums)[4][4], const float* x, const float* y) {
+__device__ void plain_matmul(float (&sums)[4][4], const float* x, const float* y) {
     for (int k = 0; k < PLAIN; k++) {
         float left[4], right[4];
 #pragma unroll
@@ -549,7 +549,7 @@ __device__ void plain_product(float (&sums)[4][4], const float* x, const float* 
     }
 }
 
-// The block's shared memory: two tiles of inputs, and one of what multiplies the second.
+// The block's shared memory: two tiles of inputs, and one of weights (p or ds), which multiply the second.
 struct PlainTiles {
     float *x, *y, *p;
     __device__ PlainTiles() : x(shared_memory<float>()), y(x + PLAIN_TILE), p(y + PLAIN_TILE) {}
@@ -563,7 +563,7 @@ struct PlainTiles {
             plain_fetch(x, a, d, D);
             plain_fetch(y, b, d, D);
             __syncthreads();
-            plain_product<true>(sums, x, y);
+            plain_matmul<true>(sums, x, y);
         }
     }
     // sums += weights b, for the columns of the head from d0 on
@@ -573,7 +573,7 @@ struct PlainTiles {
 #pragma unroll
         for (int i = 0; i < 16; i++) p[plain_row(i / 4) * PLAIN_PITCH + plain_column(i % 4)] = weights[i / 4][i % 4];
         __syncthreads();
-        plain_product<false>(sums, p, y);
+        plain_matmul<false>(sums, p, y);
     }
 };
 
@@ -592,26 +592,26 @@ plain_forward_kernel(floatX* y, float* lse, const floatX* qkv, Sizes s, int tile
     const int q0 = place.from_end(tiles) * PLAIN, g = place.head / s.group(), d0 = static_cast<int>(blockIdx.y) * PLAIN;
     const PlainTiles shared;
     const float scale = inverse_sqrt(s.D), log2_scale = scale * LOG2E;
-    float out[4][4] = {}, greatest[4] = {LOWEST, LOWEST, LOWEST, LOWEST}, sum[4] = {};
+    float out[4][4] = {}, row_max[4] = {LOWEST, LOWEST, LOWEST, LOWEST}, sum[4] = {};
     for (int k0 = max(0, q0 - s.window) / PLAIN * PLAIN; k0 < min(q0 + PLAIN, s.T); k0 += PLAIN) {
         float p[4][4];
         shared.scores(p, queries_from(s, qkv, place.batch, place.head, q0), keys_from(s, qkv, place.batch, g, k0), s.D);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            float top = greatest[i];
+            float top = row_max[i];
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 if (!s.sees(q0 + plain_row(i), k0 + plain_column(j))) p[i][j] = -INFINITY;
                 top = fmaxf(top, p[i][j]);
             }
             top = warp_max<16>(top);
-            const float shrink = exp2f((greatest[i] - top) * log2_scale);
-            greatest[i] = top;
-            sum[i] *= shrink;
+            const float rescale = exp2f((row_max[i] - top) * log2_scale);
+            row_max[i] = top;
+            sum[i] *= rescale;
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 sum[i] += p[i][j] = exp2f(fmaf(p[i][j], log2_scale, -top * log2_scale));
-                out[i][j] *= shrink;
+                out[i][j] *= rescale;
             }
         }
         shared.add_weighted(out, p, values_from(s, qkv, place.batch, g, k0), d0, s.D);
@@ -621,7 +621,7 @@ plain_forward_kernel(floatX* y, float* lse, const floatX* qkv, Sizes s, int tile
         sum[i] = warp_sum<16>(sum[i]);
         const int t = q0 + plain_row(i);
         if (d0 == 0 && plain_column(0) == 0 && t < s.T)
-            lse[s.all_heads(place.batch, place.head) * s.T + t] = greatest[i] * scale + logf(sum[i]);
+            lse[s.all_heads(place.batch, place.head) * s.T + t] = row_max[i] * scale + logf(sum[i]);
         sum[i] = 1 / sum[i];
     }
     plain_store(out_from(s, y, place.batch, place.head, q0), d0, s.D, out, sum);
@@ -724,10 +724,10 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
     launch("attention_backward", plain_backward_queries_kernel, plain_grid(tiles, H, B, D), stream, dqkv, rows, dy, qkv, s, tiles);
 }
 
-// ---------------------------------------------------------------------------------------------------------- a growing sequence
+// ---------------------------------------------------------------------------------------------------- decoding with a KV cache
 
 // A block takes a new token and a head; its threads first take a key each, then a column of the values each. Bound by the bytes of
-// the cache. New keys and values are read where they are, so no block waits for another's writing them to the cache.
+// the cache. New keys and values are read from qkv, so no block waits for another to write them to the cache.
 static constexpr int CACHED_THREADS = 128;
 
 static __global__ void __launch_bounds__(CACHED_THREADS)
@@ -751,7 +751,7 @@ cached_kernel(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, Size
     }
     const int last = past + t, first = max(0, last - s.window);
     const float log2_scale = inverse_sqrt(D) * LOG2E;
-    float greatest = LOWEST, sum = 0;
+    float row_max = LOWEST, sum = 0;
     for (int k0 = first; k0 <= last; k0 += CACHED_THREADS) {
         __syncthreads();
         const int key = k0 + thread;
@@ -767,19 +767,19 @@ cached_kernel(floatX* y, floatX* kcache, floatX* vcache, const floatX* qkv, Size
         }
         score[thread] = dot = key <= last ? dot : -INFINITY;
         __syncthreads();
-        // Every warp finds the greatest score and the sum for itself.
-        float top = greatest, part = 0;
+        // Every warp finds the max and the sum for itself.
+        float top = row_max, part = 0;
         for (int i = lane_of_thread(); i < CACHED_THREADS; i += WARP) top = fmaxf(top, score[i]);
         top = warp_max(top);
         for (int i = lane_of_thread(); i < CACHED_THREADS; i += WARP) part += exp2f(fmaf(score[i], log2_scale, -top * log2_scale));
-        const float shrink = exp2f((greatest - top) * log2_scale);
-        greatest = top;
-        sum = sum * shrink + warp_sum(part);
+        const float rescale = exp2f((row_max - top) * log2_scale);
+        row_max = top;
+        sum = sum * rescale + warp_sum(part);
         p[thread] = exp2f(fmaf(dot, log2_scale, -top * log2_scale));
         __syncthreads();
         const int n = min(CACHED_THREADS, last + 1 - k0);
         for (int d = thread; d < D; d += CACHED_THREADS) {
-            float value = out[d] * shrink;
+            float value = out[d] * rescale;
             for (int i = 0; i < n; i++) {
                 const int at = k0 + i;
                 value += p[i] * to_float(at < past ? vcache[at * cache_width + g * D + d]

@@ -26,8 +26,8 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dy, const flo
 /// Bytes of scratch that both passes need.
 size_t attention_scratch(int B, int T, int H, int HK, int D);
 
-/// Compute capability 9.x has kernels of its own for heads of 64 and 128 in bf16. Uses them from now on, as at the start, or those for
-/// every GPU: for tests and benchmarks, which want to see both. Returns whether they are used.
+/// Compute capability 9.x has kernels of its own for heads of 64 and 128 in bf16, which are the default. From now on they are used, or,
+/// unless `wanted`, those for every GPU: for tests and benchmarks of both. Returns whether Hopper's are used.
 bool attention_use_hopper(bool wanted);
 
 /// One sequence grows by T tokens: their keys and values go to the cache, and they attend to all of it.

@@ -38,22 +38,22 @@ struct AttentionSizes {
     }
 };
 
-// A tile, and whose it is: tiles of a head are neighbours, so that they find its keys in the cache.
+// A tile, its head and its sequence: tiles of a head are neighbours, so that they find its keys in L2.
 struct Place {
     int tile, head, batch;
     __device__ Place(int index, int tiles, int heads)
         : tile(index % tiles), head(index / tiles % heads), batch(index / tiles / heads) {}
-    // For queries, so that the longest walks come first: those of the last queries, but of the first keys.
+    // For tiles of queries, so that the longest walks come first: those of the last queries (of tiles of keys, those of the first).
     __device__ int from_end(int tiles) const { return tiles - 1 - tile; }
 };
 
 inline constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
-// What a row's greatest score starts from: below all scores, yet finite, so that differences stay numbers.
+// What row_max starts from: below all scores, yet finite, so that differences stay numbers.
 inline constexpr float LOWEST = -1e30f;
 
 __device__ inline float inverse_sqrt(int D) { return 1 / sqrtf(static_cast<float>(D)); }
 
-// What the backward pass must know of a query: log2 of its softmax's denominator, and dy . y = sum_s p dp.
+// What the backward pass needs of a query: log2 of its softmax's denominator, and dy . y = sum_s p dp.
 struct alignas(8) QueryRow {
     float lse2, delta;
 };
@@ -65,7 +65,7 @@ HOST_DEVICE inline int64_t padded(int T) { return (static_cast<int64_t>(T) + QUE
 // exp(scale x) / the softmax's denominator, by powers of two.
 __device__ inline float probability(float score, float log2_scale, float lse2) { return fast_exp2(fmaf(score, log2_scale, -lse2)); }
 
-// Are heads of this size for the kernels of attention_hopper.cu, here and now?
+// Whether heads of this size go to the kernels of attention_hopper.cu on this device.
 bool attention_on_hopper(int D);
 void attention_forward_hopper(bf16* y, float* lse, const bf16* qkv, int B, const AttentionSizes& s, Stream stream);
 void attention_backward_hopper(bf16* dqkv, const QueryRow* rows, const bf16* dy, const bf16* qkv, int B, const AttentionSizes& s,

@@ -1,38 +1,38 @@
 // Attention on Hopper (compute capability 9.x, code for sm_90a), heads of 64 and 128 in bf16, after FlashAttention-3 (Shah et al.
-// 2024): the walks of attention.cu, with the products by wgmma and the tiles brought by the copy engine (TMA). This has run on the
-// emulator only, not yet on a GPU; that it is faster there than attention.cu is an expectation.
+// 2024): the walks of attention.cu, with the matmuls by wgmma and the tiles loaded by TMA. This has run on the emulator only, not yet
+// on a GPU; that it is faster there than attention.cu is an expectation.
 //
 // A block keeps a tile of one side in shared memory and walks over the tiles of the other side that the window lets it see. Rows of
-// the tiles, and how many of the walk's find room at once:
+// the tiles, and the stages: how many of the walk's tiles shared memory holds at once.
 //
-//                               the block's tile               the walk's tiles     of them at once: D = 64     D = 128
+//                               the block's tile               the walk's tiles     stages: D = 64              D = 128
 //     forward_kernel            192 q (D = 64), 128 q (128)    128 k; 128 v         4 k, 4 v                    2 k, 2 v
 //     backward_keys_kernel      128 k and v                    64 q and dy          6                           3
 //     backward_queries_kernel   128 q and dy                   64 k; 64 v           8 k, 6 v                    4 k, 2 v
 //
-// Who loads: the producer, one thread of the block's first warpgroup, which gives its registers to the others. It asks the copy
-// engine for the block's tile and for those of the walk, in the order of their use, as far ahead as there are empty buffers, and
-// does not stop between walks: there is one block a multiprocessor, which goes from tile to tile (for_places).
-// Who computes: the consumers, two or three warpgroups. Each owns 64 rows of the block's tile, with their softmax and sums in
+// The producer is one thread of the block's first warpgroup, which gives its registers to the others. It starts the loads of the
+// block's tile and of those of the walk, in the order of their use, as far ahead as there are empty buffers, and does not stop
+// between walks: the kernels are persistent, one block an SM, which goes from tile to tile (for_places).
+// The consumers are two or three warpgroups, which compute. Each owns 64 rows of the block's tile, with their softmax and sums in
 // registers. One whose rows do not see a tile that another's see passes over it (skip).
 //
-// Buffers come round in rings. A buffer has two barriers: `full` is over when the copy engine has brought all the bytes that the
-// producer expects, `empty` when every consumer's warp has given the buffer back. Writer and Reader are the two ends of a ring; a
-// Turn is how far one has come: which buffer, and the parity of the time round, which tells a barrier's phase from the one before.
-// The block's own tile lies in one of two slots, a ring as well. After the walk the results are written where the tile was, and the
-// copy engine takes them away while the next walk, with its tile in the other slot, has begun; then the slot is empty (Consumer).
+// Buffers form rings. A buffer has two mbarriers: `full` completes when TMA has brought all the bytes that the producer expects,
+// `empty` when every consumer warp has released the buffer. Writer and Reader are the two ends of a ring; a Turn is a position in it:
+// which buffer, and the parity of the round, which tells a barrier's phase from the one before.
+// The block's own tile lies in one of two slots, a ring as well. After the walk the results are written where the tile was, and TMA
+// stores them while the next walk, with its tile in the other slot, has begun; then the slot is empty (Consumer).
 //
 // A step of the forward walk at tile j of the keys; that of backward_queries_kernel goes the same way:
 //     start    scores_j = q k_j^T             the tensor cores take one after the other,
 //     start    out += p_(j-1) v_(j-1)         while the threads go on
-//     wait     for scores_j                   k_j is given back
-//     p_j =    softmax of scores_j            beside the product that sums out
-//     wait     for out                        v_(j-1) is given back
-//     out *=   what a new greatest score makes of the sums so far
-// This order decides the speed. A multiprocessor's tensor cores do 4096 operations in a clock, its special function unit 16
-// exponentials. A score costs 4 D operations and one exponential, so for D = 128 the exponentials take half as long as the products
-// and for D = 64 just as long: neither may wait for the other. Backward, where a score costs 8 D operations in the keys' kernel and
-// 6 D in the queries', the tensor cores are the bound.
+//     wait     for scores_j                   k_j is released
+//     p_j =    softmax of scores_j            overlaps the matmul that sums out
+//     wait     for out                        v_(j-1) is released
+//     out *=   the softmax's rescale          where the row max is a new one
+// This order decides the speed. The tensor cores of an SM do 4096 operations in a clock, its special function unit 16 exponentials.
+// A score costs 4 D operations and one exponential, so for D = 128 the exponentials take half as long as the matmuls and for D = 64
+// just as long: neither may wait for the other. Backward, where a score costs 8 D operations in the keys' kernel and 6 D in the
+// queries', the tensor cores are the bound.
 #include <algorithm>
 #include "llmc/ops/attention.h"
 #include "llmc/ops/attention_cuda.h"
@@ -45,7 +45,7 @@ bool attention_use_hopper(bool) { return false; }
 
 #include <cstddef>
 
-// Other passes of nvcc than sm_90a's have no such instructions. A program without that pass stops where these kernels would run.
+// Only nvcc's pass for sm_90a has these instructions; in every other pass the kernels are a trap.
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define HOPPER_CODE 1
 #else
@@ -57,12 +57,12 @@ namespace {
 using Sizes = AttentionSizes;
 
 constexpr int GROUP = 128;              // threads of a warpgroup
-constexpr int BOX = 64;                 // rows and columns of what the copy engine brings at once: 128 bytes a row, swizzled
+constexpr int BOX = 64;                 // rows and columns of a TMA box: 128 bytes a row, swizzled
 constexpr int ROW_BYTES = BOX * sizeof(bf16);
 constexpr int SLOTS = 2;                // buffers for the tile that a block works on
-constexpr int PRODUCER_REGISTERS = 24;  // of the 504 that a thread of each of the warpgroups can have together
+constexpr int PRODUCER_REGISTERS = 24;  // of the 504 that one thread of each warpgroup can have together
 
-// What the threads of a warpgroup that computes can have.
+// Registers of a consumer's thread.
 template <int GROUPS>
 constexpr int REGISTERS = (504 - PRODUCER_REGISTERS) / GROUPS / 8 * 8;
 
@@ -89,11 +89,11 @@ struct Tile {
 // A warpgroup's sums, 64 rows by N columns, as wgmma gives them: element [n][i] is at row_of(i), column_of(n, i).
 template <int N>
 using Sums = float[N / 8][4];
-// N columns of them rounded to bf16: the left side of the next product.
+// N columns of them rounded to bf16: the left operand of the next matmul.
 template <int N>
 using Left = uint32_t[N / 16][4];
 
-// Its warps have it from one lane, so that the compiler keeps what follows from it once for all lanes.
+// Broadcast from one lane, so that the compiler keeps what follows from it once for all lanes of a warp.
 [[maybe_unused]] __device__ int group_of_thread() { return __shfl_sync(ALL_LANES, static_cast<int>(threadIdx.x) / GROUP, 0); }
 
 [[maybe_unused]] __device__ int row_of(int i) { return warp_of_thread() % 4 * 16 + lane_of_thread() / 4 + i / 2 * 8; }
@@ -117,7 +117,7 @@ __device__ void round(uint32_t (&left)[COLUMNS16][4], const float (&sums)[2 * CO
 
 // Starts sums (64, N) = x y^T: 64 rows of tile x from x0 on, all N of tile y.
 template <int HEAD, int ROWS, int N>
-__device__ void start_product(float (&sums)[N / 8][4], Tile<HEAD, ROWS>& x, int x0, Tile<HEAD, N>& y) {
+__device__ void start_matmul(float (&sums)[N / 8][4], Tile<HEAD, ROWS>& x, int x0, Tile<HEAD, N>& y) {
     const uint64_t x_rows = matrix_descriptor(x.box(x0, 0), 0), y_rows = matrix_descriptor(y.bytes, 0);
     wgmma_fence();
 #pragma unroll
@@ -132,7 +132,7 @@ __device__ void start_product(float (&sums)[N / 8][4], Tile<HEAD, ROWS>& x, int 
 
 // Starts sums (64, HEAD) += left (64, K) y: all K rows of tile y.
 template <int HEAD, int K>
-__device__ void start_add_product(float (&sums)[HEAD / 8][4], const uint32_t (&left)[K / 16][4], Tile<HEAD, K>& y) {
+__device__ void start_add_matmul(float (&sums)[HEAD / 8][4], const uint32_t (&left)[K / 16][4], Tile<HEAD, K>& y) {
     const uint64_t y_columns = matrix_descriptor(y.bytes, Tile<HEAD, K>::BLOCK);
     wgmma_fence();
 #pragma unroll
@@ -142,7 +142,7 @@ __device__ void start_add_product(float (&sums)[HEAD / 8][4], const uint32_t (&l
 
 // ------------------------------------------------------------------------------------------------- rings of buffers and their ends
 
-// A place in a ring of SIZE buffers, and the parity of the time round.
+// A position in a ring of SIZE buffers, and the parity of the round.
 template <int SIZE>
 struct Turn {
     int at = 0;
@@ -153,7 +153,7 @@ struct Turn {
     __device__ int before() const { return at == 0 ? SIZE - 1 : at - 1; }
 };
 
-// Barriers of SIZE buffers: each is full, for those who compute, and then empty again, for the producer.
+// Barriers of SIZE buffers: each is full, for the consumers, and then empty again, for the producer.
 template <int SIZE>
 struct Ring {
     uint64_t full[SIZE], empty[SIZE];
@@ -168,7 +168,7 @@ struct Ring {
     }
 };
 
-// One thread makes the barriers, and all wait for it. Slots are given back by the leaders of the warpgroups that compute, the
+// One thread initializes the barriers, and all wait for it. Slots are released by the leaders of the consumer warpgroups, the
 // buffers of a walk by each of their warps.
 template <int GROUPS, int... SIZES>
 __device__ void init_rings(Ring<SLOTS>& slots, Ring<SIZES>&... rings) {
@@ -196,14 +196,14 @@ struct Writer {
     }
 };
 
-// A warp's end of a ring.
+// A consumer warp's end of a ring.
 template <int SIZE>
 struct Reader {
     Ring<SIZE>& ring;
     Turn<SIZE> turn{};
 
     __device__ void wait() { mbarrier_wait(&ring.full[turn.at], turn.parity); }
-    // Gives the buffer back.
+    // The warp is done with the buffer.
     __device__ void release() {
         __syncwarp();
         if (lane_of_thread() == 0) mbarrier_arrive(&ring.empty[turn.at]);
@@ -211,15 +211,15 @@ struct Reader {
     }
 };
 
-// The producer brings what any of the warpgroups needs; one that does not need the next `count` buffers of each ring passes over
-// them. Of the rings in turn, as the producer fills them: while it waits for room in one, it brings nothing to the others.
+// The producer loads what any of the warpgroups needs; one that does not need the next `count` buffers of each ring releases them
+// unread. The rings take turns, as the producer fills them: while it waits for room in one, it fills no other.
 template <int... SIZES>
 __device__ void skip(int count, Reader<SIZES>&... readers) {
     for (; count > 0; count--) ((readers.wait(), readers.release()), ...);
 }
 
-// A warpgroup that computes, and its end of the ring of slots. Its results leave through the slot that the tile came in, while the
-// next tile's work has begun; then its leader, the thread that started the store, gives the slot back.
+// A consumer warpgroup, and its end of the ring of slots. Its results are stored from the slot that its tile was in, while the next
+// tile's work has begun; then its leader, the thread that started the store, releases the slot.
 template <int HEAD>
 struct Consumer {
     Ring<SLOTS>& slots;
@@ -229,8 +229,8 @@ struct Consumer {
 
     __device__ void wait_for_tile() { mbarrier_wait(&slots.full[slot.at], slot.parity); }
 
-    // A barrier of the warpgroup. It meets here once for every tile: the leader gives the tile's slot back for all of its warps, so
-    // it must not be two tiles ahead of one that has not seen the slot filled yet.
+    // A barrier of the warpgroup, once a tile: the leader releases the tile's slot for all of its warps, so it must not be two tiles
+    // ahead of a warp that has not seen the slot filled yet.
     __device__ void keep_together() { named_barrier(1 + index, GROUP); }
 
     // Writes the sums, row row_of(2 r) times factor[r], to the warpgroup's rows of a tile, and starts copying these to the tensor,
@@ -264,16 +264,16 @@ struct Consumer {
         }
         storing = true;
     }
-    // A block must not end before the copy engine has read its shared memory.
+    // A block must not end before TMA has read its shared memory.
     __device__ void finish_last_store() {
         if (leader) tensor_store_wait();
     }
 };
 
-// ---------------------------------------------------------------------------------------------------------- who works on what
+// ------------------------------------------------------------------------------------------------------- scheduling of the tiles
 
-// What there is to do: the tiles of every head of every sequence, a head's longest walk first. Where the rows that all walks read
-// find room in the cache together, the longest of all heads come first, and blocks end at about the same time; else head by head.
+// The work: the tiles of every head of every sequence, a head's longest walk first. Where L2 holds all the rows that the walks read,
+// the longest of all heads come first, and blocks end at about the same time; else the order is head by head.
 struct Items {
     int tiles, heads, count;
     bool by_length;
@@ -304,7 +304,7 @@ struct Walk {
         if (k >= s.T) return {0, 0};
         return {k / SIZE, (min(k + keys + s.window, s.T) + SIZE - 1) / SIZE};
     }
-    // One that is part of this one; an empty one comes at its end.
+    // `other`, which is a part of this walk; an empty one lies at its end.
     __device__ Walk part(Walk other) const { return other.begin < other.end ? other : Walk{end, end}; }
     __device__ int count() const { return end - begin; }
 };
@@ -325,11 +325,11 @@ struct Forward {
 
 // The softmax of a lane's two rows, whose scores come tile by tile.
 struct RunningSoftmax {
-    float greatest[2] = {LOWEST, LOWEST};   // of log2_scale times the scores so far
+    float row_max[2] = {LOWEST, LOWEST};    // of log2_scale times the scores so far
     float sum[2] = {};                      // over the lane's own columns
-    float shrink[2];                        // what the last tile made of all sums before it
+    float rescale[2];                       // what all sums before the last tile are multiplied by
 
-    // Scores become probabilities, not yet divided by their sum; a new greatest score shrinks what was summed so far.
+    // Scores become probabilities, not yet divided by their sum; a new max rescales the sums so far.
     template <int COLUMNS8>
     __device__ void step(float (&p)[COLUMNS8][4], float log2_scale) {
 #pragma unroll
@@ -337,10 +337,10 @@ struct RunningSoftmax {
             float top = p[0][2 * r];
 #pragma unroll
             for (int n = 0; n < COLUMNS8; n++) top = fmaxf(top, fmaxf(p[n][2 * r], p[n][2 * r + 1]));
-            top = fmaxf(greatest[r], warp_max<4>(top) * log2_scale);
-            shrink[r] = fast_exp2(greatest[r] - top);
-            greatest[r] = top;
-            sum[r] *= shrink[r];
+            top = fmaxf(row_max[r], warp_max<4>(top) * log2_scale);
+            rescale[r] = fast_exp2(row_max[r] - top);
+            row_max[r] = top;
+            sum[r] *= rescale[r];
 #pragma unroll
             for (int n = 0; n < COLUMNS8; n++)
 #pragma unroll
@@ -360,7 +360,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
     init_rings<F::GROUPS>(shared.slots, shared.k_ring, shared.v_ring);
 
     if (threadIdx.x < GROUP) {
-        registers_shrink<PRODUCER_REGISTERS>();
+        setmaxnreg_dec<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             Writer<SLOTS> slots{shared.slots};
             Writer<F::STAGES> keys{shared.k_ring}, values{shared.v_ring};
@@ -384,7 +384,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
             });
         }
     } else {
-        registers_grow<REGISTERS<F::GROUPS>>();
+        setmaxnreg_inc<REGISTERS<F::GROUPS>>();
         Consumer<HEAD> group{shared.slots};
         Reader<F::STAGES> keys{shared.k_ring}, values{shared.v_ring};
         const float log2_scale = inverse_sqrt(HEAD) * LOG2E;        // exp(scale x) = 2^(log2_scale x)
@@ -400,7 +400,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                 Left<KEYS> left;
                 RunningSoftmax softmax;
                 clear(out);
-                auto start_scores = [&] { start_product(p, q_tile, group.row0, shared.k[keys.turn.at]); };
+                auto start_scores = [&] { start_matmul(p, q_tile, group.row0, shared.k[keys.turn.at]); };
                 // Tile j's scores are there: its keys are no longer needed.
                 auto scores_to_probabilities = [&](int j) {
                     keys.release();
@@ -412,14 +412,14 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                                 if (!s.sees(q + row_of(i), j * KEYS + column_of(n, i))) p[n][i] = -INFINITY;
                     }
                     softmax.step(p, log2_scale);
-                    // Here the next keys are waited for, because past this the compiler does not move the wait for the sums that
-                    // run beside the softmax; it would move it to the front.
+                    // The next keys are waited for here because the compiler moves nothing across this wait. It would move the
+                    // wait for the sums, which overlap the softmax, in front of the softmax.
                     settle(p);
                     if (j + 1 < walk.end) keys.wait();
                 };
                 auto start_sums = [&] {
                     values.wait();
-                    start_add_product(out, left, shared.v[values.turn.at]);
+                    start_add_matmul(out, left, shared.v[values.turn.at]);
                 };
                 auto finish_sums = [&] {
                     wgmma_wait<0>(out, left);
@@ -441,7 +441,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
 #pragma unroll
                     for (int n = 0; n < HEAD / 8; n++)
 #pragma unroll
-                        for (int i = 0; i < 4; i++) out[n][i] *= softmax.shrink[i / 2];
+                        for (int i = 0; i < 4; i++) out[n][i] *= softmax.rescale[i / 2];
                     round(left, p);
                 }
                 start_sums();
@@ -452,7 +452,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
                     const float sum = warp_sum<4>(softmax.sum[r]);
                     const int t = q + row_of(2 * r);
                     if (lane_of_thread() % 4 == 0 && t < s.T)
-                        lse[s.all_heads(place.batch, place.head) * s.T + t] = softmax.greatest[r] * LN2 + logf(sum);
+                        lse[s.all_heads(place.batch, place.head) * s.T + t] = softmax.row_max[r] * LN2 + logf(sum);
                     inverse[r] = 1 / sum;
                 }
                 group.start_store(y_map, place.head * HEAD, q, place.batch, q_tile, out, inverse);
@@ -471,7 +471,7 @@ forward_kernel(const __grid_constant__ CUtensorMap y_map, float* lse, const __gr
 }
 
 // ----------------------------------------------------------------------------------------------------------------- backward
-// As in attention.cu: p and the gradient of the scores are computed twice, once with the keys' owner and once with the queries'.
+// As in attention.cu: p and the gradient of the scores are computed twice, once for dk and dv and once for dq.
 
 template <int HEAD>
 struct BackwardKeys {
@@ -498,7 +498,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
     init_rings<F::GROUPS>(shared.slots, shared.ring);
 
     if (threadIdx.x < GROUP) {
-        registers_shrink<PRODUCER_REGISTERS>();
+        setmaxnreg_dec<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             Writer<SLOTS> slots{shared.slots};
             Writer<F::STAGES> queries{shared.ring};
@@ -522,7 +522,7 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
             });
         }
     } else {
-        registers_grow<REGISTERS<F::GROUPS>>();
+        setmaxnreg_inc<REGISTERS<F::GROUPS>>();
         Consumer<HEAD> group{shared.slots};
         Reader<F::STAGES> queries{shared.ring};
         const float scale = inverse_sqrt(HEAD), log2_scale = scale * LOG2E;
@@ -567,16 +567,16 @@ backward_keys_kernel(const __grid_constant__ CUtensorMap dqkv_map, const QueryRo
                         auto& dy_tile = shared.dy[queries.turn.at];
                         const auto& row = shared.rows[queries.turn.at];
                         queries.wait();
-                        start_product(p, k_tile, group.row0, q_tile);
-                        start_product(ds, v_tile, group.row0, dy_tile);
+                        start_matmul(p, k_tile, group.row0, q_tile);
+                        start_matmul(ds, v_tile, group.row0, dy_tile);
                         wgmma_wait<1>(p);
                         scores_to_probabilities(j, row);
                         round(p_left, p);
-                        start_add_product(dv, p_left, dy_tile);
+                        start_add_matmul(dv, p_left, dy_tile);
                         wgmma_wait<1>(ds);
                         probabilities_to_gradient(row);
                         round(ds_left, p);
-                        start_add_product(dk, ds_left, q_tile);
+                        start_add_matmul(dk, ds_left, q_tile);
                         wgmma_wait<0>(dk, dv, p_left, ds_left);
                         queries.release();
                     }
@@ -624,7 +624,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
     init_rings<F::GROUPS>(shared.slots, shared.k_ring, shared.v_ring);
 
     if (threadIdx.x < GROUP) {
-        registers_shrink<PRODUCER_REGISTERS>();
+        setmaxnreg_dec<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             Writer<SLOTS> slots{shared.slots};
             Writer<F::K_STAGES> keys{shared.k_ring};
@@ -647,7 +647,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
             });
         }
     } else {
-        registers_grow<REGISTERS<F::GROUPS>>();
+        setmaxnreg_inc<REGISTERS<F::GROUPS>>();
         Consumer<HEAD> group{shared.slots};
         Reader<F::K_STAGES> keys{shared.k_ring};
         Reader<F::V_STAGES> values{shared.v_ring};
@@ -671,10 +671,10 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
                 Reader<F::K_STAGES> used_keys = keys;       // dq's sums need a tile's keys once more, a step after its scores
                 clear(dq);
                 auto start_scores = [&] {
-                    start_product(p, q_tile, group.row0, shared.k[keys.turn.at]);
+                    start_matmul(p, q_tile, group.row0, shared.k[keys.turn.at]);
                     keys.turn.next();
                     values.wait();
-                    start_product(ds, dy_tile, group.row0, shared.v[values.turn.at]);
+                    start_matmul(ds, dy_tile, group.row0, shared.v[values.turn.at]);
                 };
                 auto scores_to_probabilities = [&](int j) {
                     const bool whole = s.all_see(q, BOX, j * KEYS, KEYS);
@@ -695,7 +695,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
 #pragma unroll
                         for (int i = 0; i < 4; i++) p[n][i] *= ds[n][i] - row[i / 2].delta;
                 };
-                auto start_sums = [&] { start_add_product(dq, ds_left, shared.k[used_keys.turn.at]); };
+                auto start_sums = [&] { start_add_matmul(dq, ds_left, shared.k[used_keys.turn.at]); };
                 auto finish_sums = [&] {
                     wgmma_wait<0>(dq, ds_left);
                     used_keys.release();
@@ -736,7 +736,7 @@ backward_queries_kernel(const __grid_constant__ CUtensorMap dqkv_map, const Quer
 
 // ---------------------------------------------------------------------------------------------------------------- launchers
 
-// A tensor (B, T, columns) for the copy engine, in boxes of 64 rows and columns of one sequence.
+// The TMA descriptor of a tensor (B, T, columns), in boxes of 64 rows and columns of one sequence.
 CUtensorMap tensor_map(const char* op, const bf16* begin, int B, int T, int64_t columns) {
     static const auto encode = [op] {
         void* function = nullptr;
@@ -768,7 +768,7 @@ Items items_of(int tiles, int heads, int walk_heads, int B, const Sizes& s) {
 template <class F>
 Grid grid(const Items& items) {
     static_assert(sizeof(typename F::Shared) <= 227 * 1024);
-    return {dim3(static_cast<unsigned>(std::min(items.count, multiprocessors()))), F::THREADS, sizeof(typename F::Shared)};
+    return {dim3(static_cast<unsigned>(std::min(items.count, sm_count()))), F::THREADS, sizeof(typename F::Shared)};
 }
 
 template <int HEAD>

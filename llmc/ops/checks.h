@@ -1,4 +1,4 @@
-// The rules that several ops' arguments obey, in one wording for the CPU's files and CUDA's.
+// Checks of arguments that several ops share, in one wording for the CPU's files and CUDA's.
 #pragma once
 #include <cstdint>
 #include "llmc/device/types.h"
@@ -15,7 +15,7 @@ inline void require_elements(const char* op, int64_t n) {
     require(n >= 8 && n % 8 == 0, op, ": n must be a positive multiple of 8, not ", n);
 }
 
-/// B sequences of T tokens, H query heads in groups of one key head each, D channels a head.
+/// B sequences of T tokens, H query heads and HK key heads (each for a group of H / HK query heads), D channels a head.
 inline void require_heads(const char* op, int B, int T, int H, int HK, int D) {
     require(B >= 1, op, ": B must be at least 1, not ", B);
     require(T >= 1, op, ": T must be at least 1, not ", T);
@@ -29,7 +29,7 @@ inline void require_attention(const char* op, int B, int T, int H, int HK, int D
     require(window >= 0, op, ": window must not be negative: ", window);
 }
 
-/// N rows of C channels in whose first `gate_channels` the value embedding's gate looks; H query heads, HK key heads of D channels.
+/// N rows of C channels, of which the value embedding's gate reads the first `gate_channels`; H query heads, HK key heads of D channels.
 inline void require_value_heads(const char* op, int64_t N, int C, int gate_channels, int H, int HK, int D) {
     require(N >= 1, op, ": N must be at least 1, not ", N);
     require(C >= gate_channels, op, ": C must be at least ", gate_channels, " (the gate's channels), not ", C);
@@ -38,14 +38,14 @@ inline void require_value_heads(const char* op, int64_t N, int C, int gate_chann
 }
 
 /// N rows through a matrix (OC, IC).
-inline void require_product(const char* op, int64_t N, int64_t IC, int64_t OC) {
+inline void require_matmul(const char* op, int64_t N, int64_t IC, int64_t OC) {
     require(N >= 1, op, ": N must be at least 1, not ", N);
     require(IC >= 1, op, ": IC must be at least 1, not ", IC);
     require(OC >= 1, op, ": OC must be at least 1, not ", OC);
 }
 
-/// `batch` products (M, K) by (K, N), to which beta * c is added.
-inline void require_products(const char* op, int64_t batch, int64_t M, int64_t N, int64_t K, const floatX* out, const floatX* c, float beta) {
+/// `batch` matmuls (M, K) by (K, N), to which beta * c is added.
+inline void require_batched_matmul(const char* op, int64_t batch, int64_t M, int64_t N, int64_t K, const floatX* out, const floatX* c, float beta) {
     require(batch >= 1, op, ": batch must be at least 1, not ", batch);
     require(M >= 1, op, ": M must be at least 1, not ", M);
     require(N >= 1, op, ": N must be at least 1, not ", N);

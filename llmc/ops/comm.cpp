@@ -1,4 +1,4 @@
-// The processes of a job on CPUs, by MPI. Messages go pairwise, all at once: so an error can say whose did not come.
+// The processes of a job on CPUs, by MPI. Messages go pairwise, all at once, so that an error can name the process whose did not come.
 #include "llmc/ops/comm.h"
 #include <omp.h>
 #include <cstdlib>
@@ -46,7 +46,7 @@ void Comm::exchange(float* parts, const float* block, int64_t segment, int64_t a
     const int64_t bytes = n * static_cast<int64_t>(sizeof(float));
     if (transport) {
         std::vector<MpiJob::Message> messages;
-        for (int i = 1; i < processes; i++) {   // each begins with another one
+        for (int i = 1; i < processes; i++) {   // each process begins with another peer
             const int peer = (own_rank + i) % processes;
             messages.push_back({peer, parts + peer * n, block + peer * segment + at, bytes});
         }
@@ -81,7 +81,7 @@ void Comm::bring(void* host, const void* device, int64_t bytes, int owner) {
     }
 }
 
-void Comm::wait(Stream) {}   // every call has waited
+void Comm::wait(Stream) {}   // every call waits before it returns
 
 bool Comm::all_fail_alike(const std::string& text) noexcept { return !transport || transport->job.all_fail_alike(text); }
 

@@ -1,7 +1,7 @@
-// NCCL: a GPU a process, the one of its local rank. The communicator is nonblocking: no call of NCCL waits for the others by itself, so that each has the
-// deadline, the start too. NCCL has no watchdog of its own, and ends no kernel whose partner is gone: what fails here aborts the communicator
-// first, or the stream would never come to an end. Its calls stay outside recorded graphs, on a stream of its own that the caller's waits for,
-// and the other way round: a nonblocking communicator launches on a thread of its own, whose cudaStreamPerThread is not the caller's.
+// NCCL: a GPU a process, the one of its local rank. The communicator is nonblocking: no call of NCCL waits for the others by itself, so that each
+// call has our deadline, the start too. NCCL has no watchdog of its own, and ends no kernel whose partner is gone: an error here aborts the
+// communicator first, or the stream would never finish. Its calls stay outside captured graphs, on a stream of their own; that and the caller's
+// stream wait for each other by events. A nonblocking communicator launches on a thread of its own, whose cudaStreamPerThread is not the caller's.
 #include "llmc/ops/comm.h"
 #include <algorithm>
 #include <cstring>
@@ -23,7 +23,7 @@
 #include <nccl.h>
 #endif
 
-/// Bytes of device memory through which what the host has goes, a piece at a time.
+/// Bytes of the device buffer through which host data goes, a piece at a time.
 static constexpr int64_t BOUNCE = int64_t{4} << 20;
 
 #ifndef NO_NCCL
@@ -39,7 +39,7 @@ public:
         for (int i = 0; i < 4; i++) nonce += concat(std::hex, random(), ".");
         write(of_rank(rank), nonce + "\n");
     }
-    /// What is left of it is this process's own, and at rank 0 the file; the others have read it, or have ended.
+    /// Removes this process's nonce, and at rank 0 the file; the others have read it, or have ended.
     ~MeetingFile() {
         unlink(of_rank(rank).c_str());
         if (rank == 0) unlink(path.c_str());
@@ -47,7 +47,7 @@ public:
     MeetingFile(const MeetingFile&) = delete;
     MeetingFile& operator=(const MeetingFile&) = delete;
 
-    /// Rank 0: writes the file as soon as all nonces have been seen, and again when one is another by now: the first was an earlier run's.
+    /// Rank 0: writes the file as soon as all nonces have been seen, and again when one has changed: the first was an earlier run's.
     void offer(const ncclUniqueId& id) {
         std::string all;
         missing.clear();
@@ -61,7 +61,7 @@ public:
         write(path, all + std::string(id.internal, sizeof id.internal));
         written = all;
     }
-    /// The others: whether the file is there, and this run's.
+    /// The other ranks: whether the file is there and belongs to this run.
     bool found(ncclUniqueId& id) const {
         const std::string text = read(path);
         size_t at = 0;
@@ -74,7 +74,7 @@ public:
         std::memcpy(id.internal, text.data() + at, sizeof id.internal);
         return true;
     }
-    /// For whom rank 0 waits: those whose nonces it has never seen; or else all of them.
+    /// Which processes rank 0 waits for: those whose nonces it has never seen; or else all of them.
     std::string whom() const {
         if (missing.empty()) return "the others";
         std::string ranks;
@@ -106,9 +106,9 @@ private:
 struct Comm::Transport {
     const Comm& of;
     std::unique_ptr<MpiJob> mpi;     // null: MPI did not start the job, or is not in this build
-    ncclComm_t nccl = nullptr;       // null: not yet there, or given up
+    ncclComm_t nccl = nullptr;       // null: not yet made, or aborted
     cudaStream_t stream = nullptr;   // NCCL's
-    cudaEvent_t passed = nullptr;    // by which one stream waits for another
+    cudaEvent_t passed = nullptr;    // makes one stream wait for another
     char* bounce = nullptr;          // (BOUNCE)
     const char* phase = "meeting";   // the call that went to the stream last
     std::atomic<bool> said_stop = false;
@@ -121,7 +121,7 @@ struct Comm::Transport {
         if (passed) cudaEventDestroy(passed);
         if (stream) cudaStreamDestroy(stream);
     }
-    /// What takes the GPU's memory, once it is known which GPU that is.
+    /// Takes memory of the GPU, once it is known which GPU that is.
     void allocate() {
         cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "comm");
         cuda_check(cudaEventCreateWithFlags(&passed, cudaEventDisableTiming), "comm");
@@ -136,7 +136,7 @@ struct Comm::Transport {
 
     std::string where() const { return concat("rank ", of.own_rank, " on host ", of.host_name, ", ", of.place, ": ", phase); }
 
-    /// Waits until done(); what fails gives the communicator up.
+    /// Waits until done(); any error aborts the communicator.
     template <class Done, class Whom>
     void until(Done done, Whom whom) {
         Waiting waiting(of.options, said_stop, where());
@@ -165,13 +165,13 @@ struct Comm::Transport {
                                    ? "; the last words of the other processes say why; start again from the last checkpoint"
                                    : "; NCCL_DEBUG=WARN says more"));
     }
-    /// Of a call that is part of a group, and of the group's own beginning.
+    /// Checks a call that is part of a group, or the group's own beginning.
     void grouped(ncclResult_t result) {
         if (result == ncclSuccess || result == ncclInProgress) return;
         try {
             require_answer(result);
         } catch (...) {
-            ncclGroupEnd();   // within a group the communicator would not be given up before its end
+            ncclGroupEnd();   // within a group an abort would take effect only at its end
             give_up();
             throw;
         }
@@ -181,7 +181,7 @@ struct Comm::Transport {
         cuda_check(cudaEventRecord(passed, earlier), "comm");
         cuda_check(cudaStreamWaitEvent(later, passed, 0), "comm");
     }
-    /// Calls between begin() and end() are made at once, after what the caller's stream has been given, and before what it will be.
+    /// Calls between begin() and end() run together, after the work that is on the caller's stream already and before what comes later.
     void begin(const char* call, Stream callers) {
         phase = call;
         if (!nccl) throw CommError(concat(where(), ": the communication of this job has failed before"));
@@ -202,7 +202,7 @@ struct Comm::Transport {
         ncclUniqueId id{};
         if (of.own_rank == 0) require_answer(ncclGetUniqueId(&id));
         if (mpi) {
-            std::vector<char> ids(static_cast<size_t>(of.processes) * sizeof id);   // of them rank 0's is one
+            std::vector<char> ids(static_cast<size_t>(of.processes) * sizeof id);   // only rank 0's is an id
             std::memcpy(ids.data() + static_cast<size_t>(of.own_rank) * sizeof id, &id, sizeof id);
             mpi->gather(ids.data(), sizeof id, of.place, phase);
             std::memcpy(&id, ids.data(), sizeof id);
@@ -221,7 +221,7 @@ struct Comm::Transport {
             [&] { return file ? file->whom() : std::string("the other processes"); });
     }
 
-    /// The end together: what this process has sent may still be on its way.
+    /// The end, together with the others: what this process has sent may still be on its way.
     void part() noexcept {
         try {
             phase = "the end";
@@ -275,7 +275,7 @@ Comm::Comm(const CommOptions& given) : host_name(own_host_name()), options(given
     transport->allocate();
     transport->meet();
 
-    // Every connection is made now, under this deadline, and its memory is taken before anybody asks how much is free.
+    // Every connection is made now, under this deadline, and takes its memory before anyone asks how much is free.
     auto* numbers = reinterpret_cast<float*>(transport->bounce);
     exchange(numbers, numbers + processes, 1, 0, 1, nullptr);
     wait(nullptr);
@@ -307,17 +307,17 @@ void Comm::wait(Stream stream) {
     t.until([&] {
         const cudaError_t state = cudaStreamQuery(cuda_stream(stream));
         if (state != cudaErrorNotReady) return cuda_check(state, "comm"), true;
-        // A process is seen to be gone here, while the kernel that waits for it does not end.
+        // NCCL's error tells that a process is gone; the kernel that waits for it would never end.
         if (t.nccl) t.settled(ncclInProgress);
         return false;
     });
 }
 
-/// Without MPI nothing but GPUs joins the processes, and those may wait in other calls.
+/// Without MPI only NCCL joins the processes, and the others may be waiting in other calls of it.
 bool Comm::all_fail_alike(const std::string& text) noexcept { return !transport || (transport->mpi && transport->mpi->all_fail_alike(text)); }
 
-/// Without MPI it is the launcher that ends the others, or their deadline. The communicator is left as it is: to abort it may take NCCL a while,
-/// and the driver ends what a process leaves behind.
+/// Without MPI the launcher ends the others, or their deadline does. The communicator is left as it is: aborting it may take NCCL a while, and the
+/// driver cleans up after a process.
 void Comm::abort() noexcept {
     if (transport && transport->mpi) transport->mpi->abort();
     _exit(2);

@@ -1,6 +1,6 @@
-// The processes of a job, on one machine or on many. Communication moves bytes; what is added up, kernels of ours add (tree_sum in reduce.h), so that
-// every count of processes gives the same bits, which no library's own sums do. comm.cpp is MPI, for processes on CPUs; comm.cu is NCCL, a GPU a
-// process. A build that found neither is one process.
+// The processes of a job, on one machine or on many. Communication only moves bytes; sums are made by our own kernels (tree_sum in reduce.h), so
+// that every count of processes gives the same bits, which no library's all-reduce does. comm.cpp is MPI, for processes on CPUs; comm.cu is NCCL,
+// a GPU a process. A build that found neither is one process.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -11,8 +11,8 @@
 /// Bytes of a process's memory (on a GPU, of the device's) that a Comm of several processes takes.
 size_t comm_bytes();
 
-/// Every member is called by every process of the job, in the same order with the same sizes, unless it says otherwise. With one process nothing
-/// is sent, and all of them are copies.
+/// The calls are collective: every process of the job makes them, in the same order with the same sizes, unless it says otherwise. With one
+/// process nothing is sent, and all of them are copies.
 class Comm {
 public:
     /// Meets the others. Which process this is comes from the launcher's environment (Open MPI, PMIx, Slurm, or RANK and WORLD_SIZE).
@@ -30,26 +30,26 @@ public:
     /// Where errors say it happened, from now on: "step 17". Local, as the members above.
     void set_place(std::string where) { place = std::move(where); }
 
-    /// Every process sends to every other the part of its block that is theirs.
+    /// An all-to-all: every process sends to every other the part of its block that is theirs.
     ///
     /// parts (count, n)        =   elements [at, at + n) of segment `rank` of everyone's block, in the order of ranks
     /// block (count, segment)
     void exchange(float* parts, const float* block, int64_t segment, int64_t at, int64_t n, Stream stream);
 
-    /// block (count, bytes): segment r comes from process r, in place.
+    /// An all-gather in place. block (count, bytes): row r comes from process r.
     void gather(void* block, int64_t bytes, Stream stream);
 
     /// all (count, bytes) = the `bytes` of everyone's `mine`, in the order of ranks; both on the host. Waits.
     void collect(void* all, const void* mine, int64_t bytes);
 
-    /// host (bytes) at process 0 = device (bytes) at process `owner`. Waits; what other processes give is not looked at.
+    /// host (bytes) at process 0 = device (bytes) at process `owner`. Waits; the arguments of the other processes are ignored.
     void bring(void* host, const void* device, int64_t bytes, int owner);
 
     /// Waits until everything on the stream is done: device_wait() with a deadline. Throws CommError.
     void wait(Stream stream);
 
-    /// For a process that ends with an error: whether all of them end, with this same text; it asks for two seconds. Then one line is enough, and
-    /// each can end as it would alone. Otherwise who has an error says it, and abort() ends the others.
+    /// For a process that ends with an error: whether all processes end with this same text; it waits two seconds for their answers. If so, one
+    /// line is enough, and each can end as it would alone. Otherwise each that has an error prints it, and abort() ends the others.
     bool all_fail_alike(const std::string& text) noexcept;
     /// Ends every process of the job, this one with exit code 2.
     [[noreturn]] void abort() noexcept;

@@ -1,4 +1,4 @@
-// Softmax cross entropy on the CPU: a row of logits at a time, kept as fp32 in the second cache between its three passes.
+// Softmax cross entropy on the CPU: a row of logits at a time, kept as fp32 in L2 between its three passes.
 #include "llmc/ops/cross_entropy.h"
 #include <algorithm>
 #include <cmath>
@@ -7,34 +7,34 @@
 #include "llmc/io/error.h"
 #include "llmc/ops/vector_math.h"
 
-// z = the capped logits; returns the greatest
+// z = the capped logits; returns their max
 static float cap_row(float* z, const floatX* logits, int V, float softcap) {
-    float greatest = -INFINITY;
+    float row_max = -INFINITY;
     if (softcap > 0) {
         const float inverse = 1 / softcap;
-#pragma omp simd reduction(max : greatest)
+#pragma omp simd reduction(max : row_max)
         for (int v = 0; v < V; v++) {
             z[v] = softcap * tanhf(to_float(logits[v]) * inverse);
-            greatest = z[v] > greatest ? z[v] : greatest;
+            row_max = z[v] > row_max ? z[v] : row_max;
         }
     } else {
-#pragma omp simd reduction(max : greatest)
+#pragma omp simd reduction(max : row_max)
         for (int v = 0; v < V; v++) {
             z[v] = to_float(logits[v]);
-            greatest = z[v] > greatest ? z[v] : greatest;
+            row_max = z[v] > row_max ? z[v] : row_max;
         }
     }
-    return greatest;
+    return row_max;
 }
 
-static float sum_of_exponentials(const float* z, float greatest, int V) {
+static float sum_of_exponentials(const float* z, float row_max, int V) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int v = 0; v < V; v++) sum += expf(z[v] - greatest);
+    for (int v = 0; v < V; v++) sum += expf(z[v] - row_max);
     return sum;
 }
 
-// The gradient of every logit as if it were not the target's.
+// The gradient of every logit as if none were the target's.
 static void gradient_row(floatX* dlogits, const float* z, float log_sum, int V, float dloss, float softcap) {
     if (softcap > 0) {
         const float inverse = 1 / softcap;
@@ -63,8 +63,8 @@ void cross_entropy(float* losses, floatX* logits, const int* targets, int64_t N,
         floatX* logit_row = logits + n * V;
         const int target = targets[n];
 
-        float greatest = cap_row(z, logit_row, V, softcap);
-        float log_sum = greatest + std::log(sum_of_exponentials(z, greatest, V));
+        float row_max = cap_row(z, logit_row, V, softcap);
+        float log_sum = row_max + std::log(sum_of_exponentials(z, row_max, V));
         losses[n] = target < 0 ? 0 : log_sum - z[target];
         if (dloss == 0) {
             for (int v = 0; v < V; v++) logit_row[v] = to_floatX(z[v]);

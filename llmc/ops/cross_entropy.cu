@@ -5,7 +5,7 @@
 #include "llmc/device/cuda_common.h"
 
 static constexpr int THREADS = 512, STRIDE = THREADS * VECTOR;   // elements from a thread's vector to its next
-static constexpr int UNDER_WAY = 8;   // vectors of a thread that are being copied: two blocks on a multiprocessor ask for 128 KB at a time
+static constexpr int UNDER_WAY = 8;   // copies in flight for each thread, 16 bytes each: 128 KB for the two blocks of an SM
 static constexpr float LOG2_E = 1.44269504f;
 
 /// A logit through the cap. The fast way has an absolute error of softcap * 2^-22 and so is right where only exponentials
@@ -30,15 +30,15 @@ __device__ inline float exponential(float x) {
     return FAST ? fast_exp2(x * LOG2_E) : expf(x);
 }
 
-/// Denominator of a softmax so far: sum of exp(z - greatest).
+/// The softmax's denominator so far: sum of exp(z - row_max).
 struct Denominator {
-    float greatest, sum;
+    float row_max, sum;
 };
 template <bool FAST>
 __device__ inline Denominator join(Denominator a, Denominator b) {
-    const float greatest = fmaxf(a.greatest, b.greatest);
-    if (greatest == -INFINITY) return a;
-    return {greatest, a.sum * exponential<FAST>(a.greatest - greatest) + b.sum * exponential<FAST>(b.greatest - greatest)};
+    const float row_max = fmaxf(a.row_max, b.row_max);
+    if (row_max == -INFINITY) return a;
+    return {row_max, a.sum * exponential<FAST>(a.row_max - row_max) + b.sum * exponential<FAST>(b.row_max - row_max)};
 }
 
 template <bool FAST>
@@ -46,7 +46,7 @@ __device__ Denominator block_join(Denominator mine, Denominator* scratch) {
     auto join_warp = [](Denominator d) {
 #pragma unroll
         for (int distance = WARP / 2; distance > 0; distance /= 2)
-            d = join<FAST>(d, {__shfl_xor_sync(ALL_LANES, d.greatest, distance), __shfl_xor_sync(ALL_LANES, d.sum, distance)});
+            d = join<FAST>(d, {__shfl_xor_sync(ALL_LANES, d.row_max, distance), __shfl_xor_sync(ALL_LANES, d.sum, distance)});
         return d;
     };
     mine = join_warp(mine);
@@ -81,19 +81,19 @@ cross_entropy_kernel(float* losses, floatX* logits, const int* targets, float dl
         fetch(v + UNDER_WAY * STRIDE);
         float z[VECTOR];
         unpack(z, load_packed(cache + v));
-        float greatest = mine.greatest;
+        float row_max = mine.row_max;
 #pragma unroll
         for (int k = 0; k < VECTOR; k++) {
             z[k] = cap<CAPPED, FAST>(z[k], softcap, inverse).z;
-            greatest = fmaxf(greatest, z[k]);
+            row_max = fmaxf(row_max, z[k]);
         }
-        float sum = mine.sum * exponential<FAST>(mine.greatest - greatest);
+        float sum = mine.sum * exponential<FAST>(mine.row_max - row_max);
 #pragma unroll
-        for (int k = 0; k < VECTOR; k++) sum += exponential<FAST>(z[k] - greatest);
-        mine = {greatest, sum};
+        for (int k = 0; k < VECTOR; k++) sum += exponential<FAST>(z[k] - row_max);
+        mine = {row_max, sum};
     }
     const Denominator all = block_join<FAST>(mine, scratch);
-    const float log_sum = all.greatest + logf(all.sum);
+    const float log_sum = all.row_max + logf(all.sum);
     if (threadIdx.x == 0) losses[n] = target < 0 ? 0 : log_sum - target_z;
 
 #pragma unroll 4
@@ -115,12 +115,12 @@ cross_entropy_kernel(float* losses, floatX* logits, const int* targets, float dl
 //
 // Of a logit x, with q = e^(2 x / softcap) and i = 1 / (1 + q):
 //     z = softcap (1 - 2 i),   slope = dz/dx = 4 q i^2
-// The cap is monotonic, so the greatest logit is known to have the greatest z, and p = 2^-64 e^(z - greatest) is final when it is first
-// computed. What the gradient needs of a logit is then one number, p slope / 4, which takes the logit's place in shared memory. Special
-// function unit: 2.5 operations an element, as two elements share a reciprocal.
+// The cap is monotonic, so the max of the logits also has the max z: it is known before any exponential is computed, no sum is rescaled,
+// and p = 2^-64 e^(z - max) is final at once. The gradient then needs one number of a logit, p slope / 4, which takes the logit's place
+// in shared memory. Special function unit: 2.5 operations an element, as two elements share a reciprocal.
 
-/// Numbers from 0 to 2^-64 in 16 bits, which lie in the lower and the upper half of a word: the six bits that their exponents need, ten
-/// of their fraction, so that rounding them (2^-11) hardly shows in a bf16 (2^-8).
+/// Numbers from 0 to 2^-64 in 16 bits, two to a word: the six bits that their exponents need and ten of their fraction, so that
+/// rounding them (2^-11) hardly shows in a bf16 (2^-8).
 static constexpr float SMALL = 0x1p-64f;
 __device__ inline uint32_t pack_small(float low, float high) {
     auto rounded = [](float x) { return (float_to_bits(x) << 3) + 0x8000; };
@@ -134,7 +134,7 @@ __device__ inline void unpack_small(float& low, float& high, uint32_t both) {
 /// q above, of x times 2 log2(e) / softcap: at most 2^40, so that two denominators can be multiplied. NaN stays NaN.
 __device__ inline float growth(float exponent) { return fast_exp2(exponent > 40 ? 40 : exponent); }
 
-/// V / VECTOR words of 16 bytes, each read and written by the thread that copied it.
+/// A block takes a row; each of its 16-byte vectors is read and written by the thread that copied it.
 template <int BLOCK>
 __global__ void __launch_bounds__(BLOCK)
 capped_gradient_kernel(float* losses, floatX* logits, const int* targets, float dloss, float softcap, int V) {
@@ -149,18 +149,18 @@ capped_gradient_kernel(float* losses, floatX* logits, const int* targets, float 
     for (int v = first; v < V; v += BLOCK * VECTOR) copy_async(cache + v, row + v);
     copy_async_commit();
     copy_async_wait<0>();
-    float greatest = -INFINITY;
+    float row_max = -INFINITY;
     for (int v = first; v < V; v += BLOCK * VECTOR) {
         float x[VECTOR];
         unpack(x, load_packed(cache + v));
 #pragma unroll
-        for (int k = 0; k < VECTOR; k++) greatest = fmaxf(greatest, x[k]);
+        for (int k = 0; k < VECTOR; k++) row_max = fmaxf(row_max, x[k]);
     }
-    greatest = block_max(greatest, scratch);
+    row_max = block_max(row_max, scratch);
 
     const float scale = 2 * LOG2_E / softcap, slope_of_i = -2 * LOG2_E * softcap;
-    const float greatest_i = fast_reciprocal(1 + growth(greatest * scale));
-    const float offset = -64 - slope_of_i * greatest_i;   // log2 p = slope_of_i * i + offset
+    const float max_i = fast_reciprocal(1 + growth(row_max * scale));
+    const float offset = -64 - slope_of_i * max_i;   // log2 p = slope_of_i * i + offset
     float sum = 0;
     for (int v = first; v < V; v += BLOCK * VECTOR) {
         const Packed packed = load_packed(cache + v);
@@ -177,7 +177,7 @@ capped_gradient_kernel(float* losses, floatX* logits, const int* targets, float 
         store_packed(cache + v, {kept(packed.x), kept(packed.y), kept(packed.z), kept(packed.w)});
     }
     sum = block_sum(sum, scratch);
-    const float log_sum = softcap * (1 - 2 * greatest_i) + logf(sum / SMALL);
+    const float log_sum = softcap * (1 - 2 * max_i) + logf(sum / SMALL);
     if (threadIdx.x == 0) losses[n] = target < 0 ? 0 : log_sum - softcap * target_tanh;
 
     const float share = target < 0 ? 0 : 4 * dloss / sum;

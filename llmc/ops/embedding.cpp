@@ -6,7 +6,7 @@
 #include "llmc/io/error.h"
 #include "llmc/ops/checks.h"
 
-// Counting sort: how often each token occurs, where its run begins, then every position to the next place of its run.
+// Counting sort: how often each token occurs, where its segment begins, then every position to the next place of its segment.
 void token_order(int* order, int* scratch, const int* idx, int64_t N, int V, Stream) {
     Range range("token_order");
     require(N >= 1, "token_order: N must be at least 1, not ", N);
@@ -31,7 +31,7 @@ void embedding_backward(float* dwte, const floatX* dout, const int* idx, const i
 #pragma omp parallel for schedule(dynamic, 16)
     for (int64_t i = 0; i < N; i++) {
         int token = idx[order[i]];
-        if (i > 0 && idx[order[i - 1]] == token) continue;           // whoever has the first of a run sums the run
+        if (i > 0 && idx[order[i - 1]] == token) continue;           // the first position of a segment sums it
         float* row = dwte + static_cast<int64_t>(token) * C;
         for (int64_t j = i; j < N && idx[order[j]] == token; j++) {
             const floatX* add = dout + static_cast<int64_t>(order[j]) * C;

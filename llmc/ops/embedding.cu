@@ -1,23 +1,23 @@
-// Token embeddings on CUDA. Rows are copied 16 bytes a thread; gradients are summed by run_sum.cuh; both bound by memory. Tokens are
-// sorted by blocks that each place the tokens of a part of the vocabulary: bound by reading idx twice from the second cache.
+// Token embeddings on CUDA. Rows are copied 16 bytes a thread; gradients are summed by segment_sum.cuh; both bound by memory. Tokens are
+// sorted by blocks that each place the tokens of a part of the vocabulary: bound by reading idx twice from L2.
 #include "llmc/ops/embedding.h"
 #include "llmc/device/cuda_common.h"
 #include "llmc/ops/checks.h"
-#include "llmc/ops/run_sum.cuh"
+#include "llmc/ops/segment_sum.cuh"
 
 // ------------------------------------------------------------------------------------------------------------- token_order
 
 static constexpr int SORT_THREADS = 512, SORT_ITEMS = 4, SORT_CHUNK = SORT_THREADS * SORT_ITEMS;
 
-/// Shared memory of a block: the positions of a chunk that are its own, a count a warp, and where the next position of each of its
-/// tokens goes.
+/// Shared memory of a block: the positions of a chunk that hold its tokens, a count a warp, and where the next position of each of
+/// its tokens goes.
 struct SortShared {
     int queue[SORT_CHUNK];
     int scratch[WARP];
     int next[1];   // as many as a block has tokens
 };
 
-__device__ inline int warp_sum_below(int x) {   // over the lanes before this one
+__device__ inline int warp_sum_below(int x) {   // exclusive prefix sum: over the lanes before this one
     int sum = x;
 #pragma unroll
     for (int distance = 1; distance < WARP; distance *= 2) {
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(SORT_THREADS) token_order_kernel(int* order, c
         place += total;
     }
 
-    // The positions of a chunk that are the block's own, in order, to the queue; the first warp takes them from there.
+    // The positions of a chunk that hold the block's tokens go to the queue, in order; the first warp takes them from there.
     for (int64_t chunk = 0; chunk < N; chunk += SORT_CHUNK) {
         const int64_t begin = chunk + int64_t{threadIdx.x} * SORT_ITEMS;
         bool own[SORT_ITEMS];
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(SORT_THREADS) token_order_kernel(int* order, c
 void token_order(int* order, int*, const int* idx, int64_t N, int V, Stream stream) {
     require(N >= 1, "token_order: N must be at least 1, not ", N);
     require(V >= 1, "token_order: V must be at least 1, not ", V);
-    const int tokens = ceil_div(V, 2 * multiprocessors());
+    const int tokens = ceil_div(V, 2 * sm_count());
     const size_t shared = sizeof(SortShared) + tokens * sizeof(int);
     require(shared <= shared_memory_limit(), "token_order: V of ", V, " is too large for this device");
     launch("token_order", token_order_kernel, {dim3(static_cast<unsigned>(ceil_div(V, tokens))), dim3(SORT_THREADS), shared}, stream, order, idx, N, V, tokens);
@@ -131,5 +131,5 @@ void embedding_forward(floatX* out, const int* idx, const floatX* wte, int64_t N
 void embedding_backward(float* dwte, const floatX* dout, const int* idx, const int* order, int64_t N, int C, Stream stream) {
     require_rows("embedding_backward", N, C);
     require_aligned("embedding_backward", dwte, dout);
-    run_sum("embedding_backward", dwte, {dout, C, nullptr, C, C}, idx, order, N, stream);
+    segment_sum("embedding_backward", dwte, {dout, C, nullptr, C, C}, idx, order, N, stream);
 }

@@ -1,4 +1,4 @@
-// Matrix products on the CPU: oneDNN.
+// Matmuls on the CPU: oneDNN.
 #include "llmc/ops/matmul.h"
 #include <algorithm>
 #include <chrono>
@@ -29,8 +29,8 @@ __attribute__((constructor(101))) static void hold_onednn_to_avx2() {
 }
 #endif
 
-// How a product is done: by a compiled primitive on four descriptions of memory, which get their addresses at each call,
-// or, where `matmul` is empty, by dnnl_sgemm.
+// How a matmul is done: by a compiled primitive and its four memory objects, which get their addresses at each call, or,
+// where `matmul` is empty, by dnnl_sgemm.
 struct Method {
     std::string name;
     dnnl::matmul matmul;
@@ -39,7 +39,7 @@ struct Method {
 };
 
 struct Key {
-    Product product;
+    Matmul matmul;
     memory::data_type out_type;
     int threads;
 
@@ -48,7 +48,7 @@ struct Key {
 
 struct KeyHash {
     size_t operator()(const Key& key) const {
-        const Product& p = key.product;
+        const Matmul& p = key.matmul;
         uint64_t hash = key.threads;
         for (int64_t field : {p.batch, p.M, p.N, p.K, p.lda, p.ldb, p.ldout, static_cast<int64_t>(p.transpose_a),
                               static_cast<int64_t>(p.transpose_b), static_cast<int64_t>(key.out_type)})
@@ -75,17 +75,17 @@ static memory::desc matrix(int64_t batch, int64_t rows, int64_t cols, int64_t ld
 
 static constexpr bool FP32 = sizeof(floatX) == 4;
 
-static std::string text_of(const Product& p) {
+static std::string text_of(const Matmul& p) {
     return concat(p.batch > 1 ? concat(p.batch, " x ") : "", p.M, " x ", p.N, " x ", p.K, p.transpose_a ? " a^T" : "", p.transpose_b ? " b^T" : "");
 }
 
-static std::runtime_error no_product(const Product& product, const std::string& why) {
+static std::runtime_error no_matmul(const Matmul& p, const std::string& why) {
     std::string hint = FP32 ? "" : "; build with PRECISION=fp32";
-    return std::runtime_error(concat("matmul: oneDNN has no fast product ", text_of(product), " (M x N x K) in ", PRECISION_NAME, " on this processor (",
+    return std::runtime_error(concat("matmul: oneDNN has no fast matmul ", text_of(p), " (M x N x K) in ", PRECISION_NAME, " on this processor (",
                                      device_name(), "): ", why, hint));
 }
 
-static dnnl::matmul::primitive_desc describe(const Product& product, const memory::desc& a, const memory::desc& b, const memory::desc& out,
+static dnnl::matmul::primitive_desc describe(const Matmul& p, const memory::desc& a, const memory::desc& b, const memory::desc& out,
                                              const dnnl::primitive_attr& attr) {
     try {
 #if DNNL_VERSION_MAJOR >= 3
@@ -94,16 +94,16 @@ static dnnl::matmul::primitive_desc describe(const Product& product, const memor
         return dnnl::matmul::primitive_desc(dnnl::matmul::desc(a, b, out), attr, cpu());
 #endif
     } catch (const dnnl::error& error) {
-        throw no_product(product, error.what());
+        throw no_matmul(p, error.what());
     }
 }
 
-// Implementations in use, by product; many threads add to it.
+// Implementations in use, by matmul; many threads add to it.
 static std::mutex used_mutex;
 static std::map<std::string, std::string> used;
 
 static Method compile(const Key& key) {
-    const Product& p = key.product;
+    const Matmul& p = key.matmul;
     memory::data_type in_type = FP32 ? memory::data_type::f32 : memory::data_type::bf16;
     memory::desc a = matrix(p.batch, p.M, p.K, p.lda, p.transpose_a, in_type);
     memory::desc b = matrix(p.batch, p.K, p.N, p.ldb, p.transpose_b, in_type);
@@ -128,7 +128,7 @@ static Method compile(const Key& key) {
         dnnl::matmul::primitive_desc desc = describe(p, a, b, out, attr);
         const std::string name = desc.impl_info_str();
         const bool reference = name.find("ref") != name.npos;
-        if (reference && !FP32) throw no_product(p, concat("only its reference loop, ", name));
+        if (reference && !FP32) throw no_matmul(p, concat("only its reference loop, ", name));
         // "gemm:..." is sgemm behind a primitive, and knows nothing of the strides that multiply_fp32() avoids.
         if (FP32 && (reference || name.starts_with("gemm")))
             method.name = "dnnl_sgemm";
@@ -145,15 +145,15 @@ static Method compile(const Key& key) {
     return method;
 }
 
-static Method& method_for(const Product& product, memory::data_type out_type) {
+static Method& method_for(const Matmul& p, memory::data_type out_type) {
     thread_local std::unordered_map<Key, Method, KeyHash> methods;
-    const Key key{product, out_type, omp_in_parallel() ? 1 : omp_get_max_threads()};
+    const Key key{p, out_type, omp_in_parallel() ? 1 : omp_get_max_threads()};
     auto found = methods.find(key);
     if (found == methods.end()) found = methods.emplace(key, compile(key)).first;
     return found->second;
 }
 
-// The thread's scratchpad, as large as the largest product of the thread needed.
+// The thread's scratchpad, as large as the thread's matmuls have needed so far.
 static void* scratchpad(size_t bytes) {
     thread_local std::vector<unsigned char> pad;
     if (pad.size() < bytes) pad.resize(bytes);
@@ -162,16 +162,16 @@ static void* scratchpad(size_t bytes) {
 
 #ifdef PRECISION_FP32
 
-static void sgemm(float* out, const float* a, const float* b, const Product& p, int64_t K, int64_t lda, int64_t ldb, float beta) {
+static void sgemm(float* out, const float* a, const float* b, const Matmul& p, int64_t K, int64_t lda, int64_t ldb, float beta) {
     const dnnl_status_t status = dnnl_sgemm(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', p.M, p.N, K, p.alpha, a, lda, b, ldb, beta, out, p.ldout);
-    dnnl::error::wrap_c_api(status, "matmul: oneDNN could not run a product");
+    dnnl::error::wrap_c_api(status, "matmul: oneDNN could not run a matmul");
 }
 
 // sgemm on AVX2 reads an operand whose rows follow the sum (a stored (K, M), b stored (K, N)) a few columns at a time, down all
 // rows. Where rows lie a multiple of 1 KiB apart, these columns share few sets of the L1 cache, are evicted before their
-// neighbours are used, and the product runs at half its speed. Large products do not suffer (sgemm packs their operands); where
-// the copy is used by few rows of the other operand, it costs more than it saves.
-static bool rows_share_sets(const Product& p, int64_t ld, int64_t uses) {
+// neighbours are used, and sgemm runs at half its speed. Large ones do not suffer (sgemm packs their operands); where the copy is
+// used by few rows of the other operand, it costs more than it saves.
+static bool rows_share_sets(const Matmul& p, int64_t ld, int64_t uses) {
     return ld % 256 == 0 && std::min(p.M, p.N) <= 512 && p.K >= 256 && uses >= 128;
 }
 
@@ -183,7 +183,7 @@ static void spread_rows(float* to, const float* from, int64_t rows, int64_t cols
     for (int64_t r = 0; r < rows; r++) std::memcpy(to + r * (cols + CACHE_LINE), from + r * ld, static_cast<size_t>(cols) * sizeof(float));
 }
 
-static void multiply_fp32(float* out, const float* a, const float* b, const Product& p) {
+static void multiply_fp32(float* out, const float* a, const float* b, const Matmul& p) {
     const bool copy_a = p.transpose_a && rows_share_sets(p, p.lda, p.N), copy_b = !p.transpose_b && rows_share_sets(p, p.ldb, p.M);
     if (!copy_a && !copy_b) return sgemm(out, a, b, p, p.K, p.lda, p.ldb, p.beta);
     const int64_t width_a = copy_a ? p.M + CACHE_LINE : 0, width_b = copy_b ? p.N + CACHE_LINE : 0;
@@ -203,7 +203,7 @@ static void multiply_fp32(float* out, const float* a, const float* b, const Prod
 
 #endif
 
-static void run(void* out, memory::data_type out_type, const floatX* a, const floatX* b, const Product& p) {
+static void run(void* out, memory::data_type out_type, const floatX* a, const floatX* b, const Matmul& p) {
     Method& method = method_for(p, out_type);
 #ifdef PRECISION_FP32
     if (!method.matmul) {
@@ -221,52 +221,52 @@ static void run(void* out, memory::data_type out_type, const floatX* a, const fl
                                    {DNNL_ARG_WEIGHTS, method.b.get()},
                                    {DNNL_ARG_DST, method.out.get()},
                                    {DNNL_ARG_SCRATCHPAD, method.scratch.get()}};
-    dnnl::error::wrap_c_api(dnnl_primitive_execute(method.matmul.get(), stream.get(), 4, arguments), "matmul: oneDNN could not run a product");
+    dnnl::error::wrap_c_api(dnnl_primitive_execute(method.matmul.get(), stream.get(), 4, arguments), "matmul: oneDNN could not run a matmul");
 }
 
-std::string implementation_of(const Product& product, bool fp32_out) {
-    return method_for(product, fp32_out || FP32 ? memory::data_type::f32 : memory::data_type::bf16).name;
+std::string implementation_of(const Matmul& p, bool fp32_out) {
+    return method_for(p, fp32_out || FP32 ? memory::data_type::f32 : memory::data_type::bf16).name;
 }
 
 std::vector<std::string> implementations_used() {
     std::lock_guard lock(used_mutex);
     std::vector<std::string> lines;
-    for (const auto& [product, name] : used) lines.push_back(concat(product, ": ", name));
+    for (const auto& [matmul, name] : used) lines.push_back(concat(matmul, ": ", name));
     return lines;
 }
 
-void multiply(float* out, const floatX* a, const floatX* b, const Product& product) {
-    run(out, memory::data_type::f32, a, b, product);
+void multiply(float* out, const floatX* a, const floatX* b, const Matmul& p) {
+    run(out, memory::data_type::f32, a, b, p);
 }
 
 #ifndef PRECISION_FP32
-void multiply(floatX* out, const floatX* a, const floatX* b, const Product& product) {
-    run(out, memory::data_type::bf16, a, b, product);
+void multiply(floatX* out, const floatX* a, const floatX* b, const Matmul& p) {
+    run(out, memory::data_type::bf16, a, b, p);
 }
 #endif
 
 void matmul_forward(floatX* out, const floatX* x, const floatX* w, int64_t N, int64_t IC, int64_t OC, Stream) {
     Range range("matmul_forward");
-    require_product("matmul_forward", N, IC, OC);
+    require_matmul("matmul_forward", N, IC, OC);
     multiply(out, x, w, {.M = N, .N = OC, .K = IC, .lda = IC, .ldb = IC, .ldout = OC, .transpose_b = true});
 }
 
 void matmul_backward_input(floatX* dx, const floatX* dout, const floatX* w, int64_t N, int64_t IC, int64_t OC, Stream) {
     Range range("matmul_backward_input");
-    require_product("matmul_backward_input", N, IC, OC);
+    require_matmul("matmul_backward_input", N, IC, OC);
     multiply(dx, dout, w, {.M = N, .N = IC, .K = OC, .lda = OC, .ldb = IC, .ldout = IC});
 }
 
 void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int64_t N, int64_t IC, int64_t OC, Stream) {
     Range range("matmul_backward_weight");
-    require_product("matmul_backward_weight", N, IC, OC);
+    require_matmul("matmul_backward_weight", N, IC, OC);
     multiply(dw, dout, x, {.M = OC, .N = IC, .K = N, .lda = OC, .ldb = IC, .ldout = IC, .transpose_a = true, .beta = 1});
 }
 
 void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t batch, int64_t M, int64_t N, int64_t K, bool transpose_a,
             bool transpose_b, float alpha, float beta, Stream stream) {
     Range range("matmul");
-    require_products("matmul", batch, M, N, K, out, c, beta);
+    require_batched_matmul("matmul", batch, M, N, K, out, c, beta);
     if (beta != 0) copy_on_device(out, c, static_cast<size_t>(batch * M * N) * sizeof(floatX), stream);   // oneDNN adds to what is there
     multiply(out, a, b, {.batch = batch, .M = M, .N = N, .K = K, .lda = transpose_a ? M : K, .ldb = transpose_b ? K : N, .ldout = N,
                          .transpose_a = transpose_a, .transpose_b = transpose_b, .alpha = alpha, .beta = beta});
@@ -294,7 +294,7 @@ static void mirror(floatX* out, int64_t M, int64_t row, int64_t rows, int64_t co
 void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t batch, int64_t M, int64_t K, bool transposed,
                       float alpha, float beta, Stream) {
     Range range("matmul_symmetric");
-    require_products("matmul_symmetric", batch, M, M, K, out, c, beta);
+    require_batched_matmul("matmul_symmetric", batch, M, M, K, out, c, beta);
     const int64_t height = tile_rows(M), width = tile_columns(M, height), strips = (M + height - 1) / height, pieces = (M + width - 1) / width;
     ParallelErrors errors;
 #pragma omp parallel for collapse(3) schedule(dynamic)

@@ -1,6 +1,5 @@
-// Matrix products on CUDA: cuBLASLt shares the work among the threads. Large products are bound by the tensor cores, those with
-// a short side by the bytes of their operands. The product of a matrix with its own transpose has a kernel here: a block takes one of
-// the tiles on and below the diagonal and stores it twice.
+// Matmuls on CUDA, by cuBLASLt. Large ones are bound by the tensor cores, those with a short side by the bytes of their operands. A
+// matrix times its own transpose has a kernel here: a block takes one of the tiles on and below the diagonal and stores it twice.
 #include <cublasLt.h>
 #include <unordered_map>
 #include <vector>
@@ -16,17 +15,17 @@ static void blas_check(cublasStatus_t status, const char* op) {
 }
 
 // out (M, N) = alpha * op(a) op(b) + beta * c, `batch` times: all that the choice of a kernel depends on.
-struct LtProduct {
-    int64_t batch = 1, kernel_for = 1, M, N, K;    // the kernel is the one for `kernel_for` products at once
+struct LtMatmul {
+    int64_t batch = 1, kernel_for = 1, M, N, K;    // the kernel is the one chosen for a batch of `kernel_for`
     bool transpose_a = false, transpose_b = false;
     cudaDataType_t out_type = sizeof(floatX) == 4 ? CUDA_R_32F : CUDA_R_16BF;
     uint32_t out_alignment = 0, a_alignment = 0, b_alignment = 0, c_alignment = 0;     // bytes, filled in by run()
 
-    bool operator==(const LtProduct&) const = default;
+    bool operator==(const LtMatmul&) const = default;
 };
 
-struct LtProductHash {
-    size_t operator()(const LtProduct& p) const {
+struct LtMatmulHash {
+    size_t operator()(const LtMatmul& p) const {
         uint64_t hash = 0;
         for (int64_t field : {p.batch, p.kernel_for, p.M, p.N, p.K, static_cast<int64_t>(p.transpose_a), static_cast<int64_t>(p.transpose_b),
                               static_cast<int64_t>(p.out_type), static_cast<int64_t>(p.out_alignment),
@@ -37,8 +36,8 @@ struct LtProductHash {
     }
 };
 
-// The largest power of two up to 128 that divides the address, and those a step further each. Kernels ask for 16; 128 is what all of a model's tensors have, so that the
-// same product of another layer is never made by another kernel, whose sums would be rounded differently.
+// The largest power of two up to 128 that divides the address, and the addresses a step further each. Kernels ask for 16; 128 is what all
+// of a model's tensors have, so that the same matmul in another layer never gets another kernel, whose sums would be rounded differently.
 static uint32_t alignment(const void* pointer, size_t step) {
     uintptr_t bits = reinterpret_cast<uintptr_t>(pointer) | step | 128;
     return static_cast<uint32_t>(bits & -bits);
@@ -49,7 +48,7 @@ static void set_batch(cublasLtMatrixLayout_t matrix, int64_t batch) {
     blas_check(cublasLtMatrixLayoutSetAttribute(matrix, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count), "matmul");
 }
 
-// A row-major matrix (rows, cols) is to cuBLASLt, which counts by columns, the matrix (cols, rows).
+// cuBLASLt is column-major: a row-major matrix (rows, cols) is the matrix (cols, rows) to it.
 static cublasLtMatrixLayout_t layout(int64_t batch, int64_t rows, int64_t cols, cudaDataType_t type) {
     cublasLtMatrixLayout_t matrix;
     blas_check(cublasLtMatrixLayoutCreate(&matrix, type, static_cast<uint64_t>(cols), static_cast<uint64_t>(rows), cols), "matmul");
@@ -59,21 +58,21 @@ static cublasLtMatrixLayout_t layout(int64_t batch, int64_t rows, int64_t cols, 
     return matrix;
 }
 
-// A product as cuBLASLt wants it described, and the kernel it chose. Kept until the program ends.
+// A matmul as cuBLASLt wants it described, and the kernel it chose. Kept until the program ends.
 struct LtPlan {
-    cublasLtMatmulDesc_t product;
+    cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t a, b, out;
     cublasLtMatmulAlgo_t kernel;
-    int64_t calls = 1;    // one for the whole batch, or where the kernel does not take so many at once, one for each product
+    int64_t calls = 1;    // one for the whole batch, or, where the kernel does not take the batch, one for each matmul
 };
 
-// One for each thread, because a product uses the workspace until it is done: the products of a thread run on one stream. A product
-// that is seen for the first time asks for its plan, the first of a thread also allocates; seen again it only launches, so that a
-// step which has run once can be captured in a graph by the same thread.
+// One for each thread, because a matmul uses the workspace until it is done, and all of a thread's run on one stream. A matmul seen
+// for the first time asks for its plan, the first of a thread also allocates; seen again it only launches, so that a step which has
+// run once can be captured in a graph by the same thread.
 struct Library {
     cublasLtHandle_t handle;
     void* workspace;
-    std::unordered_map<LtProduct, LtPlan, LtProductHash> plans;
+    std::unordered_map<LtMatmul, LtPlan, LtMatmulHash> plans;
 
     Library() : workspace(device_alloc(MATMUL_WORKSPACE)) { blas_check(cublasLtCreate(&handle), "matmul"); }
 };
@@ -84,14 +83,14 @@ static Library& library() {
 }
 
 // cuBLASLt computes (out^T) = op(b)^T op(a)^T, so its first operand is our second.
-static LtPlan choose(cublasLtHandle_t handle, const LtProduct& p) {
+static LtPlan choose(cublasLtHandle_t handle, const LtMatmul& p) {
     const cudaDataType_t in_type = sizeof(floatX) == 4 ? CUDA_R_32F : CUDA_R_16BF;
     LtPlan plan{};
     // COMPUTE_32F is fp32 sums, and never TF32 (that is COMPUTE_32F_FAST_TF32).
-    blas_check(cublasLtMatmulDescCreate(&plan.product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "matmul");
+    blas_check(cublasLtMatmulDescCreate(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "matmul");
     const cublasOperation_t op_a = p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, op_b = p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
-    blas_check(cublasLtMatmulDescSetAttribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSA, &op_b, sizeof op_b), "matmul");
-    blas_check(cublasLtMatmulDescSetAttribute(plan.product, CUBLASLT_MATMUL_DESC_TRANSB, &op_a, sizeof op_a), "matmul");
+    blas_check(cublasLtMatmulDescSetAttribute(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_b, sizeof op_b), "matmul");
+    blas_check(cublasLtMatmulDescSetAttribute(plan.desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_a, sizeof op_a), "matmul");
     plan.a = p.transpose_a ? layout(p.kernel_for, p.K, p.M, in_type) : layout(p.kernel_for, p.M, p.K, in_type);
     plan.b = p.transpose_b ? layout(p.kernel_for, p.N, p.K, in_type) : layout(p.kernel_for, p.K, p.N, in_type);
     plan.out = layout(p.kernel_for, p.M, p.N, p.out_type);
@@ -101,7 +100,7 @@ static LtPlan choose(cublasLtHandle_t handle, const LtProduct& p) {
     auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
         blas_check(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value), "matmul");
     };
-    // A sum over K may be split, but the parts meet in fp32 in the workspace, in a fixed order: the same bytes at every run.
+    // Split K is allowed, but the parts are summed in fp32 in the workspace, in a fixed order: the same bytes at every run.
     const uint32_t splits = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, splits);
     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, MATMUL_WORKSPACE);
@@ -113,7 +112,7 @@ static LtPlan choose(cublasLtHandle_t handle, const LtProduct& p) {
     cublasLtMatmulHeuristicResult_t best{};
     int found = 0;
     cublasStatus_t status =
-        cublasLtMatmulAlgoGetHeuristic(handle, plan.product, plan.b, plan.a, plan.out, plan.out, preference, 1, &best, &found);
+        cublasLtMatmulAlgoGetHeuristic(handle, plan.desc, plan.b, plan.a, plan.out, plan.out, preference, 1, &best, &found);
     cublasLtMatmulPreferenceDestroy(preference);
     if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
     if (status != CUBLAS_STATUS_SUCCESS)
@@ -124,66 +123,66 @@ static LtPlan choose(cublasLtHandle_t handle, const LtProduct& p) {
     auto takes = [&](int64_t batch) {
         for (cublasLtMatrixLayout_t matrix : {plan.a, plan.b, plan.out}) set_batch(matrix, batch);
         cublasLtMatmulHeuristicResult_t found_it{};
-        status = cublasLtMatmulAlgoCheck(handle, plan.product, plan.b, plan.a, plan.out, plan.out, &plan.kernel, &found_it);
+        status = cublasLtMatmulAlgoCheck(handle, plan.desc, plan.b, plan.a, plan.out, plan.out, &plan.kernel, &found_it);
         return status == CUBLAS_STATUS_SUCCESS && found_it.workspaceSize <= MATMUL_WORKSPACE;
     };
     if (takes(p.batch)) return plan;
     plan.calls = p.batch;
     if (takes(1)) return plan;
-    throw std::runtime_error(concat("matmul: cuBLASLt's kernel for M ", p.M, ", N ", p.N, ", K ", p.K, ", batch ", p.kernel_for, " does not take one product: ",
+    throw std::runtime_error(concat("matmul: cuBLASLt's kernel for M ", p.M, ", N ", p.N, ", K ", p.K, ", batch ", p.kernel_for, " does not take one matmul: ",
                                     cublasLtGetStatusString(status)));
 }
 
 // c is read only where beta is not 0.
-static void run(const char* op, void* out, const floatX* a, const floatX* b, const void* c, LtProduct product, float alpha, float beta, Stream stream) {
+static void run(const char* op, void* out, const floatX* a, const floatX* b, const void* c, LtMatmul p, float alpha, float beta, Stream stream) {
     Range range(op);
     if (beta == 0) c = out;
-    // From a matrix to the next one of a batch.
-    const size_t out_step = static_cast<size_t>(product.M * product.N) * (product.out_type == CUDA_R_32F ? sizeof(float) : sizeof(floatX)),
-                 a_step = static_cast<size_t>(product.M * product.K) * sizeof(floatX), b_step = static_cast<size_t>(product.K * product.N) * sizeof(floatX);
-    const bool several = product.kernel_for > 1;
-    product.out_alignment = alignment(out, several ? out_step : 0);
-    product.a_alignment = alignment(a, several ? a_step : 0);
-    product.b_alignment = alignment(b, several ? b_step : 0);
-    product.c_alignment = alignment(c, several ? out_step : 0);
+    // Bytes from a matrix to the next one of a batch.
+    const size_t out_step = static_cast<size_t>(p.M * p.N) * (p.out_type == CUDA_R_32F ? sizeof(float) : sizeof(floatX)),
+                 a_step = static_cast<size_t>(p.M * p.K) * sizeof(floatX), b_step = static_cast<size_t>(p.K * p.N) * sizeof(floatX);
+    const bool several = p.kernel_for > 1;
+    p.out_alignment = alignment(out, several ? out_step : 0);
+    p.a_alignment = alignment(a, several ? a_step : 0);
+    p.b_alignment = alignment(b, several ? b_step : 0);
+    p.c_alignment = alignment(c, several ? out_step : 0);
     Library& blas = library();
-    auto found = blas.plans.find(product);
-    if (found == blas.plans.end()) found = blas.plans.emplace(product, choose(blas.handle, product)).first;
+    auto found = blas.plans.find(p);
+    if (found == blas.plans.end()) found = blas.plans.emplace(p, choose(blas.handle, p)).first;
     const LtPlan& plan = found->second;
     auto at = [](auto* first, size_t bytes) { return reinterpret_cast<decltype(first)>(reinterpret_cast<uintptr_t>(first) + bytes); };
     for (size_t i = 0; i < static_cast<size_t>(plan.calls); i++)
-        blas_check(cublasLtMatmul(blas.handle, plan.product, &alpha, at(b, i * b_step), plan.b, at(a, i * a_step), plan.a, &beta, at(c, i * out_step), plan.out,
+        blas_check(cublasLtMatmul(blas.handle, plan.desc, &alpha, at(b, i * b_step), plan.b, at(a, i * a_step), plan.a, &beta, at(c, i * out_step), plan.out,
                                   at(out, i * out_step), plan.out, &plan.kernel, blas.workspace, MATMUL_WORKSPACE, cuda_stream(stream)),
                    op);
 }
 
-// Products that lie one after another, as Muon's do. Their count must not choose the kernel: a process of several has fewer matrices of a shape than one
-// alone, and another kernel rounds its sums otherwise. So it is the one for eight at once, whatever the count: about what a process has, enough to
-// fill a device, and (unlike the one for a single product) a choice that knows how far apart they lie.
+// For batched matmuls, as Muon's are. The batch must not choose the kernel: one of several processes has fewer matrices of a shape than a
+// single process, and another kernel rounds its sums differently. So the kernel is the one for a batch of eight, whatever the batch: about
+// what a process has, enough to fill a device, and (unlike the one for a single matmul) a choice that knows how far apart the matrices lie.
 static constexpr int64_t KERNEL_FOR = 8;
 
 void matmul_forward(floatX* out, const floatX* x, const floatX* w, int64_t N, int64_t IC, int64_t OC, Stream stream) {
-    require_product("matmul_forward", N, IC, OC);
+    require_matmul("matmul_forward", N, IC, OC);
     run("matmul_forward", out, x, w, nullptr, {.M = N, .N = OC, .K = IC, .transpose_b = true}, 1, 0, stream);
 }
 
 void matmul_backward_input(floatX* dx, const floatX* dout, const floatX* w, int64_t N, int64_t IC, int64_t OC, Stream stream) {
-    require_product("matmul_backward_input", N, IC, OC);
+    require_matmul("matmul_backward_input", N, IC, OC);
     run("matmul_backward_input", dx, dout, w, nullptr, {.M = N, .N = IC, .K = OC}, 1, 0, stream);
 }
 
 void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int64_t N, int64_t IC, int64_t OC, Stream stream) {
-    require_product("matmul_backward_weight", N, IC, OC);
+    require_matmul("matmul_backward_weight", N, IC, OC);
     run("matmul_backward_weight", dw, dout, x, dw, {.M = OC, .N = IC, .K = N, .transpose_a = true, .out_type = CUDA_R_32F}, 1, 1, stream);
 }
 
 void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t batch, int64_t M, int64_t N, int64_t K, bool transpose_a,
             bool transpose_b, float alpha, float beta, Stream stream) {
-    require_products("matmul", batch, M, N, K, out, c, beta);
+    require_batched_matmul("matmul", batch, M, N, K, out, c, beta);
     run("matmul", out, a, b, c, {.batch = batch, .kernel_for = KERNEL_FOR, .M = M, .N = N, .K = K, .transpose_a = transpose_a, .transpose_b = transpose_b}, alpha, beta, stream);
 }
 
-// ------------------------------------------------------------------------------------------------------ symmetric products
+// ------------------------------------------------------------------------------------------------------- symmetric matmuls
 
 #ifndef PRECISION_FP32
 static constexpr int TILE = 128, STEP = 32, STAGES = 4, TILE_THREADS = 128;   // of a block; each of its 4 warps takes 64 x 64
@@ -197,7 +196,7 @@ struct Piece {
 
     __device__ static int at(int line, int chunk) { return 8 * (line * CHUNKS + (chunk ^ (TRANSPOSED ? line % 8 : line / 2 % 4))); }
 
-    /// Starts to copy rows row.. and columns k.. of op(x) (M, K); beyond its end lie zeros.
+    /// Starts to copy rows row.. and columns k.. of op(x) (M, K); zeros beyond its end.
     __device__ void copy(const bf16* x, int row, int k, int M, int K) {
 #pragma unroll
         for (int i = 0; i < TILE * STEP / 8 / TILE_THREADS; i++) {
@@ -222,7 +221,7 @@ struct SymmetricShared {
     Piece<TRANSPOSED> a[STAGES], b[STAGES];
 };
 
-/// Where an element of the finished tile waits in shared memory: eight rows one after another, and eight of the pairs of rows that
+/// Where an element of the finished tile lies in shared memory: eight rows one after another, and eight of the pairs of rows that
 /// the mirrored store gathers, begin in different banks.
 __device__ inline int tile_at(int row, int column) { return row * (TILE + 8) + row / 8 * 16 + column; }
 
@@ -251,7 +250,7 @@ matmul_symmetric_kernel(bf16* out, const bf16* x, const bf16* c, const float* sc
     float sum[4][8][4] = {};
     for (int step = 0; step < steps; step++) {
         copy_async_wait<STAGES - 2>();
-        __syncthreads();   // this step's pieces are there, and all have done with those of the step before
+        __syncthreads();   // this step's pieces are there, and all threads are done with those of the step before
         copy(step + STAGES - 1);
 #pragma unroll
         for (int k = 0; k < STEP; k += 16) {
@@ -329,7 +328,7 @@ static __global__ void matmul_scale_kernel(floatX* out, const float* scale, int6
 
 void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float* scale, int64_t batch, int64_t M, int64_t K, bool transposed,
                       float alpha, float beta, Stream stream) {
-    require_products("matmul_symmetric", batch, M, M, K, out, c, beta);
+    require_batched_matmul("matmul_symmetric", batch, M, M, K, out, c, beta);
     require(batch <= 65535 && M <= INT32_MAX / 2 && K <= INT32_MAX / 2, "matmul_symmetric: too large: M ", M, ", K ", K, ", batch ", batch);
 #ifndef PRECISION_FP32
     if (M % 8 == 0 && (transposed || K % 8 == 0)) {   // lines of whole 16-byte chunks
@@ -343,7 +342,7 @@ void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float
                {dim3(static_cast<unsigned>(ceil_div(M * M, SCALE_THREADS)), static_cast<unsigned>(batch)), dim3(SCALE_THREADS)}, stream, out, scale, M * M);
 }
 
-// Device memory of numbers between -1 and 1: on zeros the tensor cores run faster than on real data.
+// Device memory full of numbers between -1 and 1: on zeros the tensor cores run faster than on real data.
 struct DeviceNumbers {
     floatX* data;
     explicit DeviceNumbers(int64_t count) : data(static_cast<floatX*>(device_alloc(static_cast<size_t>(count) * sizeof(floatX)))) {
@@ -362,7 +361,7 @@ struct DeviceNumbers {
 
 double matmul_flops(int64_t N, int64_t IC, int64_t OC, int repeats) {
     const char* op = "matmul_flops";
-    require_product(op, N, IC, OC);
+    require_matmul(op, N, IC, OC);
     require(repeats >= 1, op, ": repeats must be at least 1, not ", repeats);
     DeviceNumbers x(N * IC), w(OC * IC), out(N * OC);
     cudaEvent_t start, stop;

@@ -1,4 +1,4 @@
-// Matrix products: oneDNN on the CPU, cuBLASLt on CUDA. Row-major; weights are (out, in): y = x W^T.
+// Matmuls: oneDNN on the CPU, cuBLASLt on CUDA. Row-major; weights are (out, in): y = x W^T.
 #pragma once
 #include "llmc/device/types.h"
 
@@ -15,7 +15,7 @@ void matmul_backward_input(floatX* dx, const floatX* dout, const floatX* w, int6
 /// dw   (OC, IC)  +=  dout^T x, fp32
 void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int64_t N, int64_t IC, int64_t OC, Stream stream);
 
-/// The general product, for the optimizer: `batch` products that lie one after another,
+/// The general GEMM, for the optimizer: `batch` of them, on matrices that lie one after another,
 ///     out = alpha * op(a) op(b) + beta * c,    op(m) = m or, when its flag is set, m^T
 ///
 /// out (batch, M, N)  =
@@ -25,7 +25,7 @@ void matmul_backward_weight(float* dw, const floatX* dout, const floatX* x, int6
 void matmul(floatX* out, const floatX* a, const floatX* b, const floatX* c, int64_t batch, int64_t M, int64_t N, int64_t K, bool transpose_a,
             bool transpose_b, float alpha, float beta, Stream stream);
 
-/// The product of a matrix with its own transpose, which costs half: what lies above the diagonal mirrors what lies below.
+/// A matrix times its own transpose, which costs half a matmul: the result above the diagonal mirrors what is below.
 ///     out[i] = scale[i] * (alpha * x[i] x[i]^T + beta * c[i]),    or x[i]^T x[i] when `transposed`
 ///
 /// out   (batch, M, M)  =   may not be x
@@ -39,5 +39,5 @@ void matmul_symmetric(floatX* out, const floatX* x, const floatX* c, const float
 /// Throws std::invalid_argument when repeats is below 1.
 double matmul_flops(int64_t N, int64_t IC, int64_t OC, int repeats);
 
-/// Whether the device has products of floatX: a CPU may have none in bf16.
+/// Whether the device has a matmul in floatX: a CPU may have none in bf16.
 bool matmul_supported();

@@ -1,4 +1,4 @@
-// Muon on the CPU: all its work in a few matrix products; large matrices one after another, small ones side by side.
+// Muon on the CPU: nearly all its work is a few matmuls; large matrices one after another, small ones side by side.
 #include "llmc/ops/muon.h"
 #include <algorithm>
 #include <cmath>
@@ -33,7 +33,7 @@ static size_t cut(int rows, int cols, void* scratch, MuonWorkspace* w) {
     return size;
 }
 
-// Products of small matrices leave threads waiting for each other: so each thread takes small matrices of its own, with a workspace of its own.
+// In matmuls of small matrices threads mostly wait for each other, so each thread takes small matrices of its own, with its own workspace.
 static bool small(int rows, int cols) { return std::min(rows, cols) <= 512; }
 static int workers(int count, int rows, int cols) { return small(rows, cols) ? std::min(count, omp_get_max_threads()) : 1; }
 
@@ -49,7 +49,7 @@ static double total(const float* x, int n) {
     return sum;
 }
 
-// Momentum with Nesterov's look ahead: m = mu m + k g, x = (k g + mu m) / (its norm * safety + eps), with k = 1 for a summed
+// Nesterov momentum: m = mu m + k g, x = (k g + mu m) / (its norm * safety + eps), with k = 1 for a summed
 // momentum and 1 - mu for an averaged one.
 static void momentum(const MuonTensor& t, int rows, int cols, float mu, float k, float safety, float eps, const MuonWorkspace& w) {
 #pragma omp parallel for
@@ -74,7 +74,7 @@ static void momentum(const MuonTensor& t, int rows, int cols, float mu, float k,
 static void orthogonalize(MuonWorkspace& w, int rows, int cols, const MuonSteps& steps) {
     const bool tall = rows > cols;
     const int64_t m = std::min(rows, cols);
-    // In fp32, a goes onto the polynomial's diagonal, which saves a pass over x; bf16's 8 bits would lose what it is added to.
+    // In fp32, a is added to the polynomial's diagonal, which saves a pass over x; bf16's 8 bits would lose the diagonal's own value.
     // The polynomial is symmetric, so it may be read as its own transpose, as sgemm does faster on AVX2.
     constexpr bool fp32 = sizeof(floatX) == 4;
     for (const MuonStep& step : steps) {
@@ -134,7 +134,7 @@ static void second_moment(float* second, int rows, int cols, float beta2, MuonWo
 // Which lines of x have a factor in w.sums.
 enum class Factors { none, rows, columns };
 
-// p -= lr u + what decays; u is x times the factor of its line, in w.sums.
+// p -= lr u + weight decay; u is x times the factor of its line, in w.sums.
 template <Factors FACTORS, MuonDecay DECAY>
 static void move(const MuonTensor& t, int rows, int cols, float lr, float decay, const MuonWorkspace& w) {
 #pragma omp parallel for

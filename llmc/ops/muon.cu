@@ -1,9 +1,9 @@
-// Muon on CUDA: all matrices of a shape at once. One pass before the products (momentum), one after them (the update), both bound by
-// memory; five times three batched products between, bound by operations. A second moment
-// reads the product once more before the update, which then needs the sums of whole rows or columns.
+// Muon on CUDA: all matrices of a shape at once. One pass before the matmuls (momentum), one after them (the update), both bound by
+// memory; five times three batched matmuls between, bound by operations. A second moment
+// reads the result once more before the update, which then needs the sums of whole rows or columns.
 //
-// The matrix is never divided by its norm: the iteration is linear in x but for s, so x stays as long as it was, s alone is scaled
-// (by scale^2, in the product that makes it), and the update multiplies by scale = 1 / (|x| * safety + eps) at the end.
+// The matrix is never divided by its norm: the iteration is linear in x but for s, so x keeps its norm, s alone is scaled (by scale^2,
+// in the matmul that makes it), and the update multiplies by scale = 1 / (|x| * safety + eps) at the end.
 #include "llmc/ops/muon.h"
 #include <algorithm>
 #include <cmath>
@@ -11,7 +11,7 @@
 #include "llmc/ops/checks.h"
 #include "llmc/ops/matmul.h"
 
-/// Matrices that go together, and their elements: as many as fill any device for several rounds of blocks. More would be no faster and
+/// Limits of a batch, in matrices and in elements: enough to fill any device for several waves of blocks. More would be no faster and
 /// take more scratch, up to 8 bytes an element.
 static constexpr int MAX_MATRICES = 96;
 static constexpr int64_t MAX_ELEMENTS = int64_t{64} << 20;
@@ -20,7 +20,7 @@ struct MuonMatrices {
     MuonTensor tensor[MAX_MATRICES];
 };
 
-/// How many matrices go together: equal shares of `count`.
+/// How many matrices go in a batch: equal shares of `count`.
 static int group_size(int count, int rows, int cols) {
     const int64_t most = std::clamp<int64_t>(MAX_ELEMENTS / (int64_t{rows} * cols), 1, MAX_MATRICES);
     return static_cast<int>(ceil_div(int64_t{count}, ceil_div(int64_t{count}, most)));
@@ -28,7 +28,7 @@ static int group_size(int count, int rows, int cols) {
 
 static constexpr int THREADS = 256, PARTS = 128;   // sums of squares that a matrix's norm is made of
 
-// -------------------------------------------------------------------------------------------------------- before the products
+// --------------------------------------------------------------------------------------------------------- before the matmuls
 
 /// m = mu m + k g, x = k g + mu m, with k = 1 for a summed momentum and 1 - mu for an averaged one. Block (part, matrix): the elements
 /// from part * size on, whose squares it adds up.
@@ -70,7 +70,7 @@ __global__ void muon_scale_kernel(float* scales, const float* squares, float saf
     scales[gridDim.x + blockIdx.x] = static_cast<float>(scale * scale);
 }
 
-// --------------------------------------------------------------------------------------------------------- after the products
+// ---------------------------------------------------------------------------------------------------------- after the matmuls
 
 template <int WIDTH>
 __device__ inline void store_weights(const MuonTensor& t, int64_t i, const float (&w)[WIDTH]) {
@@ -138,10 +138,10 @@ muon_second_moment_kernel(float* sums, const float* scales, const __grid_constan
     for (int i = static_cast<int>(threadIdx.x); i < lines; i += MOMENT_THREADS) mine[i] *= keep;
 }
 
-/// What x is multiplied by: one factor a matrix, or one a line, in which that of the matrix is.
+/// What x is multiplied by: one factor a matrix, or one a line (a row or a column), which includes that of the matrix.
 enum class Factors { matrix, rows, columns };
 
-/// u = x * its factor; w -= lr u + what decays, lr = hyper's * shape_scale.
+/// u = x * its factor; w -= lr u + weight decay, lr = hyper's * shape_scale.
 template <int WIDTH, Factors FACTORS, MuonDecay DECAY>
 __global__ void __launch_bounds__(THREADS)
 muon_move_kernel(const floatX* x, const float* factors, const __grid_constant__ MuonMatrices matrices, const MuonHyper* hyper, int64_t n, int rows, int cols,

@@ -1,4 +1,4 @@
-// Muon (Jordan et al. 2024): momentum, then the nearest orthogonal matrix, by a few matrix products.
+// Muon (Jordan et al. 2024): momentum, then the nearest orthogonal matrix, by a few matmuls.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -28,7 +28,7 @@ inline constexpr MuonSteps POLAR_EXPRESS{{{8.156554524902461f, -22.4832929255779
                                           {3.285753657755655f, -2.3681294933425376f, 0.46449024233003106f},
                                           {2.3465413258596377f, -1.7097828382687081f, 0.42323551169305323f}}};
 
-/// By what the learning rate is multiplied for a matrix's shape.
+/// The factor of the learning rate for a matrix's shape.
 enum class MuonScale {
     root_of_larger,      ///< sqrt(max(rows, cols))
     root_of_ratio        ///< sqrt(max(1, rows / cols))
@@ -38,14 +38,14 @@ enum class MuonScale {
 enum class MuonDecay {
     none,
     all,                 ///< (Liu et al. 2025)
-    cautious             ///< those that the update shrinks too: where it has the weight's sign (Chen et al. 2025)
+    cautious             ///< where the update makes the weight smaller too: it has the weight's sign (Chen et al. 2025)
 };
 
 /// The variants of Muon: with g the gradient, m the momentum, mu its factor,
 ///     m = mu m + k g,  u = mu m + k g        k = 1 - mu for an averaged momentum, 1 for a summed one (Nesterov's look ahead)
 ///     x = u / (|u| safety + eps), made orthogonal in MUON_STEPS steps (below)
 ///     beta2 > 0: x divided by the root of its second moment of each row (rows >= cols) or column, |x| kept (NorMuon, Li et al. 2025)
-///     w -= lr scale x, and what decays
+///     w -= lr scale x, and weight decay
 struct MuonRule {
     bool averaged_momentum;
     MuonSteps steps;
@@ -64,8 +64,8 @@ struct MuonTensor {
     float* second;       ///< (max(rows, cols)), 0 at start; null where the rule has no second moment
 };
 
-/// What one step does to all matrices. The update reads it from device memory, so that a step once recorded can be run again with
-/// other values.
+/// The hyperparameters of one step for all matrices. The update reads them from device memory, so that a captured step can be replayed
+/// with other values.
 struct MuonHyper {
     float lr, momentum, weight_decay;
 };
@@ -92,7 +92,7 @@ inline void require_second_moments(const char* op, const MuonTensor* tensors, in
         require(rule.beta2 == 0 || tensors[i].second, op, ": the rule has a second moment, and tensor ", i, " has none");
 }
 
-/// FLOPs of the products of one update of a matrix, each made whole.
+/// FLOPs of the matmuls of one update of a matrix, symmetric ones counted whole.
 inline double muon_flops(int64_t rows, int64_t cols) {
     const double n = static_cast<double>(rows < cols ? cols : rows), m = static_cast<double>(rows < cols ? rows : cols);
     return MUON_STEPS * (4 * m * m * n + 2 * m * m * m);

@@ -1,4 +1,4 @@
-// Norms on the CPU: a row at a time, so that the second pass over it finds it in the first cache.
+// Norms on the CPU: a row at a time, so that the second pass over it finds it in L1.
 #include "llmc/ops/norm.h"
 #include <cmath>
 #include <cstring>

@@ -1,4 +1,4 @@
-// Norms over channels. None has parameters, so their gradients need only what they put out, and rstd.
+// Norms over channels. None has parameters, so their gradients need only their output and rstd.
 #pragma once
 #include "llmc/device/types.h"
 
@@ -20,6 +20,6 @@ void norm_forward(floatX* out, float* rstd, const floatX* x, int64_t N, int C, N
 ///
 /// dx   (N, C)  =   may be dout itself
 /// dout (N, C)
-/// out  (N, C)      what the forward pass put out
+/// out  (N, C)      the forward pass's output
 /// rstd (N)         fp32
 void norm_backward(floatX* dx, const floatX* dout, const floatX* out, const float* rstd, int64_t N, int C, Norm kind, Stream stream);

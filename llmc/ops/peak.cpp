@@ -4,7 +4,7 @@
 #include "llmc/io/process.h"
 #include "llmc/ops/matmul.h"
 
-// Products of these sizes, forth and back: rows, and the width and hidden width of an MLP.
+// The two matmuls of an MLP: rows, its width and its hidden width.
 static constexpr int64_t ROWS = 1024, WIDTH = 768, HIDDEN = 3072;
 
 double device_peak_flops() {
@@ -13,6 +13,6 @@ double device_peak_flops() {
 }
 
 size_t device_peak_bytes() {
-    const size_t compiled = size_t{2} << 20;   // by oneDNN, and its own pages that are read for that
+    const size_t compiled = size_t{2} << 20;   // code that oneDNN generates, and the pages of oneDNN that this reads
     return resident_bytes() + compiled + sizeof(floatX) * (ROWS * (WIDTH + HIDDEN) + WIDTH * HIDDEN);
 }

@@ -7,7 +7,7 @@
 #include "llmc/device/profile.h"
 #include "llmc/io/error.h"
 
-// Lanes of fp32 hold at most 4096 / lanes terms each before they are added in double.
+// A SIMD lane adds up at most 4096 / lanes terms in fp32 before the lanes are added in double.
 static double squares_of(const float* x, int64_t n) {
     double total = 0;
     for (int64_t begin = 0; begin < n; begin += 4096) {
@@ -43,7 +43,7 @@ void mean_loss(double* total, double* last, const float* losses, int64_t N, doub
     *total += share * *last;
 }
 
-// Elements in blocks that stay in the cache, whatever the count of parts: sums[level] holds that of 2^level parts until its neighbour is there.
+// Elements in blocks that stay in cache, whatever the count of parts: sums[level] holds the sum of 2^level parts until its neighbour is there.
 void tree_sum(float* out, const float* parts, int count, int64_t n, Stream) {
     Range range("tree_sum");
     require(count >= 1, "tree_sum: count must be at least 1, not ", count);
@@ -61,7 +61,7 @@ void tree_sum(float* out, const float* parts, int count, int64_t n, Stream) {
                 for (int64_t i = 0; i < size; i++) sum[i] = sums[level][i] + sum[i];
             std::copy_n(sum, size, sums[level]);
         }
-        int level = std::countr_zero(static_cast<unsigned>(count));   // what is left over: from the smallest on, each joins the one before it
+        int level = std::countr_zero(static_cast<unsigned>(count));   // the subtrees left over, from the smallest: each joins the one before it
         std::copy_n(sums[level], size, sum);
         while (++level < LEVELS)
             if (count >> level & 1)

@@ -1,4 +1,4 @@
-// Sums and checks over whole tensors on CUDA. Each block adds up a slice of its own, one block adds up the slices; bound by memory.
+// Sums and checks over whole tensors on CUDA. A block takes a span of a tensor; bound by memory.
 #include "llmc/ops/reduce.h"
 #include <algorithm>
 #include <cfloat>
@@ -76,8 +76,8 @@ void mean_loss(double* total, double* last, const float* losses, int64_t N, doub
     launch("mean_loss", mean_loss_kernel, {dim3(1), dim3(LOSS_THREADS), LOSS_THREADS * sizeof(double)}, stream, total, last, losses, N, valid, share);
 }
 
-/// A thread adds up one element of all parts: bound by memory. sums[level] is that of 2^level parts, until its neighbour is there; the levels are
-/// unrolled, so that they stay in registers.
+/// A thread adds up one element of all parts: bound by memory. sums[level] is the sum of 2^level parts, until its neighbour is there; the
+/// levels are unrolled, so that they stay in registers.
 template <int LEVELS>
 __global__ void tree_sum_kernel(float* out, const float* parts, int count, int64_t n) {
     const int64_t at = int64_t{blockIdx.x} * THREADS + threadIdx.x;
@@ -95,7 +95,7 @@ __global__ void tree_sum_kernel(float* out, const float* parts, int count, int64
             }
     }
     float sum = 0;
-    bool first = true;   // what is left over: from the smallest on, each joins the one before it
+    bool first = true;   // the subtrees left over, from the smallest: each joins the one before it
 #pragma unroll
     for (int level = 0; level < LEVELS; level++)
         if (count >> level & 1) {

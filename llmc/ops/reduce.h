@@ -23,9 +23,9 @@ void add(float* sum, const float* x, int64_t n, Stream stream);
 /// valid           targets that count
 void mean_loss(double* total, double* last, const float* losses, int64_t N, double valid, double share, Stream stream);
 
-/// Sums over the parts of a step, in an order that does not depend on who made them: the same bits as adding pairs, then pairs of those,
-/// ((p0 + p1) + (p2 + p3)) + ..., so that the sums of whole subtrees, made elsewhere, are parts too. Of a count that is no power of two
-/// the tree is the next power's, without the parts that are not there.
+/// Sums the parts of a step as a binary tree, ((p0 + p1) + (p2 + p3)) + ..., whichever process made them. The sum of a whole subtree, made
+/// elsewhere, can so be a part itself, and the bits stay the same. Where the count is no power of two, the tree is that of the next power,
+/// without the missing parts.
 ///
 /// out   (n)         =   fp32; may be row 0 of parts, and otherwise overlaps none
 /// parts (count, n)      fp32

@@ -1,5 +1,5 @@
 // The residual stream on CUDA. A warp holds a row in registers, or a block where the row is long; bound by memory: each element
-// is read once and written once. Sums over all rows are made of one sum a row, in double.
+// is read once and written once. Sums over all rows add up one sum a row, in double.
 #include "llmc/ops/residual.h"
 #include "llmc/device/cuda_common.h"
 #include "llmc/ops/checks.h"

@@ -1,4 +1,4 @@
-// The residual stream: what a branch gives is added to it, and the next branch reads its RMSNorm. One pass for both.
+// The residual stream: a branch's output is added to it, and the next branch reads its RMSNorm. One pass for both.
 #pragma once
 #include "llmc/device/types.h"
 
@@ -10,7 +10,7 @@ void residual_add(floatX* x, const floatX* branch, int64_t n, Stream stream);
 /// h      (N, C)  =
 /// rstd   (N)     =   fp32, kept for the backward pass
 /// x      (N, C)  +=  the residual stream
-/// branch (N, C)      what the attention or the MLP gave, or null: x stays
+/// branch (N, C)      the output of the attention or the MLP, or null: x stays
 /// Throws std::invalid_argument when N < 1 or C is not a positive multiple of 8.
 void add_norm_forward(floatX* h, float* rstd, floatX* x, const floatX* branch, int64_t N, int C, float scale, float eps,
                       Stream stream);
@@ -20,7 +20,7 @@ void add_norm_forward(floatX* h, float* rstd, floatX* x, const floatX* branch, i
 /// dx      (N, C)  +=  gradient of the residual stream: after the op on entry, before it on return
 /// dbranch (N, C)  =   or null: not wanted (scale 1: dx itself is the branch's gradient)
 /// dh      (N, C)
-/// h       (N, C)      what the forward pass put out
+/// h       (N, C)      the forward pass's output
 /// rstd    (N)         fp32
 void add_norm_backward(floatX* dx, floatX* dbranch, const floatX* dh, const floatX* h, const float* rstd, int64_t N, int C,
                        float scale, Stream stream);

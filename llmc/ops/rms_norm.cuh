@@ -2,7 +2,7 @@
 #pragma once
 #include "llmc/device/cuda_common.h"
 
-/// The root mean square of the thread group's row, inverted; out = x * rstd.
+/// rstd = 1 / the root mean square of the row that the thread group holds; out = x * rstd.
 template <int VECTORS, bool BLOCK>
 __device__ void rms_norm_row(floatX* out, float* rstd, const Packed (&x)[VECTORS], const Row<VECTORS, BLOCK>& row, float eps) {
     float squares = 0;

@@ -6,7 +6,7 @@
 #include "llmc/ops/checks.h"
 #include "llmc/ops/rms_norm.h"
 
-// Turns one head and divides it by its root mean square, which no turn changes, so it is taken before. Returns rstd.
+// Rotates one head and divides it by its root mean square. A rotation does not change that, so it is computed before. Returns rstd.
 static float forward_head(floatX* head, const float* table, int D, bool qk_norm, float eps) {
     const int half = D / 2;
     floatX *a = head, *b = head + half;
@@ -38,7 +38,7 @@ void rotary_forward(floatX* qkv, float* rstd, const float* table, int B, int T, 
     }
 }
 
-// The gradient of the norm, g = rstd * (d - y * mean(d y)), then the turn back.
+// The gradient of the norm, g = rstd * (d - y * mean(d y)), then the inverse rotation.
 static void backward_head(floatX* dhead, const floatX* y, float rstd, const float* table, int D, bool qk_norm) {
     const int half = D / 2;
     floatX *da = dhead, *db = dhead + half;

@@ -1,5 +1,5 @@
 // Rotary positions and QK norm on CUDA. A warp takes as many heads of a token as it has lanes for, each lane with a vector of both
-// halves. Bound by memory: queries and keys are read once and written once; the table's rows come from the second cache.
+// halves. Bound by memory: queries and keys are read once and written once; the table's rows come from L2.
 #include "llmc/ops/rotary.h"
 #include "llmc/device/cuda_common.h"
 #include "llmc/ops/checks.h"
@@ -59,7 +59,7 @@ rotary_forward_kernel(floatX* qkv, float* rstd, const float* table, int64_t N, i
         float squares = 0;
 #pragma unroll
         for (int k = 0; k < WIDTH; k++) squares += a[k] * a[k] + b[k] * b[k];
-        r = rsqrtf(warp_sum<LANES>(squares) / static_cast<float>(D) + eps);   // no turn changes it
+        r = rsqrtf(warp_sum<LANES>(squares) / static_cast<float>(D) + eps);   // a rotation does not change it
         if (lanes.at == 0 && h < heads) rstd[n * heads + h] = r;
     }
 #pragma unroll

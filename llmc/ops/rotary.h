@@ -7,7 +7,7 @@
 void rotary_table(float* table, int T, int D);
 
 /// For every query and key head, with a and b its halves and c, s the table's row at t:
-///     a' = a c + b s,   b' = b c - a s          (a turn by MINUS t * freq, as both recipes do)
+///     a' = a c + b s,   b' = b c - a s          (a rotation by MINUS t * freq, as both recipes do)
 /// and, when qk_norm, the head (a', b') is divided by sqrt(mean(a'^2, b'^2) + eps). Value heads are left alone.
 ///
 /// qkv   (B, T, (H + 2 HK) D)   in and out: queries, then keys, then values
@@ -18,6 +18,6 @@ void rotary_forward(floatX* qkv, float* rstd, const float* table, int B, int T, 
                     float eps, Stream stream);
 
 /// dqkv  (B, T, (H + 2 HK) D)   in and out: gradients after the op on entry, before it on return; value heads are left alone
-/// qkv   (B, T, (H + 2 HK) D)   what the forward pass put out
+/// qkv   (B, T, (H + 2 HK) D)   the forward pass's output
 void rotary_backward(floatX* dqkv, const floatX* qkv, const float* rstd, const float* table, int B, int T, int H, int HK, int D,
                      bool qk_norm, Stream stream);

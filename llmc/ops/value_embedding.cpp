@@ -1,4 +1,4 @@
-// Value embeddings on the CPU: a token at a time, and in the backward pass a run of equal tokens at a time.
+// Value embeddings on the CPU: a position at a time, and in the backward pass all positions of a token at a time.
 #include "llmc/ops/value_embedding.h"
 #include <cmath>
 #include "llmc/device/profile.h"
@@ -61,7 +61,7 @@ void value_embedding_backward(floatX* dh, float* dve, float* dw, float* scratch,
     }
 
     if (!dve) return;
-        // dve: whoever has the first of a run of equal tokens sums the run
+    // dve: of the positions sorted by token, the first one of each token sums them all
 #pragma omp parallel for schedule(dynamic, 16)
     for (int64_t i = 0; i < N; i++) {
         int token = idx[order[i]];

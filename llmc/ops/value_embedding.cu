@@ -1,13 +1,13 @@
 // Value embeddings on CUDA. Some lanes take a head of a token, each 16 bytes of it; bound by memory: values and their rows are read
-// once. The backward pass takes a tile of tokens a block, leaves a part of the gate weights' gradient a tile, and adds those up.
+// once. In the backward pass a block takes a tile of tokens and leaves its part of the gate weights' gradient; then the parts are summed.
 #include "llmc/ops/value_embedding.h"
 #include "llmc/device/cuda_common.h"
 #include "llmc/ops/checks.h"
-#include "llmc/ops/run_sum.cuh"
+#include "llmc/ops/segment_sum.cuh"
 
 static constexpr int THREADS = 256, WARPS = THREADS / WARP, TILE = 64;   // tokens a block of the backward pass takes
 
-/// Calls body.operator()<LANES>() with lanes enough for 16 bytes each of D elements; where 32 are not, each takes several.
+/// Calls body.operator()<LANES>() with lanes enough for 16 bytes each of D elements; where 32 are too few, each takes several.
 template <class Body>
 static void for_head_size(int D, Body body) {
     const int vectors = D / VECTOR;
@@ -47,7 +47,7 @@ __global__ void value_embedding_forward_kernel(floatX* qkv, float* gate, const f
     }
 }
 
-/// What a block of the backward pass shares: its tokens' gate channels, then (TILE, HK) gradients of what stands inside the sigmoids.
+/// Shared memory of a block of the backward pass: its tokens' gate channels, then (TILE, HK) gradients of the sigmoids' arguments.
 struct TileShared {
     float h[TILE][VE_GATE_CHANNELS];
     float inside[1];
@@ -150,5 +150,5 @@ void value_embedding_backward(floatX* dh, float* dve, float* dw, float* scratch,
     if (blocks > 1)
         launch(op, add_gate_parts_kernel, {dim3(static_cast<unsigned>(HK)), dim3(THREADS), THREADS * sizeof(float)}, stream, dw, scratch,
                static_cast<int>(blocks), HK);
-    if (dve) run_sum(op, dve, {dqkv + values, width, gate, HK * D, D}, idx, order, N, stream);
+    if (dve) segment_sum(op, dve, {dqkv + values, width, gate, HK * D, D}, idx, order, N, stream);
 }

@@ -20,7 +20,7 @@ void value_embedding_forward(floatX* qkv, float* gate, const floatX* h, const in
 /// dh      (N, C)     +=  its first 32 channels
 /// dve     (V, HK D)  +=  fp32, summed over equal tokens in the order of `order`; null: not wanted
 /// dw      (HK, 32)   +=  fp32, summed in an order that does not depend on the number of threads
-/// scratch (N, HK)        fp32: gradient of what stands inside the sigmoid
+/// scratch (N, HK)        fp32: gradient of the sigmoid's argument
 /// dqkv    (N, (H + 2 HK) D)   the gradient of the values passes through unchanged
 void value_embedding_backward(floatX* dh, float* dve, float* dw, float* scratch, const floatX* dqkv, const float* gate,
                               const floatX* h, const int* idx, const int* order, const floatX* ve, const floatX* w, int64_t N,

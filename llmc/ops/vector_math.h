@@ -1,4 +1,4 @@
-// The C library's math functions as glibc's libmvec vectorizes them inside `#pragma omp simd` (error at most 4 ulp).
+// The C library's math functions, declared so that `#pragma omp simd` calls their vector versions in glibc's libmvec (error at most 4 ulp).
 #pragma once
 
 extern "C" {

@@ -1,4 +1,4 @@
-// Byte-pair encoding: learning which neighbours to merge.
+// Byte-pair encoding: learning the merges.
 #include "llmc/text/bpe.h"
 
 #include <limits>
@@ -7,8 +7,9 @@
 
 #include "llmc/io/error.h"
 
-// All pieces lie one after another in one array of positions. A merge happens at the position of its left token; the
-// right token's position is unlinked. A pair knows its count and where it may stand, so a merge costs what it changes.
+// All pieces lie one after another in one array of positions, linked within a piece. A merge happens at the position of its left
+// token; the position of the right token is unlinked. Each pair keeps its count and a list of its positions, so that the cost of a
+// merge is proportional to its number of occurrences.
 
 static constexpr uint32_t NONE = std::numeric_limits<uint32_t>::max();
 
@@ -20,13 +21,13 @@ struct Position {
 
 struct PairOccurrences {
     int64_t count = 0;
-    std::vector<uint32_t> positions;  ///< ascending; some may have changed since
+    std::vector<uint32_t> positions;  ///< ascending; some may be out of date
 };
 
 struct Candidate {
     int64_t count;
     uint32_t pair;
-    /// Of two, the one to merge later.
+    /// Order of the heap: the larger candidate is merged first.
     bool operator<(const Candidate& other) const { return count != other.count ? count < other.count : pair > other.pair; }
 };
 
@@ -43,7 +44,7 @@ public:
             Candidate best = candidates_.top();
             candidates_.pop();
             auto found = pairs_.find(best.pair);
-            if (found->second.count < best.count) {  // it lost some to other merges since it came here
+            if (found->second.count < best.count) {  // other merges have reduced its count since it was pushed
                 if (found->second.count > 0) candidates_.push({found->second.count, best.pair});
                 continue;
             }
@@ -87,7 +88,7 @@ private:
 
     void remove_pair(uint32_t left) { pairs_[pair_at(left)].count -= counts_[positions_[left].piece]; }
 
-    /// A merge makes only pairs that hold its new token: a pair's count is whole at once, and later only falls.
+    /// A merge creates only pairs with its new token, so the count of a new pair is complete after the merge, and later only falls.
     void push_new_candidates() {
         for (uint32_t pair : new_pairs_) candidates_.push({pairs_[pair].count, pair});
         new_pairs_.clear();
@@ -103,7 +104,7 @@ private:
         if (after != NONE) remove_pair(right);
         positions_[left].token = token;
         positions_[left].next = after;
-        positions_[right].next = NONE;  // a right token without a next one is never merged again
+        positions_[right].next = NONE;  // marks the position of the right token as unlinked
         if (after != NONE) positions_[after].previous = left;
         if (before != NONE) add_pair(before);
         if (after != NONE) add_pair(left);

@@ -1,4 +1,4 @@
-// The loader: which tokens make the next micro-batch, and the thread that reads them ahead.
+// The data loader: which tokens make the next micro-batch, and the thread that prefetches them.
 #include "llmc/text/dataloader.h"
 #include <glob.h>
 #include <sys/stat.h>
@@ -20,7 +20,7 @@
 using nlohmann::json;
 
 static constexpr size_t BUFFERED_DOCUMENTS = 1000;      // of bos_bestfit, as in nanochat
-static constexpr int64_t SCANNED_TOKENS = 1 << 16;      // looked through for bos at a time
+static constexpr int64_t SCANNED_TOKENS = 1 << 16;      // searched for bos at a time
 
 const char* name_of(Packing packing) { return packing == Packing::stream ? "stream" : "bos-bestfit"; }
 
@@ -30,21 +30,21 @@ Packing packing_named(const std::string& name) {
     fail("packing is '", name, "', but must be one of: stream, bos-bestfit");
 }
 
-/// As errors name them: the first, and how many more.
+/// The patterns in an error: the first one, and how many more there are.
 static std::string patterns_text(const std::vector<std::string>& patterns) {
     return concat("'", patterns.front(), "'", patterns.size() > 1 ? concat(" and ", patterns.size() - 1, " more") : "");
 }
 
 // ------------------------------------------------------------------------------------------ the order of tokens
 
-/// Turns a place into the micro-batch that starts there. The state of the order is the place alone; what else is kept here (an
-/// open file, a piece of it in memory) only saves reading it again.
+/// Reads the micro-batch at a place. The place alone is the state of the order; everything else here (an open file, a piece of it in
+/// memory) is only a cache.
 class DataLoader::Reader {
 public:
     Reader(const LoaderOptions& what, const std::vector<Shard>& all, const std::vector<int>& turns)
         : options(what), files(all), order(turns) {}
 
-    /// Fills the next micro-batch of this share from `place` on, and moves the place behind it; behind the last one of a step, to the next step.
+    /// Fills the next micro-batch of this share from `place` on, and moves the place past it; after the last one of a step, to the next step.
     void read(Batch& batch, Place& place) {
         const Share& share = options.share;
         for (; place.of_step < share.first; place.of_step++) take(nullptr, nullptr, place);
@@ -58,7 +58,7 @@ public:
         place.of_step = 0;
     }
 
-    /// Micro-batches packed from no more documents than one pass has.
+    /// Number of micro-batches that use no more documents than one pass has.
     int64_t count_batches() {
         Place reading;
         int64_t documents = 0;
@@ -72,7 +72,7 @@ public:
     }
 
 private:
-    /// The micro-batch at `place`, which moves behind it; where inputs and targets are both null, it is not read.
+    /// Takes the micro-batch at `place`, and moves the place past it; if inputs and targets are both null, it is skipped without reading.
     void take(int* inputs, int* targets, Place& place) {
         if (options.packing == Packing::stream) take_stream(inputs, targets, place);
         else take_rows(inputs, targets, place);
@@ -98,13 +98,14 @@ private:
         }
     }
 
-    /// n + 1 tokens as n inputs, where they are wanted, and their targets.
+    /// Copies n + 1 tokens to n inputs (unless null) and n targets.
     void give(int* inputs, int* targets, int64_t n) const {
         if (inputs) std::copy_n(tokens.begin(), n, inputs);
         std::copy_n(tokens.begin() + 1, n, targets);
     }
 
-    /// Packs one row of T + 1 tokens; null: another process's, of which only the documents are taken. Returns how many.
+    /// Packs one row of T + 1 tokens, and returns the number of documents in it. row null: the row belongs to another process, and its tokens are
+    /// not read.
     int pack_row(uint16_t* row, Place& place) {
         int documents = 0;
         for (int64_t room = options.T + 1; room > 0; documents++) {
@@ -119,7 +120,7 @@ private:
         return documents;
     }
 
-    /// The largest document that fits, or the shortest when none does; the first of equals.
+    /// The largest document that fits, or the shortest one if none fits; the first of ties.
     static std::vector<Document>::iterator best_fit(std::vector<Document>& buffer, int64_t room) {
         auto largest = buffer.end(), shortest = buffer.begin();
         for (auto d = buffer.begin(); d != buffer.end(); ++d) {
@@ -141,13 +142,13 @@ private:
              name_of(options.packing), " start with; use --packing stream, or make the shards again with data/tokenize");
     }
 
-    /// Position of the first bos at `from` or after it; the number of tokens when there is none.
+    /// Position of the first bos at or after `from`; the number of tokens if there is none.
     int64_t find_bos(int shard, int64_t from) {
         while (from < files[shard].tokens) {
             int64_t offset = from - scanned_start;
             if (shard != scanned_shard || offset < 0 || offset >= static_cast<int64_t>(scanned.size())) {
                 scanned.resize(std::min(SCANNED_TOKENS, files[shard].tokens - from));
-                scanned_shard = -1;                     // should the reading fail
+                scanned_shard = -1;                     // in case reading throws
                 read_raw(scanned.data(), shard, from, static_cast<int64_t>(scanned.size()));
                 scanned_shard = shard;
                 scanned_start = from;
@@ -168,7 +169,7 @@ private:
         }
     }
 
-    /// Reads tokens that go to the model: each must be in its vocabulary.
+    /// Reads tokens for the model, and checks that they are in its vocabulary.
     void read_tokens(uint16_t* dst, int shard, int64_t start, int64_t count) {
         read_raw(dst, shard, start, count);
         uint16_t largest = 0;
@@ -182,11 +183,11 @@ private:
 
     void read_raw(uint16_t* dst, int shard, int64_t start, int64_t count) {
         if (shard != open_shard) {
-            open_shard = -1;                            // should the opening fail
+            open_shard = -1;                            // in case opening throws
             file = std::make_unique<File>(files[shard].path);
             int64_t bytes = static_cast<int64_t>(sizeof(ShardHeader)) + 2 * files[shard].tokens;
             require(file->size() == bytes, "shard '", files[shard].path, "' has changed since the start: it had ", bytes, " bytes, now ",
-                    file->size(), "; put it back, or start again with what is there");
+                    file->size(), "; restore it, or start again with the new one");
             open_shard = shard;
         }
         file->read(dst, 2 * count, static_cast<int64_t>(sizeof(ShardHeader)) + 2 * start);
@@ -199,14 +200,14 @@ private:
     std::unique_ptr<File> file;
     int open_shard = -1;
     std::vector<uint16_t> tokens;                       // a micro-batch, or a row
-    std::vector<uint16_t> scanned;                      // of scanned_shard, from scanned_start on
+    std::vector<uint16_t> scanned;                      // tokens of scanned_shard, from scanned_start on
     int scanned_shard = -1;
     int64_t scanned_start = 0;
 };
 
 // ------------------------------------------------------------------------------------------ the shards
 
-/// The path itself where there is such a file, else what the pattern matches.
+/// The path itself if such a file exists, else the files that match the pattern.
 static std::vector<std::string> matching_paths(const std::string& pattern) {
     if (std::error_code ignored; std::filesystem::exists(pattern, ignored)) return {pattern};
     std::vector<std::string> paths;
@@ -214,11 +215,11 @@ static std::vector<std::string> matching_paths(const std::string& pattern) {
     if (glob(pattern.c_str(), GLOB_TILDE | GLOB_NOSORT, nullptr, &found) == 0) paths.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
     globfree(&found);
     require(!paths.empty(), "no file matches '", pattern, "'; give paths of shards, or a pattern like 'corpus/train_*.bin' ",
-            "(text becomes shards by data/tokenize)");
+            "(data/tokenize makes shards from text)");
     return paths;
 }
 
-/// Of all patterns, sorted byte by byte, each file once.
+/// The files of all patterns, sorted by the bytes of their paths, each file once.
 static std::vector<std::string> matching_paths(const std::vector<std::string>& patterns) {
     std::vector<std::string> paths, once;
     for (const std::string& pattern : patterns)
@@ -227,7 +228,7 @@ static std::vector<std::string> matching_paths(const std::vector<std::string>& p
     std::set<std::pair<dev_t, ino_t>> seen;
     for (std::string& path : paths) {
         struct stat file;
-        // What cannot be looked at is named when it is opened.
+        // A file that stat() cannot read is reported when it is opened.
         if (stat(path.c_str(), &file) != 0 || seen.emplace(file.st_dev, file.st_ino).second) once.push_back(std::move(path));
     }
     return once;
@@ -250,7 +251,7 @@ DataLoader::DataLoader(LoaderOptions given) : options(std::move(given)) {
     require(!o.patterns.empty(), "no shards were named; give their paths, or a pattern like 'corpus/train_*.bin'");
     for (const std::string& path : matching_paths(o.patterns)) files.push_back({path, read_shard_header(path)});
 
-    // Consecutive tokens of one shard, or rows of T + 1 from anywhere.
+    // stream needs consecutive tokens of one shard, bos_bestfit rows of T + 1 tokens from anywhere.
     const bool stream = o.packing == Packing::stream;
     const double need = stream ? 1.0 * o.B * o.T + 1 : (o.T + 1.0) * o.B;
     int64_t have = total_tokens();
@@ -314,15 +315,15 @@ json DataLoader::position() const {
 DataLoader::Place DataLoader::place_of(const json& position) const {
     const std::string where = "position in the data";
     const std::string& print = json_string(json_member(position, "fingerprint", where), where + ": fingerprint");
-    require(print == fingerprint(), where, ": it is one in other shards (", json_member(position, "shards", where), " of ",
-            json_member(position, "tokens", where), " tokens) than those of ", patterns_text(options.patterns), " (", shards(), " of ", total_tokens(),
-            " tokens, or other file names); give the shards of before");
+    require(print == fingerprint(), where, ": it belongs to other shards (", json_member(position, "shards", where), " with ",
+            json_member(position, "tokens", where), " tokens) than those of ", patterns_text(options.patterns), " (", shards(), " with ", total_tokens(),
+            " tokens, or other file names); give the same shards as before");
     const std::string& packing = json_string(json_member(position, "packing", where), where + ": packing");
-    require(packing == name_of(options.packing), where, ": it is one of --packing ", packing, ", but now it is ", name_of(options.packing),
-            "; give the packing of before");
+    require(packing == name_of(options.packing), where, ": it belongs to --packing ", packing, ", but now it is ", name_of(options.packing),
+            "; give the same packing as before");
     const json& before = json_member(position, "shuffle_seed", where);
     const json now = options.shuffle_seed ? json(*options.shuffle_seed) : json();
-    require(before == now, where, ": it is one of --data-seed ", before, ", but now it is ", now, " (null: none); give the seed of before");
+    require(before == now, where, ": it belongs to --data-seed ", before, ", but now it is ", now, " (null: none); give the same seed as before");
 
     auto integer = [&](const json& value, int64_t max) { return json_integer(value, 0, max, where); };
     Place place;
@@ -333,7 +334,7 @@ DataLoader::Place DataLoader::place_of(const json& position) const {
     if (options.packing == Packing::stream) return place;
 
     const json& bos = json_member(position, "bos", where);
-    require(bos == options.bos, where, ": documents began with token ", bos, ", but now with ", options.bos, "; use the tokenizer of before");
+    require(bos == options.bos, where, ": documents began with token ", bos, ", but now with ", options.bos, "; use the same tokenizer as before");
     const json& buffer = json_array(json_member(position, "buffer", where), where + ": buffer");
     require(buffer.size() <= BUFFERED_DOCUMENTS, where, ": buffer has ", buffer.size(), " documents, but can have ", BUFFERED_DOCUMENTS);
     for (const json& entry : buffer) {
@@ -358,10 +359,10 @@ void DataLoader::rewind() {
     here = Place{};
 }
 
-// ------------------------------------------------------------------------------------------ reading ahead
+// ------------------------------------------------------------------------------------------ prefetching
 
 void DataLoader::next(int* inputs, int* targets, int* following) {
-    require(!following || options.following, "the loader was not asked to read the micro-batches that follow");
+    require(!following || options.following, "targets of the following micro-batch need LoaderOptions::following");
     Batch& batch = front();
     std::copy(batch.inputs.begin(), batch.inputs.end(), inputs);
     std::copy(batch.targets.begin(), batch.targets.end(), targets);
@@ -375,7 +376,7 @@ void DataLoader::next(int* inputs, int* targets, int* following) {
     changed.notify_one();
 }
 
-/// The micro-batch that is next, once it has been read.
+/// Waits for the next micro-batch.
 DataLoader::Batch& DataLoader::front() {
     if (!thread.joinable()) start();
     std::unique_lock lock(mutex);
@@ -401,7 +402,7 @@ void DataLoader::stop() {
     thread.join();
 }
 
-/// The thread: fills whichever of the two is free, until told to stop or something goes wrong.
+/// The thread: fills whichever of the two batches is free, until it is stopped or reading fails.
 void DataLoader::read_ahead(Place place) {
     Reader reader(options, files, order);
     for (int i = 0;; i = 1 - i) {

@@ -10,45 +10,45 @@
 #include <thread>
 #include <vector>
 
-/// How rows of tokens are cut out of the shards.
+/// How rows of tokens are made from the shards.
 ///
-/// stream       A micro-batch is B x T + 1 consecutive tokens (inputs, and targets one on), then the position moves by B x T. A shard's
-///              tail that cannot fill one is skipped. (The stacking study's order, and llm.c's on one process.)
-/// bos_bestfit  A row is T + 1 tokens and starts with bos. From a buffer of 1000 documents (a document is bos and what
-///              follows it, up to the next bos or the shard's end) the largest that fits the room left is taken until none
-///              fits, then the shortest is cropped to fill the row; what is cropped away is not seen. Of equally long
-///              documents the one read first is taken. Tokens before a shard's first bos are skipped. (The growth study's
-///              order, nanochat's on one process.)
+/// stream       A micro-batch is B x T + 1 consecutive tokens (targets are the inputs shifted by one), then the position moves by B x T.
+///              The tail of a shard that is too short for a micro-batch is skipped. (As in the stacking study, and in llm.c on one
+///              process.)
+/// bos_bestfit  A row is T + 1 tokens and starts with bos. From a buffer of 1000 documents (a document is bos and the tokens up to the
+///              next bos or the end of the shard) the largest one that fits the rest of the row is taken, until none fits; then the
+///              shortest one is cropped to fill the row, and the rest of it is dropped. Ties go to the document that was read
+///              first. Tokens before the first bos of a shard are skipped. (As in the growth study, and in nanochat on one process.)
 ///
-/// After the last shard either goes on with the first.
+/// Both start again with the first shard after the last one.
 enum class Packing { stream, bos_bestfit };
 const char* name_of(Packing packing);                    ///< stream, bos-bestfit
-Packing packing_named(const std::string& name);          ///< throws std::invalid_argument with the names that exist
+Packing packing_named(const std::string& name);          ///< throws std::invalid_argument, listing the valid names
 
-/// What one of several processes reads: there is one sequence of micro-batches, and of each `of` of them it takes `count`, from number `first` on.
+/// The micro-batches that one of several processes reads: of every `of` micro-batches of the common sequence, numbers first to first + count - 1.
 struct Share {
     int64_t first = 0, count = 1, of = 1;
 };
 
 struct LoaderOptions {
-    std::vector<std::string> patterns;                   ///< paths, and patterns of them (glob(7)): corpus/train_*.bin
+    std::vector<std::string> patterns;                   ///< paths and glob patterns (glob(7)): corpus/train_*.bin
     int B = 0, T = 0;                                    ///< rows of a micro-batch, tokens of a row
     int vocab_size = 0;                                  ///< a token of this id or above is an error
     Share share;
-    bool following = false;                              ///< next() also gives the targets of the micro-batch that follows
+    bool following = false;                              ///< next() also returns the targets of the following micro-batch
     Packing packing = Packing::stream;
-    std::optional<uint64_t> shuffle_seed;                ///< shuffles the shards' order, once; without it they are read sorted
-    int bos = -1;                                        ///< of bos_bestfit; -1: the first token of the first (sorted) shard
+    std::optional<uint64_t> shuffle_seed;                ///< shuffles the order of the shards, once; without it they are read in sorted order
+    int bos = -1;                                        ///< for bos_bestfit; -1: the first token of the first (sorted) shard
 };
 
-/// Reads micro-batches. Two are kept read ahead by a thread of its own; what goes wrong in it is thrown by next(). One
-/// caller at a time. Once the reading has begun, a micro-batch of stream packing allocates nothing.
+/// Reads micro-batches. A thread prefetches two of them; its errors are thrown by next(). Not thread-safe. After the first call next()
+/// allocates nothing with stream packing.
 ///
-/// The shards are those of all patterns, sorted by path byte by byte: neither the order of the patterns matters, nor whether the shell or
-/// the loader expands them. A file that is named twice, by a link too, is read once, under the first of its paths.
+/// The shards are those of all patterns, sorted by the bytes of their paths: neither the order of the patterns matters, nor whether the
+/// shell or the loader expands them. A file that is named twice, also through a link, is read once, under the first of its paths.
 ///
-/// Errors (std::invalid_argument) name the file, the position and the way out: a pattern without a match, a bad header (all are checked
-/// at construction), shards too small, a token beyond the vocabulary, a shard that was cut short or removed meanwhile.
+/// Errors (std::invalid_argument) name the file, the position and the way out: a pattern without a match, a bad header (all headers are
+/// checked by the constructor), shards that are too small, a token beyond the vocabulary, a shard that was truncated or removed meanwhile.
 class DataLoader {
 public:
     explicit DataLoader(LoaderOptions options);
@@ -59,29 +59,29 @@ public:
     /// The next micro-batch of this share.
     /// inputs    (B, T)  =
     /// targets   (B, T)  =   the token after each input
-    /// following (B, T)  =   targets of the micro-batch that follows in the sequence, whoever reads that; null, or with Options::following
+    /// following (B, T)  =   targets of the next micro-batch of the sequence, whichever process reads it; needs LoaderOptions::following, or null
     void next(int* inputs, int* targets, int* following = nullptr);
 
-    /// The place of the micro-batch that next() will give, whatever has been read ahead, and what data it is a place in. Between the shares
-    /// of two steps (Share::of micro-batches) it is the same on every process, whatever B, T and the shares.
+    /// The position of the micro-batch that next() will return (prefetched ones are not counted), with a fingerprint of the data. Between two
+    /// steps (of Share::of micro-batches) it is the same on every process, whatever B, T and the shares.
     nlohmann::json position() const;
 
-    /// Goes to a position(), of which a step begins. With the same B and T the micro-batches are those that would have followed; with
-    /// others, reading goes on from the same token. Throws std::invalid_argument, and stays where it is, when the position
-    /// is of other data (fingerprint), packing, shuffle_seed or bos, or is not a position.
+    /// Moves to a position() between two steps. With the same B and T the same micro-batches follow as before; with others, reading
+    /// continues at the same token. Throws std::invalid_argument, and does not move, when the position is invalid, or belongs to other
+    /// data (fingerprint), packing, shuffle_seed or bos.
     void restore(const nlohmann::json& position);
 
-    /// Goes to the first token of the first shard.
+    /// Moves to the first token of the first shard.
     void rewind();
 
     int64_t total_tokens() const;                        ///< of all shards
     int shards() const;
     std::vector<std::string> paths() const;              ///< of the shards, sorted
     std::string first_shard() const;                     ///< path of the first of them
-    std::string fingerprint() const;                     ///< of the data: 16 digits that stand for every shard's file name and count
+    std::string fingerprint() const;                     ///< of the data: a hash of every shard's file name and number of tokens, 16 digits
 
-    /// Micro-batches, of all shares, in one pass over the data, 1 at least. For bos_bestfit: those that are packed from no more
-    /// documents than the shards hold; to count them, every shard is read through twice.
+    /// Number of micro-batches of all shares in one pass over the data, at least 1. With bos_bestfit: those that use no more documents than
+    /// the shards hold; counting them reads every shard twice.
     int64_t batches_per_epoch() const;
 
 private:
@@ -89,24 +89,24 @@ private:
         std::string path;
         int64_t tokens;
     };
-    /// A document of bos_bestfit: where its bos lies, and its tokens with it.
+    /// A document of bos_bestfit: the position of its bos, and its length with bos.
     struct Document {
         int shard;
         int64_t start, length;
     };
-    /// All that decides which tokens come next.
+    /// The complete state of the order of tokens.
     struct Place {
         int64_t epoch = 0;                               ///< passes completed
-        int turn = 0;                                    ///< the shard being read is order[turn]
-        int64_t token = 0;                               ///< of that shard, the next to be read
-        std::vector<Document> buffer;                    ///< bos_bestfit: read, but not yet packed
-        int64_t of_step = 0;                             ///< micro-batches of the step before it, of all shares
+        int turn = 0;                                    ///< order[turn] is the current shard
+        int64_t token = 0;                               ///< the next token of that shard
+        std::vector<Document> buffer;                    ///< bos_bestfit: documents that are read, but not yet packed
+        int64_t of_step = 0;                             ///< micro-batches of the current step so far, of all shares
     };
-    /// A micro-batch read ahead.
+    /// A prefetched micro-batch.
     struct Batch {
         std::vector<int> inputs, targets, following;
-        Place after;                                     ///< the place of the one that follows
-        std::exception_ptr error;                        ///< why there is none
+        Place after;                                     ///< the place of the following micro-batch
+        std::exception_ptr error;                        ///< set if reading failed
     };
     class Reader;
 
@@ -118,11 +118,11 @@ private:
 
     LoaderOptions options;
     std::vector<Shard> files;                            ///< sorted by path
-    std::vector<int> order;                              ///< of the files, in which they are read
-    Place here;                                          ///< of the micro-batch that next() will give
+    std::vector<int> order;                              ///< indices of files, in the order of reading
+    Place here;                                          ///< place of the micro-batch that next() will return
 
-    Batch batches[2];                                    ///< a ring: `filled` are the caller's, the others the thread's
-    int first = 0, filled = 0;                           ///< batches[first] is the next; these and `stopping` under `mutex`
+    Batch batches[2];                                    ///< a ring buffer: `filled` of them belong to the caller, the others to the thread
+    int first = 0, filled = 0;                           ///< batches[first] is the next one; `mutex` guards these and `stopping`
     bool stopping = false;
     std::mutex mutex;
     std::condition_variable changed;

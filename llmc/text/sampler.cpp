@@ -7,7 +7,7 @@
 #include "llmc/io/error.h"
 
 Sampler::Sampler(double heat, int k, uint64_t seed) : temperature(heat), top_k(k), generator(seed) {
-    require(heat >= 0 && std::isfinite(heat), "--temperature is ", heat, ", but must be 0 (always the likeliest token) or above");
+    require(heat >= 0 && std::isfinite(heat), "--temperature is ", heat, ", but must be 0 (always the most likely token) or above");
     require(k >= 0, "--top-k is ", k, ", but must be 0 (all tokens) or above");
 }
 
@@ -33,10 +33,10 @@ int Sampler::pick(const float* logits, int count) {
         auto larger = [&](int a, int b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); };
         std::nth_element(candidates.begin(), candidates.begin() + top_k, candidates.end(), larger);
         candidates.resize(top_k);
-        std::sort(candidates.begin(), candidates.end());     // the order that nth_element leaves is the library's own
+        std::sort(candidates.begin(), candidates.end());     // the order after nth_element differs between libraries
     }
 
-    // Cumulative weights; the token whose part of the sum a random point falls into.
+    // Inverse transform sampling: the token into whose part of the cumulative sum a random point falls.
     weights.resize(candidates.size());
     double sum = 0;
     for (size_t i = 0; i < candidates.size(); i++)
@@ -49,7 +49,7 @@ int Sampler::pick(const float* logits, int count) {
 
 static const char* REPLACEMENT = "\xEF\xBF\xBD";             // U+FFFD
 
-/// Bytes of the character that begins with this one; 0: none does.
+/// Length of the character that begins with this byte; 0: no character begins with it.
 static size_t character_bytes(unsigned char lead) {
     if (lead < 0x80) return 1;
     if (lead >= 0xC2 && lead <= 0xDF) return 2;

@@ -1,4 +1,4 @@
-// From logits to the next token, and from tokens' bytes to text.
+// From logits to the next token, and from the bytes of tokens to valid UTF-8.
 #pragma once
 #include <cstdint>
 #include <iosfwd>
@@ -6,19 +6,19 @@
 #include <string_view>
 #include <vector>
 
-/// Draws tokens from softmax(logits / temperature) over the top_k largest logits.
+/// Samples tokens from softmax(logits / temperature) over the top_k largest logits.
 class Sampler {
 public:
-    /// temperature: 0 takes the largest logit. top_k: 0 draws from all. Of equal logits the lower id counts as larger.
+    /// temperature: 0 takes the largest logit. top_k: 0 samples from all. Ties between equal logits go to the lower id.
     /// Throws std::invalid_argument when temperature is negative or not finite, or top_k negative.
     Sampler(double temperature, int top_k, uint64_t seed);
 
-    /// A token's id, below `count`: the vocabulary, without the rows that only round it up.
-    /// logits (count)   fp32; -inf is never drawn
+    /// Returns a token id below `count`, the size of the tokenizer's vocabulary (without the rows that pad it to a multiple of 8).
+    /// logits (count)   fp32; -inf is never sampled
     /// Throws std::invalid_argument for NaN or +inf, or when all are -inf.
     int pick(const float* logits, int count);
 
-    /// State of the generator. A sampler that is given it goes on alike.
+    /// State of the random number generator; restore() continues its sequence.
     uint64_t state() const { return generator; }
     void restore(uint64_t state) { generator = state; }
 
@@ -32,13 +32,13 @@ private:
     std::vector<double> weights;
 };
 
-/// Prints bytes that come in pieces as UTF-8: a character that is not complete yet is held back, bytes that can be none become
-/// U+FFFD (one for each longest beginning of a character, as the Unicode Standard recommends, chapter 3.9).
+/// Prints a stream of bytes as valid UTF-8: an incomplete character is held back until its next bytes come, invalid bytes become U+FFFD
+/// (one for each maximal subpart of a character, as the Unicode Standard recommends in chapter 3.9).
 class Utf8Printer {
 public:
     explicit Utf8Printer(std::ostream& stream) : out(stream) {}
     void print(std::string_view bytes);
-    /// At the end: what was held back will not be completed.
+    /// Ends the stream: a character that is still incomplete becomes U+FFFD.
     void finish();
 
 private:

@@ -5,7 +5,7 @@
 
 #include "llmc/io/error.h"
 
-/// Bytes of a shard of so many tokens.
+/// Size of a shard's file.
 static int64_t shard_bytes(int64_t tokens) { return static_cast<int64_t>(sizeof(ShardHeader)) + 2 * tokens; }
 
 int64_t read_shard_header(const std::string& path) {

@@ -1,4 +1,4 @@
-// Token shards: the file format of llm.c, in which FineWeb's tokens are published too.
+// Token shards in the file format of llm.c, in which tokenized FineWeb is published too.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -6,7 +6,7 @@
 
 #include "llmc/io/file.h"
 
-/// A shard is this header, then `tokens` token ids of 16 bits each. Little-endian, as every machine this runs on.
+/// A shard is this header, then `tokens` token ids of 16 bits each, little-endian.
 struct ShardHeader {
     int32_t magic;
     int32_t version;
@@ -18,12 +18,12 @@ static_assert(sizeof(ShardHeader) == 1024);
 inline constexpr int32_t SHARD_MAGIC = 20240520;
 inline constexpr int32_t SHARD_VERSION = 1;
 
-/// Number of tokens in a shard, whose file they fill exactly. Throws std::invalid_argument, with the file, what was found,
-/// what was expected and what to do, when the file cannot be read, is no shard, is cut short or is too long.
+/// Number of tokens in a shard. Throws std::invalid_argument, with the file, what was found, what was expected and what to do, when
+/// the file cannot be read, is not a shard, or its length does not match the header.
 int64_t read_shard_header(const std::string& path);
 
-/// Writes one shard. Nothing is there under `path` before finish(), and the whole shard is after it.
-/// Throws std::invalid_argument where the disk refuses, or above 2^31 - 1 tokens.
+/// Writes one shard atomically: it appears under `path` with finish().
+/// Throws std::invalid_argument on I/O errors, or above 2^31 - 1 tokens.
 class ShardWriter {
 public:
     explicit ShardWriter(const std::string& path);

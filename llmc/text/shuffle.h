@@ -1,11 +1,11 @@
-// Putting things in an order that a seed decides, the same on every machine.
+// A shuffle by a seed that is the same on every machine.
 #pragma once
 #include <cstdint>
 #include <random>
 #include <utility>
 #include <vector>
 
-/// Fisher and Yates, written out: what std::shuffle does differs from library to library.
+/// The Fisher-Yates shuffle, written out because the result of std::shuffle differs between standard libraries.
 template <class T>
 void shuffle(std::vector<T>& items, uint64_t seed) {
     std::mt19937_64 generator(seed);

@@ -28,7 +28,7 @@ void Splitter::split(std::string_view, const std::function<void(std::string_view
 
 bool can_split() { return true; }
 
-// Unicode's White_Space. PCRE2's \s has U+180E besides, which left that property in 2013.
+// Unicode's White_Space. PCRE2's \s also has U+180E, which lost that property in 2013.
 #define SPACE "\\t-\\r\\x{85}\\p{Z}"
 
 static const char* pattern_text(SplitKind kind) {
@@ -49,7 +49,7 @@ static const char* pattern_text(SplitKind kind) {
                    "|[" SPACE "]+(?![^" SPACE "])"
                    "|[" SPACE "]+";
     }
-    fail("split: no such kind of pattern");
+    fail("split: unknown kind of pattern");
 }
 
 static std::string pcre2_message(int error) {
@@ -72,11 +72,11 @@ struct Splitter::Pattern {
         error = pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
         if (error) pcre2_code_free(code);
         require(error == 0, "split: PCRE2 cannot compile to machine code on this machine (", pcre2_message(error),
-                "); install a libpcre2-8 with JIT, where programs may make memory executable");
+                "); install a libpcre2-8 with JIT, on a system that lets programs make memory executable");
         match = pcre2_match_data_create(1, nullptr);
         context = pcre2_match_context_create(nullptr);
         if (!match || !context) throw std::bad_alloc();
-        pcre2_set_match_limit(context, UINT32_MAX);  // a piece of a million spaces takes a million steps back
+        pcre2_set_match_limit(context, UINT32_MAX);  // a piece of a million spaces backtracks a million steps
     }
     ~Pattern() {
         pcre2_match_context_free(context);
@@ -89,7 +89,7 @@ struct Splitter::Pattern {
 
 Splitter::Splitter(SplitKind kind) : pattern_(std::make_unique<Pattern>(kind)) {}
 
-/// Bytes of the UTF-8 character that `text` begins with, 0 when it begins with none (RFC 3629).
+/// Length of the UTF-8 character at the start of `text`, 0 if there is none (RFC 3629).
 static size_t character_bytes(std::string_view text) {
     auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
     unsigned char first = byte(0);
@@ -103,7 +103,7 @@ static size_t character_bytes(std::string_view text) {
     return too_long || no_character ? 0 : bytes;
 }
 
-/// The text, or, where that is not all UTF-8, a copy in which a control character stands for every byte that is not.
+/// The text itself if it is valid UTF-8, else a copy in which a control character replaces every invalid byte.
 static std::string_view make_utf8(std::string_view text, std::string& copy) {
     for (size_t at = 0; at < text.size();) {
         size_t bytes = character_bytes(text.substr(at));

@@ -18,7 +18,7 @@ static constexpr size_t CACHED_PIECES = 1 << 16;
 static const char* split_name(SplitKind kind) { return kind == SplitKind::gpt2 ? "gpt2" : "nanochat"; }
 static const char* bos_name(SplitKind kind) { return kind == SplitKind::gpt2 ? "<|endoftext|>" : "<|bos|>"; }
 
-/// GPT-2 gives the bytes that print in Latin-1 first, then the others.
+/// In GPT-2's order the bytes that are printable in Latin-1 come first, then the others.
 static std::array<uint8_t, 256> gpt2_byte_order() {
     auto prints = [](int b) { return (b >= '!' && b <= '~') || (b >= 0xa1 && b <= 0xac) || b >= 0xae; };
     std::array<uint8_t, 256> order;
@@ -57,7 +57,7 @@ Tokenizer Tokenizer::train(std::span<const std::string> documents, int vocab_siz
     for (const std::string& text : documents) tokenizer.splitter_.split(text, [&](std::string_view piece) { pieces[piece]++; });
     for (Merge merge : train_bpe(pieces, vocab_size - 257)) tokenizer.add_merge(merge);
     require(tokenizer.vocab_size() == vocab_size, "the text has pairs for a vocabulary of ", tokenizer.vocab_size(), ", not of ",
-            vocab_size, "; ask for a smaller one or give more text");
+            vocab_size, "; give a smaller size, or more text");
     return tokenizer;
 }
 
@@ -90,12 +90,12 @@ void Tokenizer::encode_piece(std::string_view piece, std::vector<uint16_t>& out)
     std::memcpy(cached.token, &out[first], tokens * sizeof out[first]);
 }
 
-/// Starts from the bytes and makes, again and again, the earliest merge that was learned, the leftmost first. A heap of
-/// the merges in reach keeps this n log n for a piece of n bytes.
+/// Starts from the bytes and applies merges in the order in which they were learned, from left to right. A heap of the possible merges
+/// makes this O(n log n) for a piece of n bytes.
 void Tokenizer::merge_piece(std::string_view piece, std::vector<uint16_t>& out) const {
     struct Node {
         uint32_t previous, next;
-        int token;  ///< -1: it was joined to the one before
+        int token;  ///< -1: merged into the node before
     };
     require(piece.size() < std::numeric_limits<uint32_t>::max(), "encode: a word of ", piece.size(),
             " bytes is too long; break the text into lines");
@@ -118,7 +118,7 @@ void Tokenizer::merge_piece(std::string_view piece, std::vector<uint16_t>& out) 
         uint32_t left = static_cast<uint32_t>(heap.back());
         heap.pop_back();
         uint32_t right = nodes[left].next;
-        if (nodes[left].token != merge.left || right == n || nodes[right].token != merge.right) continue;  // gone meanwhile
+        if (nodes[left].token != merge.left || right == n || nodes[right].token != merge.right) continue;  // out of date: one of the two was merged since
 
         nodes[left].token = token;
         nodes[right].token = -1;
@@ -148,7 +148,7 @@ int Tokenizer::token_bytes(int token) const {
 static constexpr std::string_view OWN_MAGIC = "deepen tokenizer 1";
 static constexpr std::string_view GPT2_MAGIC = "#version: 0.2";
 
-/// The lines of a file, with their numbers for errors.
+/// Reads the lines of a file, with line numbers for errors.
 struct Lines {
     std::string_view rest;
     const std::string& name;
@@ -179,7 +179,7 @@ struct Lines {
     }
 };
 
-/// The number that is all of `text`, without zeros before it, or -1.
+/// Parses all of `text` as a number without leading zeros; -1 for any other text.
 static int parse_number(std::string_view text) {
     if (text.size() > 1 && text[0] == '0') return -1;
     int number = -1;
@@ -217,7 +217,7 @@ Tokenizer Tokenizer::parse_own(std::string_view file, const std::string& name) {
         int right = space < line.size() ? parse_number(line.substr(space + 1)) : -1;
         if (left < 0 || left >= 256 + i || right < 0 || right >= 256 + i)
             lines.refuse(concat("'LEFT RIGHT', the tokens that make token ", 256 + i, ", both smaller than it"));
-        if (tokenizer.rank_at(left, right) >= 0) lines.refuse("a pair that is not merged before");
+        if (tokenizer.rank_at(left, right) >= 0) lines.refuse("a pair that no earlier line merges");
         if (tokenizer.token_bytes(left) + tokenizer.token_bytes(right) > MAX_TOKEN_BYTES)
             lines.refuse(concat("a token of at most ", MAX_TOKEN_BYTES, " bytes"));
         tokenizer.add_merge({static_cast<uint16_t>(left), static_cast<uint16_t>(right)});
@@ -227,8 +227,8 @@ Tokenizer Tokenizer::parse_own(std::string_view file, const std::string& name) {
     return tokenizer;
 }
 
-/// GPT-2's file names tokens by their text, in which each byte is a printing character: those that print in Latin-1 are
-/// themselves, the others are U+0100 and on, in order.
+/// GPT-2's file spells tokens with one printable character per byte: bytes that are printable in Latin-1 are themselves, the others are
+/// U+0100 onwards, in order.
 Tokenizer Tokenizer::parse_gpt2(std::string_view file, const std::string& name) {
     Tokenizer tokenizer(SplitKind::gpt2);
     std::unordered_map<std::string, uint16_t> token_of;
@@ -249,11 +249,11 @@ Tokenizer Tokenizer::parse_gpt2(std::string_view file, const std::string& name) 
         size_t space = std::min(line.find(' '), line.size());
         std::string left(line.substr(0, space)), right(line.substr(std::min(space + 1, line.size())));
         auto left_token = token_of.find(left), right_token = token_of.find(right);
-        if (left_token == token_of.end() || right_token == token_of.end()) lines.refuse("two tokens of the lines before");
+        if (left_token == token_of.end() || right_token == token_of.end()) lines.refuse("two tokens of earlier lines");
         Merge merge{left_token->second, right_token->second};
         if (tokenizer.token_bytes(merge.left) + tokenizer.token_bytes(merge.right) > MAX_TOKEN_BYTES)
             lines.refuse(concat("a token of at most ", MAX_TOKEN_BYTES, " bytes"));
-        if (!token_of.emplace(left + right, static_cast<uint16_t>(256 + i)).second) lines.refuse("a token that is not there yet");
+        if (!token_of.emplace(left + right, static_cast<uint16_t>(256 + i)).second) lines.refuse("a token that no earlier line makes");
         tokenizer.add_merge(merge);
     }
     lines.expect_end();

@@ -20,7 +20,7 @@ TEST_CASE("device_alloc gives zeroed memory, aligned for any access") {
     device_free(nullptr);
 }
 
-TEST_CASE("device_alloc refuses what is not there") {
+TEST_CASE("device_alloc throws bad_alloc beyond the memory that there is") {
     CHECK_THROWS_AS(device_alloc(size_t{1} << 60), std::bad_alloc);
     CHECK_THROWS_AS(device_alloc(std::numeric_limits<size_t>::max()), std::bad_alloc);
 }
@@ -57,17 +57,17 @@ TEST_CASE("uploads take their bytes at the call, however many are under way") {
     }
 }
 
-TEST_CASE("a recording does its work at every run, on what the memory holds then, and anew after forget()") {
+TEST_CASE("a capture does its work at every run, on what memory holds then, and captures again after forget()") {
     const int n = 100;
     Floats from(n), middle(n), to(n);
-    Recording recording;
+    Capture capture;
     const void* source = from.data();
     for (int run = 0; run < 8; run++) {
         CAPTURE(run);
         from.write(Values(n, run));
         to.write(Values(n, -1));
-        if (run == 5) recording.forget();
-        recording.run(nullptr, [&] {
+        if (run == 5) capture.forget();
+        capture.run(nullptr, [&] {
             copy_on_device(middle, source, n * sizeof(float), nullptr);
             copy_on_device(to, middle, n / 2 * sizeof(float), nullptr);
         });
@@ -77,7 +77,7 @@ TEST_CASE("a recording does its work at every run, on what the memory holds then
     }
     // Work that throws leaves the stream as it was.
     for (int run = 0; run < 3; run++) {
-        Recording fails;
+        Capture fails;
         fails.run(nullptr, [] {});
         CHECK_THROWS_AS(fails.run(nullptr, [] { throw std::invalid_argument("no"); }), std::invalid_argument);
         fails.run(nullptr, [&] { copy_on_device(to, from, n * sizeof(float), nullptr); });

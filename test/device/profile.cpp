@@ -28,7 +28,7 @@ Row row(const std::string& table, const std::string& name) {
     return found;
 }
 
-TEST_CASE("profile: a range counts its calls, and what lies inside is not its own") {
+TEST_CASE("profile: a range counts its calls, and its own time leaves out the ranges inside") {
     { Range before("before"); }
     CHECK(!profiling());
     profile_start();
@@ -44,7 +44,7 @@ TEST_CASE("profile: a range counts its calls, and what lies inside is not its ow
     const std::string table = profile_stop();
     CHECK(!profiling());
     { Range after("after"); }
-    if (table.empty()) return;   // on CUDA the profiler has it
+    if (table.empty()) return;   // on CUDA the profiler has the times
 
     const Row outer = row(table, "outer"), even = row(table, "inner 0"), odd = row(table, "inner 1");
     CHECK(outer.calls == 1);

@@ -1,5 +1,5 @@
-// NCCL's processes on the emulator: test/comm_worker.cpp as one, two, three and four of them, which meet by a file or by MPI, and what they say when
-// one is missing, dead or stopped. (test/ops/comm.cpp is about MPI's, on CPUs.)
+// comm.cu with NCCL on the emulator: test/comm_worker.cpp as one to four processes, which meet by a file or by MPI, and their errors when one is
+// missing, dead or stopped. (test/ops/comm.cpp tests MPI, on CPUs.)
 #include <doctest/doctest.h>
 #include <chrono>
 #include <csignal>
@@ -26,7 +26,7 @@ std::string ok(int r, int count) {
 }
 std::string waited(int r, const std::string& where, const std::string& whom) {
     return "comm_worker: " + rank(r) + ", " + where + " waited 5 s for " + whom +
-           "; its own last words say why, or else it hangs or cannot be reached; start again from the last checkpoint, or give it more time\n";
+           "; its own output says why, or else it hangs or is unreachable; start again from the last checkpoint, or give a longer --deadline\n";
 }
 std::string gone(int r, const std::string& where) {
     return "comm_worker: " + rank(r) + ", " + where +
@@ -38,7 +38,7 @@ struct Job {
     TempDir folder;
     const std::string file = folder / "meet";
 
-    /// A process that is stopped, or comes too late, is killed in the end; of those that get each byte, none is, however busy the machine.
+    /// A process that is stopped, or comes too late, is killed in the end; the limit of the "contract" runs is too long to kill one on a busy machine.
     std::future<Result> begin(int r, int count, const std::string& what, const std::string& environment = "") const {
         const std::string number = std::to_string(r), seconds = what == "contract" ? "200" : "12";
         const std::string command = ALONE + "export RANK=" + number + " LOCAL_RANK=" + number + " WORLD_SIZE=" + std::to_string(count) + " EMULATOR_GPUS=4 MEET=" + file + " " +

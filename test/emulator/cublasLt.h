@@ -17,7 +17,7 @@ inline const char* cublasLtGetStatusName(cublasStatus_t status) {
 inline const char* cublasLtGetStatusString(cublasStatus_t status) {
     return status == CUBLAS_STATUS_SUCCESS            ? "success"
            : status == CUBLAS_STATUS_INVALID_VALUE    ? "an invalid value"
-           : status == CUBLAS_STATUS_EXECUTION_FAILED ? "the product could not be started"
+           : status == CUBLAS_STATUS_EXECUTION_FAILED ? "the matmul could not be launched"
                                                       : "not supported";
 }
 
@@ -100,10 +100,10 @@ inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPrefere
     return CUBLAS_STATUS_INVALID_VALUE;
 }
 
-// ------------------------------------------------------------------------------------------------------------- the product
+// -------------------------------------------------------------------------------------------------------------- the matmul
 
-/// `batch`: the products that it was chosen for. What it is depends on that, as a GPU's does: chosen for more than 8, it adds up from the other end;
-/// and for an odd M it takes no more than those, so that callers' other ways are gone too.
+/// `batch`: the batch that it was chosen for. The kernel depends on that, as a GPU's does: one chosen for more than 8 sums in the reverse order;
+/// and for an odd M it takes no larger batch, so that the caller's fallback is tested too.
 struct cublasLtMatmulAlgo_t {
     cublasLtMatmulPreferenceOpaque promised;
     int64_t M, N, K;
@@ -152,8 +152,8 @@ inline float emulated_element(const void* matrix, cudaDataType_t type, int64_t a
     return type == CUDA_R_32F ? static_cast<const float*>(matrix)[at] : to_float(static_cast<const bf16*>(matrix)[at]);
 }
 
-/// sums (M) = of a[k] b[k] over k, in that order or from the end; a (K, M). The sanitizers watch what is read of a kernel's memory, not these copies, which
-/// whole training steps spend most of their time with.
+/// sums (M) = the sum over k of a[k] b[k], in that order or from the end; a (K, M). Without sanitizers: these are copies of the operands, and whole
+/// training steps spend most of their time here.
 __attribute__((no_sanitize("address", "undefined"))) inline void emulated_sums(float* sums, const float* a, const float* b, int64_t M, int64_t K, bool from_the_end) {
     for (int64_t i = 0; i < M; i++) sums[i] = 0;
     for (int64_t step = 0; step < K; step++) {
@@ -175,13 +175,13 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc
         workspace_bytes < promised.workspace || !lies_at(workspace, 256))
         return CUBLAS_STATUS_INVALID_VALUE;
     const float scale = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
-    const cublasLtMatmulDescOpaque product = *desc;
+    const cublasLtMatmulDescOpaque ops = *desc;
     const bool from_the_end = algo->batch > 8;
     const cublasLtMatrixLayoutOpaque as = *a_layout, bs = *b_layout, ds = *d_layout;
     cudaError_t error = emulated_submit("cublasLtMatmul", stream, [=] {
         DeviceAccess open;
-        const int64_t a_row = product.a == CUBLAS_OP_T ? as.ld : 1, a_col = product.a == CUBLAS_OP_T ? 1 : as.ld;
-        const int64_t b_row = product.b == CUBLAS_OP_T ? bs.ld : 1, b_col = product.b == CUBLAS_OP_T ? 1 : bs.ld;
+        const int64_t a_row = ops.a == CUBLAS_OP_T ? as.ld : 1, a_col = ops.a == CUBLAS_OP_T ? 1 : as.ld;
+        const int64_t b_row = ops.b == CUBLAS_OP_T ? bs.ld : 1, b_col = ops.b == CUBLAS_OP_T ? 1 : bs.ld;
         std::vector<float> left(sizes.K * sizes.M), right(sizes.K), sums(sizes.M);
         for (int64_t n = 0; n < ds.batch; n++) {
             for (int64_t k = 0; k < sizes.K; k++)

@@ -1,4 +1,4 @@
-// The part of CUDA's driver API that the engine uses, for the emulator: tensor maps of the copy engine.
+// The part of CUDA's driver API that the engine uses, for the emulator: tensor maps, TMA's descriptors.
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// CUDA's profiler switch for the emulator: nobody listens.
+// CUDA's profiler switch for the emulator, which has no profiler.
 #pragma once
 #include <cuda_runtime.h>
 

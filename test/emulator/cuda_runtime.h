@@ -172,7 +172,7 @@ inline const EmulatedErrorText& emulated_error(cudaError_t error) {
 inline const char* cudaGetErrorName(cudaError_t error) { return emulated_error(error).name; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
-// ---------------------------------------------------------------------------------------- streams, graphs recorded from them, events
+// ---------------------------------------------------------------------------------------- streams, graphs captured from them, events
 
 using cudaStream_t = struct CUstream_st*;
 inline const cudaStream_t cudaStreamLegacy = reinterpret_cast<cudaStream_t>(1);
@@ -185,11 +185,11 @@ using cudaGraph_t = EmulatedGraph*;
 using cudaGraphExec_t = struct EmulatedGraphExec*;
 struct EmulatedGraphExec : EmulatedGraph {};
 
-/// The recording under way, of one stream: what the stream is given is kept, arguments by value, and not done.
+/// The capture under way, of one stream: what is launched on it is kept, arguments by value, and not done.
 struct EmulatedCapture {
     cudaStream_t stream = nullptr;    ///< null: none is under way
     EmulatedGraph graph;
-    std::string refused;              ///< the call that spoilt the recording, and the rule
+    std::string refused;              ///< the call that invalidated the capture, and the rule
 };
 inline EmulatedCapture emulated_capture;
 
@@ -198,15 +198,16 @@ inline const char* cudaGetErrorString(cudaError_t error) {
     return of_capture && !emulated_capture.refused.empty() ? emulated_capture.refused.c_str() : emulated_error(error).text;
 }
 
-/// While a stream records, nothing may wait for it, and nothing may be allocated or freed (as in cudaStreamCaptureModeGlobal,
-/// whatever mode was asked for): the call fails, and so does the recording.
+/// While a stream captures, nothing may wait for it, and nothing may be allocated or freed (as in cudaStreamCaptureModeGlobal,
+/// whatever mode was asked for): the call fails, and so does the capture.
 inline cudaError_t emulated_refuse(const char* call, cudaError_t error = cudaErrorStreamCaptureUnsupported) {
     if (!emulated_capture.stream) return cudaSuccess;
     if (emulated_capture.refused.empty()) emulated_capture.refused = std::string(call) + ": " + emulated_error(error).text;
     return error;
 }
-/// The number of the last work that each stream was given, and of the others' that it waits for: a GPU's streams run side by side, and the one queue
-/// here is one order of many. So neither may a stream be given work, nor the host wait for it, while others have some that it does not wait for.
+/// The number of the last work launched on each stream, and of the other streams' work that it waits for. A GPU's streams run side by side, and the
+/// one queue here is only one of the possible orders. So it is an error to launch work on a stream, or to wait for it, while another stream has work
+/// that it does not wait for.
 struct EmulatedOrder {
     using Numbers = std::map<cudaStream_t, uint64_t>;
     uint64_t given = 0;
@@ -240,7 +241,7 @@ inline cudaError_t emulated_wait(const char* call) {
 
 enum : unsigned { cudaStreamDefault = 0, cudaStreamNonBlocking = 1 };
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = reinterpret_cast<cudaStream_t>(new char), cudaSuccess; }
-/// Waits for nothing: what the stream was given is still done.
+/// Waits for nothing: what was launched on the stream is still done.
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     delete reinterpret_cast<char*>(stream);
     emulated_order.waits.erase(stream);
@@ -250,7 +251,7 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     if (!emulated_capture.stream) emulated_order.check("cudaStreamSynchronize", stream);
     return emulated_wait("cudaStreamSynchronize");
 }
-/// What waits is done by the next time, unless another process keeps it waiting.
+/// Does the queued work and says that it was not ready, so that the next query says it is; unless another process keeps it waiting.
 inline cudaError_t cudaStreamQuery(cudaStream_t stream) {
     if (cudaError_t refused = emulated_refuse("cudaStreamQuery"); refused != cudaSuccess) return refused;
     emulated_order.check("cudaStreamQuery", stream);
@@ -309,9 +310,9 @@ inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) 
 inline cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, cudaEventDefault); }
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    bool recorded = emulated_capture.stream && stream == emulated_capture.stream;
-    (*event)->state = recorded ? EmulatedEvent::captured : EmulatedEvent::queued;
-    if (recorded) return cudaSuccess;    // in a graph it only orders streams
+    bool capturing = emulated_capture.stream && stream == emulated_capture.stream;
+    (*event)->state = capturing ? EmulatedEvent::captured : EmulatedEvent::queued;
+    if (capturing) return cudaSuccess;    // in a graph it only orders streams
     const cudaError_t error = emulated_submit("cudaEventRecord", stream, [event = *event] {
         event->at = std::chrono::steady_clock::now();
         event->state = EmulatedEvent::reached;
@@ -321,17 +322,17 @@ inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     return error;
 }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
-    if (emulated_capture.stream) return emulated_refuse("cudaStreamWaitEvent", cudaErrorIllegalState);   // what it does to a recording nobody needs yet
+    if (emulated_capture.stream) return emulated_refuse("cudaStreamWaitEvent", cudaErrorIllegalState);   // nothing here needs it in a capture yet
     for (auto [other, number] : (*event)->behind) emulated_order.waits[stream][other] = std::max(emulated_order.waits[stream][other], number);
     return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if ((*event)->state == EmulatedEvent::captured) return cudaErrorCapturedEvent;
     cudaError_t refused = emulated_refuse("cudaEventSynchronize");
-    while (refused == cudaSuccess && (*event)->state == EmulatedEvent::queued) emulated_advance();   // and no further
+    while (refused == cudaSuccess && (*event)->state == EmulatedEvent::queued) emulated_advance();   // no work behind the event is done
     return refused;
 }
-/// An event that is not reached yet is by the next time.
+/// An event that is not reached yet is reached at the next query.
 inline cudaError_t cudaEventQuery(cudaEvent_t event) {
     if ((*event)->state == EmulatedEvent::captured) return cudaErrorCapturedEvent;
     bool reached = (*event)->state != EmulatedEvent::queued;
@@ -349,7 +350,7 @@ inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, 
 
 // ------------------------------------------------------------------------------------------------------------------ the device
 
-// A device of few multiprocessors, so that a grid that fills it walks over the work in several rounds.
+// A device of few SMs, so that a grid that fills it loops over the work in several rounds.
 enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor,
     cudaDevAttrClockRate, cudaDevAttrL2CacheSize
@@ -359,7 +360,7 @@ struct cudaDeviceProp {
     size_t totalGlobalMem;
     int multiProcessorCount, major, minor;
 };
-/// As many as EMULATOR_GPUS says (1): one is as good as another, and a process takes one of them.
+/// As many as EMULATOR_GPUS says (1). They are all alike; a process takes one of them.
 inline cudaError_t cudaGetDeviceCount(int* count) {
     const char* set = std::getenv("EMULATOR_GPUS");
     return *count = set ? std::atoi(set) : 1, cudaSuccess;
@@ -434,8 +435,8 @@ inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaSt
         if (bytes) std::memset(memory, value, bytes);
     });
 }
-/// Pinned host memory is read and written when the stream comes to it. Of other host memory, which a graph cannot have, a copy is
-/// read at the call, and written before it returns.
+/// Pinned host memory is read and written when the stream comes to the copy. Pageable memory, which a graph cannot have, is read at
+/// the call, and written before it returns.
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
     if (bytes && (is_device_memory(to) != (kind != cudaMemcpyDeviceToHost) || is_device_memory(from) != (kind != cudaMemcpyHostToDevice)))
         return cudaErrorInvalidValue;

@@ -104,12 +104,12 @@ struct BulkCopy {
     size_t bytes;
 };
 
-struct Product {
-    EmulatedWgmma product;
+struct PendingWgmma {
+    EmulatedWgmma wgmma;
     int group;
 };
 
-// What a product's sums were before it, or are by now; the thread's own registers are poison until it waits.
+// The accumulators of a wgmma before it, or after it is done; the thread's own registers are poison until it waits.
 struct Accumulator {
     float* d;
     std::vector<float> values;
@@ -118,11 +118,11 @@ struct Accumulator {
 struct Hopper {
     std::vector<BulkCopy> stores;
     size_t stores_committed = 0;
-    std::deque<Product> products;
+    std::deque<PendingWgmma> pending;
     std::vector<Accumulator> accumulators;
     int groups = 0, registers = 0, async_fences = 0;
     bool fenced = false;
-    uint64_t history = 0;                     // of all products, as the four warps of a warpgroup must have it
+    uint64_t history = 0;                     // a hash of all wgmmas, which must be the same in the four warps of a warpgroup
 };
 
 struct Fibre {
@@ -168,11 +168,11 @@ using SharedMemory = std::unique_ptr<char[], FreeAligned>;
 struct Block {
     unsigned threads = 0, running = 0;        // of the threads those that have not ended
     std::vector<Fibre*> ready[MAX_THREADS / WARP];   // of each warp
-    std::vector<unsigned> order;              // of the warps; whether they keep to it
+    std::vector<unsigned> order;              // of the warps, and whether they keep to it
     bool keeps_order = false;
     std::map<int, Barrier> barriers;
     std::vector<WarpMeeting> meetings[MAX_THREADS / WARP];
-    SharedMemory shared, async_view;          // the second as the copy engine and the tensor cores see it
+    SharedMemory shared, async_view;          // the second as TMA and the tensor cores see it
     size_t shared_bytes = 0;
     std::map<const void*, Mbarrier> mbarriers;
     std::string error;
@@ -218,7 +218,7 @@ static void yield() {
 
 static void thread_ended();
 
-// What a fibre begins with, on its own stack; never returns.
+// The entry of a fibre, on its own stack; never returns.
 static void fibre_entry() {
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
     try {
@@ -279,7 +279,7 @@ static void start_fibre(unsigned number) {
     fibre.copies.resize(1);
     fibre.copies.front().clear();
     fibre.hopper = {};
-    // Tops at different places of a page: fibres whose stacks lie alike would fight for the same cache lines.
+    // Tops at different places of a page: otherwise all stacks would compete for the same sets of the cache.
     make_context(fibre.context, fibre.stack, STACK_BYTES - number % 16 * 256, fibre_entry);
     wake(&fibre);
 }
@@ -329,7 +329,7 @@ static void run_block(size_t shared_bytes) {
     check_warpgroups();
 }
 
-// While one lives, what kernels must not touch is closed.
+// While one lives, the sentinels that kernels must not touch are poisoned for AddressSanitizer.
 struct GuardsClosed {
     GuardsClosed();
     ~GuardsClosed();
@@ -438,7 +438,7 @@ void emulated_mma(EmulatedLanes& lanes) {
 
 // A thread that has ended is no longer waited for at a barrier of all; a warp operation that waits for it can never complete.
 static void thread_ended() {
-    if (!current->hopper.products.empty()) emulation_error("the thread ends while products are under way: wgmma_wait is missing");
+    if (!current->hopper.pending.empty()) emulation_error("the thread ends while a wgmma is under way: wgmma_wait is missing");
     if (!current->hopper.stores.empty()) emulation_error("the thread ends while stores read shared memory: tensor_store_wait is missing");
     current->done = true;
     block.running--;
@@ -471,7 +471,7 @@ void emulated_copy_wait(int newer) {
     }
 }
 
-// ----------------------------------------------------------------------------------------------- Hopper: the copy engine
+// ------------------------------------------------------------------------------------------------------------ Hopper: TMA
 
 static size_t offset_in_shared(const void* shared, const char* what) {
     const ptrdiff_t offset = static_cast<const char*>(shared) - block.shared.get();
@@ -498,7 +498,7 @@ static void for_pieces(const BulkCopy& copy, Piece piece) {
     for (unsigned k = 0; k < map.box[2]; k++)
         for (unsigned j = 0; j < map.box[1]; j++)
             for (unsigned i = 0; i < row_bytes; i += 16, at += 16) {
-                // Below zero becomes a great number, which is outside too.
+                // A negative coordinate becomes a very large one, which is outside too.
                 const size_t x = static_cast<size_t>(copy.x) + i / map.element_bytes, y = static_cast<size_t>(copy.y) + j, z = static_cast<size_t>(copy.z) + k;
                 const bool inside = x < map.sizes[0] && y < map.sizes[1] && z < map.sizes[2];
                 char* global = inside ? map.begin + x * map.element_bytes + y * map.strides[0] + z * map.strides[1] : nullptr;
@@ -532,7 +532,7 @@ static Mbarrier& mbarrier_at(const void* barrier, const char* what) {
     return found->second;
 }
 
-// Ends the phase if all have arrived and all that was expected is on its way.
+// Ends the phase if all have arrived and loads of all the expected bytes have been started.
 static bool finish_phase(Mbarrier& barrier) {
     size_t bytes = 0;
     for (const BulkCopy& load : barrier.loads) bytes += load.bytes;
@@ -594,7 +594,7 @@ void emulated_mbarrier_wait(void* place, uint32_t parity) {
 
 static void start_load(const BulkCopy& load, void* place, const char* what) {
     Mbarrier& barrier = mbarrier_at(place, what);
-    if (!barrier.fenced) emulation_error(concat(what, ": the copy engine does not see the barrier: mbarrier_init_fence is missing"));
+    if (!barrier.fenced) emulation_error(concat(what, ": TMA does not see the barrier: mbarrier_init_fence is missing"));
     barrier.loads.push_back(load);
     if (!barrier.waiting.empty()) finish_phase(barrier);
 }
@@ -617,7 +617,7 @@ void emulated_tensor_store(const CUtensorMap& map, const void* shared, int x, in
     const size_t at = offset_in_shared(shared, "tensor_store");
     if (at % 128 || at + box_bytes(map) > block.shared_bytes)
         emulation_error(concat("tensor_store: a box cannot begin at byte ", at, " of shared memory"));
-    // Who wrote the box is not known: the warpgroup did, together.
+    // Which threads wrote the box is not known: the threads of the warpgroup, it is assumed.
     const unsigned group = current->number / 128 * 128;
     for (unsigned i = group; i < std::min(group + 128, block.threads); i++)
         if (fibres[i].hopper.async_fences < current->hopper.async_fences)
@@ -637,7 +637,7 @@ void emulated_tensor_store_wait() {
     hopper.stores_committed = 0;
 }
 
-// What other threads have written by now is seen too; that one of them forgot its fence shows in tensor_store.
+// This also shows what other threads have written by now; one of them that forgot its fence is found by tensor_store.
 void emulated_async_fence() {
     current->hopper.async_fences++;
     std::memcpy(block.async_view.get(), block.shared.get(), block.shared_bytes);
@@ -663,17 +663,17 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_
 
 void emulated_wgmma_fence() { current->hopper.fenced = true; }
 
-void emulated_wgmma(const EmulatedWgmma& product) {
+void emulated_wgmma(const EmulatedWgmma& wgmma) {
     Hopper& hopper = current->hopper;
     if (!hopper.fenced) emulation_error("wgmma: there is no wgmma_fence since the last wgmma_commit or wgmma_wait");
-    const size_t count = static_cast<size_t>(product.N) / 2;
-    auto known = [&](const Accumulator& a) { return a.d == product.d; };
+    const size_t count = static_cast<size_t>(wgmma.N) / 2;
+    auto known = [&](const Accumulator& a) { return a.d == wgmma.d; };
     if (std::none_of(hopper.accumulators.begin(), hopper.accumulators.end(), known)) {
-        hopper.accumulators.push_back({product.d, std::vector<float>(product.d, product.d + count)});
-        emulator_poison(product.d, count * sizeof(float));
+        hopper.accumulators.push_back({wgmma.d, std::vector<float>(wgmma.d, wgmma.d + count)});
+        emulator_poison(wgmma.d, count * sizeof(float));
     }
-    hopper.products.push_back({product, hopper.groups});
-    for (uint64_t word : {uint64_t{product.a_left != nullptr}, uint64_t{product.add}, static_cast<uint64_t>(product.N), product.a, product.b})
+    hopper.pending.push_back({wgmma, hopper.groups});
+    for (uint64_t word : {uint64_t{wgmma.a_left != nullptr}, uint64_t{wgmma.add}, static_cast<uint64_t>(wgmma.N), wgmma.a, wgmma.b})
         hopper.history = (hopper.history ^ word) * 0x9e3779b97f4a7c15u + (hopper.history >> 29);
 }
 
@@ -716,19 +716,19 @@ private:
     }
 };
 
-// The warp's 16 rows of one product. `lanes` have it as their oldest.
+// The warp's 16 rows of one wgmma, the oldest that `lanes` have pending.
 static void multiply(Fibre* (&lanes)[WARP]) {
     constexpr int MAX_N = 256;
     static float a[16][16], b[16][MAX_N], d[16][MAX_N];
-    const EmulatedWgmma& first = lanes[0]->hopper.products.front().product;
+    const EmulatedWgmma& first = lanes[0]->hopper.pending.front().wgmma;
     const int N = first.N, warp = static_cast<int>(lanes[0]->number / WARP % 4);
     auto values_of = [&](Fibre* lane) -> std::vector<float>& {
         for (Accumulator& accumulator : lane->hopper.accumulators)
-            if (accumulator.d == lane->hopper.products.front().product.d) return accumulator.values;
+            if (accumulator.d == lane->hopper.pending.front().wgmma.d) return accumulator.values;
         std::abort();
     };
     for (unsigned i = 0; i < WARP; i++) {
-        const EmulatedWgmma& mine = lanes[i]->hopper.products.front().product;
+        const EmulatedWgmma& mine = lanes[i]->hopper.pending.front().wgmma;
         if (mine.N != N || mine.a != first.a || mine.b != first.b || mine.add != first.add || !mine.a_left != !first.a_left)
             emulation_error("wgmma: lanes of a warp multiply different things");
         const int g = static_cast<int>(i) / 4, t = static_cast<int>(i) % 4 * 2;
@@ -757,7 +757,7 @@ static void multiply(Fibre* (&lanes)[WARP]) {
         std::vector<float>& sums = values_of(lanes[i]);
         for (int n = 0; n < N / 8; n++)
             for (int j = 0; j < 4; j++) sums[static_cast<size_t>(4 * n + j)] = d[g + j / 2 * 8][8 * n + t + j % 2];
-        lanes[i]->hopper.products.pop_front();
+        lanes[i]->hopper.pending.pop_front();
     }
 }
 
@@ -772,17 +772,17 @@ void emulated_wgmma_wait(int newer) {
         const int groups = static_cast<Request*>(all[0])->groups;
         for (unsigned i = 0; i < WARP; i++) {
             lanes[i] = static_cast<Request*>(all[i])->fibre;
-            if (static_cast<Request*>(all[i])->groups != groups || lanes[i]->hopper.products.size() != lanes[0]->hopper.products.size())
-                emulation_error("wgmma_wait: lanes of a warp wait for different products");
+            if (static_cast<Request*>(all[i])->groups != groups || lanes[i]->hopper.pending.size() != lanes[0]->hopper.pending.size())
+                emulation_error("wgmma_wait: lanes of a warp wait for different wgmmas");
         }
-        auto& products = lanes[0]->hopper.products;
-        while (!products.empty() && products.front().group < groups) multiply(lanes);
+        auto& pending = lanes[0]->hopper.pending;
+        while (!pending.empty() && pending.front().group < groups) multiply(lanes);
         for (Fibre* lane : lanes) {
             auto& accumulators = lane->hopper.accumulators;
             for (size_t i = accumulators.size(); i-- > 0;) {
                 const Accumulator& sums = accumulators[i];
-                auto& left = lane->hopper.products;
-                if (std::any_of(left.begin(), left.end(), [&](const Product& p) { return p.product.d == sums.d; })) continue;
+                auto& left = lane->hopper.pending;
+                if (std::any_of(left.begin(), left.end(), [&](const PendingWgmma& p) { return p.wgmma.d == sums.d; })) continue;
                 std::copy(sums.values.begin(), sums.values.end(), sums.d);
                 accumulators.erase(accumulators.begin() + static_cast<ptrdiff_t>(i));
             }
@@ -795,17 +795,18 @@ void emulated_registers(int count, bool) {
     current->hopper.registers = count;
 }
 
-// At the end of a block: what the warps of a warpgroup must have done together.
+// At the end of a block: the warps of a warpgroup must have done the same wgmmas and setmaxnregs.
 static void check_warpgroups() {
     int registers = 0;
     for (unsigned i = 0; i < block.threads; i++) {
         const Hopper &mine = fibres[i].hopper, &first = fibres[i / 128 * 128].hopper;
         const std::string warps = concat("warps ", i / 128 * 4, " and ", i / WARP, " of a warpgroup");
-        if (mine.history != first.history) emulation_error(concat(warps, " did different wgmma products"));
+        if (mine.history != first.history) emulation_error(concat(warps, " did different wgmmas"));
         if (mine.registers != first.registers) emulation_error(concat(warps, " have different registers"));
         registers += mine.registers;
     }
-    // A block that has a multiprocessor to itself begins with as many eights a thread as go into its 65536, and has no more to share out.
+    // A block that has an SM to itself begins with an equal share of its 65536 registers for each thread, rounded down to a multiple of
+    // eight; setmaxnreg can only redistribute these.
     const int pool = static_cast<int>(block.threads) * ((64 << 10) / static_cast<int>(block.threads) / 8 * 8);
     if (registers > pool) emulation_error(concat("the threads of a block have ", registers, " registers together, more than the ", pool, " that it began with"));
 }
@@ -831,7 +832,7 @@ void emulated_queue(EmulatedWork work) {
 
 void emulated_queue_polled(EmulatedPoll work) { waiting_work().push_back(std::move(work)); }
 
-// Whether the first that waits is done by now; then it waits no more.
+// Does the first work in the queue; returns whether it is done, and then it is out of the queue.
 static bool try_first() {
     EmulatedPoll work = std::move(waiting_work().front());
     waiting_work().pop_front();
@@ -876,7 +877,7 @@ static Blocks& pinned_blocks() {
     static Blocks all;
     return all;
 }
-// Whether all the bytes lie in one block; the end of a block is fine for none.
+// Whether all the bytes lie in one block; no bytes may also lie at the end of one.
 static bool lies_in(const Blocks& all, const void* pointer, size_t bytes) {
     auto after = all.upper_bound(static_cast<const char*>(pointer));
     if (after == all.begin()) return false;

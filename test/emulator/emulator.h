@@ -8,10 +8,9 @@
 //     allocated, and closed to the host by AddressSanitizer while no kernel and no copy runs; what tests put around tensors is closed to kernels.
 //   - A barrier or warp operation that can never complete, or that a mask makes undefined, is an error that names the kernel,
 //     block and thread, and ends the launch. So is an argument that points to host memory.
-//   - What hardware does later happens as late as it may: cp.async, the copy engine and wgmma at the wait, and until then the target is
-//     poison; kernels and copies when the host waits for the stream. So a result that is read too early, and an input that is overwritten
-//     too early, shows.
-//   - The copy engine and the tensor cores see what threads wrote to shared memory only after their async_fence.
+//   - Asynchronous work is done as late as it may be: cp.async, TMA and wgmma at the wait, and until then the target is poison; kernels and
+//     copies when the host waits for the stream. So a result that is read too early, and an input that is overwritten too early, shows.
+//   - TMA and the tensor cores see what threads wrote to shared memory only after their async_fence.
 // What it cannot show: races between blocks, and within a warp between threads that a barrier would not order either.
 #pragma once
 #include <cstddef>
@@ -29,10 +28,10 @@ struct EmulatedDim {
 /// Of the thread that runs now.
 inline thread_local EmulatedDim threadIdx, blockIdx, blockDim, gridDim;
 
-/// Runs `thread` for every thread of the grid. Throws std::runtime_error when one does what has no defined result.
+/// Runs `thread` for every thread of the grid. Throws std::runtime_error where the behaviour is undefined.
 void emulate_grid(EmulatedDim grid, EmulatedDim block, size_t shared_bytes, const std::function<void()>& thread);
 
-/// Names what runs, in errors: the innermost NVTX range.
+/// The innermost NVTX range, by which errors name the kernel.
 void emulator_push_name(const char* name);
 void emulator_pop_name();
 
@@ -40,17 +39,17 @@ void emulator_pop_name();
 
 using EmulatedWork = std::function<void()>;
 
-/// Work of a stream, named by the innermost NVTX range of this moment: waits in one queue for all streams.
+/// Queues work of a stream, under the name of the innermost NVTX range; there is one queue for all streams.
 void emulated_queue(EmulatedWork work);
-/// The same of work that another process has a part in: it is done when it returns true, and is called again until then.
+/// The same for work that needs another process: it is called again and again until it returns true.
 using EmulatedPoll = std::function<bool()>;
 void emulated_queue_polled(EmulatedPoll work);
-/// Does the first that waits, or all. An error in it ends the rest.
+/// Does the first work in the queue, or all of it. An error in it empties the queue.
 void emulated_advance();
 void emulated_finish();
-/// Does what waits, up to work that waits for another process. Whether nothing had been waiting.
+/// Does the queued work, up to work that waits for another process. Returns whether the queue was empty before.
 bool emulated_poll();
-/// The work as it is queued: for what is queued again later.
+/// The work under its present name: for a graph, which is queued later.
 EmulatedWork emulated_named(EmulatedWork work);
 
 // ----------------------------------------------------------------------------------------- called by the thread that runs now
@@ -62,12 +61,12 @@ void* emulated_shared_memory();
 /// Waits for `threads` threads at barrier `id`, or for all that have not ended when 0. Returns the sum of their values.
 int emulated_barrier(int id, int threads, int value, const char* what, std::source_location where);
 
-/// Brings the lanes of `mask` together. When the last has come, `exchange` runs once with what each lane brought (null for
+/// Brings the lanes of `mask` together. When the last has come, `exchange` runs once with the `mine` of each lane (null for
 /// lanes that are not in the mask); then all go on.
 using EmulatedLanes = void* [32];
 void emulated_warp(unsigned mask, void* mine, void (*exchange)(EmulatedLanes& lanes), const char* what);
 
-/// A lane's registers of llmc/device/ptx.h's mma_m16n8k16, and what the lanes do when they meet.
+/// A lane's registers of llmc/device/ptx.h's mma_m16n8k16, and the mma of all lanes once they have met.
 struct EmulatedMma {
     float* d;
     const uint32_t *a, *b;
@@ -98,7 +97,7 @@ void emulated_tensor_store_commit();
 void emulated_tensor_store_wait();
 void emulated_async_fence();
 
-/// A warp's part of a product of 64 x N x 16. It happens, and reads its operands, when the warp waits for its group.
+/// A warp's part of a wgmma of 64 x N x 16. It is done, and reads its operands, when the warp waits for its group.
 ///     d           N / 8 times 4 floats of this thread
 ///     a, a_left   a descriptor, and null; or 4 registers of this thread, and then a is not used
 struct EmulatedWgmma {
@@ -109,11 +108,11 @@ struct EmulatedWgmma {
     bool add;
 };
 void emulated_wgmma_fence();
-void emulated_wgmma(const EmulatedWgmma& product);
+void emulated_wgmma(const EmulatedWgmma& wgmma);
 void emulated_wgmma_commit();
 void emulated_wgmma_wait(int newer);
 
-/// Registers a thread from now on; all warps of a warpgroup do it.
+/// setmaxnreg: registers of a thread from now on; all warps of a warpgroup do it.
 void emulated_registers(int count, bool grow);
 
 // ------------------------------------------------------------------------------------------------------------- device memory
@@ -126,15 +125,15 @@ void* emulated_malloc(size_t bytes);
 bool emulated_free(void* memory);
 bool is_device_memory(const void* pointer);
 
-/// Kernels may not touch these bytes of it, which copies may: what a test puts around a tensor.
+/// Kernels may not touch these bytes of device memory, copies may: the sentinels that a test puts around a tensor.
 void emulator_guard(const void* memory, size_t bytes);
 
-/// The host's, which copies may go on reading and writing after the call that started them.
+/// Pinned host memory, which copies may read and write after the call that started them.
 void* emulated_malloc_host(size_t bytes);
 bool emulated_free_host(void* memory);
 bool is_pinned_memory(const void* pointer, size_t bytes);
 
-/// While one lives, device memory is open: to kernels, and to the copies and libraries that the emulator stands for.
+/// While one lives, device memory is accessible: for kernels, and for the copies and libraries that are emulated.
 struct DeviceAccess {
     DeviceAccess();
     ~DeviceAccess();

@@ -1,7 +1,7 @@
 #!/bin/bash
 # test/emulator/faults.sh (make faults): plants faults in copies of the kernels, one at a time, and demands that the op suite on the
 # emulator turns red for each, and is green without. A test that cannot fail is a bug; this is the test of the tests.
-# What make says in the environment:
+# The environment, which make sets:
 #   BUILD   where the emulator was built     LIBRARY  its objects          CXX, FLAGS  the compiler, and how
 #   SUITES  where those of the op suites lie  MAIN    the runner's         FAULT       the name of one fault: it alone is planted
 #   COMM    comm's suite and the program that it runs, objects too                     LIBS  what they are linked with
@@ -35,7 +35,7 @@ faults() {
     fault "a row looked up one too far" embedding '*forward copies*' llmc/ops/embedding.cu 'wte + int64_t{idx[n]} * C' 'wte + int64_t{idx[n] + 1} * C'
     fault "a store that is skipped at the end" norm '*forward is the formula' llmc/device/cuda_common.h \
         'if (at(i) < C) store_packed(row + at(i), pieces[i]);' 'if (at(i) + VECTOR < C) store_packed(row + at(i), pieces[i]);'
-    fault "a store that is skipped for the last head" rotary '*forward turns*' llmc/ops/rotary.cu \
+    fault "a store that is skipped for the last head" rotary '*forward rotates*' llmc/ops/rotary.cu \
         'if (lanes.at == 0 && h < heads) rstd' 'if (lanes.at == 0 && h + 1 < heads) rstd'
     fault "the tail of a row is not masked" norm '*forward is the formula' llmc/device/cuda_common.h \
         'at(i) < C ? load_packed(row + at(i)) : Packed{}' 'load_packed(row + at(i))'
@@ -43,7 +43,7 @@ faults() {
     fault "keys beyond the end are not masked" attention '*forward is the softmax*' llmc/ops/attention.cu 'data, row + i < from.count)' 'data)'
     fault "a shuffle without the last lane" norm '*forward is the formula' llmc/device/cuda_common.h \
         'x += __shfl_xor_sync(ALL_LANES, x' 'x += __shfl_xor_sync(ALL_LANES >> 1, x'
-    fault "a shuffle of all lanes where eight take part" embedding '*backward sums*' llmc/ops/run_sum.cuh \
+    fault "a shuffle of all lanes where eight take part" embedding '*backward sums*' llmc/ops/segment_sum.cuh \
         '__shfl_sync(group.mask, position' '__shfl_sync(ALL_LANES, position'
     fault "no barrier in the sums of the rows' shares" residual 'mix_norm_backward*' llmc/ops/residual.cu \
         $'__syncthreads();\n        if (threadIdx.x < half)' 'if (threadIdx.x < half)'
@@ -51,15 +51,15 @@ faults() {
     fault "a load past the row that nobody uses" rotary '*backward*' llmc/ops/rotary.cu 'load_halves(a, b, dhead, h < heads)' 'load_halves(a, b, dhead, true)'
     fault "lanes without a head leave before the sum" value_embedding '*forward adds*' llmc/ops/value_embedding.cu \
         $'float dot = 0;\n#pragma unroll\n    for (int c = lane;' $'if (!there) return;\n    float dot = 0;\n#pragma unroll\n    for (int c = lane;'
-    fault "no barrier after a block's first word" embedding '*backward sums*' llmc/ops/run_sum.cuh \
+    fault "no barrier after the first write of shared memory" embedding '*backward sums*' llmc/ops/segment_sum.cuh \
         $'shared.long_begins = -1;\n    __syncthreads();' 'shared.long_begins = -1;'
     fault "the rates of the first tensor for all" adamw '*' llmc/ops/adamw.cu 'hyper = hypers[which]' 'hyper = hypers[0]'
     fault "columns beyond the matrix are summed" muon '*moves*' llmc/ops/muon.cu 'if (warp_of_thread() > 0 || c >= cols) return;' 'if (warp_of_thread() > 0) return;'
-    fault "no barrier between the last product and its tile" matmul '*symmetric*' llmc/ops/matmul.cu $'__syncthreads();\n\n    bf16* tile' 'bf16* tile'
+    fault "no barrier between the last mma and the output tile" matmul '*symmetric*' llmc/ops/matmul.cu $'__syncthreads();\n\n    bf16* tile' 'bf16* tile'
     fault "a stage is read before its copy has come" matmul '*symmetric*' llmc/ops/matmul.cu 'copy_async_wait<STAGES - 2>();' 'copy_async_wait<STAGES - 1>();'
-    fault "a kernel chosen for as many products as there are" matmul '*however many*' llmc/ops/matmul.cu \
+    fault "a kernel chosen for the batch at hand" matmul '*however many*' llmc/ops/matmul.cu \
         '{.batch = batch, .kernel_for = KERNEL_FOR, .M = M, .N = N' '{.batch = batch, .kernel_for = batch, .M = M, .N = N'
-    fault "one call of a kernel that takes a product at a time" matmul 'matmul takes*' llmc/ops/matmul.cu 'plan.calls = p.batch;' ''
+    fault "one call of a kernel that takes one matmul at a time" matmul 'matmul takes*' llmc/ops/matmul.cu 'plan.calls = p.batch;' ''
     fault "a slot's event comes before its copy" device 'uploads*' llmc/device/device.cu \
         $'cuda_check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, cuda_stream(stream)), "uploads");\n    cuda_check(cudaEventRecord(ring->done[slot], cuda_stream(stream)), "uploads");' \
         $'cuda_check(cudaEventRecord(ring->done[slot], cuda_stream(stream)), "uploads");\n    cuda_check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, cuda_stream(stream)), "uploads");'
@@ -68,29 +68,29 @@ faults() {
     local wait=$'copy_async_wait<0>();\n        ' sync='__syncthreads();'
     fault "asynchronous copies are not waited for" attention '*forward is the softmax*' llmc/ops/attention.cu "$loop$wait" "$loop"
     fault "no barrier after asynchronous copies" attention '*forward is the softmax*' llmc/ops/attention.cu "$loop$wait$sync" "$loop$wait"
-    fault "sums that a new greatest score does not shrink" attention '*forward is the softmax*' llmc/ops/attention.cu \
-        'if (shrink[m][r] != 1)' 'if (shrink[m][r] > 1)'
+    fault "sums that a new row max does not rescale" attention '*forward is the softmax*' llmc/ops/attention.cu \
+        'if (rescale[m][r] != 1)' 'if (rescale[m][r] > 1)'
     fault "no barrier between tiles of queries" attention 'attention_backward*' llmc/ops/attention.cu \
         $'__syncthreads();            // the tiles are here, and all are done with those of the other stage\n        if (i + 1' 'if (i + 1'
     fault "no barrier after the tiles of a head above 128" attention 'attention_forward is*' llmc/ops/attention.cu \
         $'plain_fetch(y, b, d, D);\n            __syncthreads();' 'plain_fetch(y, b, d, D);'
-    fault "no barrier between the scores and their greatest" attention '*cache*' llmc/ops/attention.cu $'dot : -INFINITY;\n        __syncthreads();' 'dot : -INFINITY;'
+    fault "no barrier between the scores and their max" attention '*cache*' llmc/ops/attention.cu $'dot : -INFINITY;\n        __syncthreads();' 'dot : -INFINITY;'
     local hopper=llmc/ops/attention_hopper.cu
-    fault "a copy engine's barrier waited for in the wrong phase" attention_hopper '*forward is the softmax*' $hopper 'turn.parity ^ 1' 'turn.parity'
+    fault "a TMA barrier waited for in the wrong phase" attention_hopper '*forward is the softmax*' $hopper 'turn.parity ^ 1' 'turn.parity'
     fault "a wgmma operand with the wrong distance between its blocks" attention_hopper '*forward is the softmax*' $hopper \
         'matrix_descriptor(y.bytes, Tile<HEAD, K>::BLOCK)' 'matrix_descriptor(y.bytes, 1024)'
     fault "one thread's fence for all that its warpgroup wrote" attention_hopper '*forward is the softmax*' $hopper \
         'async_fence();' 'if (leader) async_fence();'
-    fault "a slot given back before its results have left" attention_hopper '*forward is the softmax*' $hopper \
+    fault "a slot released before its results are stored" attention_hopper '*forward is the softmax*' $hopper \
         $'tensor_store_wait();\n            mbarrier_arrive' 'mbarrier_arrive'
     fault "a warpgroup that passes over a tile too few" attention_hopper '*forward is the softmax*' $hopper \
         'for (; count > 0; count--)' 'for (; count > 1; count--)'
     fault "results written without the swizzle" attention_hopper '*forward is the softmax*' $hopper '(n % 8 ^ lane_row % 8)' '(n % 8)'
-    fault "keys given back before the sums that read them" attention_hopper 'attention_backward*' $hopper \
+    fault "keys released before the wgmma that reads them" attention_hopper 'attention_backward*' $hopper \
         $'wgmma_wait<0>(dq, ds_left);\n                    used_keys.release();' $'used_keys.release();\n                    wgmma_wait<0>(dq, ds_left);'
-    fault "a product that nobody waits for" attention_hopper 'attention_backward*' $hopper 'wgmma_wait<0>(dk, dv, p_left, ds_left);' 'wgmma_wait<1>(dk, dv, p_left, ds_left);'
+    fault "a wgmma that nobody waits for" attention_hopper 'attention_backward*' $hopper 'wgmma_wait<0>(dk, dv, p_left, ds_left);' 'wgmma_wait<1>(dk, dv, p_left, ds_left);'
     local comm=llmc/ops/comm.cu
-    fault "a process's part in the place of another's" comm '*each byte*' $comm 'transport->receive(parts + r * n' 'transport->receive(parts + (processes - 1 - r) * n'
+    fault "a process's part received in another's place" comm '*each byte*' $comm 'transport->receive(parts + r * n' 'transport->receive(parts + (processes - 1 - r) * n'
     fault "a gather that is left out" comm '*each byte*' $comm 'if (!transport || bytes == 0) return;' 'if (bytes >= 0) return;'
     fault "a call that is overtaken on its stream" comm '*each byte*' $comm \
         $'ncclResult_t result = ncclGroupEnd();\n        until([&] { return settled(std::exchange(result, ncclInProgress)); });   //' $'ncclGroupEnd();\n//'
@@ -101,7 +101,7 @@ faults() {
     fault "an earlier run's nonce that is never looked at again" comm '*earlier run*' $comm '!missing.empty() || all == written' '!missing.empty() || !written.empty()'
     fault "a partner's end that nobody sees" comm '*end of a process*' $comm \
         'if (t.nccl) t.settled(ncclInProgress);' ''
-    fault "a stream that is left waiting for who is gone" comm '*end of a process*' $comm 'if (nccl) ncclCommAbort(std::exchange(nccl, nullptr));' 'nccl = nullptr;'
+    fault "a stream that waits for a process that is gone" comm '*end of a process*' $comm 'if (nccl) ncclCommAbort(std::exchange(nccl, nullptr));' 'nccl = nullptr;'
     fault "every process on the first GPU" comm '*each byte*' $comm 'cuda_check(cudaSetDevice(local_rank), "comm");' ''
 }
 

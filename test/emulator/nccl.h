@@ -1,8 +1,8 @@
 // The part of NCCL that llmc/ops/comm.cu uses, for the emulator: processes of this machine, each pair joined by a socket of 127.0.0.1. Communicators
 // are nonblocking, as comm.cu makes them:
-//   - a call returns ncclInProgress, and goes to the stream when ncclCommGetAsyncError() has said ncclSuccess; what the stream is given before that
-//     overtakes it. A call before that is refused.
-//   - it is a thread of its own that hands a call to the stream, and so the stream must not be cudaStreamPerThread.
+//   - a call returns ncclInProgress, and is launched on the stream once ncclCommGetAsyncError() has said ncclSuccess; what is launched before that
+//     overtakes it. Another NCCL call before that is refused.
+//   - a thread of NCCL's own launches it, and so the stream must not be cudaStreamPerThread.
 //   - on the stream a call is done when all it receives has come. What it will write is poison from when the stream comes to it.
 //   - when a process ends, its partners' ncclCommGetAsyncError() says ncclRemoteError, and their calls never complete; ncclCommAbort() frees the stream.
 //   - a message that is shorter or longer than who receives it expects is an error of the emulator.
@@ -89,7 +89,7 @@ struct EmulatedProcesses {
             if (socket >= 0) close(socket);
     }
 
-    /// Sends and receives what can be now; whether that was the rest.
+    /// Sends and receives what it can without waiting; returns whether the transfer is complete.
     bool advance(EmulatedTransfer& transfer) {
         if (aborted) return true;
         if (transfer.begun && !ready(transfer, 0)) return false;
@@ -115,7 +115,7 @@ struct EmulatedProcesses {
     }
 
 private:
-    // Whether a socket has, within so many milliseconds, what the transfer waits for.
+    // Whether a socket that the transfer waits for is ready within so many milliseconds.
     bool ready(const EmulatedTransfer& transfer, int milliseconds) const {
         if (state == ncclRemoteError) return false;
         std::vector<pollfd> waits;
@@ -133,7 +133,7 @@ private:
         }
         sends.clear(), receives.clear();
     }
-    // Whether it is all gone, or all here.
+    // Whether the message has been sent, or received, completely.
     bool push(int socket, EmulatedMessage& message) {
         message.header = message.bytes;
         auto part = [&](const void* from, size_t bytes, size_t& done) {
@@ -209,7 +209,7 @@ inline ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
     return ncclSuccess;
 }
 
-/// One process says to another who it is; rank 0 then says to all who all are.
+/// What one process tells another about itself; rank 0 then sends everyone's to all.
 struct EmulatedHello {
     uint64_t job;
     int rank, count, port, device;

@@ -1,5 +1,5 @@
-// Whole runs of the trainer with the CUDA files, on the emulator, as one, two and four processes that NCCL's double joins: the same bytes. Three steps:
-// done directly, recorded, replayed.
+// Whole runs of the trainer with the CUDA files, on the emulator, as one, two and four processes that the emulated NCCL joins: the same bytes. Three
+// steps: done directly, captured, replayed.
 #include <doctest/doctest.h>
 #include <future>
 #include <vector>

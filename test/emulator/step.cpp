@@ -1,6 +1,6 @@
-// Whole training steps of tiny models on one backend, and on another: make test writes what the CPU gives and compares the CUDA files
-// on the emulator with it. step OUT: trains both recipes, writes losses, gradients and updates. step OUT REFERENCE: compares them
-// with those of an earlier call, too. Where the device has no matrix products in this precision, no OUT is left.
+// Whole training steps of tiny models on one backend, and on another: make test writes the CPU's results and compares those of the CUDA
+// files on the emulator with them. step OUT: trains both recipes, writes losses, gradients and updates. step OUT REFERENCE: compares
+// them with those of an earlier call, too. Where the device has no matmul in this precision, no OUT is left.
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -15,16 +15,16 @@
 namespace {
 
 constexpr bool FP32 = sizeof(floatX) == 4;
-// So many that both the pass and the update are done directly, recorded, and replayed.
+// Enough for both the pass and the update to be done directly, captured, and replayed.
 constexpr int STEPS = 3, MICRO_BATCHES = 2;
 
 // Both backends round at the same places and differ in the order of their fp32 sums alone: by some fp32 roundings (6e-8) in fp32; in
 // bf16 by those elements that fall to the other side of a rounding of 2^-9. Through forward and backward pass that adds up to less
 // than half of what either is away from float64 (test/golden.cpp). Losses of later steps see the updates' differences too.
 constexpr double LOSS = FP32 ? 1e-6 : 5e-4, LATER_LOSS = FP32 ? 2e-6 : 3e-3, GRADIENT = FP32 ? 5e-6 : 1.5e-2;
-// AdamW's first update is the sign of the gradient, which is anything where that lies at zero: each element's update is weighted
-// with its gradient, and so as near as that. Muon's is the gradient with its singular values brought to one: the small ones, and
-// what rounding adds to them, are multiplied by 3.4 in each of five iterations, which takes the whole some ten times further apart.
+// AdamW's first update is the sign of the gradient, which is arbitrary where that is near zero: each element's update is weighted with
+// its gradient, and then agrees as well as that. Muon's is the gradient with its singular values brought to one: the small ones, and
+// their rounding errors, are multiplied by 3.4 in each of five iterations, so that the whole differs some ten times more.
 constexpr double MUON = FP32 ? 5e-5 : 2e-1;
 
 struct Numbers {
@@ -63,7 +63,7 @@ std::vector<Numbers> train(const Case& run) {
         model.set_tensor(tensor, values.data());
     }
     Rates rates = recipe.rates;
-    rates.weight_decay = 0;   // nanochat's asks for the sign of an update, which is anything where that lies at zero. The golden cases have it.
+    rates.weight_decay = 0;   // nanochat's depends on the sign of an update, which is arbitrary where the update is near zero. The golden cases have it.
     std::vector<Numbers> all;
     for (int step = 1; step <= run.steps; step++) {
         model.begin_step();
@@ -121,7 +121,7 @@ int main(int argc, char** argv) {
         require(argc == 2 || argc == 3, "usage: step OUT [REFERENCE]");
         if (!matmul_supported()) {
             std::filesystem::remove(argv[1]);
-            std::printf("no matrix products in %s here, and so no %s\n", PRECISION_NAME, argv[1]);
+            std::printf("no matmul in %s here, and so no %s\n", PRECISION_NAME, argv[1]);
             return 0;
         }
         std::ofstream out(argv[1], std::ios::binary);

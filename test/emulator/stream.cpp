@@ -1,5 +1,5 @@
-// The emulator's streams: work is done when the host waits, a graph holds what was recorded, and what CUDA forbids while a stream
-// records fails and says which call it was. And what else would hang on a GPU without a word: registers that a block does not have.
+// The emulator's streams: work is done when the host waits, a graph holds what was captured, and a call that CUDA forbids during a
+// capture fails with an error that names it. And a block that asks for more registers than it has, which would hang a GPU silently.
 #include <doctest/doctest.h>
 #include <functional>
 #include <memory>
@@ -14,11 +14,11 @@ namespace {
 // x[i] += by, one thread an element.
 __global__ void add_kernel(float* x, float by) { x[threadIdx.x] += by; }
 
-// A producer's warpgroup gives registers back, the others take some.
+// A producer warpgroup lowers its registers, the others raise theirs.
 template <int PRODUCER, int OTHERS>
 __global__ void share_registers_kernel() {
-    if (threadIdx.x < 128) registers_shrink<PRODUCER>();
-    else registers_grow<OTHERS>();
+    if (threadIdx.x < 128) setmaxnreg_dec<PRODUCER>();
+    else setmaxnreg_inc<OTHERS>();
 }
 template <int PRODUCER, int OTHERS>
 void share_registers(unsigned threads) {
@@ -52,9 +52,9 @@ struct PinnedFloats {
 const cudaStream_t stream = cudaStreamPerThread;
 void begin() { cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "test"); }
 
-struct Recorded {
+struct Captured {
     cudaGraphExec_t exec = nullptr;
-    explicit Recorded(const std::function<void()>& work) {
+    explicit Captured(const std::function<void()>& work) {
         cudaGraph_t graph = nullptr;
         begin();
         work();
@@ -62,20 +62,20 @@ struct Recorded {
         cuda_check(cudaGraphInstantiate(&exec, graph, 0), "test");
         cudaGraphDestroy(graph);
     }
-    ~Recorded() { cudaGraphExecDestroy(exec); }
+    ~Captured() { cudaGraphExecDestroy(exec); }
     void launch() { cuda_check(cudaGraphLaunch(exec, stream), "test"); }
 };
 
 }  // namespace
 
-TEST_CASE("emulator: a graph does what was recorded, as often as it is launched, and recording does nothing") {
+TEST_CASE("emulator: a graph does what was captured, as often as it is launched, and the capture does nothing") {
     DeviceFloats x;
     float by = 1;
-    Recorded graph([&] {
+    Captured graph([&] {
         x.add(by);
         cuda_check(cudaMemsetAsync(x.data + 1, 0, sizeof(float), stream), "test");
     });
-    by = 100;    // arguments were taken when it was recorded
+    by = 100;    // arguments were taken at the capture
     CHECK(x.first() == 0);
     for (int times : {1, 2, 3}) {
         graph.launch();
@@ -85,7 +85,7 @@ TEST_CASE("emulator: a graph does what was recorded, as often as it is launched,
     CHECK(x.first() == 13);
 }
 
-TEST_CASE("emulator: a graph holds matrix products, with their factors") {
+TEST_CASE("emulator: a graph holds matmuls, with their alpha and beta") {
     std::vector<floatX> one(1, to_floatX(1));
     auto* a = static_cast<floatX*>(device_alloc(64));
     auto* out = static_cast<floatX*>(device_alloc(64));
@@ -98,7 +98,7 @@ TEST_CASE("emulator: a graph holds matrix products, with their factors") {
     matmul(out, a, a, nullptr, 1, 1, 1, 1, false, false, 1, 0, nullptr);   // chooses the kernel, which allocates
     CHECK(value() == 1);
     {
-        Recorded graph([&] { matmul(out, a, a, out, 1, 1, 1, 1, false, false, 3, 1, nullptr); });
+        Captured graph([&] { matmul(out, a, a, out, 1, 1, 1, 1, false, false, 3, 1, nullptr); });
         CHECK(value() == 1);
         graph.launch();
         graph.launch();
@@ -108,7 +108,7 @@ TEST_CASE("emulator: a graph holds matrix products, with their factors") {
     device_free(out);
 }
 
-TEST_CASE("emulator: what a stream may not be given while it records is an error that names it, and ends the recording") {
+TEST_CASE("emulator: a call that is forbidden during a capture is an error that names it, and invalidates the capture") {
     DeviceFloats x;
     PinnedFloats pinned;
     std::vector<float> pageable(N);
@@ -159,21 +159,21 @@ TEST_CASE("emulator: what a stream may not be given while it records is an error
     CHECK(x.first() == 0);
 }
 
-TEST_CASE("emulator: memory that is freed on an error's way out does not take its place") {
-    // In a recording cudaFree fails, as every call does once a kernel has failed.
+TEST_CASE("emulator: a free while an error unwinds the stack does not replace that error") {
+    // In a capture cudaFree fails, as every call does once a kernel has failed.
     void* memory = device_alloc(16);
-    Recording recording;
-    recording.run(nullptr, [] {});
+    Capture capture;
+    capture.run(nullptr, [] {});
     auto fails = [&] {
         std::unique_ptr<void, void (*)(void*)> freed(memory, device_free);
         throw std::invalid_argument("the first error");
     };
-    CHECK_THROWS_WITH_AS(recording.run(nullptr, fails), "the first error", std::invalid_argument);
+    CHECK_THROWS_WITH_AS(capture.run(nullptr, fails), "the first error", std::invalid_argument);
     device_free(memory);
-    CHECK_THROWS_AS(device_free(memory), std::runtime_error);   // it is no memory any more, and no other error is on its way
+    CHECK_THROWS_AS(device_free(memory), std::runtime_error);   // freed already, and no other error is unwinding
 }
 
-TEST_CASE("emulator: a block shares out the registers that it began with, no more") {
+TEST_CASE("emulator: setmaxnreg redistributes the registers that a block began with, no more") {
     share_registers<24, 240>(384);   // 168 a thread: 504 together
     share_registers<32, 160>(512);   // 128 a thread: 512 together
     CHECK_THROWS_AS((share_registers<32, 240>(384)), std::runtime_error);
@@ -193,7 +193,7 @@ TEST_CASE("emulator: pinned memory is read and written when the stream comes to 
     device_wait(nullptr);
     CHECK(out.data[0] == 2);
 
-    Recorded graph([&] {
+    Captured graph([&] {
         upload();
         x.add(1);
         download();

@@ -1,4 +1,4 @@
-// What is printed of errors, of every program: one line, short, whatever was given.
+// The error output of every program: one short line, whatever the arguments.
 #include "llmc/io/error.h"
 #include <doctest/doctest.h>
 #include <vector>
@@ -8,19 +8,19 @@ namespace fs = std::filesystem;
 
 static bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
-TEST_CASE("error: what is readable stays as it is") {
+TEST_CASE("error: readable text is unchanged") {
     for (std::string text : {std::string(), std::string("grow: 'a b' is not there"), std::string("caf\xC3\xA9 \xE2\x82\xAC \xFF"), std::string(600, 'x')}) CHECK(readable(text) == text);
     CHECK(readable("a\nb\rc\td\033[31me\177f\1") == "a b c d [31me f ");
 }
 
-TEST_CASE("error: of a long text the start, the end and the count of what lies between are kept") {
+TEST_CASE("error: a long text keeps its start and end, and the number of characters left out between") {
     CHECK(readable(std::string(601, 'x')) == std::string(360, 'x') + "... (1 characters left out) ..." + std::string(240, 'x'));
     std::string text = "train_gpt: '" + std::string(100000, 'y') + "' must be a number";
     CHECK(readable(text).size() < 640);
     CHECK(readable(text).starts_with("train_gpt: 'yyyy"));
     CHECK(readable(text).ends_with("yyyy' must be a number"));
     CHECK(contains(readable(text), concat("... (", text.size() - 600, " characters left out) ...")));
-    // Characters of UTF-8 stay whole, and count as one each, wherever the cuts fall.
+    // UTF-8 characters are never cut, and count as one each.
     for (std::string character : {"\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80"})
         for (int offset = 0; offset < 4; offset++) {
             std::string long_text(offset, 'a'), kept;
@@ -37,10 +37,10 @@ TEST_CASE("error: of a long text the start, the end and the count of what lies b
             CHECK(long_text.starts_with(first));
             CHECK(long_text.ends_with(last));
         }
-    CHECK(contains(readable(std::string(100000, '\x80')), "left out"));   // no UTF-8 at all
+    CHECK(contains(readable(std::string(100000, '\x80')), "left out"));   // not UTF-8 at all
 }
 
-/// Programs as they lie with ./train_gpt, with arguments that lead to a refusal of what $given is.
+/// The programs in the folder of ./train_gpt, each with arguments that make it refuse the value of $given.
 static std::vector<std::pair<std::string, std::string>> programs() {
     std::string folder = run("dirname \"$(readlink -f train_gpt)\"").out;
     folder.pop_back();
@@ -66,7 +66,7 @@ static std::vector<std::pair<std::string, std::string>> programs() {
     return all;
 }
 
-TEST_CASE("error: every program refuses in one short line, with code 2, whatever it was given") {
+TEST_CASE("error: every program refuses any argument with one short line and exit code 2") {
     TempDir dir;
     const std::vector<std::pair<std::string, std::string>> given = {
         {"100,000 characters", "given=$(head -c 100000 /dev/zero | tr '\\0' x)"},

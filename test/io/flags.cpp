@@ -1,4 +1,4 @@
-// The table of flags: what a command line makes of it, what goes to JSON, and what comes back.
+// The table of flags: parsing a command line, writing to JSON, and restoring from it.
 #include "llmc/io/flags.h"
 #include <doctest/doctest.h>
 
@@ -29,7 +29,7 @@ struct Table {
     bool parse(std::vector<std::string> arguments) { return parse_all(flags, std::move(arguments)); }
 };
 
-/// What parsing throws; empty when it throws nothing.
+/// The message of the exception that parsing throws; empty if it throws none.
 std::string refusal(Flags& flags, std::vector<std::string> arguments) {
     try {
         parse_all(flags, std::move(arguments));
@@ -44,7 +44,7 @@ std::string refusal(const std::vector<std::string>& arguments) {
 }
 }  // namespace
 
-TEST_CASE("flags: what is not given holds nothing, and JSON has the value that stands for it, or leaves it out") {
+TEST_CASE("flags: an absent flag has no value; JSON has its placeholder, or leaves it out") {
     Table table;
     REQUIRE(table.parse({}));
     CHECK(table.rows == 8);
@@ -55,7 +55,7 @@ TEST_CASE("flags: what is not given holds nothing, and JSON has the value that s
     CHECK(table.flags.values(FlagKind::run).dump() == R"({"data":"","dry":false,"extra":"","order":"up","start":""})");
 }
 
-TEST_CASE("flags: what is given") {
+TEST_CASE("flags: given values") {
     Table table;
     REQUIRE(table.parse({"--rows", "010", "--width=64", "--rate", "0", "--clip", "2.5", "--start", "", "--tied", "no", "--order", "down", "--data", "a", "[b,c]", "--dry", "--data", "d",
                          "--extra", "x", "--extra", "y"}));
@@ -71,7 +71,7 @@ TEST_CASE("flags: what is given") {
     CHECK(table.flags.values(FlagKind::training).dump() == R"({"clip":2.5,"name":"","rate":0.0,"rows":10})");
 }
 
-TEST_CASE("flags: JSON comes back; what stands for nothing comes back as nothing; what was given stays, and is told where it differs") {
+TEST_CASE("flags: JSON is restored; placeholders become absent flags; given flags win, and differences are reported") {
     Table first;
     REQUIRE(first.parse({"--rows", "3", "--clip", "2"}));
     const json kept = json::parse(first.flags.values(FlagKind::training).dump());
@@ -89,7 +89,7 @@ TEST_CASE("flags: JSON comes back; what stands for nothing comes back as nothing
     REQUIRE(other.parse({"--rows", "4", "--rate", "1", "--clip", "2"}));
     CHECK(other.flags.restore(FlagKind::training, kept) == std::vector<std::string>{"--rows 3 -> 4", "--rate -1.0 -> 1.0"});
     CHECK(other.rows == 4);
-    CHECK(other.flags.restore(FlagKind::training, {{"rows", 4}}) == std::vector<std::string>{"--clip not given -> 2.0"});   // of a file without it
+    CHECK(other.flags.restore(FlagKind::training, {{"rows", 4}}) == std::vector<std::string>{"--clip not given -> 2.0"});   // from a file without --clip
     Table replaced;
     REQUIRE(replaced.parse({}));
     replaced.flags.restore(FlagKind::training, {{"rows", 5}, {"name", nullptr}, {"clip", 3}}, {"--clip"});
@@ -100,11 +100,11 @@ TEST_CASE("flags: JSON comes back; what stands for nothing comes back as nothing
                          std::invalid_argument);
 }
 
-TEST_CASE("flags: what cannot be is refused with the flag, the value and the rule") {
+TEST_CASE("flags: a wrong value is refused with the flag, the value and the rule") {
     CHECK(refusal({"--rows", "65"}) == "--rows is 65, but must be 1 to 64");
     CHECK(refusal({"--rows", "2x"}) == "--rows is '2x', but must be a whole number");
     CHECK(refusal({"--width", "7"}) == "--width is 7, but must be 8 to 4096");
-    CHECK(refusal({"--rate", "-1"}) == "--rate is -1, but must be 0 to 1e+30");   // nothing is not said so
+    CHECK(refusal({"--rate", "-1"}) == "--rate is -1, but must be 0 to 1e+30");   // the placeholder for an absent flag cannot be given
     CHECK(refusal({"--rate", "nan"}) == "--rate is nan, but must be 0 to 1e+30");
     CHECK(refusal({"--rows", "99999999999"}) == "--rows is 99999999999, which is out of range");
     CHECK(refusal({"--name", ""}) == "--name is empty; give a value, or leave it out");
@@ -115,7 +115,7 @@ TEST_CASE("flags: what cannot be is refused with the flag, the value and the rul
     CHECK(refusal({"--none"}).ends_with("; see program --help"));
 }
 
-TEST_CASE("flags: what is given by its place, and rules between flags") {
+TEST_CASE("flags: positional arguments, and rules between flags") {
     auto parse = [](std::vector<std::string> arguments) {
         Flags flags("program", "A program.");
         const std::string& in = flags.argument("IN", "a file");
@@ -135,7 +135,7 @@ TEST_CASE("flags: what is given by its place, and rules between flags") {
     CHECK(parse({"a", "b", "--out", "d", "--quick", "--exact"}).find("excludes") != std::string::npos);
 }
 
-TEST_CASE("flags: an argument that need not be, so many numbers, and a flag that is given alone") {
+TEST_CASE("flags: an optional argument, a fixed number of values, and a flag that excludes all others") {
     auto parse = [](std::vector<std::string> arguments) {
         Flags flags("program", "A program.");
         const std::optional<std::string>& in = flags.optional_argument("IN", "a file");

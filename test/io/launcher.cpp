@@ -1,4 +1,4 @@
-// Which process of a job this is, out of what launchers put into the environment.
+// The rank of this process and the size of its job, from the variables that launchers set.
 #include "llmc/io/launcher.h"
 #include <doctest/doctest.h>
 #include <array>
@@ -9,7 +9,7 @@
 
 using Environment = std::map<std::string, std::string>;
 
-/// find_launcher() with these variables, and none else that launchers set.
+/// find_launcher() with these variables, and no others that launchers set.
 static Launcher found(const Environment& environment) {
     static constexpr std::array names = {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", "PMIX_RANK",
                                          "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS",
@@ -52,31 +52,31 @@ static const Environment MPIRUN{{"OMPI_COMM_WORLD_SIZE", "4"}, {"OMPI_COMM_WORLD
 static const Environment SRUN{{"SLURM_STEP_NUM_TASKS", "11"}, {"SLURM_PROCID", "9"}, {"SLURM_LOCALID", "1"}, {"SLURM_NODEID", "2"}, {"SLURM_STEP_TASKS_PER_NODE", "4(x2),3"}};
 static const Environment TORCHRUN{{"WORLD_SIZE", "8"}, {"RANK", "5"}, {"LOCAL_RANK", "1"}, {"LOCAL_WORLD_SIZE", "4"}};
 
-/// The variables of both, b's where both have one.
+/// The variables of both; b's win.
 static Environment both(Environment a, const Environment& b) {
     for (auto& [name, value] : b) a[name] = value;
     return a;
 }
 
-TEST_CASE("launcher: mpirun, srun and RANK say who a process is, and nobody else does") {
+TEST_CASE("launcher: mpirun, srun and RANK define the rank of a process, and nothing else does") {
     check({}, Launcher::Kind::none, 0, 1, 0, 1);
     check(MPIRUN, Launcher::Kind::mpi, 3, 4, 1, 2);
     check(SRUN, Launcher::Kind::slurm, 9, 11, 1, 3);
     check(both(SRUN, {{"SLURM_NODEID", "1"}}), Launcher::Kind::slurm, 9, 11, 1, 4);
     check(both(SRUN, {{"PMIX_RANK", "9"}}), Launcher::Kind::mpi, 9, 11, 1, 3);
     check(TORCHRUN, Launcher::Kind::variables, 5, 8, 1, 4);
-    // A batch script has the allocation's count, and is no step.
+    // A batch script sees the number of tasks of its allocation, but is not started by srun.
     check({{"SLURM_NTASKS", "8"}, {"SLURM_PROCID", "0"}, {"SLURM_LOCALID", "0"}}, Launcher::Kind::none, 0, 1, 0, 1);
     // mpirun in a job of Slurm starts its own helpers through srun.
     check(both(SRUN, MPIRUN), Launcher::Kind::mpi, 3, 4, 1, 2);
-    // A launcher that does not say how many there are: MPI does.
+    // A launcher that does not set the number of processes: MPI knows it.
     check({{"PMIX_RANK", "2"}}, Launcher::Kind::mpi, 2, 0, 0, 0);
-    // Containers set a count of one.
+    // Containers set a number of one.
     check({{"WORLD_SIZE", "1"}}, Launcher::Kind::none, 0, 1, 0, 1);
     check({{"WORLD_SIZE", ""}}, Launcher::Kind::none, 0, 1, 0, 1);
 }
 
-TEST_CASE("launcher: torchrun as a task of srun counts its own, and both at odds are refused") {
+TEST_CASE("launcher: under srun, torchrun's own numbers count; contradictions are refused") {
     const Environment torchruns{{"SLURM_STEP_NUM_TASKS", "2"}, {"SLURM_PROCID", "1"}, {"SLURM_LOCALID", "0"}, {"SLURM_STEP_TASKS_PER_NODE", "1(x2)"}};
     check(both(torchruns, TORCHRUN), Launcher::Kind::variables, 5, 8, 1, 4);
     check(both(SRUN, both(TORCHRUN, {{"WORLD_SIZE", "11"}, {"RANK", "9"}})), Launcher::Kind::slurm, 9, 11, 1, 3);
@@ -84,7 +84,7 @@ TEST_CASE("launcher: torchrun as a task of srun counts its own, and both at odds
     CHECK(refusal(both(SRUN, both(TORCHRUN, {{"WORLD_SIZE", "11"}}))).find("say process 5 of 11, srun says process 9 of 11") != std::string::npos);
 }
 
-TEST_CASE("launcher: an environment that says too little, or nonsense, is refused") {
+TEST_CASE("launcher: missing or nonsensical variables are refused") {
     CHECK(refusal({{"WORLD_SIZE", "2"}}) == "the launcher: WORLD_SIZE is set, and RANK is not; a process must know both: set it, or unset WORLD_SIZE");
     CHECK(refusal({{"WORLD_SIZE", "2"}, {"RANK", "0"}}).find("LOCAL_RANK is not") != std::string::npos);
     CHECK(refusal({{"SLURM_STEP_NUM_TASKS", "2"}}).find("SLURM_PROCID is not") != std::string::npos);

@@ -1,4 +1,4 @@
-// What Linux says of this process.
+// Values of this process in /proc.
 #include "llmc/io/process.h"
 #include <cstring>
 #include <doctest/doctest.h>
@@ -6,13 +6,13 @@
 #include <unistd.h>
 #include <vector>
 
-TEST_CASE("process: values of /proc by name, and none where there is none") {
+TEST_CASE("process: values of /proc by name, and none for an unknown name") {
     CHECK(proc_value("/proc/self/status", "Pid") == std::to_string(getpid()));
     CHECK(proc_value("/proc/self/status", "nothing of this name").empty());
     CHECK(proc_value("/proc/there/is/no/such/file", "Pid").empty());
 }
 
-TEST_CASE("process: memory that was given back stays in the peak") {
+TEST_CASE("process: freed memory still counts in the peak") {
     const size_t before = resident_bytes(), bytes = size_t{256} << 20;
     CHECK(before > 0);
     {

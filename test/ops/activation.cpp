@@ -11,7 +11,7 @@ double gelu_slope(double x) {
 double relu2(double x) { return x > 0 ? x * x : 0; }
 double relu2_slope(double x) { return x > 0 ? 2 * x : 0; }
 
-// Normal values, and the ones at the edges: zeros, far tails, where a square or an exponential could overflow.
+// Normal values, and edge cases: zeros, and far tails, where a square or an exponential could overflow.
 Values inputs(int n) {
     Values x = Random(n).floatXs(n, 2);
     const double edges[] = {0, -0.0, 1e-30, -1e-30, 12, -12, 100, -100};
@@ -19,7 +19,7 @@ Values inputs(int n) {
     return x;
 }
 
-// 1 + erf loses what erf has no digits for: an error of x times a few fp32 roundings, x up to 6 where the result is not 0 or x.
+// 1 + erf cancels where erf is near -1: an error of x times a few fp32 roundings, x up to 6 where the result is not 0 or x.
 constexpr double GELU_ABSOLUTE = 40 * FP32_ROUND;
 constexpr double TOLERANCE = ROUND + 8 * FP32_ROUND;
 

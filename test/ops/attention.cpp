@@ -21,19 +21,19 @@ struct Head {
     }
 };
 
-// The softmax of row t: of the keys s in [0, t], 0 where out of the window; and its log denominator.
+// The softmax of row t over the keys s in [0, t], 0 for those outside the window; and its log denominator.
 Values softmax_row(const Head& head, Sizes s, int t, double* lse) {
     Values p(t + 1, -INFINITY);
-    double greatest = -INFINITY, sum = 0;
+    double row_max = -INFINITY, sum = 0;
     for (int j = std::max(0, t - s.window); j <= t; j++) {
         double score = 0;
         for (int d = 0; d < s.D; d++) score += head.q[t * head.width + d] * head.k[j * head.width + d];
         p[j] = score / std::sqrt(s.D);
-        greatest = std::max(greatest, p[j]);
+        row_max = std::max(row_max, p[j]);
     }
-    for (double& x : p) sum += x = std::exp(x - greatest);
+    for (double& x : p) sum += x = std::exp(x - row_max);
     for (double& x : p) x /= sum;
-    *lse = greatest + std::log(sum);
+    *lse = row_max + std::log(sum);
     return p;
 }
 
@@ -84,9 +84,9 @@ Values backward(const Values& dy, const Values& qkv, Sizes s) {
 }
 
 // Every head size and odd length; windows of nothing, one, a few, all, and beyond; grouped heads; lengths that cross the
-// tiles of the CPU's and CUDA's kernels, in one head, because float64 loops are slow. Of heads of 64 and 128, for Hopper's kernels:
+// tiles of the CPU's and CUDA's kernels, in one head, because float64 loops are slow. With heads of 64 and 128, for Hopper's kernels:
 // sequences and windows that end within a warpgroup's 64 rows, one row beyond them, and before the last warpgroup's; more tiles than
-// the emulated multiprocessors; and walks longer than the rings.
+// the emulated SMs; and walks longer than the rings.
 const std::vector<Sizes> SIZES = {
     {1, 1, 1, 1, 8, 1},      {2, 5, 2, 1, 16, 0},     {1, 17, 3, 3, 24, 1},    {2, 33, 4, 2, 64, 5},    {1, 33, 2, 2, 72, 33},
     {1, 33, 6, 2, 128, 32},  {1, 70, 2, 1, 8, 1000},  {1, 129, 1, 1, 8, 64},   {1, 200, 2, 2, 16, 3},   {1, 300, 2, 1, 16, 131},
@@ -119,7 +119,7 @@ double norm(const Values& x) { return std::sqrt(dot(x, x) / static_cast<double>(
 
 }  // namespace
 
-TEST_CASE("attention_forward is the softmax of the scores, times the values" * needs_products()) {
+TEST_CASE("attention_forward is the softmax of the scores, times the values" * needs_matmul()) {
     for (Sizes s : SIZES) {
         CAPTURE(s.T);
         CAPTURE(s.D);
@@ -139,7 +139,7 @@ TEST_CASE("attention_forward is the softmax of the scores, times the values" * n
     }
 }
 
-TEST_CASE("attention_backward is the gradient" * needs_products()) {
+TEST_CASE("attention_backward is the gradient" * needs_matmul()) {
     for (Sizes s : SIZES) {
         CAPTURE(s.T);
         CAPTURE(s.D);
@@ -164,8 +164,8 @@ TEST_CASE("attention_backward is the gradient" * needs_products()) {
     }
 }
 
-// On a GPU of 132 multiprocessors the sizes above give a block one tile at most; here each works on several, with slots and rings used
-// again, groups that have no rows, and both orders of the tiles.
+// On a GPU of 132 SMs the sizes above give a block one tile at most; here each works on several, with slots and rings used again,
+// warpgroups that have no rows, and both orders of the tiles.
 TEST_CASE("attention: Hopper's kernels give what the others give where a block has many tiles") {
     if (!attention_use_hopper(true)) return;
     const bool emulated = device_name().starts_with("Emulated");
@@ -186,14 +186,14 @@ TEST_CASE("attention: Hopper's kernels give what the others give where a block h
             attention_forward(hopper ? hopper_y : y, hopper ? hopper_lse : lse, scratch, qkv, s.B, s.T, s.H, s.HK, s.D, s.window, nullptr);
             attention_backward(hopper ? hopper_dqkv : dqkv, scratch, dy, y, lse, qkv, s.B, s.T, s.H, s.HK, s.D, s.window, nullptr);
         }
-        // both are off by as much as the formula's tests allow
+        // each may be off by as much as the tests of the formula allow
         check_close("y", hopper_y.values(), y.values(), 2 * ROUND, 2 * Y_ABSOLUTE);
         check_close("lse", hopper_lse.values(), lse.values(), 200 * FP32_ROUND, 200 * FP32_ROUND);
         check_close("dqkv", hopper_dqkv.values(), dqkv.values(), 6 * ROUND, 40 * ROUND * norm(dqkv.values()) + 400 * FP32_ROUND);
     }
 }
 
-TEST_CASE("attention_backward is right on the whole: the error's norm is below the rounding of a few products" * needs_products()) {
+TEST_CASE("attention_backward is right on the whole: the error's norm is below the rounding of a few matmuls" * needs_matmul()) {
     for (Sizes s : {Sizes{1, 300, 4, 2, 64, 300}, {1, 300, 2, 2, 64, 100}, {1, 300, 2, 1, 128, 200}}) {
         Random random(s.window);
         FloatXs qkv(random.floatXs(s.B * s.T * width(s))), dy(random.floatXs(s.B * s.T * s.H * s.D));
@@ -213,7 +213,7 @@ TEST_CASE("attention_backward is right on the whole: the error's norm is below t
     }
 }
 
-TEST_CASE("attention of great scores neither overflows nor loses a row" * needs_products()) {
+TEST_CASE("attention of large scores neither overflows nor loses a row" * needs_matmul()) {
     for (Sizes s : {Sizes{1, 40, 1, 1, 8, 40}, {1, 150, 1, 1, 64, 150}}) {
         Values start = Random(1).floatXs(s.T * width(s));
         for (int t = 0; t < s.T; t++)
@@ -255,7 +255,7 @@ TEST_CASE("attention_backward is the slope of attention_forward" * doctest::skip
     }
 }
 
-TEST_CASE("attention gives the same bytes again, and with another number of threads" * needs_products()) {
+TEST_CASE("attention gives the same bytes again, and with another number of threads" * needs_matmul()) {
     for (Sizes s : {Sizes{2, 150, 4, 2, 16, 70}, {2, 150, 2, 1, 64, 70}}) {
         Random random(4);
         FloatXs qkv(random.floatXs(s.B * s.T * width(s))), dy(random.floatXs(s.B * s.T * s.H * s.D)), y(dy.size), dqkv(qkv.size);

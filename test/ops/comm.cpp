@@ -1,5 +1,4 @@
-// The processes of a job: test/comm_worker.cpp as one, two, three and four of them, and what they say when one is missing, dead, stopped, or has
-// an error.
+// The processes of a job: test/comm_worker.cpp as one to four processes, and their errors when one of them is missing, dead, stopped, or fails.
 #include <doctest/doctest.h>
 #include <unistd.h>
 #include <future>
@@ -21,7 +20,7 @@ const std::string ALONE = NO_LAUNCHER + "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_AL
 Result job(int count, const std::string& what, const std::string& environment = "") {
     return run(ALONE + environment + " export" + mpirun_variables() + "; exec timeout 120 mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -n " + std::to_string(count) + " " + FOLDER + "/comm_worker " + what);
 }
-/// One, which no mpirun started.
+/// One worker, without mpirun.
 Result process(const std::string& what, const std::string& environment = "", const std::string& program = "comm_worker") {
     return run(ALONE + "export " + environment + "; exec " + FOLDER + "/" + program + " " + what);
 }
@@ -39,7 +38,7 @@ void check_waited(const Result& result, const std::string& where, const std::str
     CAPTURE(result.err);
     CHECK(result.code == 2);
     const std::regex form("comm_worker: rank [0-9]+ on host " + own_host_name() + ", " + where + " waited [0-9.]+ s for " + whom +
-                          "; its own last words say why, or else it hangs or cannot be reached; start again from the last checkpoint, or give it more time\n");
+                          "; its own output says why, or else it hangs or is unreachable; start again from the last checkpoint, or give a longer --deadline\n");
     const std::vector<std::string> lines = own_lines(result.err);
     CHECK(!lines.empty());
     for (const std::string& line : lines) CHECK_MESSAGE(std::regex_match(line, form), line);
@@ -48,7 +47,7 @@ void check_waited(const Result& result, const std::string& where, const std::str
 std::string rank(int number) { return "rank " + std::to_string(number) + " on host " + own_host_name(); }
 }  // namespace
 
-TEST_CASE("comm: one process has all to itself, and needs no MPI") {
+TEST_CASE("comm: one process only copies, and needs no MPI") {
     const std::string line = "rank 0 of 1 (0 of 1 on " + own_host_name() + "): OK\n";
     for (std::string program : {"comm_worker", "comm_worker_without_mpi"})
         for (std::string launcher : {"NOBODY=", "WORLD_SIZE=1 RANK=0", "OMPI_COMM_WORLD_SIZE=1 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_LOCAL_RANK=0",
@@ -76,7 +75,7 @@ TEST_CASE("comm: two, three and four processes get each byte from where it belon
     }
 }
 
-TEST_CASE("comm: beyond the deadline every process ends, and the line says who waited where for whom" * needs_mpirun()) {
+TEST_CASE("comm: beyond the deadline every process ends, and its error says which rank waited where for which" * needs_mpirun()) {
     struct Late {
         int count;
         std::string what, where, whom;
@@ -86,7 +85,7 @@ TEST_CASE("comm: beyond the deadline every process ends, and the line says who w
                                      {2, "bring-late 1", "step 17: bring", rank(1)},
                                      {3, "stopped 0", "step 17: collect", rank(0)},
                                      {3, "never-comes 1", "the start: MPI_Init", "the others"}};
-    std::vector<std::future<Result>> jobs;   // side by side: what they do is wait. Five seconds, since the start must not take longer on a busy machine
+    std::vector<std::future<Result>> jobs;   // side by side, since they only wait. Five seconds, since the start must not take longer on a busy machine
     for (const Late& late : cases) jobs.push_back(std::async(std::launch::async, job, late.count, late.what, "export DEADLINE=5;"));
     for (size_t i = 0; i < cases.size(); i++) {
         CAPTURE(cases[i].what);
@@ -95,7 +94,7 @@ TEST_CASE("comm: beyond the deadline every process ends, and the line says who w
 }
 
 TEST_CASE("comm: a process that dies ends the job, and those that wait for it say so, once" * needs_mpirun()) {
-    Result result = job(3, "killed 1", "export OMPI_MCA_odls_base_sigkill_timeout=3;");   // mpirun kills the rest after one second, which may be few on a busy machine
+    Result result = job(3, "killed 1", "export OMPI_MCA_odls_base_sigkill_timeout=3;");   // mpirun's default of one second before it kills the rest may be too short on a busy machine
     CAPTURE(result.err);
     CHECK(result.code == 128 + SIGKILL);
     CHECK(result.out == "");
@@ -110,7 +109,7 @@ TEST_CASE("comm: a stop is said once while it waits, and it goes on waiting" * n
     for (int r : {0, 2}) CHECK(occurrences(result.err, "comm_worker: " + rank(r) + ", step 17: collect was asked to stop, and still waits for " + rank(1) + "\n") == 1);
 }
 
-TEST_CASE("comm: an error that all have is one line; of others each has its own, and they end the rest" * needs_mpirun()) {
+TEST_CASE("comm: an error that all processes share is one line; any other is printed by each that has it, and ends the job" * needs_mpirun()) {
     Result alike = job(3, "alike");
     CHECK(own_lines(alike.err) == std::vector<std::string>{"comm_worker: a flag that nobody has\n"});
     CHECK(alike.code == 2);
@@ -118,10 +117,10 @@ TEST_CASE("comm: an error that all have is one line; of others each has its own,
     Result differ = job(2, "differ");
     CHECK(differ.code == 2);
     std::vector<std::string> lines = own_lines(differ.err);
-    CHECK(!lines.empty());   // the first that says its own may end the other before it does
+    CHECK(!lines.empty());   // the first to print its error may end the other before it prints
     for (const std::string& line : lines) CHECK(std::regex_match(line, std::regex("comm_worker: process [01] has no such file\n")));
 
-    Result one = job(3, "one-fails 1");   // 60 seconds is what the others would wait
+    Result one = job(3, "one-fails 1");   // the others would wait 60 seconds
     CAPTURE(one.err);
     CHECK(one.code == 2);
     CHECK(occurrences(one.err, "comm_worker: process 1 has no such file\n") == 1);
@@ -136,7 +135,7 @@ TEST_CASE("comm: an error that leaves the object behind does not hang in its des
     CHECK(occurrences(result.err, "waited") == 0);
 }
 
-TEST_CASE("comm: mpirun that binds a process to fewer cores than it has threads is told of" * needs_mpirun()) {
+TEST_CASE("comm: a warning says that mpirun bound a process to fewer cores than it has threads" * needs_mpirun()) {
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
     if (cores < 2 || run("nproc").out == "1\n") return;   // nothing to bind to
     auto bound = [](const std::string& to, const std::string& threads) {

@@ -16,13 +16,13 @@ Result reference(const Values& logits, const Values& targets, double dloss, doub
         const double* z = result.capped.data() + n * V;
         int target = static_cast<int>(targets[n]);
         if (target < 0) continue;
-        double greatest = z[0], sum = 0;
-        for (int v = 0; v < V; v++) greatest = std::max(greatest, z[v]);
-        for (int v = 0; v < V; v++) sum += std::exp(z[v] - greatest);
-        result.losses[n] = greatest + std::log(sum) - z[target];
+        double row_max = z[0], sum = 0;
+        for (int v = 0; v < V; v++) row_max = std::max(row_max, z[v]);
+        for (int v = 0; v < V; v++) sum += std::exp(z[v] - row_max);
+        result.losses[n] = row_max + std::log(sum) - z[target];
         for (int v = 0; v < V; v++) {
             double slope = softcap > 0 ? 1 - std::pow(z[v] / softcap, 2) : 1;
-            result.gradient[n * V + v] = dloss * (std::exp(z[v] - greatest) / sum - (v == target)) * slope;
+            result.gradient[n * V + v] = dloss * (std::exp(z[v] - row_max) / sum - (v == target)) * slope;
         }
     }
     return result;
@@ -54,7 +54,7 @@ TEST_CASE("cross_entropy gives the loss and its gradient") {
                 Floats losses(s.N);
                 Result want = reference(start, targets.values(), dloss, softcap, s.N, s.V);
                 cross_entropy(losses, logits, targets, s.N, s.V, dloss, softcap, nullptr);
-                // z of size 16 is rounded to fp32 by the cap (tanh and product, a few roundings), which the exponential passes
+                // z of size 16 is rounded to fp32 by the cap (tanh and a product, a few roundings), which the exponential passes
                 // on; a sum of V terms, all positive, drifts by a small part of V roundings where it does not run in lanes.
                 const double exponent = 16 * 6 * FP32_ROUND, sum = (100 + s.V / 16) * FP32_ROUND;
                 // In bf16 CUDA keeps a capped logit's share of the gradient in eleven bits before it is rounded to bf16's eight.
@@ -81,7 +81,7 @@ TEST_CASE("cross_entropy with dloss 0 leaves the capped logits") {
         }
 }
 
-TEST_CASE("cross_entropy of great logits does not overflow") {
+TEST_CASE("cross_entropy of large logits does not overflow") {
     const int V = 16;
     Values start(2 * V, -30000);
     start[3] = start[V + 5] = 30000;
@@ -107,8 +107,8 @@ TEST_CASE("cross_entropy of capped logits far beyond the cap, and of NaN") {
         Floats losses(3);
         Result want = reference(start, targets.values(), 1, softcap, 3, V);
         cross_entropy(losses, logits, targets, 3, V, 1, softcap, nullptr);
-        // An exponent of size softcap, of which the rounding passes through the exponential; a slope is the small difference of
-        // two numbers near 1 where the cap is reached, so that there an absolute error of the gradient is what can be asked for.
+        // The exponent is of size softcap, and its rounding passes through the exponential. Where the cap is reached, the slope is the small
+        // difference of two numbers near 1, so that only an absolute error of the gradient can be bounded.
         const double exponent = softcap * 32 * FP32_ROUND;
         check_close("losses", losses.values(), want.losses, 4 * FP32_ROUND, exponent + 200 * FP32_ROUND);
         check_close("dlogits", logits.values(), want.gradient, ROUND * 1.125 + 2 * exponent, 16 * FP32_ROUND);

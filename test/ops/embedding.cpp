@@ -49,7 +49,7 @@ TEST_CASE("embedding_forward copies rows") {
     }
 }
 
-TEST_CASE("embedding_backward sums the rows of equal tokens, in order, whatever the number of threads") {
+TEST_CASE("embedding_backward sums the rows of each token, in order, whatever the number of threads") {
     for (Sizes s : SIZES) {
         CAPTURE(s.N);
         Random random(s.C);

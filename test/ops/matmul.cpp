@@ -1,4 +1,4 @@
-// Matrix products against float64.
+// Matmuls against float64.
 #include "llmc/ops/matmul.h"
 #include "test/needs.h"
 #include "test/reference.h"
@@ -11,7 +11,7 @@ struct Operands {
 };
 
 // alpha op(a) op(b) + beta c, one matrix
-Values product(const Operands& in, const Values& c, int M, int N, int K, double alpha, double beta) {
+Values reference_matmul(const Operands& in, const Values& c, int M, int N, int K, double alpha, double beta) {
     Values result(M * N);
     for (int i = 0; i < M; i++)
         for (int j = 0; j < N; j++) {
@@ -26,7 +26,7 @@ Values product(const Operands& in, const Values& c, int M, int N, int K, double 
 // Matrix i of a batch of matrices of n elements.
 Values part(const Values& x, int i, int n) { return Values(x.begin() + i * n, x.begin() + (i + 1) * n); }
 
-// A sum of K products of size one has the size sqrt(K), and fp32 rounds each partial sum, in any order.
+// A dot product of K terms of size one has the size sqrt(K), and fp32 rounds each partial sum, in any order.
 double sum_error(int K) { return 4 * std::sqrt(K) * (K + 8) * FP32_ROUND; }
 
 struct Sizes { int N, IC, OC; };
@@ -35,42 +35,42 @@ const std::vector<Sizes> SIZES = {{1, 1, 1}, {1, 8, 8}, {3, 5, 7}, {17, 64, 33},
 
 }  // namespace
 
-TEST_CASE("matmul_forward is x W^T" * needs_products()) {
+TEST_CASE("matmul_forward is x W^T" * needs_matmul()) {
     for (Sizes s : SIZES) {
         CAPTURE(s.IC);
         Random random(s.IC);
         FloatXs x(random.floatXs(s.N * s.IC)), w(random.floatXs(s.OC * s.IC)), out(s.N * s.OC);
         FloatXs x_before(x.values()), w_before(w.values());
         matmul_forward(out, x, w, s.N, s.IC, s.OC, nullptr);
-        check_close("out", out.values(), product({x.values(), w.values(), false, true}, {}, s.N, s.OC, s.IC, 1, 0), ROUND, sum_error(s.IC));
+        check_close("out", out.values(), reference_matmul({x.values(), w.values(), false, true}, {}, s.N, s.OC, s.IC, 1, 0), ROUND, sum_error(s.IC));
         CHECK(x.same_bytes(x_before));
         CHECK(w.same_bytes(w_before));
     }
 }
 
-TEST_CASE("matmul_backward_input is dout W" * needs_products()) {
+TEST_CASE("matmul_backward_input is dout W" * needs_matmul()) {
     for (Sizes s : SIZES) {
         CAPTURE(s.IC);
         Random random(s.IC);
         FloatXs dout(random.floatXs(s.N * s.OC)), w(random.floatXs(s.OC * s.IC)), dx(s.N * s.IC);
         matmul_backward_input(dx, dout, w, s.N, s.IC, s.OC, nullptr);
-        check_close("dx", dx.values(), product({dout.values(), w.values()}, {}, s.N, s.IC, s.OC, 1, 0), ROUND, sum_error(s.OC));
+        check_close("dx", dx.values(), reference_matmul({dout.values(), w.values()}, {}, s.N, s.IC, s.OC, 1, 0), ROUND, sum_error(s.OC));
     }
 }
 
-TEST_CASE("matmul_backward_weight adds dout^T x in fp32" * needs_products()) {
+TEST_CASE("matmul_backward_weight adds dout^T x in fp32" * needs_matmul()) {
     for (Sizes s : SIZES) {
         CAPTURE(s.IC);
         Random random(s.IC);
         FloatXs dout(random.floatXs(s.N * s.OC)), x(random.floatXs(s.N * s.IC));
         Floats dw(random.floats(s.OC * s.IC));
-        Values want = product({dout.values(), x.values(), true, false}, dw.values(), s.OC, s.IC, s.N, 1, 1);
+        Values want = reference_matmul({dout.values(), x.values(), true, false}, dw.values(), s.OC, s.IC, s.N, 1, 1);
         matmul_backward_weight(dw, dout, x, s.N, s.IC, s.OC, nullptr);
         check_close("dw", dw.values(), want, FP32_ROUND, sum_error(s.N));
     }
 }
 
-TEST_CASE("matmul takes every transposition, scale and batch" * needs_products()) {
+TEST_CASE("matmul takes every transposition, scale and batch" * needs_matmul()) {
     struct Scales { float alpha, beta; };
     for (auto [M, N, K] : {std::tuple{1, 1, 1}, {8, 8, 8}, {5, 3, 17}, {33, 24, 40}})
         for (bool transpose_a : {false, true})
@@ -88,7 +88,7 @@ TEST_CASE("matmul takes every transposition, scale and batch" * needs_products()
                             out(batch * M * N);
                         Values all_a = a.values(), all_b = b.values(), all_c = c.values(), want;
                         for (int i = 0; i < batch; i++) {
-                            Values one = product({part(all_a, i, M * K), part(all_b, i, K * N), transpose_a, transpose_b}, part(all_c, i, M * N),
+                            Values one = reference_matmul({part(all_a, i, M * K), part(all_b, i, K * N), transpose_a, transpose_b}, part(all_c, i, M * N),
                                                  M, N, K, s.alpha, s.beta);
                             want.insert(want.end(), one.begin(), one.end());
                         }
@@ -98,7 +98,7 @@ TEST_CASE("matmul takes every transposition, scale and batch" * needs_products()
                     }
 }
 
-TEST_CASE("matmul gives a product the same bytes, however many there are" * needs_products()) {
+TEST_CASE("matmul gives a matrix the same bytes, however many there are in the batch" * needs_matmul()) {
     const int most = 11;
     for (auto [M, N, K] : {std::tuple{5, 3, 17}, {64, 48, 200}, {256, 256, 256}}) {
         CAPTURE(M);
@@ -118,7 +118,7 @@ TEST_CASE("matmul gives a product the same bytes, however many there are" * need
     }
 }
 
-TEST_CASE("matmul_symmetric is the product with the own transpose, scaled, and symmetric" * needs_products()) {
+TEST_CASE("matmul_symmetric is a matrix times its own transpose, scaled, and symmetric" * needs_matmul()) {
     struct Scales { float alpha, beta; };
     // One tile and its parts, several, and sizes that the tensor cores' kernel leaves to others.
     for (auto [M, K, batch] : {std::tuple{1, 1, 1}, {8, 8, 3}, {17, 33, 2}, {6, 32, 2}, {40, 7, 2}, {128, 32, 1}, {136, 72, 2}, {264, 200, 1}, {530, 24, 1}})
@@ -141,7 +141,7 @@ TEST_CASE("matmul_symmetric is the product with the own transpose, scaled, and s
                     Floats scale(scales);
                     for (int i = 0; i < batch; i++) {
                         Values one = part(all_x, i, M * K);
-                        one = product({one, one, transposed, !transposed}, part(all_c, i, M * M), M, M, K, s.alpha, s.beta);
+                        one = reference_matmul({one, one, transposed, !transposed}, part(all_c, i, M * M), M, M, K, s.alpha, s.beta);
                         want.insert(want.end(), one.begin(), one.end());
                     }
                     matmul_symmetric(out, x, s.beta == 0 ? nullptr : c.data(), scaled ? scale.data() : nullptr, batch, M, K, transposed, s.alpha, s.beta,
@@ -158,7 +158,7 @@ TEST_CASE("matmul_symmetric is the product with the own transpose, scaled, and s
                 }
 }
 
-TEST_CASE("matmul_symmetric of a symmetric matrix, which is also what is added" * needs_products()) {
+TEST_CASE("matmul_symmetric of a symmetric matrix, which is also what is added" * needs_matmul()) {
     Random random(4);
     const int M = 72;
     Values s(M * M);
@@ -166,10 +166,10 @@ TEST_CASE("matmul_symmetric of a symmetric matrix, which is also what is added" 
         for (int n = 0; n <= r; n++) s[r * M + n] = s[n * M + r] = random.floatXs(1)[0];
     FloatXs x(s), out(M * M);
     matmul_symmetric(out, x, x, nullptr, 1, M, M, false, 0.5f, -2, nullptr);
-    check_close("out", out.values(), product({s, s, false, true}, s, M, M, M, 0.5, -2), ROUND, 4 * sum_error(M));
+    check_close("out", out.values(), reference_matmul({s, s, false, true}, s, M, M, M, 0.5, -2), ROUND, 4 * sum_error(M));
 }
 
-TEST_CASE("a product run again gives the same bytes, and other shapes in between change nothing" * needs_products()) {
+TEST_CASE("a matmul run again gives the same bytes, and other shapes in between change nothing" * needs_matmul()) {
     Random random(1);
     FloatXs x(random.floatXs(40 * 72)), w(random.floatXs(24 * 72)), once(40 * 24), again(40 * 24), other(40 * 40);
     matmul_forward(once, x, w, 40, 72, 24, nullptr);
@@ -178,10 +178,10 @@ TEST_CASE("a product run again gives the same bytes, and other shapes in between
     CHECK(once.same_bytes(again));
 }
 
-TEST_CASE("matmul runs with the number of threads that is set at the call" * needs_products()) {
+TEST_CASE("matmul runs with the number of threads that is set at the call" * needs_matmul()) {
     Random random(2);
     FloatXs x(random.floatXs(64 * 48)), w(random.floatXs(56 * 48));
-    Values want = product({x.values(), w.values(), false, true}, {}, 64, 56, 48, 1, 0);
+    Values want = reference_matmul({x.values(), w.values(), false, true}, {}, 64, 56, 48, 1, 0);
     for (int threads : {1, 3, 2, 1})
         with_threads(threads, [&] {
             FloatXs out(64 * 56);

@@ -1,4 +1,4 @@
-// Which implementation does each product of the two recipes on the CPU: never a reference loop, which takes a hundred times as long.
+// Which implementation does each matmul of the two recipes on the CPU: never a reference loop, which takes a hundred times as long.
 #include "llmc/ops/matmul_tile.h"
 #include <algorithm>
 #include "llmc/gpt.h"
@@ -11,8 +11,8 @@ namespace {
 
 bool is_reference(const std::string& name) { return name.empty() || name.find("ref") != name.npos; }
 
-// Products of a matrix (OC, IC) of the model over N tokens, as llmc/ops/matmul.cpp describes them: forward, both gradients.
-void check_products(int64_t N, int64_t IC, int64_t OC) {
+// The matmuls of a matrix (OC, IC) of the model over N tokens, as llmc/ops/matmul.cpp describes them: forward, both gradients.
+void check_matmuls(int64_t N, int64_t IC, int64_t OC) {
     CAPTURE(N);
     CAPTURE(IC);
     CAPTURE(OC);
@@ -25,7 +25,7 @@ void check_products(int64_t N, int64_t IC, int64_t OC) {
     CHECK_MESSAGE(!is_reference(weight), "weight gradient: ", weight);
 }
 
-// One micro-batch and one update: what products it makes is then among implementations_used().
+// One micro-batch and one update: their matmuls are then among implementations_used().
 void train_a_step(const GPTConfig& config, int batch) {
     GPT model(config, batch, Mode::train);
     Optimizer optimizer(model);
@@ -43,13 +43,13 @@ void train_a_step(const GPTConfig& config, int batch) {
 
 }  // namespace
 
-TEST_CASE("matmul_tile: no product of a step and its update runs in a reference loop" * needs_products()) {
+TEST_CASE("matmul_tile: no matmul of a step and its update runs in a reference loop" * needs_matmul()) {
     GPTConfig grouped = recipe_config(NANOCHAT, 2, 4, 64, 72, 33, "SL");   // odd sequences, two key heads for four query heads
     grouped.n_kv_head = 2;
     train_a_step(recipe_config(NANOCHAT, 2, 2, 128, 264, 600, "SL"), 1);    // more keys than one tile of attention holds
     train_a_step(recipe_config(SPEEDRUN, 2, 2, 128, 328, 48), 2);
     train_a_step(grouped, 3);
-    for (int M : {513, 768, 1280})   // tiles of Muon's symmetric products, ragged and strided ones
+    for (int M : {513, 768, 1280})   // tiles of Muon's symmetric matmuls, ragged and strided ones
         for (bool transposed : {false, true}) {
             FloatXs x(Values(M * 16, 0.5)), out(M * M);
             matmul_symmetric(out, x, nullptr, nullptr, 1, M, 16, transposed, 2, 0, nullptr);
@@ -64,18 +64,18 @@ TEST_CASE("matmul_tile: no product of a step and its update runs in a reference 
     CHECK(some("alpha beta"));                 // Muon's b s + c s s
 }
 
-TEST_CASE("matmul_tile: nor does one of the sizes that the studies train" * needs_products()) {
+TEST_CASE("matmul_tile: nor does one of the sizes that the studies train" * needs_matmul()) {
     for (const GPTConfig& config : {recipe_config(NANOCHAT, 4, 2, 256, 4096, 256, "SSSL"), recipe_config(NANOCHAT, 12, 6, 768, 32768, 2048, "SSSL"),
                                     recipe_config(NANOCHAT, 20, 10, 1280, 65536, 2048, "SSSL"), recipe_config(SPEEDRUN, 12, 12, 768, 50304, 1024)})
         for (const Tensor& tensor : tensor_table(config)) {
             if (tensor.layer > 1 || tensor.shape.size() != 2 || tensor.spec->group == Group::value_embedding) continue;
-            check_products(2048, tensor.shape[1], tensor.shape[0]);
-            check_products(1365, tensor.shape[1], tensor.shape[0]);
+            check_matmuls(2048, tensor.shape[1], tensor.shape[0]);
+            check_matmuls(1365, tensor.shape[1], tensor.shape[0]);
         }
 }
 
-TEST_CASE("matmul_tile: nor does one of odd sizes" * needs_products()) {
-    for (int64_t N : {1, 3, 17, 255}) check_products(N, N + 2, 2 * N + 1);
+TEST_CASE("matmul_tile: nor does one of odd sizes" * needs_matmul()) {
+    for (int64_t N : {1, 3, 17, 255}) check_matmuls(N, N + 2, 2 * N + 1);
     for (float alpha : {1.0f, 2.0315f})
         for (float beta : {0.0f, 1.0f, -4.775f})
             for (bool transpose : {false, true}) {

@@ -122,7 +122,7 @@ struct Variant {
     MuonHyper hyper;
 };
 
-/// Those of the two studies' recipes, and two mixtures of them, so that each part of a rule meets both values of the others.
+/// The rules of the two studies' recipes, and two mixtures of them, so that each part of a rule meets both values of the others.
 const std::vector<Variant> VARIANTS{
     {"summed, Newton-Schulz",
      {.averaged_momentum = false, .steps = NEWTON_SCHULZ, .safety = 1, .eps = 1e-7f, .scale = MuonScale::root_of_larger},
@@ -165,7 +165,7 @@ const std::vector<Sizes> SIZES = {{1, 1, 1}, {3, 8, 8}, {2, 64, 16}, {2, 24, 96}
 
 }  // namespace
 
-TEST_CASE("muon_update moves as the reference does" * needs_products()) {
+TEST_CASE("muon_update moves as the reference does" * needs_matmul()) {
     for (Sizes s : SIZES)
         for (const Variant& variant : VARIANTS) {
             const bool mixture = &variant != &SUMMED && &variant != &SCALED, large = s.rows * s.cols > 600;
@@ -198,7 +198,7 @@ TEST_CASE("muon_update moves as the reference does" * needs_products()) {
                 check_close("momentum", device[i]->momentum.values(), want[i].m, 20 * FP32_ROUND, FP32_ROUND);
                 // Each step of the iteration multiplies the error of a small singular value, up to 8 times, as it does the value:
                 // some ten roundings of the update's norm in fp32. In bf16 the last steps round singular values of about 1 in
-                // every product (1 to 2 in a hundred here), and a matrix of one or three rows cannot average that. A matrix of one
+                // every matmul (1 to 2 in a hundred here), and a matrix of one or three rows cannot average that. A matrix of one
                 // element has one singular value, 1 / 1.02, which nothing is averaged with. Polar Express makes 1.19 of it out of terms of
                 // 8, 21 and 14, so that an error in it grows 14 times, then 2.7, 3.9, 0.8 and 1.5 times. With every product and sum
                 // rounded once, all to the same side, 2.5 roundings of the scaled matrix become 72, 208, 834, 680, 1024 (Newton-Schulz: 91).
@@ -214,7 +214,7 @@ TEST_CASE("muon_update moves as the reference does" * needs_products()) {
         }
 }
 
-TEST_CASE("muon_update does the same to a matrix alone as among others" * needs_products()) {
+TEST_CASE("muon_update does the same to a matrix alone as among others" * needs_matmul()) {
     for (const Variant& kind : {SUMMED, SCALED}) {
         Random random(3);
         const int rows = 24, cols = 40, n = rows * cols;
@@ -232,7 +232,7 @@ TEST_CASE("muon_update does the same to a matrix alone as among others" * needs_
     }
 }
 
-TEST_CASE("muon_update of a zero gradient only decays" * needs_products()) {
+TEST_CASE("muon_update of a zero gradient only decays" * needs_matmul()) {
     Device device({1, -2, 3, 4, -5, 6, 7, 8}, 2, 4);
     Scratch scratch(1, 2, 4);
     device.grad.write(Values(8, 0));

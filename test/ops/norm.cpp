@@ -92,7 +92,7 @@ TEST_CASE("norm_forward is the formula") {
         }
 }
 
-TEST_CASE("norm_forward of a row of zeros is zero: eps keeps the division whole") {
+TEST_CASE("norm_forward of a row of zeros is zero: eps keeps the division finite") {
     FloatXs x(Values(16, 0)), out(16);
     Floats rstd(2);
     for (Norm kind : {Norm::rms_norm, Norm::layer_norm}) {

@@ -19,7 +19,7 @@ struct Spans {
 }  // namespace
 
 TEST_CASE("sums_of_squares are exact to fp32, whatever the number of threads") {
-    // Short ones, the ends of vectors of four, one that several rounds of a block take; gaps between them, and one that lies in another.
+    // Short spans, ends of vectors of four, one that takes several rounds of a block; gaps between them, and one that lies in another.
     const std::vector<Span> list{{0, 1}, {4, 3}, {8, 4}, {16, 5}, {64, 1023}, {1088, 1024}, {2112, 1025}, {4, 100003}, {100032, 7}};
     const Values numbers = Random(5).floats(100039);
     Floats x(numbers), out(list.size());
@@ -70,7 +70,7 @@ TEST_CASE("mean_loss is exact to fp64, and adds up over micro-batches") {
         Guarded<double> total(Values{0.5}), last(1);
         double want = 0.5, mean = 0;
         for (double share : {0.25, 0.75}) {
-            mean_loss(total, last, losses, n, n + 1, share, nullptr);   // one target more than there are losses: it divides by what it is told
+            mean_loss(total, last, losses, n, n + 1, share, nullptr);   // one target more than there are losses: it divides by `valid`, not by n
             mean = 0;
             for (double loss : x) mean += loss / (n + 1);
             want += share * mean;
@@ -89,7 +89,7 @@ static float sum_of_tree(const std::vector<float>& of_parts, int first, int coun
     return count == left ? sum : sum + sum_of_tree(of_parts, first + left, count - left, width / 2);
 }
 
-TEST_CASE("tree_sum adds pairs, then pairs of those: the same bits as by hand, and as of sums that others made") {
+TEST_CASE("tree_sum adds pairs, then pairs of those: the same bits as by hand, and as over sums of subtrees") {
     for (int count : {1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 31, 63, 64, 65, 100})
         for (int n : {1, 7, 256, 1001}) {
             CAPTURE(count);
@@ -129,7 +129,7 @@ TEST_CASE("first_nonfinite finds the first") {
         Values x = Random(n).floatXs(n);
         CHECK(first_nonfinite(Floats(x).data(), n, nullptr) == -1);
         CHECK(first_nonfinite(Guarded<bf16>(x).data(), n, nullptr) == -1);
-        for (int at : {0, std::min(n - 1, 1536), n / 2, n - 1})   // 1536: in the second round of a GPU of 3 multiprocessors
+        for (int at : {0, std::min(n - 1, 1536), n / 2, n - 1})   // 1536: in the second round of a GPU of 3 SMs
             for (double bad : {nan, infinity, -infinity}) {
                 Values y = x;
                 y[at] = bad;
@@ -144,7 +144,7 @@ TEST_CASE("cast rounds to the storage type, to even where it is between two") {
     Values x = Random(1).floats(10007, 100);
     x[0] = 1 + 1.0 / 256;            // between two bf16: to 1
     x[1] = 1 + 3.0 / 256;            // between two: to 1 + 4/256
-    x[2] = 3.4e38;                   // beyond the greatest bf16: infinity
+    x[2] = 3.4e38;                   // beyond the largest bf16: infinity
     x[3] = -0.0;
     Floats in(x);
     FloatXs out(x.size());

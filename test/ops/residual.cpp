@@ -90,7 +90,7 @@ TEST_CASE("add_norm_backward adds the norm's gradient and scales it for the bran
             check_close("dx", dx.values(), want, TOLERANCE, 130 * FP32_ROUND);
             Values scaled = dx.values();
             for (double& v : scaled) v *= scale;
-            // dbranch may be made of dx before or after that was rounded
+            // dbranch may be computed from dx before or after that is rounded
             if (with_branch) check_close("dbranch", dbranch.values(), scaled, 2.01 * ROUND, 130 * FP32_ROUND);
             else CHECK(dbranch.same_bytes(FloatXs(N * C)));     // not written
         }
@@ -113,7 +113,7 @@ TEST_CASE("mix_norm_forward is the formula") {
             const double r = resid.values()[0], s = skip.values()[0];
             Values mixed = prev.values(), first = x0.values();
             for (size_t i = 0; i < mixed.size(); i++) mixed[i] = r * mixed[i] + s * first[i];
-            // x may be made of prev before or after that was rounded
+            // x may be computed from prev before or after that is rounded
             check_close("x", x.values(), mixed, 2.01 * ROUND, (with_branch ? 20 * ROUND : 0) + 20 * FP32_ROUND);
             Normed want = rms_norm(x.values(), N, C);
             check_close("h", h.values(), want.h, TOLERANCE, 0);
@@ -172,7 +172,7 @@ TEST_CASE("mix_norm_backward is the slope of mix_norm_forward" * doctest::skip(!
     Random random(5);
     Values x = random.floatXs(N * C), first = random.floatXs(N * C), h_weights = random.floatXs(N * C), x_weights = random.floatXs(N * C);
     Values lambdas{0.9, -0.3};
-    // The loss reads both what the op puts out: h, and the stream x.
+    // The loss reads both outputs of the op: h, and the stream x.
     auto loss = [&](const Values& at, const Values& at0, const Values& l) {
         FloatXs stream(at), x0(at0), h(N * C), prev(N * C);
         Floats rstd(N), resid(Values{l[0]}), skip(Values{l[1]});

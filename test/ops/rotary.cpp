@@ -14,7 +14,7 @@ const std::vector<Sizes> SIZES = {{1, 1, 1, 1, 8, 0}, {2, 3, 2, 1, 16, 5}, {1, 5
 
 int width(Sizes s) { return (s.H + 2 * s.HK) * s.D; }
 
-// Turns the pair (a, b) by `sign` times the angle.
+// Rotates the pair (a, b) by `sign` times the angle.
 void turn(double& a, double& b, double angle, int sign) {
     double c = std::cos(angle), s = sign * std::sin(angle), a0 = a;
     a = a0 * c - b * s;
@@ -74,11 +74,11 @@ TEST_CASE("rotary_table holds cosines, then sines, of t * 10000^(-2i/D)") {
                 want[t * D + i] = std::cos(angle(t, i, D));
                 want[t * D + D / 2 + i] = std::sin(angle(t, i, D));
             }
-        check_close("table", table, want, FP32_ROUND, 1e-11);   // made in double: an angle of 2048 has 12 digits after the point
+        check_close("table", table, want, FP32_ROUND, 1e-11);   // computed in double: an angle of 2048 has 12 digits after the point
     }
 }
 
-TEST_CASE("rotary_forward turns queries and keys, norms them, and leaves values alone") {
+TEST_CASE("rotary_forward rotates queries and keys, norms them, and leaves values alone") {
     for (Sizes s : SIZES)
         for (bool qk_norm : {false, true}) {
             CAPTURE(s.D);

@@ -10,7 +10,7 @@
 using Words = std::unordered_map<std::string_view, int64_t>;
 using Pair = std::pair<int, int>;
 
-/// Counts every pair anew for every merge.
+/// The definition: counts all pairs again for every merge.
 static std::vector<Pair> train_plainly(const Words& words, int merges) {
     std::vector<std::pair<std::vector<int>, int64_t>> state;
     for (auto [word, count] : words) {
@@ -54,11 +54,11 @@ TEST_CASE("bpe: by hand") {
     CHECK(train(words, 3) == std::vector<Pair>{{'u', 'g'}, {'u', 'n'}, {'h', 256}});
 }
 
-TEST_CASE("bpe: of equally frequent pairs the smallest comes first") {
+TEST_CASE("bpe: of equally frequent pairs, the smallest is merged first") {
     CHECK(train({{"dc", 3}, {"ab", 3}, {"aa", 3}}, 3) == std::vector<Pair>{{'a', 'a'}, {'a', 'b'}, {'d', 'c'}});
 }
 
-TEST_CASE("bpe: the same as counting every pair anew") {
+TEST_CASE("bpe: the same merges as counting all pairs again each time") {
     std::mt19937 random(1);
     for (int letters : {1, 2, 4}) {
         std::vector<std::string> texts;
@@ -73,7 +73,7 @@ TEST_CASE("bpe: the same as counting every pair anew") {
     }
 }
 
-TEST_CASE("bpe: ends when there is nothing left to merge, and makes no token longer than the limit") {
+TEST_CASE("bpe: it ends when there is nothing left to merge, and makes no token longer than the limit") {
     CHECK(train({{"abc", 1}}, 10).size() == 2);
     CHECK(train({}, 10).empty());
     CHECK(train({{"abc", 1}}, 0).empty());

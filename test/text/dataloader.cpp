@@ -1,4 +1,4 @@
-// The loader against plain models of both packings, which hold everything in memory; positions, errors, shutdown.
+// The loader against simple versions of both packings, which hold all data in memory; positions, errors, shutdown.
 #include "llmc/text/dataloader.h"
 #include <doctest/doctest.h>
 #include <cstring>
@@ -32,7 +32,7 @@ struct Micro {
     bool operator==(const Micro&) const = default;
 };
 
-/// Inputs and targets of rows of T + 1 tokens.
+/// Inputs and targets from rows of T + 1 tokens.
 Micro micro_of(const std::vector<Tokens>& rows) {
     Micro micro;
     for (const Tokens& row : rows) {
@@ -54,7 +54,7 @@ std::vector<Micro> next(DataLoader& loader, const LoaderOptions& o, int count) {
     return micros;
 }
 
-/// Stream packing, written down: all micro-batches of one pass.
+/// Stream packing in its simplest form: all micro-batches of one pass over the data.
 std::vector<Micro> stream_pass(const std::vector<Tokens>& shards, const LoaderOptions& o) {
     std::vector<Micro> micros;
     const size_t n = o.B * o.T;
@@ -79,7 +79,7 @@ std::vector<Tokens> documents_of(const std::vector<Tokens>& shards) {
     return documents;
 }
 
-/// bos_bestfit as nanochat has it, on documents in memory: `count` rows.
+/// nanochat's best-fit packing, on documents in memory: `count` rows.
 std::vector<Tokens> bestfit_rows(const std::vector<Tokens>& documents, size_t row_capacity, int count) {
     std::vector<Tokens> rows, buffer;
     size_t next_document = 0;
@@ -108,7 +108,7 @@ Micro bestfit_micro(const std::vector<Tokens>& rows, const LoaderOptions& o, int
     return micro_of({rows.begin() + i * o.B, rows.begin() + (i + 1) * o.B});
 }
 
-/// The shares that steps of `of` micro-batches are cut into by 1, 2, ... processes, and the shares of an evaluation.
+/// The shares of 1, 2, ... processes in steps of `of` micro-batches.
 std::vector<Share> shares_of(int64_t of) {
     std::vector<Share> shares;
     for (int64_t processes = 1; processes <= of; processes++)
@@ -119,7 +119,7 @@ std::vector<Share> shares_of(int64_t of) {
 
 bool is_of(const Share& share, int64_t i) { return i % share.of >= share.first && i % share.of < share.first + share.count; }
 
-/// Shards in a folder of their own. Every token of the stream shards is another one, so that no mistake goes unseen.
+/// Shards in a folder of their own.
 struct Data {
     TempDir dir;
     std::vector<Tokens> shards;
@@ -139,7 +139,7 @@ struct Data {
     }
 };
 
-/// Shards of these counts, of tokens that count up.
+/// Shards with these numbers of tokens. All tokens differ, so that every mistake shows.
 struct CountingData : Data {
     explicit CountingData(const std::vector<int>& counts) {
         int token = 0;
@@ -151,8 +151,8 @@ struct CountingData : Data {
     }
 };
 
-/// Documents of 1 to 40 tokens, the first after some tokens of a cut one; a shard without any document; one document that is longer
-/// than the loader looks at a time.
+/// Documents of 1 to 40 tokens; shards that begin within a document; a shard without a document start; and one document that is longer
+/// than the block in which the loader scans.
 struct DocumentData : Data {
     DocumentData() {
         std::mt19937 random(3);
@@ -163,7 +163,7 @@ struct DocumentData : Data {
         };
         auto append = [](Tokens& to, const Tokens& from) { to.insert(to.end(), from.begin(), from.end()); };
         for (int s = 0; s < 3; s++) {
-            Tokens shard = s == 0 ? Tokens{} : some(5);         // the loader may take bos from the first shard
+            Tokens shard = s == 0 ? Tokens{} : some(5);         // the loader takes the bos token from the first shard
             for (int d = 0; d < 700; d++) {
                 shard.push_back(BOS);
                 append(shard, some(d == 300 && s == 1 ? 140000 : int(random() % 40)));
@@ -200,21 +200,21 @@ TEST_CASE("stream: every micro-batch of two passes, for several B and T") {
             CHECK(loader.batches_per_epoch() == int64_t(pass.size()));
             for (int epoch = 0; epoch < 2; epoch++) {
                 for (const Micro& expected : pass) REQUIRE(next(loader, o) == expected);
-                CHECK(loader.position()["epoch"] == epoch);     // the last tail is skipped when the next is read
+                CHECK(loader.position()["epoch"] == epoch);     // the rest of the last shard is skipped when the next micro-batch is read
             }
         }
 }
 
-TEST_CASE("shares: together they are the whole sequence, in order, and their steps begin at the same places") {
+TEST_CASE("shares: together they are the whole sequence, in order, and their steps begin at the same positions") {
     CountingData counting({97, 12, 64, 65, 200, 33});
     DocumentData documents;
     for (auto& [data, packing] : {std::tuple<Data&, Packing>{counting, Packing::stream}, std::tuple<Data&, Packing>{documents, Packing::bos_bestfit}})
         for (int64_t of : {1, 4, 6}) {
-            constexpr int STEPS = 11;                                   // of several micro-batches: over the end of the data
+            constexpr int STEPS = 11;                                   // enough to wrap around the end of the data
             LoaderOptions o = data.options(2, 5, packing);
             DataLoader whole(o);
             std::vector<Micro> all;
-            std::vector<std::string> places;                            // of the steps
+            std::vector<std::string> places;                            // where the steps begin
             for (int64_t i = 0; i < STEPS * of + 1; i++) {
                 if (i % of == 0) places.push_back(whole.position().dump());
                 all.push_back(next(whole, o));
@@ -236,14 +236,14 @@ TEST_CASE("shares: together they are the whole sequence, in order, and their ste
                     REQUIRE(following == all[static_cast<size_t>(i) + 1].targets);
                 }
                 CHECK(loader.position().dump() == places.back());
-                DataLoader other(o);                                    // goes on from where a step begins
+                DataLoader other(o);                                    // resumes at the beginning of a step
                 other.restore(json::parse(places[3]));
                 CHECK(next(other, o) == all[static_cast<size_t>(3 * of + share.first)]);
             }
         }
 }
 
-TEST_CASE("stream: a shard that exactly fills its micro-batches, and one that lacks the last target") {
+TEST_CASE("stream: a shard that exactly fills its micro-batches, and one that is a single target short") {
     CountingData data({16, 17});
     LoaderOptions o = data.options(2, 4);
     DataLoader loader(o);
@@ -260,7 +260,7 @@ TEST_CASE("bos-bestfit: the rows of nanochat, for several B and T") {
     REQUIRE(documents.size() == 2100);
     for (int T : {1, 16, 29})
         for (int B : {1, 3}) {
-            const int micros = 6000 / (T + 1) / B + 3;                  // for T = 16 and above: into the second pass
+            const int micros = 6000 / (T + 1) / B + 3;                  // for T >= 16 this reaches the second pass
             const std::vector<Tokens> rows = bestfit_rows(documents, T + 1, micros * B);
             LoaderOptions o = data.options(B, T, Packing::bos_bestfit);
             CAPTURE(B); CAPTURE(T);
@@ -273,10 +273,10 @@ TEST_CASE("bos-bestfit: the rows of nanochat, for several B and T") {
         }
 }
 
-TEST_CASE("bos-bestfit: goes round, with the long document too") {
+TEST_CASE("bos-bestfit: wraps around, also with the long document") {
     Data data;
     Tokens tokens;
-    for (int length : {65535, 65536, 65537, 3, 1, 131072, 2})       // ends at, before and after what is looked at in one go
+    for (int length : {65535, 65536, 65537, 3, 1, 131072, 2})       // ends at, before and after a block boundary
         for (int i = 0; i < length; i++) tokens.push_back(i == 0 ? BOS : 10 + i % 1000);
     data.add(tokens);
     LoaderOptions o = data.options(2, 70000, Packing::bos_bestfit);
@@ -296,7 +296,7 @@ TEST_CASE("bos-bestfit: one pass") {
     CHECK(DataLoader(data.options(25, 6, Packing::bos_bestfit)).batches_per_epoch() == 1);    // rows of 7: one is cropped
 }
 
-TEST_CASE("a position goes on exactly, from every micro-batch, whatever has been read ahead") {
+TEST_CASE("a position resumes exactly, from every micro-batch, whatever has been read ahead") {
     CountingData counting({97, 12, 64, 65});
     DocumentData documents;
     for (auto& [data, packing, T, count] : {std::tuple<Data&, Packing, int, int>{counting, Packing::stream, 4, 70},
@@ -322,7 +322,7 @@ TEST_CASE("a position goes on exactly, from every micro-batch, whatever has been
         }
 }
 
-TEST_CASE("a position goes on from the same token with other B or T") {
+TEST_CASE("a position resumes from the same token with another B or T") {
     CountingData data({101, 57});
     LoaderOptions o = data.options(2, 5), other = data.options(3, 2);
     DataLoader before(o);
@@ -331,14 +331,14 @@ TEST_CASE("a position goes on from the same token with other B or T") {
     after.restore(before.position());
     CHECK(next(after, other).inputs == Tokens{40, 41, 42, 43, 44, 45});
 
-    // A tail that cannot fill the larger micro-batch is skipped.
+    // A rest that cannot fill the larger micro-batch is skipped.
     other = data.options(4, 8);
-    next(before, o, 3);                                             // 70
+    next(before, o, 3);                                             // 70 tokens
     DataLoader large(other);
     large.restore(before.position());
     CHECK(next(large, other).inputs.front() == 101);
 
-    // Rows: the documents of the buffer go on.
+    // Best-fit rows: the documents in the buffer are part of the position.
     DocumentData documents;
     LoaderOptions rows = documents.options(3, 16, Packing::bos_bestfit), single = documents.options(1, 16, Packing::bos_bestfit);
     const std::vector<Tokens> expected = bestfit_rows(documents_of(documents.shards), 17, 8);
@@ -349,26 +349,26 @@ TEST_CASE("a position goes on from the same token with other B or T") {
     CHECK(next(one, single) == micro_of({expected[7]}));
 }
 
-TEST_CASE("the order of the shards: sorted, or shuffled by seed, once, the same everywhere") {
+TEST_CASE("the order of the shards: sorted, or shuffled once by a seed, the same on every machine") {
     CountingData data(std::vector<int>(8, 5));
     LoaderOptions o = data.options(1, 4);
     auto order = [&] {
         DataLoader loader(o);
         std::vector<int> shards;
         for (const Micro& micro : next(loader, o, 16)) shards.push_back(micro.inputs[0] / 5);
-        CHECK(std::equal(shards.begin(), shards.begin() + 8, shards.begin() + 8));      // the second pass is like the first
+        CHECK(std::equal(shards.begin(), shards.begin() + 8, shards.begin() + 8));      // the second pass has the same order
         shards.resize(8);
         return shards;
     };
     CHECK(order() == std::vector<int>{0, 1, 2, 3, 4, 5, 6, 7});
-    // Worked out by another implementation of mt19937_64 and of the shuffle.
+    // Computed by another implementation of mt19937_64 and of the shuffle.
     o.shuffle_seed = 0;
     CHECK(order() == std::vector<int>{4, 5, 2, 0, 7, 1, 3, 6});
     o.shuffle_seed = 42;
     CHECK(order() == std::vector<int>{7, 0, 5, 1, 2, 4, 3, 6});
 }
 
-TEST_CASE("what it says of the data") {
+TEST_CASE("total_tokens, shards, first_shard and the fingerprint") {
     CountingData data({30, 20, 10});
     DataLoader loader(data.options(1, 4));
     CHECK(loader.total_tokens() == 60);
@@ -378,7 +378,7 @@ TEST_CASE("what it says of the data") {
     shuffled.shuffle_seed = 42;
     CHECK(DataLoader(shuffled).first_shard() == loader.first_shard());
 
-    // The fingerprint is of names and counts: not of the folder, nor of how the shards are read.
+    // The fingerprint depends on names and token counts, but not on the folder or on the reading order.
     CountingData same({30, 20, 10}), moved({30, 10, 20}), fewer({30, 20});
     CHECK(loader.fingerprint().size() == 16);
     CHECK(DataLoader(same.options(2, 2)).fingerprint() == loader.fingerprint());
@@ -386,14 +386,14 @@ TEST_CASE("what it says of the data") {
     CHECK(DataLoader(moved.options(1, 4)).fingerprint() != loader.fingerprint());
     CHECK(DataLoader(fewer.options(1, 4)).fingerprint() != loader.fingerprint());
 
-    // A path is a pattern too, also one with characters that mean something in patterns.
+    // An existing path is taken literally, also with characters that are special in patterns.
     LoaderOptions o = data.options(1, 4);
     o.patterns = {data.dir / "odd[1]*.bin"};
     write_shard(o.patterns[0], {1, 2, 3, 4, 5});
     CHECK(DataLoader(o).total_tokens() == 5);
 }
 
-TEST_CASE("many paths and patterns: the same shards in the same order as one pattern, each file once") {
+TEST_CASE("many paths and patterns give the same shards in the same order as one pattern, each file once") {
     CountingData data({30, 20, 10, 40});
     const LoaderOptions o = data.options(2, 4);
     DataLoader one(o);
@@ -409,23 +409,23 @@ TEST_CASE("many paths and patterns: the same shards in the same order as one pat
         loader.restore(json::parse(one.position().dump()));
         one.rewind();
     };
-    same({path(0), path(1), path(2), path(3)});                     // as a shell without quotes gives them
+    same({path(0), path(1), path(2), path(3)});                     // as the shell expands an unquoted pattern
     same({path(3), path(1), path(0), path(2)});
     same({data.dir / "train_[01].bin", data.dir / "train_[23].bin"});
     same({path(2), data.dir / "train_*.bin", path(2), data.dir / "train_3*"});
     std::filesystem::create_symlink(path(1), data.dir / "train_link.bin");
     std::filesystem::create_hard_link(path(2), data.dir / "train_other.bin");
     std::filesystem::create_directory_symlink(data.dir.path, data.dir / "zone");
-    same({data.dir / "train_*.bin"});                               // by links too
+    same({data.dir / "train_*.bin"});                               // symbolic and hard links are duplicates
     same({data.dir / "train_link.bin", data.dir / "train_*.bin", data.dir / "zone/train_0.bin"});
 
-    LoaderOptions links = o;                                        // a link alone has its own name
+    LoaderOptions links = o;                                        // a link alone keeps its own name
     links.patterns = {data.dir / "train_link.bin"};
     CHECK(DataLoader(links).first_shard() == data.dir / "train_link.bin");
 
     LoaderOptions wrong = o;
     auto refusal = [&] { return error_of([&] { DataLoader loader(wrong); }); };
-    wrong.patterns = {path(0), data.dir / "none_*.bin", path(1)};   // one that matches nothing is named, though others do
+    wrong.patterns = {path(0), data.dir / "none_*.bin", path(1)};   // the pattern that matches nothing is reported, even if others match
     CHECK(has(refusal(), "no file matches '" + data.dir / "none_*.bin'"));
     wrong.patterns = {path(0), path(7)};
     CHECK(has(refusal(), "no file matches '" + path(7) + "'"));
@@ -436,7 +436,7 @@ TEST_CASE("many paths and patterns: the same shards in the same order as one pat
     CHECK(has(refusal(), "of 3 shards of '" + path(0) + "' and 2 more has 30"));
 }
 
-TEST_CASE("refused at the start, with the file and the way out") {
+TEST_CASE("wrong options and bad shards are refused at the start, with the file and the way out") {
     CountingData data({30, 20, 10});
     LoaderOptions o = data.options(1, 4);
     auto refusal = [&] { return error_of([&] { DataLoader loader(o); }); };
@@ -457,7 +457,7 @@ TEST_CASE("refused at the start, with the file and the way out") {
     CHECK(has(error, "--device-batch"));
     o.B = o.T = 1 << 30;                                            // nothing overflows, and nothing is allocated
     CHECK(has(refusal(), "takes 1152921504606846976 tokens"));
-    o = data.options(6, 9, Packing::bos_bestfit);                   // 6 rows of 10 tokens: all there is
+    o = data.options(6, 9, Packing::bos_bestfit);                   // 6 rows of 10 tokens: all of the data
     CHECK(refusal().empty());
     o.B = 7;
     CHECK(has(refusal(), "takes 70 tokens, but the 3 shards"));
@@ -473,7 +473,7 @@ TEST_CASE("refused at the start, with the file and the way out") {
         CHECK(has(refusal(), "a share of the micro-batches is"));
     }
 
-    // Any bad shard, not the first one only.
+    // Every shard is checked, not only the first.
     o = data.options(1, 4);
     const std::string bad = data.dir / "train_2.bin", good = read_file(bad);
     write_file(bad, good.substr(0, good.size() - 1));
@@ -489,7 +489,7 @@ TEST_CASE("refused at the start, with the file and the way out") {
     CHECK(packing_named(name_of(Packing::stream)) == Packing::stream);
 }
 
-TEST_CASE("a token beyond the vocabulary: named, and only once it is reached") {
+TEST_CASE("a token beyond the vocabulary is an error when it is reached, and not before") {
     CountingData data({40, 40});
     LoaderOptions o = data.options(1, 9);
     o.vocab_size = 56;                                              // the second shard, tokens 40 to 79, has it at 16
@@ -498,8 +498,8 @@ TEST_CASE("a token beyond the vocabulary: named, and only once it is reached") {
     const std::string error = error_of([&] { next(loader, o); });
     CHECK(has(error, "train_1.bin' holds token 56 at position 16, but the vocabulary has 56"));
     CHECK(has(error, "--vocab-size 64"));
-    CHECK(error_of([&] { next(loader, o); }) == error);             // it stays wrong
-    loader.rewind();                                                // until the place is another one
+    CHECK(error_of([&] { next(loader, o); }) == error);             // the error is repeated
+    loader.rewind();                                                // until the position changes
     CHECK(next(loader, o).inputs.front() == 0);
 
     Data documents;
@@ -529,21 +529,21 @@ TEST_CASE("a shard that is cut short, removed or replaced after the start is an 
         std::string error = error_of([&] { next(loader, o, 300); });
         write_file(path, whole);
         loader.rewind();
-        CHECK(next(loader, o, 300).size() == 300);                  // put back, it goes on
+        CHECK(next(loader, o, 300).size() == 300);                  // when the file is put back, it continues
         return error;
     };
     CHECK(has(first_error([&] { std::filesystem::resize_file(path, 5000); }), path));
     CHECK(has(first_error([&] { std::filesystem::remove(path); }), path));
     CHECK(has(first_error([&] { write_file(path, whole + whole); }), path));
 
-    // In the middle of it, while it is open.
+    // While the shard is open and being read.
     DataLoader loader(o);
     next(loader, o, 10);
     std::filesystem::resize_file(path, 5000);
     CHECK(has(error_of([&] { next(loader, o, 300); }), path));
 }
 
-TEST_CASE("a position that is not one of this data is refused, and changes nothing") {
+TEST_CASE("a position that does not fit the data is refused, and changes nothing") {
     DocumentData data;
     LoaderOptions o = data.options(2, 16, Packing::bos_bestfit);
     DataLoader loader(o);
@@ -577,7 +577,7 @@ TEST_CASE("a position that is not one of this data is refused, and changes nothi
     loader.restore(good);
 }
 
-TEST_CASE("it can end at any moment") {
+TEST_CASE("the loader can be destroyed at any moment") {
     CountingData data({97, 64});
     LoaderOptions o = data.options(1, 4);
     for (int reads = 0; reads < 5; reads++)

@@ -15,7 +15,7 @@ static std::vector<int> draws(Sampler& sampler, const std::vector<float>& logits
     return tokens;
 }
 
-TEST_CASE("sampler: temperature 0 takes the largest logit, the lowest id of equals") {
+TEST_CASE("sampler: temperature 0 takes the largest logit, and of equal ones the lowest id") {
     Sampler sampler(0, 0, 1);
     CHECK(draws(sampler, {1, 3, 2, 3}, 3) == std::vector<int>{1, 1, 1});
     CHECK(draws(sampler, {-INF, -5, -INF}, 1) == std::vector<int>{1});
@@ -31,7 +31,7 @@ TEST_CASE("sampler: draws follow softmax(logits / temperature)") {
         std::vector<int> count(logits.size());
         const int n = 100000;
         for (int token : draws(sampler, logits, n)) count[token]++;
-        // Five standard deviations of a count; the generator's seed is fixed, so this does not waver.
+        // Five standard deviations of a count; the seed is fixed, so the test is deterministic.
         for (size_t i = 0; i < logits.size(); i++) {
             const double p = std::exp(logits[i] / temperature) / sum;
             CHECK(std::fabs(count[i] - n * p) <= 5 * std::sqrt(n * p * (1 - p)));
@@ -41,12 +41,12 @@ TEST_CASE("sampler: draws follow softmax(logits / temperature)") {
 }
 
 TEST_CASE("sampler: the random numbers are SplitMix64's") {
-    // Of seed 42, by another implementation: 0.7416, 0.1599, 0.2786. Over 100 equal logits that is the token.
+    // For seed 42 another implementation gives 0.7416, 0.1599, 0.2786. With 100 equal logits these are the tokens 74, 15 and 27.
     Sampler sampler(1, 0, 42);
     CHECK(draws(sampler, std::vector<float>(100, 0.5f), 3) == std::vector<int>{74, 15, 27});
 }
 
-TEST_CASE("sampler: top-k draws from the k largest only, the lowest ids of equals") {
+TEST_CASE("sampler: top-k draws only from the k largest, and of equal ones from the lowest ids") {
     Sampler sampler(5, 2, 3);
     std::vector<int> count(5);
     for (int token : draws(sampler, {1, 2, 2, 3, 2}, 1000)) count[token]++;
@@ -57,7 +57,7 @@ TEST_CASE("sampler: top-k draws from the k largest only, the lowest ids of equal
     Sampler one(100, 1, 3);
     CHECK(draws(one, {1, 2, 2}, 3) == std::vector<int>{1, 1, 1});
 
-    // As many as there are, or more, is no restriction.
+    // A k of all logits, or more, is no restriction.
     Sampler all(1, 0, 9), five(1, 5, 9), many(1, 1000, 9);
     const std::vector<float> logits{0.1f, 0.2f, 0.3f, 0.4f, 0.5f};
     const std::vector<int> expected = draws(all, logits, 100);
@@ -65,7 +65,7 @@ TEST_CASE("sampler: top-k draws from the k largest only, the lowest ids of equal
     CHECK(draws(many, logits, 100) == expected);
 }
 
-TEST_CASE("sampler: the seed decides, and a restored state goes on") {
+TEST_CASE("sampler: the draws depend on the seed, and a restored state continues them") {
     const std::vector<float> logits(50, 0.0f);
     Sampler a(1, 0, 7), b(1, 0, 7), other(1, 0, 8);
     const std::vector<int> first = draws(a, logits, 20);
@@ -101,7 +101,7 @@ TEST_CASE("sampler: refusals") {
     }
 }
 
-/// What is printed of these bytes, given whole, and given one by one: the same.
+/// The printed text of these bytes, which must be the same when they arrive one by one.
 static std::string printed(const std::string& bytes) {
     std::ostringstream whole, single;
     Utf8Printer at_once(whole), one_by_one(single);
@@ -115,15 +115,15 @@ static std::string printed(const std::string& bytes) {
 
 #define FFFD "\xEF\xBF\xBD"
 
-TEST_CASE("UTF-8: valid text passes as it is") {
+TEST_CASE("UTF-8: valid text is unchanged") {
     for (const std::string& text : {std::string("plain\n"), std::string("\0 nul", 5), std::string("\xC2\x80 \xDF\xBF \xC3\xA9"),
                                     std::string("\xE0\xA0\x80 \xED\x9F\xBF \xEE\x80\x80 \xEF\xBF\xBF \xE6\xBC\xA2"),
                                     std::string("\xF0\x90\x80\x80 \xF4\x8F\xBF\xBF \xF0\x9F\x99\x82"), std::string()})
         CHECK(printed(text) == text);
 }
 
-TEST_CASE("UTF-8: bytes that can be no character are replaced, one for each longest beginning") {
-    CHECK(printed("a\x80z") == "a" FFFD "z");                                       // continues nothing
+TEST_CASE("UTF-8: invalid bytes are replaced, with one replacement character per maximal subpart") {
+    CHECK(printed("a\x80z") == "a" FFFD "z");                                       // a stray continuation byte
     CHECK(printed("\xC0\xAF") == FFFD FFFD);                                        // overlong
     CHECK(printed("\xE0\x9F\xBF") == FFFD FFFD FFFD);
     CHECK(printed("\xED\xA0\x80") == FFFD FFFD FFFD);                               // a surrogate

@@ -1,4 +1,4 @@
-// llmc/text/shard: the header, byte by byte, and all that can be wrong with a shard.
+// llmc/text/shard: the header, byte by byte, and every error of a bad shard.
 #include <doctest/doctest.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -15,7 +15,7 @@ static std::string shard(int32_t magic, int32_t version, int32_t tokens, size_t 
     return std::string(reinterpret_cast<const char*>(header), sizeof header) + std::string(bytes_of_tokens, 'x');
 }
 
-/// The text of the error that reading the header throws; empty when it throws none.
+/// The message of the error that reading the header throws; empty if it throws none.
 static std::string refusal(const std::string& path) {
     try {
         read_shard_header(path);
@@ -45,7 +45,7 @@ TEST_CASE("shard: written as llm.c reads it") {
     CHECK(std::distance(fs::directory_iterator(dir.path), {}) == 1);
 }
 
-TEST_CASE("shard: a writer that does not finish leaves what was there") {
+TEST_CASE("shard: a writer that does not finish leaves the old file") {
     TempDir dir;
     write_file(dir / "a.bin", "old");
     uint16_t token = 7;
@@ -55,14 +55,14 @@ TEST_CASE("shard: a writer that does not finish leaves what was there") {
     }
     {
         ShardWriter writer(dir / "a.bin");
-        CHECK_THROWS_AS(writer.finish(), std::invalid_argument);  // no token
+        CHECK_THROWS_AS(writer.finish(), std::invalid_argument);  // no tokens
     }
     CHECK(read_file(dir / "a.bin") == "old");
     CHECK(std::distance(fs::directory_iterator(dir.path), {}) == 1);
     CHECK_THROWS_AS(ShardWriter(dir / "none/a.bin"), std::invalid_argument);
 }
 
-TEST_CASE("shard: a disk that takes no more leaves nothing behind") {
+TEST_CASE("shard: on a full disk no file is left behind") {
     TempDir dir;
     rlimit before;
     getrlimit(RLIMIT_FSIZE, &before);
@@ -77,7 +77,7 @@ TEST_CASE("shard: a disk that takes no more leaves nothing behind") {
     CHECK(fs::is_empty(dir.path));
 }
 
-TEST_CASE("shard: what is wrong with a file is said with its name, what was found and what was expected") {
+TEST_CASE("shard: errors name the file, what was found and what was expected") {
     TempDir dir;
     std::string path = dir / "a.bin", expected;
     int32_t magic = SHARD_MAGIC;

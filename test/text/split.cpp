@@ -14,7 +14,7 @@ static Pieces split(SplitKind kind, std::string_view text) {
     return pieces;
 }
 
-TEST_CASE("split: without PCRE2 it says what is missing" * doctest::skip(can_split())) {
+TEST_CASE("split: without PCRE2 the error names what is missing" * doctest::skip(can_split())) {
     MESSAGE("built without PCRE2: the tests of the tokenizer's encoder are left out");
     for (SplitKind kind : {SplitKind::nanochat, SplitKind::gpt2})
         CHECK_THROWS_WITH_AS(split(kind, "a"),
@@ -22,7 +22,7 @@ TEST_CASE("split: without PCRE2 it says what is missing" * doctest::skip(can_spl
                              std::invalid_argument);
 }
 
-TEST_CASE("split: a border is between a word and white space") {
+TEST_CASE("split: text can be cut between a word and white space") {
     CHECK(last_border("abc def ghi") == 7);
     CHECK(last_border("\u00e9 ! ") == 0);
     CHECK(last_border("a") == 0);
@@ -45,16 +45,16 @@ TEST_CASE("split: white space is Unicode's, in which U+180E is not") {
     CHECK(split(SplitKind::gpt2, "a \u180e!") == Pieces{"a", " \u180e!"});
 }
 
-TEST_CASE("split: bytes that are not UTF-8 are signs") {
+TEST_CASE("split: bytes that are not UTF-8 are split as punctuation") {
     CHECK(split(SplitKind::gpt2, "caf\xe9 au") == Pieces{"caf", "\xe9", " au"});
     CHECK(split(SplitKind::gpt2, "a \xff\xfe!b") == Pieces{"a", " \xff\xfe!", "b"});
     CHECK(split(SplitKind::gpt2, "\u00e9\xc3") == Pieces{"\u00e9", "\xc3"});                               // cut off
-    CHECK(split(SplitKind::gpt2, "\xc1\xa1\xe0\x80\xa1\xf0\x80\x80\xa1").size() == 1);                    // letters, written too long
-    CHECK(split(SplitKind::gpt2, "x\xed\xa0\x80\xf4\x90\x80\x80y") == Pieces{"x", "\xed\xa0\x80\xf4\x90\x80\x80", "y"});  // no characters
+    CHECK(split(SplitKind::gpt2, "\xc1\xa1\xe0\x80\xa1\xf0\x80\x80\xa1").size() == 1);                    // overlong encodings of letters
+    CHECK(split(SplitKind::gpt2, "x\xed\xa0\x80\xf4\x90\x80\x80y") == Pieces{"x", "\xed\xa0\x80\xf4\x90\x80\x80", "y"});  // a surrogate, and a code point beyond U+10FFFF
     CHECK(split(SplitKind::gpt2, "x\xe0\xa0\x80\xed\x9f\xbb\xf0\x90\x80\x80").size() == 1);  // U+0800, U+D7FB, U+10000: letters
 }
 
-/// Bytes that meet in all ways: letters, digits, white space, signs, characters of several bytes, and rubbish.
+/// Random mixtures of letters, digits, white space, punctuation, characters of several bytes, and invalid bytes.
 static std::string random_text(std::mt19937& random, size_t pieces) {
     static const Pieces alphabet{"a", "Z", "s", "'", "ll", "7", "12", " ", "  ", "\n", "\r\n", "\t", "!", "-", "\u00e9", "\u4f60",
                                  "\U0001F600", "\u3000", "\u00b2", "\xff", "\xc3", std::string(1, '\0'), "\xf0\x9f"};
@@ -63,7 +63,7 @@ static std::string random_text(std::mt19937& random, size_t pieces) {
     return text;
 }
 
-TEST_CASE("split: the pieces are the text, and none is empty") {
+TEST_CASE("split: the pieces add up to the text, and none is empty") {
     std::mt19937 random(1);
     for (SplitKind kind : {SplitKind::nanochat, SplitKind::gpt2})
         for (int i = 0; i < 200; i++) {
@@ -76,7 +76,7 @@ TEST_CASE("split: the pieces are the text, and none is empty") {
         }
 }
 
-TEST_CASE("split: a text cut at its last border is split as the whole is") {
+TEST_CASE("split: a text that is cut at its last border gives the same pieces as the whole") {
     std::mt19937 random(2);
     int cuts = 0;
     for (SplitKind kind : {SplitKind::nanochat, SplitKind::gpt2})
@@ -91,7 +91,7 @@ TEST_CASE("split: a text cut at its last border is split as the whole is") {
     CHECK(cuts > 200);
 }
 
-TEST_CASE("split: very long pieces are no trouble") {
+TEST_CASE("split: very long pieces") {
     for (SplitKind kind : {SplitKind::nanochat, SplitKind::gpt2}) {
         CHECK(split(kind, std::string(3'000'000, ' ') + "x") == Pieces{std::string(2'999'999, ' '), " x"});
         CHECK(split(kind, std::string(3'000'000, 'x')).size() == 1);

@@ -1,4 +1,4 @@
-// llmc/text/tokenizer: ids against other people's programs (test/golden/make_tokens.py), and its files.
+// llmc/text/tokenizer: ids against other implementations (test/golden/make_tokens.py), and its files.
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -25,14 +25,14 @@ static std::string from_hex(const std::string& hex) {
 static Tokenizer train_on(const std::string& text, int vocab_size) { return Tokenizer::train({&text, 1}, vocab_size); }
 static Tokenizer golden_tokenizer() { return train_on(from_hex(golden()["text"]), 357); }
 
-/// What its file must be.
+/// The expected file of this tokenizer.
 static std::string golden_file() {
     std::string file = "deepen tokenizer 1\nsplit nanochat\nmerges 100\n";
     for (const auto& merge : golden()["merges"]) file += merge[0].dump() + " " + merge[1].dump() + "\n";
     return file + "bos <|bos|>\n";
 }
 
-/// The text of the error that reading these bytes as a tokenizer throws; empty when it throws none.
+/// The message of the error that reading these bytes as a tokenizer throws; empty if it throws none.
 static std::string refusal(const std::string& file) {
     try {
         Tokenizer::parse(file, "a.txt");
@@ -54,7 +54,7 @@ TEST_CASE("tokenizer: bytes of tokens") {
     CHECK_THROWS_AS(tokenizer.token_bytes(-1), std::invalid_argument);
 }
 
-TEST_CASE("tokenizer: a file gives the same tokenizer back") {
+TEST_CASE("tokenizer: a round trip through a file gives the same tokenizer") {
     TempDir dir;
     std::string path = tokenizer_beside(dir / "train_000000.bin");
     CHECK(path == dir / "tokenizer.txt");
@@ -73,7 +73,7 @@ TEST_CASE("tokenizer: a file gives the same tokenizer back") {
     }
 }
 
-TEST_CASE("tokenizer: whatever is wrong in a file is named with its line") {
+TEST_CASE("tokenizer: errors in a file are reported with their line") {
     std::string good = "deepen tokenizer 1\nsplit nanochat\nmerges 2\n97 98\n256 99\nbos <|bos|>\n";
     CHECK(refusal(good) == "");
     auto with = [&](const std::string& from, const std::string& to) { return std::string(good).replace(good.find(from), from.size(), to); };
@@ -84,7 +84,7 @@ TEST_CASE("tokenizer: whatever is wrong in a file is named with its line") {
         CHECK(contains(refusal(with("merges 2", "merges " + count)), "line 3: expected 'merges N', N from 0 to 65279"));
     for (std::string pair : {"256 98", "97 256", "-1 98", "97", "97 ", " 98", "97  98", "97 98 99", "97 98\r", "a b", "097 98", ""})
         CHECK_MESSAGE(contains(refusal(with("97 98", pair)), "line 4: expected 'LEFT RIGHT', the tokens that make token 256"), pair);
-    CHECK(contains(refusal(with("256 99", "97 98")), "line 5: expected a pair that is not merged before, found '97 98'"));
+    CHECK(contains(refusal(with("256 99", "97 98")), "line 5: expected a pair that no earlier line merges, found '97 98'"));
     CHECK(contains(refusal(with("merges 2", "merges 1")), "line 5: expected 'bos <|bos|>', found '256 99'"));
     CHECK(contains(refusal(with("merges 2", "merges 3")), "line 6"));
     CHECK(contains(refusal(with("<|bos|>", "<|eos|>")), "line 6: expected 'bos <|bos|>', found 'bos <|eos|>'"));
@@ -95,7 +95,7 @@ TEST_CASE("tokenizer: whatever is wrong in a file is named with its line") {
     CHECK(contains(refusal(doubling + "bos <|bos|>\n"), "line 14: expected a token of at most 1024 bytes"));
 }
 
-TEST_CASE("tokenizer: a file that is cut short anywhere, or has a flipped bit, is refused or another tokenizer's") {
+TEST_CASE("tokenizer: a file that is cut anywhere, or has a flipped bit, is refused, or reads as a different tokenizer") {
     std::string good = golden_file();
     for (size_t size = 0; size < good.size(); size++) CHECK(refusal(good.substr(0, size)) != "");
     for (size_t bit = 0; bit < good.size() * 8; bit++) {
@@ -111,12 +111,12 @@ TEST_CASE("tokenizer: GPT-2's file is checked too") {
     CHECK(contains(refusal(good.substr(0, good.size() - 1)), "cut short: it ends in line 50001"));
     CHECK(contains(refusal(good.substr(0, 200)), "cut short: it ends in line"));
     CHECK(contains(refusal(good + "a b\n"), "goes on after its last line, 50001"));
-    CHECK(contains(refusal("#version: 0.2\nh e\nh e\n"), "line 3: expected a token that is not there yet, found 'h e'"));
+    CHECK(contains(refusal("#version: 0.2\nh e\nh e\n"), "line 3: expected a token that no earlier line makes, found 'h e'"));
     for (std::string line : {"h", "", "h  e", "h e x", "hh e", "h e\r", "\x01 e"})
-        CHECK_MESSAGE(contains(refusal("#version: 0.2\n" + line + "\n"), "line 2: expected two tokens of the lines before"), line);
+        CHECK_MESSAGE(contains(refusal("#version: 0.2\n" + line + "\n"), "line 2: expected two tokens of earlier lines"), line);
 }
 
-TEST_CASE("tokenizer: what is no tokenizer's file") {
+TEST_CASE("tokenizer: files that are not of a tokenizer") {
     TempDir dir;
     write_file(dir / "big", std::string(5'000'000, 'x'));
     CHECK_THROWS_AS(Tokenizer::load(dir / "big"), std::invalid_argument);
@@ -154,7 +154,7 @@ TEST_CASE("tokenizer: learned merges, and their ids") {
     }
 }
 
-TEST_CASE("tokenizer: any bytes come back, and never through bos") {
+TEST_CASE("tokenizer: any bytes are decoded again, and text never encodes to bos") {
     std::mt19937 random(1);
     Tokenizer own = golden_tokenizer(), gpt2 = Tokenizer::load(GPT2);
     for (Tokenizer* tokenizer : {&own, &gpt2})
@@ -168,18 +168,18 @@ TEST_CASE("tokenizer: any bytes come back, and never through bos") {
         }
 }
 
-TEST_CASE("tokenizer: documents are split apart, in any number") {
+TEST_CASE("tokenizer: learned merges never cross documents, of which there may be any number") {
     std::vector<std::string> apart{"ab", "ab", "cd"};
     CHECK(contains(Tokenizer::train(apart, 259).serialize(), "\n97 98\n99 100\n"));
     CHECK(train_on("abab", 258).serialize() == "deepen tokenizer 1\nsplit nanochat\nmerges 1\n97 98\nbos <|bos|>\n");
     CHECK_THROWS_WITH_AS(Tokenizer::train(apart, 260),
-                         "the text has pairs for a vocabulary of 259, not of 260; ask for a smaller one or give more text",
+                         "the text has pairs for a vocabulary of 259, not of 260; give a smaller size, or more text",
                          std::invalid_argument);
     CHECK(Tokenizer::train({}, 257).encode("hi") == Ids{'h', 'i'});
     for (int vocab_size : {-1, 0, 256, 65537}) CHECK_THROWS_AS(train_on("text", vocab_size), std::invalid_argument);
 }
 
-/// The definition of encoding a piece: as long as there is a merge to make, the earliest learned, everywhere.
+/// The definition of encoding a piece: repeatedly apply the earliest learned merge that is possible, everywhere in it.
 static Ids merge_plainly(const Tokenizer& tokenizer, const std::string& piece) {
     std::vector<std::pair<int, int>> merges;
     std::istringstream file(tokenizer.serialize());

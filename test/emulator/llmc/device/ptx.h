@@ -12,11 +12,11 @@ T* shared_memory() { return static_cast<T*>(emulated_shared_memory()); }
 inline uint32_t pack_bf16(float low, float high) { return to_bf16(low).bits | static_cast<uint32_t>(to_bf16(high).bits) << 16; }
 
 // As far off as the special function unit may be, some way for each x; 2^0 is exact, and what is below the normal numbers becomes zero.
-inline float emulated_approximation(float exact, float x, double greatest_error) {
+inline float emulated_approximation(float exact, float x, double max_error) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
     const double share = static_cast<int32_t>(bits * 2654435761u) * 0x1p-31;
-    const float y = static_cast<float>(exact * (1 + share * greatest_error));
+    const float y = static_cast<float>(exact * (1 + share * max_error));
     return std::fabs(y) < 0x1p-126f ? std::copysign(0.0f, y) : y;
 }
 inline float fast_exp2(float x) { return x == 0 ? 1 : emulated_approximation(std::exp2(x), x, 0x1p-22); }
@@ -55,7 +55,7 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
     emulated_warp(0xffffffffu, &mine, emulated_mma, "mma");
 }
 
-// ------------------------------------------------------------------------------ copies that go on while the thread computes
+// -------------------------------------------------------------------------------------------- asynchronous copies (cp.async)
 
 inline void copy_async(void* shared, const void* global, bool wanted = true) {
     emulated_copy_async(shared, global, wanted ? 16 : 0);
@@ -79,7 +79,7 @@ inline void mbarrier_arrive(uint64_t* barrier) { emulated_mbarrier_arrive(barrie
 inline void mbarrier_arrive_expect(uint64_t* barrier, int bytes) { emulated_mbarrier_arrive(barrier, bytes); }
 inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) { emulated_mbarrier_wait(barrier, parity); }
 
-// ----------------------------------------------------------------------------------------------- Hopper: the copy engine (TMA)
+// --------------------------------------------------------------------------- Hopper: TMA, the engine that copies boxes of tensors
 
 inline void tensor_load(void* shared, const CUtensorMap* map, int x, int y, int z, uint64_t* barrier) {
     emulated_tensor_load(shared, *map, x, y, z, barrier);
@@ -115,6 +115,6 @@ template <int N>
 void wgmma_add(float (&d)[N / 8][4], const uint32_t (&a)[4], uint64_t b) { emulated_wgmma({N, d[0], a, 0, b, true}); }
 
 template <int N>
-void registers_shrink() { emulated_registers(N, false); }
+void setmaxnreg_dec() { emulated_registers(N, false); }
 template <int N>
-void registers_grow() { emulated_registers(N, true); }
+void setmaxnreg_inc() { emulated_registers(N, true); }
