@@ -51,9 +51,9 @@ TEST_CASE("matmul_tile: no matmul of a step and its update runs in a reference l
     train_a_step(grouped, 3);
     for (int M : {513, 768, 1280})   // tiles of Muon's symmetric matmuls, ragged and strided ones
         for (bool transposed : {false, true}) {
-            FloatXs x(Values(M * 16, 0.5)), out(M * M);
-            matmul_symmetric(out, x, nullptr, nullptr, 1, M, 16, transposed, 2, 0, nullptr);
-            matmul_symmetric(out, x, out, nullptr, 1, M, 16, transposed, 2, -1, nullptr);
+            FloatXs x(Values(M * 16, 0.5)), c(M * M), out(M * M);
+            matmul_symmetric(c, x, nullptr, nullptr, 1, M, 16, transposed, 2, 0, nullptr);
+            matmul_symmetric(out, x, c, nullptr, 1, M, 16, transposed, 2, -1, nullptr);
         }
     const std::vector<std::string> used = implementations_used();
     for (const std::string& line : used) CHECK_MESSAGE(!is_reference(line.substr(line.rfind(": ") + 2)), line);
