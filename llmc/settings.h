@@ -50,9 +50,9 @@ struct Settings {
         "--width", Nothing<int>{0}, 8, 1 << 20,
         concat("channels (", model_default(&ModelLaws::width_per_layer), " x depth, rounded up to whole heads)"), model);
     Maybe<int>& heads = flags.number("--heads", Nothing<int>{0}, 1, 1 << 17,
-                                     concat("heads (of size ", model_default(&ModelLaws::head_size), ")"), model);
+                                     concat("attention heads (width / head size, which is ", model_default(&ModelLaws::head_size), ")"), model);
     Maybe<int>& kv_heads =
-        flags.number("--kv-heads", Nothing<int>{0}, 1, 1 << 17, "key/value heads, a divisor of heads (heads)", model);
+        flags.number("--kv-heads", Nothing<int>{0}, 1, 1 << 17, "key/value heads, a divisor of --heads (as many as --heads)", model);
     Maybe<int>& seq_len = flags.number("--seq-len", Nothing<int>{0}, 1, 1 << 24,
                                        concat("sequence length: tokens per row (", model_default(&ModelLaws::seq_len), ")"), model);
     Maybe<int>& vocab_size = flags.number("--vocab-size", Nothing<int>{0}, 8, 65536,
@@ -155,7 +155,7 @@ struct Settings {
         flags.at_least("--warmdown-steps", Nothing<int64_t>{-1}, int64_t{0}, "the same in steps", rates);
     Maybe<std::string>& warmdown_shape =
         flags.choice("--warmdown-shape", Text{}, fall_names(),
-                     concat("how they fall during warmdown (", by_recipe([](const Recipe& r) { return name_of(r.schedule.fall); }), ")"), rates);
+                     concat("how the learning rates fall during warmdown (", by_recipe([](const Recipe& r) { return name_of(r.schedule.fall); }), ")"), rates);
     bool& no_scaling = flags.toggle("--no-scaling",
                                     concat("turns off the scaling of batch, learning rates and weight decay with the model's size (has it: ",
                                            by_recipe([](const Recipe& r) { return r.scaling ? "yes" : "no"; }), ")"),

@@ -118,7 +118,7 @@ TEST_CASE("layers: a wrong value of an order's flag is refused, with the rule an
         {{.order = "middle", .depth = 6},
          2,
          "--order middle needs --middle a:b here: a model of 2 layers has no layers between its first and last"},
-        {{.order = "middle", .depth = 6}, 1, "a model of 1 layer has none"},
+        {{.order = "middle", .depth = 6}, 1, "a model of 1 layer has no layers"},
         {{.order = "middle", .depth = 6, .middle = "1:3"}, 3, "--middle 1:3 names layer 3, but the model has layers 0 to 2"},
         {{.order = "middle", .depth = 6, .middle = "2:1"},
          3,
