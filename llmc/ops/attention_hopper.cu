@@ -1,6 +1,6 @@
 // Attention on Hopper (compute capability 9.x, code for sm_90a), heads of 64 and 128 in bf16, after FlashAttention-3 (Shah et al.
 // 2024): the walks of attention.cu, with the matmuls by wgmma and the tiles loaded by TMA. On an H200 it takes
-// 0.53 to 0.74 of the time of attention.cu (dev/results/nvidia-h200.md).
+// 0.52 to 0.75 of the time of attention.cu (dev/results/nvidia-h200.md).
 //
 // A block keeps a tile of one side in shared memory and walks over the tiles of the other side that the window lets it see. Rows of
 // the tiles, and the stages: how many of the walk's tiles shared memory holds at once.
