@@ -146,65 +146,125 @@ std::vector<NamedConfig> every_switch() {
 
 // ----------------------------------------------------------------------------------- forward and backward, against float64
 
-double norm_of(const std::vector<float>& x) {
-    double squares = 0;
-    for (float value : x) squares += double{value} * value;
-    return std::sqrt(squares);
+/// Where a looping pass starts: the latents of the pass before, which are constants of the loss. A step without such a pass has none.
+Doubles latents_of(SmallModel& small, bool loop) {
+    if (!loop) return {};
+    small.reference.loss(small.idx, small.targets);
+    return small.reference.latents;
 }
 
-/// The directional derivative of the reference's loss along `direction` of one tensor: central differences, in float64 accurate to 1e-8.
-/// The latents that a looping pass starts from are constants (detached).
-double slope(SmallModel& small, const std::string& name, const Doubles& direction, const Doubles* latents) {
-    ReferenceGPT& r = small.reference;
-    const Doubles before = r.p[name];
-    const double h = 1e-4;
+/// The reference's loss of a step, the looping pass included where there are latents for it; its gradients, where they are asked for.
+double reference_step(SmallModel& small, const Doubles& latents, Gradients* gradients = nullptr) {
+    double loss = small.reference.loss(small.idx, small.targets);
+    if (gradients) small.reference.backward(*gradients);
+    if (latents.empty()) return loss;
+    loss += small.reference.loss(small.idx, small.targets, &latents);
+    if (gradients) small.reference.backward(*gradients);
+    return loss;
+}
+
+double dot(const Gradients& a, const Gradients& b) {
+    double sum = 0;
+    for (const auto& [name, values] : a)
+        for (size_t i = 0; i < values.size(); i++) sum += values[i] * b.at(name)[i];
+    return sum;
+}
+
+/// How fast the loss grows as the tensors of `direction` move along it, by central differences, is what their gradients say.
+void check_slope(SmallModel& small, const Doubles& latents, const Gradients& gradients, Gradients direction) {
+    const double length = std::sqrt(dot(direction, direction));
+    for (auto& [name, values] : direction)
+        for (double& d : values) d /= length;
+    const std::map<std::string, Doubles> before = small.reference.p;
+    const double h = 1e-5;
     auto moved = [&](double by) {
-        for (size_t i = 0; i < before.size(); i++) r.p[name][i] = before[i] + by * direction[i];
-        double loss = r.loss(small.idx, small.targets);
-        return latents ? loss + r.loss(small.idx, small.targets, latents) : loss;
+        for (const auto& [name, values] : direction)
+            for (size_t i = 0; i < values.size(); i++) small.reference.p[name][i] = before.at(name)[i] + by * values[i];
+        return reference_step(small, latents);
     };
-    double slope = (moved(h) - moved(-h)) / (2 * h);
-    r.p[name] = before;
-    return slope;
+    const double slope = (moved(h) - moved(-h)) / (2 * h), predicted = dot(direction, gradients);
+    small.reference.p = before;
+    // Along a unit vector: h^2 / 6 times the third derivative, and roundings of 2^-53 of a loss of about 5, over h. Both are some 1e-10.
+    CHECK_MESSAGE(std::abs(slope - predicted) <= 2e-9, "slope ", slope, ", the gradient says ", predicted);
 }
 
-/// The slope of the loss along the model's gradient must be the gradient's norm; the slope along a single element must be that element.
-void check_gradient(SmallModel& small, const Tensor& tensor, const Doubles* latents) {
+Doubles random_direction(size_t size, std::mt19937_64& generator) {
+    std::normal_distribution<double> normal;
+    Doubles direction(size);
+    for (double& d : direction) d = normal(generator);
+    return direction;
+}
+
+TEST_CASE("gpt: the reference's gradients are the slopes of its loss, with every switch") {
+    for (const NamedConfig& named : every_switch()) {
+        CAPTURE(named.name);
+        SmallModel small(named.config);
+        std::mt19937_64 generator(3);
+        Gradients gradients;
+        reference_step(small, {}, &gradients);
+        for (int i = 0; i < 2; i++) {
+            Gradients direction;
+            for (const auto& [name, gradient] : gradients) direction[name] = random_direction(gradient.size(), generator);
+            check_slope(small, {}, gradients, direction);
+        }
+    }
+}
+
+/// A recipe's model with all that stacks and switches can add to it.
+GPTConfig with_everything(GPTConfig config) {
+    config.n_kv_head = 2;
+    config.windows = {0, 5, 1000};
+    config.attn_scale = {1, -0.25, 2};
+    config.norm_before = {Norm::none, Norm::rms_norm, Norm::layer_norm};
+    return config;
+}
+
+TEST_CASE("gpt: the reference's gradients are the slopes of its loss, tensor by tensor") {
+    for (const GPTConfig& config : {with_everything(small_speedrun(4)), with_everything(small_nanochat(4))})
+        for (bool loop : {false, true}) {
+            SmallModel small(config);
+            std::mt19937_64 generator(5);
+            const Doubles latents = latents_of(small, loop);
+            Gradients gradients;
+            reference_step(small, latents, &gradients);
+            for (const auto& [name, gradient] : gradients) {
+                CAPTURE(name);
+                for (int i = 0; i < 2; i++) {
+                    check_slope(small, latents, gradients, {{name, random_direction(gradient.size(), generator)}});
+                    Doubles element(gradient.size());
+                    element[generator() % element.size()] = 1;
+                    check_slope(small, latents, gradients, {{name, element}});
+                }
+            }
+        }
+}
+
+void check_gradient(const SmallModel& small, const Tensor& tensor, const Doubles& expected) {
     CAPTURE(tensor.name);
-    std::vector<float> gradient = small.gradient(tensor);
+    const std::vector<float> gradient = small.gradient(tensor);
+    REQUIRE(gradient.size() == expected.size());
+    double error = 0, norm = 0;
+    for (size_t i = 0; i < gradient.size(); i++) {
+        error += std::pow(gradient[i] - expected[i], 2);
+        norm += std::pow(expected[i], 2);
+    }
+    error = std::sqrt(error);
+    norm = std::sqrt(norm);
     // fp32: some hundred roundings of 6e-8. bf16: some ten of 2^-9 that add up, not all of them independent.
     const double relative = FP32 ? 1e-5 : 3e-2;
-    // Where a gradient cancels (that of q and k for a token that sees only itself), the rounding errors of its larger terms remain.
-    const double floor = small.sums.norm() * (FP32 ? 2e-7 : 3e-3);
-    const double norm = norm_of(gradient);
-    Doubles direction(gradient.begin(), gradient.end());
-    for (double& d : direction) d /= std::max(norm, 1e-30);
-    if (norm > 0) {
-        double along = slope(small, tensor.name, direction, latents);
-        CHECK_MESSAGE(std::abs(along - norm) <= relative * norm + floor, "slope ", along, ", the gradient's norm is ", norm);
-    }
-    if (!FP32) return;   // in bf16, rounding hides single elements of small tensors
-    std::mt19937_64 generator(tensor.numel);
-    for (int i = 0; i < 3; i++) {
-        size_t at = generator() % gradient.size();
-        Doubles one(gradient.size());
-        one[at] = 1;
-        double along = slope(small, tensor.name, one, latents);
-        // An element is a sum of terms that are each as large as a typical element of the tensor.
-        double tolerance = 1e-5 * (std::abs(along) + norm / std::sqrt(static_cast<double>(gradient.size()))) + floor;
-        CHECK_MESSAGE(std::abs(along - gradient[at]) <= tolerance, "[", at, "]: slope ", along, ", the gradient says ", gradient[at]);
-    }
+    // What cancels (q and k where a token sees only itself; a lambda, which adds up the whole residual stream) leaves roundings of larger parts.
+    const double floor = small.sums.norm() * (FP32 ? 2e-7 : 5e-3);
+    CHECK_MESSAGE(error <= relative * norm + floor, "the error's norm is ", error, ", the gradient's ", norm);
 }
 
 void check_against_float64(const NamedConfig& named, bool loop) {
     CAPTURE(named.name);
     SmallModel small(named.config);
-    double expected = small.reference.loss(small.idx, small.targets);
-    Doubles latents = small.reference.latents;
-    if (loop) expected += small.reference.loss(small.idx, small.targets, &latents);
-    double loss = small.train(loop);
+    Gradients gradients;
+    const double expected = reference_step(small, latents_of(small, loop), &gradients);
+    const double loss = small.train(loop);
     CHECK(loss == doctest::Approx(expected).epsilon(FP32 ? 2e-6 : 5e-3));   // as in golden.cpp; bf16 with larger logits
-    for (const Tensor& tensor : small.model.tensors) check_gradient(small, tensor, loop ? &latents : nullptr);
+    for (const Tensor& tensor : small.model.tensors) check_gradient(small, tensor, gradients.at(tensor.name));
 }
 
 TEST_CASE("gpt: loss and gradients with every switch, against float64" * needs_matmul()) {
@@ -214,6 +274,8 @@ TEST_CASE("gpt: loss and gradients with every switch, against float64" * needs_m
 TEST_CASE("gpt: loss and gradients of a looping pass, against float64" * needs_matmul()) {
     check_against_float64({"speedrun", small_speedrun()}, true);
     check_against_float64({"nanochat", small_nanochat()}, true);
+    check_against_float64({"speedrun, with everything", with_everything(small_speedrun(4))}, true);
+    check_against_float64({"nanochat, with everything", with_everything(small_nanochat(4))}, true);
 }
 
 TEST_CASE("gpt: the residual stream after every layer, and after norm_lm_head, against float64" * needs_matmul()) {
@@ -233,7 +295,7 @@ TEST_CASE("gpt: the residual stream after every layer, and after norm_lm_head, a
             // fp32: some hundred roundings of 6e-8. bf16: some ten of 2^-9 per layer.
             const double tolerance = FP32 ? 1e-5 : 3e-2;
             CHECK(relative_error(residual, {expected.begin(), expected.end()}) <= tolerance);
-            ReferenceGPT::norm(expected, named.config.n_embd, named.config.norm_lm_head, named.config.norm_eps);
+            expected = norm_forward(expected, named.config.n_embd, named.config.norm_lm_head, named.config.norm_eps);
             CHECK(relative_error(normed, {expected.begin(), expected.end()}) <= tolerance);
         }
     }

@@ -104,8 +104,7 @@ Activations activations_of(GPTConfig config, const Values& weights, std::vector<
     for (auto& [name, values] : weights) reference.p[name] = {values.begin(), values.end()};
     reference.loss(idx, idx);
     auto at = [&](int depth, Norm norm) {
-        Doubles x = reference.residual.at(depth);
-        ReferenceGPT::norm(x, config.n_embd, norm, config.norm_eps);
+        Doubles x = norm_forward(reference.residual.at(depth), config.n_embd, norm, config.norm_eps);
         x.resize(static_cast<size_t>(tokens) * config.n_embd);
         return x;
     };
