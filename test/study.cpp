@@ -143,7 +143,7 @@ TEST_CASE("study: at the scale smoke both studies make every declared row, once,
         for (const Row& row : rows) of_experiment[row.at("experiment")] += study == "growth" || row.at("val_loss_stack") != "";
         std::string counts;
         for (auto& [experiment, count] : of_experiment) counts += concat(experiment, " ", count, " ");
-        CHECK(counts == (study == "growth" ? "early 10 factor 3 fixed 10 miniseries 4 noise 3 order 7 state 4 warmdown 7 " : "embeddings 16 long 8 loop 24 mix 24 noise 0 norms 32 "));
+        CHECK(counts == (study == "growth" ? "early 10 factor 3 fixed 10 miniseries 4 noise 3 order 7 state 4 warmdown 7 " : "embeddings 16 long 8 loop 24 loop_norms 16 mix 24 noise 0 norms 32 "));
         // A row has the declared columns, and the measured ones.
         std::map<std::string, Row> declared;
         for (const Row& row : wanted) declared[row.at("model") + row.at("seed")] = row;
