@@ -6,10 +6,10 @@ it to what ./grow makes), the tiles are those that AttentionSizes of llmc/ops/at
 same bytes."""
 import argparse
 import io
-import os
 import re
-import sys
 from pathlib import Path
+
+from log_lines import refuse, replace
 
 FIGURES = Path(__file__).resolve().parent / "figures"
 
@@ -35,11 +35,6 @@ GROWTH = [
     ("random", "--depth 6", 3, "0 1 2 + + +"),
     ("zero", "--depth 6", 3, "0 1 2 + + +"),
 ]
-
-
-def refuse(message):
-    print(f"diagrams: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- the pen
@@ -572,17 +567,6 @@ def image_of(figure, kind):
     return re.sub(rb"\n +", b"\n", image.getvalue()).replace(b"DejaVuSans-", b"g").replace(b" \n", b"\n")
 
 
-def write(target, data):
-    temporary = target.with_name(target.name + ".tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        refuse(f"{target}: cannot be written: {error.strerror}; give another folder with --out")
-    print(target)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to draw: {', '.join(DIAGRAMS)} (default: all)")
@@ -609,7 +593,9 @@ def main():
                          "svg.fonttype": "path", "path.simplify": False})
     kind = "png" if arguments.png else "svg"
     for name in arguments.names or DIAGRAMS:
-        write(Path(arguments.out) / f"{name}.{kind}", image_of(DIAGRAMS[name](plt).figure, kind))
+        target = Path(arguments.out) / f"{name}.{kind}"
+        replace(target, image_of(DIAGRAMS[name](plt).figure, kind), "give another folder with --out")
+        print(target)
         plt.close("all")
 
 

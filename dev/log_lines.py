@@ -168,12 +168,12 @@ def runs_of(arguments):
     return runs
 
 
-def replace(path, data):
-    """Writes a file that appears whole or not at all."""
+def replace(path, data, way_out=""):
+    """Writes a file that appears whole or not at all. way_out: what to do where it cannot be written."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        refuse(f"{path}: cannot be written: {error.strerror}")
+        refuse(f"{path}: cannot be written: {error.strerror}{way_out and '; ' + way_out}")

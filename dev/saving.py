@@ -3,18 +3,13 @@
 their mean thick, and the FLOPs after which the grown mean has what scratch ends with."""
 import argparse
 import math
-import sys
 from pathlib import Path
 
 import log_lines
 import plot
+from log_lines import refuse
 
 GROWN, SCRATCH = plot.COLORS[1], plot.COLORS[2]
-
-
-def refuse(message):
-    print(f"saving: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 def read(folder):

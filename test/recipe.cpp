@@ -57,33 +57,17 @@ const Recipe MIXTURE{
 
 // ------------------------------------------------------------------------------------------------- its float64 loop
 
-/// Training in float64: gradients by central differences, AdamW as in its paper, with the constants of MIXTURE repeated here.
+/// Training in float64: the reference's gradients, AdamW as in its paper, with the constants of MIXTURE repeated here.
 struct Float64Training {
     ReferenceGPT gpt;
     std::map<std::string, Doubles> m, v;
-
-    /// The gradient of the loss for a tensor: the error is about 1e-10.
-    Doubles gradient(const std::string& name, const std::vector<int>& idx, const std::vector<int>& targets) {
-        Doubles slopes(gpt.p[name].size());
-        for (size_t i = 0; i < slopes.size(); i++) {
-            const double h = 1e-4, before = gpt.p[name][i];
-            auto moved = [&](double by) {
-                gpt.p[name][i] = before + by;
-                return gpt.loss(idx, targets);
-            };
-            // From two step sizes, so that the third derivative cancels (Richardson extrapolation).
-            slopes[i] = (8 * (moved(h / 2) - moved(-h / 2)) - (moved(h) - moved(-h))) / (6 * h);
-            gpt.p[name][i] = before;
-        }
-        return slopes;
-    }
 
     /// Training step `at` of four, from 0; returns the loss before it.
     double step(int at, const std::vector<int>& idx, const std::vector<int>& targets) {
         const double loss = gpt.loss(idx, targets), pi = std::acos(-1.0);
         const double left = std::min(1.0, (4 - at) / 3.0), multiplier = (1 - std::cos(pi * left)) / 2;   // a warmup of one step has no effect
-        std::map<std::string, Doubles> gradients;
-        for (auto& [name, values] : gpt.p) gradients[name] = gradient(name, idx, targets);
+        Gradients gradients;
+        gpt.backward(gradients);
         for (auto& [name, w] : gpt.p) {
             double lr = 0.03, decay = 0.5 * multiplier, b1 = 0.9, b2 = 0.98;
             if (name == "wte") lr = 0.01, decay = 0.5;
