@@ -8,11 +8,13 @@
 #               the suites of cpu or cuda run
 #   faults      faults planted in the CUDA files, which those suites must find
 #   nvcc        the CUDA files compiled by nvcc: what it reports, and the error of a GPU program on a machine without a GPU
+# Before the counts stands a line for each failure, which begins with "failed: ".
 # SMOKED=1: make run SMOKE=1 has already been run. Variables of make, such as ISA=avx2, are inherited by the makes below.
 set -u
 make="make --no-print-directory"
 processors=$(nproc)
 status=0 passed=0 failed=0 skipped=0
+failures=()   # their lines
 titles=() commands=()   # of the parts, which run one after another
 kinds=() logs=() jobs=()   # of the jobs, which run in parallel within a part
 
@@ -25,6 +27,7 @@ part() {
 # fail WHY: counts a failure that no suite counts.
 fail() {
     echo "run_tests.sh: $1" >&2
+    failures+=("failed: $1")
     status=1 failed=$((failed + 1))
 }
 
@@ -35,13 +38,16 @@ build() {
     finish
 }
 
-# counted LOG CODE: adds the counts in the last line of a log.
+# counted LOG CODE: adds the counts in the last line of a log, and its lines of failures.
 counted() {
     local counts p f s
     counts=$(tail -n 1 "$1" | sed -nE 's/^([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped$/\1 \2 \3/p')
     read -r p f s <<<"${counts:-0 0 0}"
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-    [ "$f" = 0 ] || status=1
+    if [ "$f" != 0 ]; then
+        status=1
+        mapfile -t -O ${#failures[@]} failures < <(sed -n "s|^failed: |&$1: |p" "$1")
+    fi
     if [ -z "$counts" ] || ((p + f + s == 0)); then
         fail "$1 ends without a test (exit $2)"
     elif [ "$2" != 0 ] && [ "$f" = 0 ]; then
@@ -172,6 +178,7 @@ planted_faults() { $make DEVICE=cpu PRECISION=bf16 planted_faults 2> >(grep -v '
 spills() { dev/check_spills.sh build/cuda-{bf16,fp32}/{llmc/*,dev/kernels}/*.cu.o.log; }
 
 finish() {
+    [ ${#failures[@]} = 0 ] || printf '%s\n' "${failures[@]}"
     echo "$passed passed, $failed failed, $skipped skipped"
     exit $status
 }

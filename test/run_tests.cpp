@@ -61,6 +61,18 @@ TEST_CASE("run_tests.sh: a suite that fails, crashes, does not build or runs no 
     ends(tree.run_tests("cpu"), 1, "0 passed, 1 failed, 0 skipped");
 }
 
+TEST_CASE("run_tests.sh: the end names every failure, and its log") {
+    Tree tree;
+    tree.script("build/cpu-fp32/tests", "echo 'failed: a case: a.cpp:1: CHECK( 1 == 2 )'; echo more; echo 'failed: another'; echo 5 passed, 2 failed, 0 skipped; exit 1");
+    tree.script("build/cpu-bf16/tests", "exit 3");
+    Result result = tree.run_tests("cpu");
+    ends(result, 1, "6 passed, 3 failed, 0 skipped");
+    const std::string last = result.out.substr(result.out.find(" in all\n"));
+    for (std::string line : {"failed: build/cpu-fp32/tests.log: a case: a.cpp:1: CHECK( 1 == 2 )", "failed: build/cpu-fp32/tests.log: another",
+                             "failed: build/cpu-bf16/tests.log ends without a test (exit 3)"})
+        CHECK_MESSAGE(contains(last, "\n" + line + "\n"), last);
+}
+
 TEST_CASE("run_tests.sh: suites that run the programs run once, in the precision of the programs") {
     Tree tree;
     for (std::string precision : {"bf16", "fp32"}) tree.script("build/cpu-" + precision + "/tests", "echo " + precision + " \"$@\"; " + Tree::one());
