@@ -9,7 +9,7 @@ import io
 import re
 from pathlib import Path
 
-from log_lines import refuse, replace
+from script import refuse, write_whole
 
 FIGURES = Path(__file__).resolve().parent / "figures"
 
@@ -594,7 +594,8 @@ def main():
     kind = "png" if arguments.png else "svg"
     for name in arguments.names or DIAGRAMS:
         target = Path(arguments.out) / f"{name}.{kind}"
-        replace(target, image_of(DIAGRAMS[name](plt).figure, kind), "give another folder with --out")
+        image = image_of(DIAGRAMS[name](plt).figure, kind)
+        write_whole(target, lambda file: file.write_bytes(image), "give another folder with --out")
         print(target)
         plt.close("all")
 

@@ -14,6 +14,7 @@ from statistics import mean
 sys.dont_write_bytecode = True
 import studies
 from plot import COLORS, INK, mean_curve, scale_flops, style
+from script import refuse, write_whole
 from studies import (
     BOTH,
     DOCUMENT_NORMS,
@@ -24,7 +25,6 @@ from studies import (
     Sweep,
     level_name,
     published,
-    refuse,
     shown,
     standard_error,
 )
@@ -647,9 +647,10 @@ def main():
             if not getattr(figure, "laid_out", False):
                 figure.tight_layout(h_pad=2, w_pad=2.5)
             for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-                studies.write_whole(
+                write_whole(
                     path.with_name(f"{path.name}.{kind}"),
                     lambda temporary: figure.savefig(temporary, format=kind, dpi=110, metadata=metadata),
+                    studies.NO_ROOM,
                 )
                 print(path.with_name(f"{path.name}.{kind}"))
             plt.close(figure)

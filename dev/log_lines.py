@@ -1,13 +1,14 @@
-"""Reads the log.jsonl of a run (llmc/io/log.h), for plot.py, to_wandb.py and to_tensorboard.py.
+"""Reads the log.jsonl of a run (llmc/io/log.h), for plot.py, saving.py, to_wandb.py and to_tensorboard.py.
 
 A log has a line for each event: `start` (what the run is: flags, configuration, machine), `resume`, `step`, `eval`, `save`. It only grows,
 but for --overwrite, which begins a new one."""
 import hashlib
 import json
 import math
-import os
 import sys
 from pathlib import Path
+
+from script import refuse
 
 
 class BadLog(Exception):
@@ -143,13 +144,6 @@ def settings(log):
     return {key: value for key, value in log.start.items() if key != "event"}
 
 
-def refuse(message):
-    """Ends the program with one line, as the programs in C++ do (llmc/io/error.h)."""
-    text = " ".join(f"{Path(sys.argv[0]).stem}: {message}".split())
-    sys.stderr.buffer.write(text.encode("utf-8", "replace") + b"\n")
-    sys.exit(2)
-
-
 def runs_of(arguments):
     """Path, name and log of every run that has a step; the others are named on stderr. Ends the program where none has."""
     paths = [log_of(a) for a in arguments]
@@ -166,14 +160,3 @@ def runs_of(arguments):
     if not runs:
         refuse("nothing to send: no log has a step yet; try again when a run has made its first")
     return runs
-
-
-def replace(path, data, way_out=""):
-    """Writes a file that appears whole or not at all. way_out: what to do where it cannot be written."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        refuse(f"{path}: cannot be written: {error.strerror}{way_out and '; ' + way_out}")

@@ -13,15 +13,12 @@ import time
 from pathlib import Path
 
 sys.dont_write_bytecode = True
+import log_lines
+from script import refuse, write_whole
 
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f4690", "#7a5c2e", "#444444", "#94c11f"]
 DASHES = ["-", (0, (5, 1.5)), (0, (1.5, 1.5))]               # of the runs after the tenth, the twentieth
 INK, GRID = "#333333", "#e4e4e4"
-
-
-def refuse(message):
-    print(f"plot: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 @functools.cache                            # once, however often --watch draws
@@ -49,8 +46,6 @@ def by_step(records):
 
 def load_runs(arguments):
     """Name and records of every run that has something to show, and whether all runs have ended."""
-    import log_lines                        # here, for figures.py takes the style of this file alone
-
     paths = [log_lines.log_of(a) for a in arguments.runs]
     runs, ended = [], True
     for path, name in zip(paths, log_lines.distinct_names(paths)):
@@ -194,13 +189,7 @@ def add_legend(figure, handles, title):
 
 
 def save(plt, figure, out):
-    temporary = out.with_name(out.name + ".tmp")
-    try:
-        figure.savefig(temporary, format=out.suffix[1:].lower(), dpi=150)
-        os.replace(temporary, out)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        refuse(f"{out}: cannot be written: {error.strerror}")
+    write_whole(out, lambda file: figure.savefig(file, format=out.suffix[1:].lower(), dpi=150))
     plt.close(figure)
 
 

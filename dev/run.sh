@@ -27,6 +27,7 @@ fail() {
 # -------------------------------------------------------------------------------------------------------------- signals
 chains=()   # processes of this script, one per running chain
 child=      # the program that this process waits for
+locked=     # yes: this script holds the lock of its folder
 exec {nothing}<> <(:)
 pause() { read -rt "$1" -u "$nothing" || true; }   # a sleep that starts no program, and that a signal interrupts
 
@@ -35,7 +36,11 @@ stop() {
     trap '' INT TERM HUP
     kill -TERM $(jobs -p) 2>/dev/null || true   # not $child and $chains: the signal may come before they are set
     wait
-    [ "$BASHPID" != $$ ] || printf '\nrun: stopped by SIG%s; make run%s goes on from the last checkpoints\n' "$1" "${SMOKE:+ SMOKE=1}" >&2
+    if [ "$BASHPID" = $$ ]; then
+        # What a command substitution started is no job, and may still run; it holds the lock.
+        [ -z "$locked" ] || { exec 9>&- && flock -w 10 "$out.lock" true; } || true
+        printf '\nrun: stopped by SIG%s; make run%s goes on from the last checkpoints\n' "$1" "${SMOKE:+ SMOKE=1}" >&2
+    fi
     exit "$2"
 }
 watch() {
@@ -78,6 +83,7 @@ for ((second = 0; ; second++)); do
     [ "$second" != 0 ] || echo "run: waiting for another make run to end, or for programs that a killed one has left running"
     [ "$second" -lt 60 ] || fail "another make run is at work in $out; wait until it is done, or stop it"
 done
+locked=yes
 
 # side_by_side FUNCTION...: runs it in a process of its own.
 side_by_side() {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import log_lines
 import plot
-from log_lines import refuse
+from script import refuse
 
 GROWN, SCRATCH = plot.COLORS[1], plot.COLORS[2]
 

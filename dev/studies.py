@@ -15,19 +15,13 @@ from functools import cache, cached_property
 from pathlib import Path
 from statistics import mean, stdev
 
+from script import refuse
+
 DEV = Path(__file__).resolve().parent
 RESULTS = DEV / "results"
 STUDIES = ("stacking", "growth")
 SCALES = ("smoke", "nano", "small", "paper")
-
-
-def refuse(message):
-    """Ends the program with one short line, as the programs in C++ do (llmc/io/error.h)."""
-    text = re.sub(r"[\x00-\x1f\x7f]", " ", f"{Path(sys.argv[0]).stem}: {message}")
-    if len(text) > 600:
-        text = f"{text[:360]}... ({len(text) - 600} characters left out) ...{text[-240:]}"
-    sys.stderr.buffer.write(text.encode("utf-8", "replace") + b"\n")
-    sys.exit(2)
+NO_ROOM = "make room there, or name another folder (--results)"   # the way out where a file cannot be written
 
 
 # ------------------------------------------------------------------------------------------------------------- the columns
@@ -189,20 +183,6 @@ def plain(kind, row):
         if row["coconut_every"] == 0:
             row["coconut_targets"] = ""
     return row
-
-
-def write_whole(path, write):
-    """Calls write(temporary file) and renames the file to `path`, which on an error is left as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError:
-            pass
-        refuse(f"{path}: cannot be written: {error.strerror}; make room there, or name another folder (--results)")
 
 
 class Study:

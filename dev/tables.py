@@ -14,6 +14,7 @@ from statistics import mean, stdev
 
 sys.dont_write_bytecode = True
 import studies
+from script import refuse, write_whole
 from studies import (
     BOTH,
     CELL,
@@ -29,7 +30,6 @@ from studies import (
     matched,
     means,
     paired,
-    refuse,
     shown,
     standard_error,
     t_of,
@@ -898,7 +898,7 @@ def fill(page, kind, found):
     if opened:
         refuse(f"{page}: line {opened}: '{lines[opened - 1].strip()[:60]}' has no end; write {END} where its table ends")
     text = "\n".join(result) + "\n"
-    studies.write_whole(page, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(page, lambda temporary: temporary.write_text(text, encoding="utf-8"), studies.NO_ROOM)
     print(page)
 
 

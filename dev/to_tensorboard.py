@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 import log_lines
-from log_lines import refuse
+from script import refuse, write_whole
 
 try:
     from google.protobuf.message import DecodeError
@@ -83,7 +83,8 @@ def write(path, log, folder):
         begin = path.stat().st_mtime - max(seconds_of(log).values())
     except OSError as error:
         refuse(f"{file}: cannot be written: {error.strerror}; give another folder with --out")
-    log_lines.replace(file, event_file(log, begin))
+    data = event_file(log, begin)
+    write_whole(file, lambda temporary: temporary.write_bytes(data))
     return file
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 import log_lines
-from log_lines import refuse
+from script import refuse, write_whole
 
 
 def sent_before(state, path):
@@ -48,7 +48,7 @@ def send(wandb, path, name, log, arguments):
         run.log(log_lines.metrics(*both), step=step)
     run.finish()
     if new:
-        log_lines.replace(kept, json.dumps({**state, "step": new[-1][0]}).encode())
+        write_whole(kept, lambda file: file.write_text(json.dumps({**state, "step": new[-1][0]})))
     print(f"{name}: steps {new[0][0]} to {new[-1][0]} sent, run {log.id}" if new else f"{name}: nothing new after step {sent}")
 
 

@@ -54,6 +54,7 @@ struct Place : TempDir {
     Place() {
         fs::create_directories(*this / "dev/results");
         for (std::string file : {"study.sh", "study.mk", "growth.mk", "stacking.mk", "growth.study", "stacking.study", "tables.py", "figures.py", "studies.py", "plot.py",
+                                 "log_lines.py", "script.py",
                                  "results/growth.md", "results/stacking.md", "results/published_growth.csv", "results/published_stacking.csv"})
             fs::copy_file("dev/" + file, *this / ("dev/" + file));
         for (std::string name : {"train_gpt", "grow", "stack", "latents", "data"}) fs::create_symlink(fs::canonical(name), *this / name);

@@ -1,5 +1,5 @@
 // Whole runs of the trainer with the CUDA files, on the emulator, as one, two and four processes that the emulated NCCL joins: the same bytes. Three
-// steps: done directly, captured, replayed.
+// steps: done directly, captured, replayed. EMULATOR_STEPS=40 takes forty, in half an hour.
 #include <doctest/doctest.h>
 #include <future>
 #include <vector>
@@ -32,7 +32,9 @@ std::string job(int count, const std::string& flags) {
 
 TEST_CASE("emulator: one, two and four processes train to the same bytes") {
     Workplace w;
-    const std::string sizes = " --heads 2 --seq-len 16 --vocab-size 72 --device-batch 1 --batch-tokens 64 --no-scaling --parts 4 --steps 3 --eval-tokens 64 --eval-every 0";
+    const char* longer = std::getenv("EMULATOR_STEPS");
+    const int steps = longer ? std::stoi(longer) : 3;
+    const std::string sizes = " --heads 2 --seq-len 16 --vocab-size 72 --device-batch 1 --batch-tokens 64 --no-scaling --parts 4 --eval-tokens 64 --eval-every 0 --steps " + std::to_string(steps);
     const std::string models[] = {
         " --recipe nanochat --depth 1 --width 32 --kv-heads 1",
         " --recipe speedrun --depth 1 --width 32 --coconut-every 2 --train-only 'h.0.*'",
@@ -43,9 +45,9 @@ TEST_CASE("emulator: one, two and four processes train to the same bytes") {
         for (int count : {1, 2, 4}) {
             const std::string out = w / ("out-" + std::to_string(count));
             CHECK(job(count, model + sizes + w.data + w.val + " --overwrite --out " + out) == "");
-            REQUIRE(fs::exists(step_file(out, 3)));
-            if (count == 1) bytes = read_file(step_file(out, 3));
-            CHECK(read_file(step_file(out, 3)) == bytes);
+            REQUIRE(fs::exists(step_file(out, steps)));
+            if (count == 1) bytes = read_file(step_file(out, steps));
+            CHECK(read_file(step_file(out, steps)) == bytes);
         }
     }
 }
