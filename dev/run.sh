@@ -34,8 +34,13 @@ pause() { read -rt "$1" -u "$nothing" || true; }   # a sleep that starts no prog
 # On a signal, at any point: every program saves a checkpoint, then the script ends.
 stop() {
     trap '' INT TERM HUP
-    kill -TERM $(jobs -p) 2>/dev/null || true   # not $child and $chains: the signal may come before they are set
-    wait
+    local process processes
+    processes=$(jobs -p)   # not $child and $chains: the signal may come before they are set
+    kill -TERM $processes 2>/dev/null || true
+    # Not wait: where a second signal came before it was ignored, it stays pending while the first is handled, and wait returns at once.
+    for process in $processes; do
+        while kill -0 "$process" 2>/dev/null; do sleep 0.05; done
+    done
     if [ "$BASHPID" = $$ ]; then
         # What a command substitution started is no job, and may still run; it holds the lock.
         [ -z "$locked" ] || { exec 9>&- && flock -w 10 "$out.lock" true; } || true

@@ -24,6 +24,8 @@ struct Place : TempDir {
     }
     std::string smoke(const std::string& name) const { return *this / ("out/smoke/" + name); }
     Result run(const std::string& settings = "") const { return ::run("cd " + path + " && SMOKE=1 " + settings + " dev/run.sh"); }
+    /// No program that the script started still runs.
+    bool idle() const { return ::run("flock -n " + *this / "out/smoke.lock true").code == 0; }
     /// The printed report, without the seconds that runs took.
     std::string results() const { return std::regex_replace(read_file(smoke("results.txt")), std::regex(" +[0-9.]+  (nanochat|speedrun)"), " $1"); }
 };
@@ -75,7 +77,7 @@ TEST_CASE("make run: killed and stopped at any point, it resumes, to the results
         CHECK_MESSAGE(code == 128 + signal, script.printed());
         if (signal == SIGKILL || script.printed().empty()) continue;   // empty: it had not started
         CHECK_MESSAGE(contains(script.printed(), "make run SMOKE=1 goes on from the last checkpoints"), script.printed());
-        CHECK(run("flock -n " + place / "out/smoke.lock true").code == 0);   // none of its programs still runs
+        CHECK(place.idle());
     }
     result = place.run();
     REQUIRE_MESSAGE(result.code == 0, result.err, result.out);
@@ -113,6 +115,19 @@ TEST_CASE("make run: killed and stopped at any point, it resumes, to the results
     CHECK(contains(run("cd " + place.path + " && SMOKE=1 timeout -s TERM 1 dev/run.sh").out, "(another, "));
 }
 
+TEST_CASE("make run: two signals at once, and it still ends after its programs have ended") {
+    Place place;
+    Script script(place);
+    for (int tick = 0; tick < 600 && !fs::exists(place.smoke("scratch-1/log.jsonl")); tick++) pause_ms(100);
+    REQUIRE_MESSAGE(fs::exists(place.smoke("scratch-1/log.jsonl")), script.printed());
+    // It is stopped meanwhile, so that both are pending when it goes on.
+    for (int signal : {SIGSTOP, SIGINT, SIGTERM, SIGCONT}) kill(script.process, signal);
+    const int code = script.ended();
+    CHECK_MESSAGE((code == 128 + SIGINT || code == 128 + SIGTERM), code);
+    CHECK_MESSAGE(contains(script.printed(), "make run SMOKE=1 goes on from the last checkpoints"), script.printed());
+    CHECK(place.idle());
+}
+
 TEST_CASE("make run: a trainer that stops early stops the script, with an error") {
     Place place;
     const std::string trainer = fs::canonical("train_gpt").string();
@@ -137,7 +152,7 @@ TEST_CASE("make run: a trainer that stops early stops the script, with an error"
         CHECK(result.code == 1);
         CHECK_MESSAGE(contains(result.err, "run: scratch-1: train_gpt: the disk is full"), result.err);
     }
-    CHECK(run("flock -n " + place / "out/smoke.lock true").code == 0);
+    CHECK(place.idle());
 }
 
 TEST_CASE("make run: wrong settings give one line of error") {
