@@ -235,6 +235,18 @@ class Study:
         path = self.results / f"{kind}.csv"
         return [row for row in read(path, kind) if row["scale"] == self.scale] if path.exists() else []
 
+    def latents(self):
+        """The rows of latents, a seed of a model once: where several machines have it, from the one with the most seeds of that model."""
+        rows = self.beside("stacking_latents")
+        seeds = defaultdict(lambda: defaultdict(set))
+        for row in rows:
+            seeds[row["model"]][machine_of(row)].add(row["seed"])
+        chosen = {}
+        for model, machines in seeds.items():
+            for machine in sorted(reversed(machines), key=lambda machine: len(machines[machine])):   # the last one wins: the first among equals
+                chosen.update({(model, seed): machine for seed in machines[machine]})
+        return [row for row in rows if chosen[row["model"], row["seed"]] == machine_of(row)]
+
     def find(self, row, wanted):
         """The row with the identity `wanted` that is compared with `row`: of the same seed and machine, and preferably of the same
         experiment. Of stacks, only one whose parts were trained with the same norms; these may differ from the norms of the stack."""
@@ -279,7 +291,7 @@ def load(kind, results, scale=None):
     path = Path(results) / f"{kind}.csv"
     rows = read(path, kind) if path.exists() else []
     for row in rows:
-        row["machine"] = tuple(row[column] for column in MACHINE)
+        row["machine"] = machine_of(row)
         plain(kind, row)
     scales = [s for s in dict.fromkeys(row["scale"] for row in rows) if scale in (None, s)]
     return [Study(kind, s, [row for row in rows if row["scale"] == s], Path(results)) for s in scales]
@@ -641,6 +653,10 @@ def place(order, value):
     if value in order:
         return order.index(value), 0, ""
     return (len(order), 0, shown(value)) if isinstance(value, (str, tuple)) else (len(order), value or 0, "")
+
+
+def machine_of(row):
+    return tuple(row[column] for column in MACHINE)
 
 
 def machine_name(machine):

@@ -82,11 +82,16 @@ def about(sweep):
     return ["  \n".join(lines + sweep.notes), ""]
 
 
+def stack_unit(row):
+    """Stacks without any norm differ by tens of nats: together with them the s.d. of the others could not be seen."""
+    return "nats of a stack" + (" without any norm" if row.get("norm_wte") == row.get("norm_lm_head") == "none" else "")
+
+
 class Comparisons:
     """Collects all comparisons with a verdict, to state at the end how many would hold by chance alone."""
 
     def __init__(self):
-        self.differences = {"bpb": [], "nats of a model": [], "nats of a stack": []}
+        self.differences = defaultdict(list)
 
     def judged(self, differences, unit=None):
         if unit and len(differences) > 1:
@@ -151,7 +156,7 @@ def noise(study, measures, comparisons):
         return ["Missing: all of it; no row yet.", ""]
     text = grid(["model", "mean ± s.e.", "of each seed", "n", "s.d. over seeds", "one pair shows", "three pairs show"], table)
     pooled = []
-    for unit, digits in (("bpb", BPB), ("nats of a model", NATS), ("nats of a stack", STACK)):
+    for unit, digits in (("bpb", BPB), ("nats of a model", NATS), ("nats of a stack", STACK), ("nats of a stack without any norm", STACK)):
         deviation, count = comparisons.pooled(unit)
         if deviation is not None:
             pooled.append([unit, count, f"{deviation:.{digits}f}", f"{t_of(3) * deviation / math.sqrt(3):.{digits}f}"])
@@ -550,7 +555,7 @@ def stacks(study, experiment, comparisons, against=()):
                 continue
             unpaired += len(point.rows) - len(differences)
             if differences:
-                rows.append(cells(point) + difference_row(differences, seeds, STACK, comparisons, "nats of a stack"))
+                rows.append(cells(point) + difference_row(differences, seeds, STACK, comparisons, stack_unit(point.row)))
                 if other.parts_too and cells_of_parts(point) not in [row[: len(header_of_parts)] for row in of_parts]:
                     of_parts.append(
                         cells_of_parts(point)
@@ -707,7 +712,7 @@ def norm(study, comparisons):
             printed = [published_stacks("norm", norm_wte=p[0], norm_lm_head=p[1], unique_model=unique) for p in (pair, best)]
             differences.append(
                 [shown(pair), unique]
-                + difference_row(values, sweep.seeds, STACK, comparisons, "nats of a stack")
+                + difference_row(values, sweep.seeds, STACK, comparisons, stack_unit(dict(norm_wte=pair[0], norm_lm_head=pair[1])))
                 + [f"{pairs} of 4", f"{average(printed[0]) - average(printed[1]):+.2f}" if printed[0] else "–"]
             )
     head = ["norm_wte/norm_lm_head", "unique_model"]
@@ -740,7 +745,7 @@ def unique(study, comparisons):
             corrected = average(both[0]) - average(both[1]) if both[0] else None
             rows.append(
                 [title]
-                + difference_row(differences, sweep.seeds, STACK, comparisons, "nats of a stack")
+                + difference_row(differences, sweep.seeds, STACK, comparisons, stack_unit(printed))
                 + [f"{pairs} of {4 if printed else 12}"]
                 + ([f"{corrected:+.2f}", f"{-corrected:+.2f}"] if both[0] else ["–", "–"])
             )
@@ -784,7 +789,8 @@ def generic(sweep, comparisons):
 
 def latents(study, comparisons):
     """The output of the program latents, averaged over seeds: columns of numbers are averaged, the others identify the row."""
-    rows = study.beside("stacking_latents")
+    rows = study.latents()
+    others = len(study.beside("stacking_latents")) - len(rows)
     there = {row["model"] for row in rows}
     lacking = [row["model"] for row in study.expected if row["csv"] == "stacking_latents" and row["model"] not in there]
     if not rows:
@@ -801,7 +807,10 @@ def latents(study, comparisons):
             + [len(members)]
             for group, members in groups.items()
         ],
-    ) + ([f"Missing, no seed of: {', '.join(f'`{model}`' for model in lacking)}.", ""] if lacking else [])
+    ) + [
+        *([f"Left out: {others} rows of seeds that are here from another machine, which has more seeds of their model.", ""] if others else []),
+        *([f"Missing, no seed of: {', '.join(f'`{model}`' for model in lacking)}.", ""] if lacking else []),
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------------- sections

@@ -105,6 +105,22 @@ TEST_CASE("studies: only rows of one machine are compared, and the others are co
     CHECK_MESSAGE(contains(text, "1 earlier row is left out"), text);
 }
 
+TEST_CASE("studies: a seed of latents that two machines have counts once" * needs_python()) {
+    Results results;
+    std::string rows = "scale,experiment,model,seed,commit,processor,precision,threads,quantity,model_a,position_a,model_b,position_b,tokens,mean,std,min,max\n";
+    auto row = [](const std::string& model, int seed, const std::string& machine, const std::string& mean) {
+        return "nano,norms," + model + "," + std::to_string(seed) + ",c," + machine + ",cosine,a,in,b,out,1000," + mean + ",0.1,-1,1\n";
+    };
+    // Of m the other machine has more seeds; of n both have two, and the first one wins.
+    rows += row("m", 1, "cpu,fp32,1", "0.9") + row("m", 1, "other,fp32,1", "0.2") + row("m", 2, "other,fp32,1", "0.4");
+    rows += row("n", 1, "cpu,fp32,1", "0.5") + row("n", 2, "cpu,fp32,1", "0.7") + row("n", 2, "other,fp32,1", "0.1") + row("n", 3, "other,fp32,1", "0.6");
+    write_file(results / "stacking_latents.csv", rows);
+    const std::string text = results.of("stacking", stack_row("norms", "none,rms_norm,none", true, true, true, 1, 3));
+    CHECK_MESSAGE(contains(text, "| norms | m | cosine | a | in | b | out | 0.300 ± 0.100 | 0.100 ± 0.000 | -1.000 ± 0.000 | 1.000 ± 0.000 | 2 |"), text);
+    CHECK_MESSAGE(contains(text, "| norms | n | cosine | a | in | b | out | 0.600 ± 0.058 |"), text);
+    CHECK_MESSAGE(contains(text, "Left out: 2 rows of seeds that are here from another machine"), text);
+}
+
 TEST_CASE("studies: rows that are missing from a sweep are listed" * needs_python()) {
     Results results;
     std::string rows = baseline(1, "2") + baseline(2, "2");
