@@ -355,7 +355,10 @@ begin() { # TARGET: locks it. The programs that this process starts inherit the 
     trap 'stopped 129' HUP
 }
 stopped() {
-    [ -z "$child" ] || { kill -TERM "$child" 2>/dev/null || true; wait "$child" || true; }
+    if [ -n "$child" ]; then
+        kill -TERM "$child" 2>/dev/null || true
+        while kill -0 "$child" 2>/dev/null; do sleep 0.05; done   # not wait, which a second signal would end: see stop() of dev/run.sh
+    fi
     exit "$1"
 }
 # call COMMAND...: appends its output to $log; if it fails, the last line is the error.
