@@ -560,7 +560,7 @@ embeddings = by_models(
 
 def latents(plt, study):
     """Cosines between positions, within a model and across two: one heat map per pair of models, each cell the mean over seeds."""
-    cosines = [row for row in study.latents() if row["quantity"] == "cosine"]
+    cosines = [row for row in study.latents()[0] if row["quantity"] == "cosine"]
     rows = [row for row in cosines if row.get("mean") and studies.is_number(row["mean"])]
     maps = defaultdict(lambda: defaultdict(list))
     for row in rows:

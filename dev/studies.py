@@ -9,7 +9,6 @@ import math
 import os
 import re
 import subprocess
-import sys
 from collections import Counter, defaultdict
 from functools import cache, cached_property
 from pathlib import Path
@@ -236,7 +235,8 @@ class Study:
         return [row for row in read(path, kind) if row["scale"] == self.scale] if path.exists() else []
 
     def latents(self):
-        """The rows of latents, a seed of a model once: where several machines have it, from the one with the most seeds of that model."""
+        """The rows of latents, a seed of a model once: where several machines have it, from the one with the most seeds of that model.
+        And how many rows that leaves out."""
         rows = self.beside("stacking_latents")
         seeds = defaultdict(lambda: defaultdict(set))
         for row in rows:
@@ -245,7 +245,8 @@ class Study:
         for model, machines in seeds.items():
             for machine in sorted(reversed(machines), key=lambda machine: len(machines[machine])):   # the last one wins: the first among equals
                 chosen.update({(model, seed): machine for seed in machines[machine]})
-        return [row for row in rows if chosen[row["model"], row["seed"]] == machine_of(row)]
+        kept = [row for row in rows if chosen[row["model"], row["seed"]] == machine_of(row)]
+        return kept, len(rows) - len(kept)
 
     def find(self, row, wanted):
         """The row with the identity `wanted` that is compared with `row`: of the same seed and machine, and preferably of the same

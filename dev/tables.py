@@ -789,8 +789,7 @@ def generic(sweep, comparisons):
 
 def latents(study, comparisons):
     """The output of the program latents, averaged over seeds: columns of numbers are averaged, the others identify the row."""
-    rows = study.latents()
-    others = len(study.beside("stacking_latents")) - len(rows)
+    rows, others = study.latents()
     there = {row["model"] for row in rows}
     lacking = [row["model"] for row in study.expected if row["csv"] == "stacking_latents" and row["model"] not in there]
     if not rows:
